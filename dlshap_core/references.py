@@ -1,0 +1,232 @@
+"""Reference sequences: seeded shuffles that keep the composition of a sequence.
+
+Reference k of a sequence is a pure function of (sequence, seed + k): no batch, shard or row number enters, so anyone can
+draw it again. Consecutive seeds share all but one of their references (seed 0 with 20 references uses 0..19, seed 1
+uses 1..20); space seeds by the number of references for independent sets.
+
+Shape legend: N sequences, R references, A alphabet, L length.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlshap_core.sequences import to_codes
+
+
+@numba.njit(nogil=True, cache=True)
+def _shuffle_into(codes: np.ndarray, n_characters: int, seed: int, shuffled: np.ndarray) -> None:
+    """Fill (n, L) `shuffled` with dinucleotide shuffles of the (L,) `codes`, all drawn from one `seed`.
+
+    A sequence is a walk over its characters; every dinucleotide is an edge. The order of the edges that leave each
+    character is permuted, the last one staying last so that the walk reaches the end, and the walk is taken again
+    (Altschul and Erickson 1985; the last edges are not redrawn, so not every such sequence is equally likely).
+    """
+    length = codes.shape[0]
+    if length == 0:
+        return
+    np.random.seed(seed)
+    n_edges = np.zeros(n_characters, dtype=np.int64)
+    for j in range(length - 1):
+        n_edges[codes[j]] += 1
+    first_edge = np.zeros(n_characters + 1, dtype=np.int64)
+    for character in range(n_characters):
+        first_edge[character + 1] = first_edge[character] + n_edges[character]
+    edges = np.empty(length, dtype=np.int64)
+    used = first_edge[:-1].copy()
+    for j in range(length - 1):
+        edges[used[codes[j]]] = j + 1
+        used[codes[j]] += 1
+
+    for i in range(shuffled.shape[0]):
+        for character in range(n_characters):
+            if n_edges[character] > 2:
+                start = first_edge[character]
+                movable = edges[start : start + n_edges[character] - 1]
+                movable[:] = movable[np.random.permutation(n_edges[character] - 1)]
+        used[:] = first_edge[:-1]
+        position = 0
+        shuffled[i, 0] = codes[0]
+        for j in range(1, length):
+            character = codes[position]
+            position = edges[used[character]]
+            used[character] += 1
+            shuffled[i, j] = codes[position]
+
+
+@numba.njit(nogil=True, cache=True)
+def _shuffle_rows(codes: np.ndarray, n_characters: int, seeds: np.ndarray, shuffled: np.ndarray) -> None:
+    """Shuffle each row of (N, L) `codes` into (N, n, L) `shuffled`, row i from seeds[i]."""
+    for i in range(codes.shape[0]):
+        _shuffle_into(codes[i], n_characters, seeds[i], shuffled[i])
+
+
+@numba.njit(nogil=True, cache=True)
+def _shuffle_rows_once_per_seed(codes: np.ndarray, n_characters: int, seeds: np.ndarray, shuffled: np.ndarray) -> None:
+    """Shuffle each row of (N, L) `codes` into (N, R, L) `shuffled`, once from each of the (R,) seeds."""
+    for i in range(codes.shape[0]):
+        for k in range(seeds.shape[0]):
+            _shuffle_into(codes[i], n_characters, seeds[k], shuffled[i, k : k + 1])
+
+
+def shuffle_codes(codes: np.ndarray, seeds: Sequence[int] | np.ndarray, n_characters: int = 5) -> np.ndarray:
+    """Dinucleotide shuffles of code sequences, one from each seed.
+
+    Args:
+        codes: (N, L) uint8; an unknown base (4) is a character like the others.
+        seeds: R seeds; reference k of every row is drawn from seeds[k].
+        n_characters: how many different codes there may be.
+
+    Returns:
+        (N, R, L) uint8. The global interpreter lock is released while drawing.
+    """
+    codes = np.ascontiguousarray(codes, dtype=np.uint8)
+    shuffled = np.empty((codes.shape[0], len(seeds), codes.shape[1]), dtype=np.uint8)
+    _shuffle_rows_once_per_seed(codes, n_characters, _as_generator_seeds(seeds), shuffled)
+    return shuffled
+
+
+def dinucleotide_shuffle(
+    X: Tensor,
+    start: int = 0,
+    end: int = -1,
+    n: int = 20,
+    random_state: int | Sequence[int] | np.ndarray | None = None,
+    verbose: bool = False,
+    allow_N: bool = False,
+) -> Tensor:
+    """Shuffle a region of each sequence, keeping the count of every dinucleotide and both ends of the region.
+
+    Args:
+        X: (N, A, L) one-hot.
+        start: first position of the region, 0-based.
+        end: end of the region, exclusive; a negative end counts from the end of the sequence and is inclusive.
+        n: shuffles of each sequence.
+        random_state: row i is drawn with the seed random_state + i; a sequence of N integers seeds each row; None
+            draws a new seed.
+        verbose: warn when a position of a sequence is the same in all its shuffles.
+        allow_N: accept unknown bases (all-zero columns); they are shuffled as one more character.
+
+    Returns:
+        (N, n, A, L), of X's dtype and on its device.
+
+    Raises:
+        ValueError: X is not one-hot, a bad region or seed, or more than one shuffle was asked for and all shuffles of
+            a sequence are identical (poly-A, say).
+    """
+    validate_one_hot(X, "X", allow_N=allow_N)
+    start, end = _region(X.shape[-1], start, end)
+    codes = np.ascontiguousarray(to_codes(X[:, :, start:end]).cpu().numpy())
+    shuffled = np.empty((X.shape[0], n, end - start), dtype=np.uint8)
+    _shuffle_rows(codes, X.shape[1] + 1, _row_seeds(random_state, X.shape[0]), shuffled)
+    _check_shuffled(shuffled, verbose)
+
+    letters = torch.arange(X.shape[1], dtype=torch.uint8, device=X.device)
+    result = X.unsqueeze(1).repeat(1, n, 1, 1)
+    drawn = torch.from_numpy(shuffled).to(X.device).unsqueeze(2)
+    result[..., start:end] = (drawn == letters[:, None]).to(X.dtype)
+    return result
+
+
+def shuffle(
+    X: Tensor, start: int = 0, end: int = -1, n: int = 1, random_state: int | np.random.RandomState | None = None
+) -> Tensor:
+    """Permute the positions of a region, keeping the count of every base. All rows get the same permutations.
+
+    Args:
+        X: (N, A, L) one-hot; unknown bases (all-zero columns) move like the others.
+        start: first position of the region, 0-based.
+        end: end of the region, exclusive; a negative end counts from the end of the sequence and is inclusive.
+        n: shuffles of each sequence.
+        random_state: a seed or a numpy RandomState; None draws a new one.
+
+    Returns:
+        (N, n, A, L), of X's dtype and on its device.
+
+    Raises:
+        ValueError: X is not one-hot, or the region is empty or leaves the sequence.
+    """
+    validate_one_hot(X, "X", allow_N=True)
+    start, end = _region(X.shape[-1], start, end)
+    generator = random_state if isinstance(random_state, np.random.RandomState) else np.random.RandomState(random_state)
+    result = X.unsqueeze(1).repeat(1, n, 1, 1)
+    for k in range(n):
+        order = np.arange(end - start)
+        generator.shuffle(order)
+        result[:, k, :, start:end] = X[:, :, start:end][:, :, torch.from_numpy(order).to(X.device)]
+    return result
+
+
+def validate_one_hot(X: Tensor, name: str, ndim: int = 3, allow_N: bool = False, only_warn: bool = False) -> None:
+    """Check that a tensor is one-hot along its last but one axis.
+
+    Args:
+        X: (..., A, L).
+        name: what to call it in the message.
+        ndim: the number of axes it must have.
+        allow_N: accept all-zero columns.
+        only_warn: warn (RuntimeWarning) about values that are not one-hot instead of raising.
+
+    Raises:
+        ValueError: the wrong type, number of axes, or values.
+    """
+    if not isinstance(X, Tensor):
+        raise ValueError(f"{name} must be a torch.Tensor, not {type(X).__name__}")
+    if X.ndim != ndim:
+        raise ValueError(f"{name} has {X.ndim} axes, shape {tuple(X.shape)}; expected {ndim} axes, the last two (A, L)")
+    column_sums = X.sum(dim=-2)
+    if not bool(((X == 0) | (X == 1)).all()) or not bool((column_sums <= 1).all()):
+        _complain(f"{name} must be one-hot encoded: zeros, and at most a single one in each column", only_warn)
+    elif not allow_N and not bool((column_sums == 1).all()):
+        _complain(f"{name} must be one-hot encoded and holds unknown characters (all-zero columns)", only_warn)
+
+
+def _complain(message: str, only_warn: bool) -> None:
+    if not only_warn:
+        raise ValueError(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _region(length: int, start: int, end: int) -> tuple[int, int]:
+    end = length + 1 + end if end < 0 else end
+    if not 0 <= start < end <= length:
+        raise ValueError(f"the region {start}:{end} is empty or leaves the sequence of length {length}")
+    return start, end
+
+
+def _row_seeds(random_state: int | Sequence[int] | np.ndarray | None, n_rows: int) -> np.ndarray:
+    if random_state is None:
+        random_state = int(np.random.default_rng().integers(0, 2**31 - 1 - n_rows))
+    seeds = np.asarray(random_state)
+    if not np.issubdtype(seeds.dtype, np.integer):
+        raise ValueError(f"random_state must be None, an integer, or one integer per sequence, not {random_state!r}")
+    if seeds.ndim == 0:
+        seeds = seeds + np.arange(n_rows)
+    elif seeds.shape != (n_rows,):
+        raise ValueError(f"random_state holds {seeds.shape} seeds for {n_rows} sequences; give one per sequence")
+    return _as_generator_seeds(seeds)
+
+
+def _as_generator_seeds(seeds: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Seeds of the Mersenne twister: 32 bits, so that a larger one wraps around."""
+    return (np.asarray(seeds, dtype=np.int64) & 0xFFFFFFFF).astype(np.uint32)
+
+
+def _check_shuffled(shuffled: np.ndarray, verbose: bool) -> None:
+    """Raise when all shuffles of a sequence agree; with `verbose`, warn when all agree at some inner position."""
+    if not verbose and shuffled.shape[1] < 2:
+        return
+    inner = shuffled[:, :, 1:-1]
+    conserved = (inner == inner[:, :1]).all(axis=1)
+    if verbose and conserved.any():
+        warnings.warn("a position is the same in all dinucleotide shuffles of a sequence", RuntimeWarning, stacklevel=3)
+    if shuffled.shape[1] > 1 and conserved.all(axis=1).any():
+        row = int(np.flatnonzero(conserved.all(axis=1))[0])
+        raise ValueError(
+            f"all {shuffled.shape[1]} dinucleotide shuffles of sequence {row} are identical: it has too few different "
+            f"dinucleotides to be shuffled; leave it out or give references"
+        )
