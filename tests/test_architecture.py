@@ -1,0 +1,138 @@
+"""The shape of the project: who may import what, what is installed, and what its files may say."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+
+# Imports the mathematics with everything that belongs to the pipeline made impossible to import.
+IMPORT_ALONE = """
+import importlib, pkgutil, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (blocked by the test)", name=name)
+
+sys.meta_path.insert(0, Absent())
+import dlshap_core
+names = [module.name for module in pkgutil.walk_packages(dlshap_core.__path__, "dlshap_core.")]
+for name in names:
+    importlib.import_module(name)
+loaded = sorted(set(sys.modules) & set({blocked!r}))
+assert not loaded, loaded
+print(len(names))
+"""
+BLOCKED = [
+    "ray",
+    "zarr",
+    "hydra",
+    "omegaconf",
+    "pipeline",
+    "conf",
+    "rich",
+    "pyarrow",
+    "pyfaidx",
+    "safetensors",
+    "captum",
+]
+
+
+def text_files() -> list[Path]:
+    """Every text file of the project, wherever it lies, but for environments, caches and results."""
+    folders = ["dlshap_core", "pipeline", "conf", "tests", "scripts", ".ci", "docs"]
+    found = [path for path in ROOT.iterdir() if path.is_file()]
+    for folder in folders:
+        found += [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    binary = {".gz", ".safetensors", ".npz", ".png", ".nbi", ".nbc", ".pt", ".torch"}
+    return sorted(path for path in found if path.suffix not in binary)
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    wanted = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", line) for line in wanted), "each line of the lock is name==version"
+    return dict(line.split("==") for line in wanted)
+
+
+def test_import_contracts_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    status = lint_imports(str(ROOT / "pyproject.toml"), no_cache=True)
+    assert status == 0, capsys.readouterr().out
+
+
+def test_core_imports_where_the_pipelines_libraries_are_not_installed() -> None:
+    script = IMPORT_ALONE.format(blocked=BLOCKED)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 4
+
+
+def test_core_imports_torch_numpy_and_numba_alone() -> None:
+    # captum is the debugging twin's, imported when that is called.
+    allowed = {"dlshap_core", "torch", "numpy", "numba", "captum"} | set(sys.stdlib_module_names)
+    for path in (ROOT / "dlshap_core").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = {str(node.module).partition(".")[0]}
+            else:
+                continue
+            assert names <= allowed, f"{path.relative_to(ROOT)}:{node.lineno} imports {sorted(names - allowed)}"
+
+
+def test_core_and_distribution_agree_on_the_version() -> None:
+    import dlshap_core
+
+    assert dlshap_core.__version__ == PROJECT["version"] == importlib.metadata.version("dlshap")
+    assert f"## [{PROJECT['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_dependency_is_pinned_within_its_bounds() -> None:
+    extras = PROJECT["optional-dependencies"].values()
+    build = PYPROJECT["build-system"]["requires"]
+    asked = [Requirement(line) for group in [PROJECT["dependencies"], *extras, build] for line in group]
+    pinned = pins()
+    for requirement in asked:
+        name = canonicalize_name(requirement.name)
+        assert name in pinned, f"{name} is in pyproject.toml, not in requirements.lock"
+        assert requirement.specifier.contains(pinned[name]), (
+            f"{name}: {pinned[name]} is outside {requirement.specifier}"
+        )
+        assert requirement.specifier, f"{name} has no bound"
+
+
+def test_installation_names_packages_and_nowhere_to_fetch_them_from() -> None:
+    elsewhere = re.compile(r"://|\s@\s|--(extra-)?index-url|--find-links|--trusted-host")
+    for name in ["requirements.lock", "pyproject.toml", "scripts/setup", ".ci/run", ".pre-commit-config.yaml"]:
+        for number, line in enumerate((ROOT / name).read_text().splitlines(), start=1):
+            assert not elsewhere.search(line), f"{name}:{number}: {line}"
+
+
+def test_links_lead_to_papers_and_standards_alone() -> None:
+    hosts = {"doi.org", "arxiv.org", "keepachangelog.com", "semver.org"}
+    for path in text_files():
+        for link in re.finditer(r"https?://([\w.-]+)", path.read_text()):
+            assert link[1] in hosts, f"{path.relative_to(ROOT)} links to {link[1]}"
+
+
+@pytest.mark.parametrize("name", ["scripts/setup", "scripts/demo", "scripts/test", ".ci/run"])
+def test_scripts_are_executable_and_stop_at_the_first_error(name: str) -> None:
+    script = ROOT / name
+    assert script.stat().st_mode & 0o111 == 0o111
+    assert "set -euo pipefail" in script.read_text()
+    subprocess.run(["bash", "-n", str(script)], check=True)
