@@ -1,0 +1,254 @@
+"""One forward pass of a model with every torch operation seen: observed on sequences, replayed on references.
+
+`torch.overrides.TorchFunctionMode` hands over every torch call, in a module or not. Each call on a tensor that varies with
+the sequence is looked up in the table of rules. The observing pass runs the S sequences and records, in call order, what
+the rules need; the replaying pass runs the S x R references, takes the records back as the other end of each difference,
+and leaves an autograd graph whose gradients are DeepLIFT multipliers. The model itself is not touched.
+"""
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dlshap_core.errors import UnsupportedModelError
+from dlshap_core.rules.kinds import Call, Constant, replace_tensors, varying_tensors
+from dlshap_core.rules.masks import number_of
+from dlshap_core.rules.table import KEEPS_MASKS, RANDOM, READS_NO_VALUES, look_up
+
+_DERIVED = "_dlshap_derived"
+
+
+class PassesDiffer(Exception):
+    """The two passes did not do the same, or their rows cannot be matched; what happened is in the message."""
+
+
+@dataclass(frozen=True)
+class OperationKey:
+    """An operation as the audit counts it."""
+
+    module: str
+    name: str
+    treatment: str
+
+
+@dataclass
+class _Entry:
+    name: str
+    payload: Any
+
+
+@dataclass
+class Tape:
+    """What the observing pass recorded, in call order; the replaying pass must consume all of it in the same order."""
+
+    entries: list[_Entry] = field(default_factory=list)
+    position: int = 0
+
+    def add(self, name: str, payload: Any) -> None:
+        self.entries.append(_Entry(name, payload))
+
+    def take(self, name: str) -> Any:
+        if self.position == len(self.entries):
+            raise PassesDiffer(f"the references go through one more operation, {name!r}, than the sequence")
+        entry = self.entries[self.position]
+        self.position += 1
+        if entry.name != name:
+            raise PassesDiffer(
+                f"ruled operation {self.position} is {entry.name!r} for the sequence and {name!r} for the references"
+            )
+        return entry.payload
+
+    def check_consumed(self) -> None:
+        if self.position < len(self.entries):
+            name = self.entries[self.position].name
+            raise PassesDiffer(f"the sequence goes through one more operation, {name!r}, than the references")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How rows of the observing pass pair with rows of the replaying one: S sequences, each with R references."""
+
+    n_sequences: int
+    n_references: int
+
+    def axis(self, observed: Tensor, reference: Tensor) -> int | None:
+        """The axis of the rows, or None where both have the same rows (R = 1).
+
+        It is the one axis with S elements in one pass and S x R in the other. Rows merged with another axis, or none at
+        all, cannot be told by their sizes: then the passes are run with equal rows instead.
+        """
+        if self.n_references == 1 and observed.shape == reference.shape:
+            return None
+        if observed.ndim == reference.ndim:
+            differing = [d for d in range(observed.ndim) if observed.shape[d] != reference.shape[d]]
+            expected = (self.n_sequences, self.n_sequences * self.n_references)
+            if len(differing) == 1 and (observed.shape[differing[0]], reference.shape[differing[0]]) == expected:
+                return differing[0]
+        raise PassesDiffer(
+            f"an activation has shape {tuple(observed.shape)} for {self.n_sequences} sequences and "
+            f"{tuple(reference.shape)} for {self.n_sequences * self.n_references} references"
+        )
+
+    def expand(self, observed: Tensor, reference: Tensor) -> Tensor:
+        """The observed activation repeated to the rows of the reference's."""
+        axis = self.axis(observed, reference)
+        return observed if axis is None else observed.repeat_interleave(self.n_references, axis)
+
+    def beside(self, observed: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of both that broadcast: (..., S, 1, ...) and (..., S, R, ...)."""
+        axis = self.axis(observed, reference)
+        if axis is None:
+            return observed, reference
+        return observed.unsqueeze(axis + 1), reference.unflatten(axis, (self.n_sequences, self.n_references))
+
+
+class ForwardPass(TorchFunctionMode):
+    """A forward pass under observation; use as a context manager around the call of the model.
+
+    Args:
+        tape: filled when observing, consumed when replaying.
+        rows: the row layout of the two passes.
+        replaying: False for the sequences, True for the references.
+        modules: names of the model's modules by id, for messages and reports.
+        seen: operations counted by (module, name, treatment), when an audit asks for it.
+    """
+
+    def __init__(
+        self,
+        tape: Tape,
+        rows: Rows,
+        replaying: bool,
+        modules: dict[int, str],
+        seen: Counter[OperationKey] | None = None,
+    ) -> None:
+        super().__init__()
+        self.replaying = replaying
+        self._tape = tape
+        self._rows = rows
+        self._modules = modules
+        self._seen = seen
+        self._has_derived = False
+        self._is_suspended = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name, in_place, kind = look_up(func)
+        if self._is_suspended or name in READS_NO_VALUES:
+            return func(*args, **kwargs)
+        if name in RANDOM:
+            self.refuse(name, "it draws random numbers in forward, so no two passes agree")
+        if self._has_derived:
+            args, kwargs = self._resolve_derived(name, args, kwargs)
+        inputs = varying_tensors((args, kwargs))
+        if not inputs:
+            return self._without_gradient(name, func, args, kwargs)
+        call = Call(func, name, in_place, args, kwargs, inputs)
+        with contextlib.nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
+            output = kind.run(self, call)
+        if self._seen is not None:
+            self._seen[OperationKey(self.module_path(), name, kind.label)] += 1
+        if not isinstance(kind, Constant):
+            self._mark_derived(name, output)
+        return output
+
+    def record(self, call: Call, tensors: list[Tensor] | None = None) -> None:
+        """Keep the varying inputs of a call (or the tensors given) for the replaying pass; cloned, as forward may overwrite."""
+        self._tape.add(call.name, [x.detach().clone() for x in (call.inputs if tensors is None else tensors)])
+
+    def observed(self, call: Call, tensors: list[Tensor] | None = None) -> list[Tensor]:
+        """What the observing pass recorded at this call, repeated to the rows of the call's inputs (or the tensors given)."""
+        recorded = self._take(call)
+        reference = call.inputs if tensors is None else tensors
+        if len(recorded) != len(reference):
+            raise PassesDiffer(f"{call.name!r} has {len(recorded)} varying inputs in one pass, {len(reference)} in the other")
+        return [self._rows.expand(x, r) for x, r in zip(recorded, reference, strict=True)]
+
+    def observed_beside(self, call: Call, expand: bool) -> tuple[Tensor, Tensor]:
+        """Observed and reference input of a call of one input, as they broadcast, or both of the reference's shape."""
+        (recorded,) = self._take(call)
+        reference = call.inputs[0].detach()
+        return (self._rows.expand(recorded, reference), reference) if expand else self._rows.beside(recorded, reference)
+
+    def check_branch(self, name: str, value: Any) -> None:
+        """A Python value read from the sequence decides the model's path: it must be the same in both passes."""
+        if not self.replaying:
+            self._tape.add(name, value)
+        elif (recorded := self._tape.take(name)) != value:
+            raise PassesDiffer(f"{name!r} on a value of the input gives {recorded} for the sequence, {value} for a reference")
+
+    def note_integration(self, name: str, n_nodes: int, error: float) -> None:
+        """Tell the audit how many nodes an integrated operation needed."""
+        if self._seen is not None:
+            self._seen[OperationKey(self.module_path(), name, f"integrated, {n_nodes} nodes (error {error:.0e})")] += 1
+
+    def refuse(self, name: str, reason: str) -> NoReturn:
+        """Stop: this operation cannot be attributed."""
+        raise UnsupportedModelError(f"operation {name!r} in {self.module_path()} is not supported: {reason}")
+
+    def module_path(self) -> str:
+        """Name of the innermost module whose code is running, from the call stack."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            owner = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames[:1] else None
+            if isinstance(owner, nn.Module) and id(owner) in self._modules:
+                return f"{self._modules[id(owner)] or 'the model'} ({type(owner).__name__})"
+            frame = frame.f_back  # type: ignore[assignment]
+        return "the model's forward"
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let operations pass unseen: a user's rule takes over for a whole module."""
+        before, self._is_suspended = self._is_suspended, True
+        try:
+            yield
+        finally:
+            self._is_suspended = before
+
+    def _take(self, call: Call) -> list[Tensor]:
+        return self._tape.take(call.name)
+
+    def _without_gradient(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call on nothing that carries a gradient: a constant, or a test of a mask that decides a branch."""
+        output = func(*args, **kwargs)
+        if self._has_derived and name in KEEPS_MASKS and any(getattr(x, _DERIVED, None) for x in args):
+            if isinstance(output, Tensor):
+                setattr(output, _DERIVED, name)
+            else:
+                self.check_branch(name, output)
+        return output
+
+    def _mark_derived(self, name: str, output: Any) -> None:
+        """Outputs that depend on the sequence without carrying a gradient (masks, indices) are followed."""
+        for x in output if isinstance(output, (list, tuple)) else (output,):
+            if not isinstance(x, Tensor):
+                continue
+            if x.is_complex() or x.is_inference():
+                self.refuse(name, "complex tensors and inference mode are not supported")
+            if not x.requires_grad:
+                setattr(x, _DERIVED, name)
+                self._has_derived = True
+
+    def _resolve_derived(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """Arguments with the numbers of masks in place of the masks; refuses other values derived from the input."""
+        if name in KEEPS_MASKS:
+            return args, kwargs
+
+        def resolve(x: Tensor) -> Tensor:
+            number = number_of(x)
+            if number is not None:
+                return number
+            source = getattr(x, _DERIVED, None)
+            if source is not None:
+                self.refuse(name, f"it uses what {source!r} made of the input (an index or a count), which jumps with it")
+            return x
+
+        return replace_tensors((args, kwargs), resolve, lambda x: isinstance(x, Tensor) and not x.requires_grad)

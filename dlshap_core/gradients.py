@@ -1,0 +1,104 @@
+"""Autograd pieces the rules are built from: values of the reference pass with multipliers in place of gradients.
+
+A rule computes an operation's ordinary value on the reference and decides what flows back. Backward passes through these
+functions therefore carry DeepLIFT multipliers instead of gradients, and `torch.autograd` does the chain rule.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class _Multiply(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, value: Tensor, multiplier: Tensor) -> Tensor:
+        ctx.save_for_backward(multiplier)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (multiplier,) = ctx.saved_tensors
+        return gradients[0] * multiplier.to(gradients[0].dtype), None, None
+
+
+class _Substitute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, value: Tensor) -> Tensor:
+        ctx.dtype = source.dtype
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].to(ctx.dtype), None
+
+
+class _Pullback(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, value: Tensor, pullback: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.pullback = pullback
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.pullback(gradients[0]), None, None
+
+
+def multiply(source: Tensor, value: Tensor, multiplier: Tensor) -> Tensor:
+    """`value`, whose gradient flows to `source` (same shape) times `multiplier`, elementwise."""
+    return _Multiply.apply(source, value.detach(), multiplier.detach())
+
+
+def substitute(source: Tensor, value: Tensor) -> Tensor:
+    """`value`, whose gradient flows to `source` (same shape) unchanged."""
+    return _Substitute.apply(source, value.detach())
+
+
+def pull_back(source: Tensor, value: Tensor, pullback: Callable[[Tensor], Tensor]) -> Tensor:
+    """`value`, whose gradient g flows to `source` as pullback(g), a tensor of source's shape and dtype.
+
+    `pullback` must hold no tensor that requires grad, and may be called once per target.
+    """
+    return _Pullback.apply(source, value.detach(), pullback)
+
+
+@lru_cache(maxsize=32)
+def gauss_legendre(n_nodes: int) -> tuple[tuple[float, float], ...]:
+    """(node, weight) pairs of the Gauss-Legendre rule on [0, 1], exact for polynomials of degree 2 n_nodes - 1."""
+    nodes, weights = np.polynomial.legendre.leggauss(n_nodes)
+    return tuple(((float(t) + 1) / 2, float(w) / 2) for t, w in zip(nodes, weights, strict=True))
+
+
+def path_gradient(
+    function: Callable[..., Tensor],
+    observed: Sequence[Tensor],
+    reference: Sequence[Tensor],
+    value: Tensor,
+    n_nodes: int = 1,
+) -> Tensor:
+    """`value`, whose gradient is that of `function` averaged along the straight path from reference to observed.
+
+    m = integral over t in [0, 1] of f'(r + t (x - r)), by Gauss-Legendre quadrature: integrated gradients (Sundararajan
+    et al. 2017) of one operation. It sums to f(x) - f(r) by the fundamental theorem of calculus. With a single node it is
+    the midpoint rule, exact for a product of two factors: dx (y + y0)/2 + dy (x + x0)/2 = xy - x0 y0.
+
+    Args:
+        function: takes as many tensors as there are in `reference`; differentiable.
+        observed: values at the sequences, each of the shape of its reference.
+        reference: values at the references, carrying gradients.
+        value: function(*reference), as the model computes it.
+        n_nodes: quadrature nodes.
+    """
+    averaged: Tensor | None = None
+    with torch.enable_grad():
+        for t, weight in gauss_legendre(n_nodes):
+            points = [
+                substitute(r, torch.lerp(r.detach(), x.to(r.dtype), t)) for x, r in zip(observed, reference, strict=True)
+            ]
+            term = function(*points) * weight
+            averaged = term if averaged is None else averaged + term
+        assert averaged is not None
+        return substitute(averaged, value)

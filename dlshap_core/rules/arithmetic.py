@@ -1,0 +1,91 @@
+"""Arithmetic spelled out in simpler operations, each of which has its own rule.
+
+These functions run in place of the torch function of the same name, with every operation inside them seen and ruled in
+turn. A quotient is a product with a reciprocal; a maximum of two tensors is a ramp; order statistics come from a sort.
+"""
+
+import torch
+from torch import Tensor
+
+
+def divide(input: Tensor | float, other: Tensor, *, rounding_mode: str | None = None) -> Tensor:
+    """a / b = a (1/b): midpoint product, secant of the reciprocal."""
+    if rounding_mode is not None:
+        raise ValueError(f"division with rounding_mode={rounding_mode!r} jumps with its input")
+    return torch.reciprocal(other) * input
+
+
+def power_of_base(input: float | Tensor, exponent: Tensor) -> Tensor:
+    """b^x = exp(x log b), for a positive base."""
+    base = torch.as_tensor(input, dtype=exponent.dtype, device=exponent.device)
+    return torch.exp(exponent * torch.log(base))
+
+
+def maximum(input: Tensor, other: Tensor) -> Tensor:
+    """max(a, b) = b + max(a - b, 0): each side gets its share of the path on which it is the larger."""
+    return other + torch.relu(input - other)
+
+
+def minimum(input: Tensor, other: Tensor) -> Tensor:
+    return other - torch.relu(other - input)
+
+
+def lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
+    return input + weight * (end - input)
+
+
+def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    return input + value * (tensor1 / tensor2)
+
+
+def glu(input: Tensor, dim: int = -1) -> Tensor:
+    """a sigmoid(b): midpoint product, secant of the sigmoid."""
+    left, gate = input.chunk(2, dim)
+    return left * torch.sigmoid(gate)
+
+
+def logit(input: Tensor, eps: float | None = None) -> Tensor:
+    clamped = input if eps is None else input.clamp(eps, 1 - eps)
+    return torch.log(clamped) - torch.log(1 - clamped)
+
+
+def logaddexp(input: Tensor, other: Tensor) -> Tensor:
+    return torch.logsumexp(torch.stack(torch.broadcast_tensors(input, other)), 0)
+
+
+def hypot(input: Tensor, other: Tensor) -> Tensor:
+    return torch.sqrt(torch.square(input) + torch.square(other))
+
+
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """x1 . x2 / (|x1| |x2|), each norm at least eps."""
+    norms = [torch.linalg.vector_norm(x, dim=dim).clamp_min(eps) for x in (x1, x2)]
+    return (x1 * x2).sum(dim) / (norms[0] * norms[1])
+
+
+def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    return torch.linalg.vector_norm(x1 - x2 + eps, p, dim=-1, keepdim=keepdim)
+
+
+def topk(
+    input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[Tensor, Tensor]:
+    values, places = torch.sort(input, dim=dim, descending=largest)
+    return torch.return_types.topk((values.narrow(dim, 0, k), places.narrow(dim, 0, k)))
+
+
+def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    values, places = torch.sort(input, dim=dim)
+    values, places = values.narrow(dim, k - 1, 1), places.narrow(dim, k - 1, 1)
+    if not keepdim:
+        values, places = values.squeeze(dim), places.squeeze(dim)
+    return torch.return_types.kthvalue((values, places))
+
+
+def median(input: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """The lower median, as torch's."""
+    return kthvalue(input, (input.shape[dim] + 1) // 2, dim, keepdim)
+
+
+def xlogy(input: Tensor, other: Tensor) -> Tensor:
+    return input * torch.log(other)

@@ -1,0 +1,365 @@
+"""Kinds of treatment an operation can get. Each knows what to do in the observing and in the replaying pass.
+
+Observing (the sequences alone): compute as usual, record what the rule will need. Replaying (the references): take the
+record back as the other end of each difference, compute the reference's value, and set what flows back.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dlshap_core.gradients import gauss_legendre, multiply, path_gradient
+
+if TYPE_CHECKING:
+    from dlshap_core.capture import ForwardPass
+
+
+@dataclass
+class Call:
+    """One call of a torch function on tensors that vary with the sequence."""
+
+    function: Callable[..., Any]
+    name: str
+    in_place: bool
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: list[Tensor]
+
+    def plain(self) -> Any:
+        """The call as the model made it."""
+        return self.function(*self.args, **self.kwargs)
+
+    def with_inputs(self, tensors: Iterable[Tensor]) -> Any:
+        """The call out of place, with other tensors where the varying ones are, in their order."""
+        replacements = iter(tensors)
+        args, kwargs = replace_tensors((self.args, self.kwargs), lambda _: next(replacements), is_varying)
+        if self.in_place:
+            args = (args[0].clone(), *args[1:])
+        return self.function(*args, **kwargs)
+
+    def first_input_only(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The other arguments, if the one varying tensor is the first argument; else None."""
+        rest = {name: value for name, value in self.kwargs.items() if name not in ("input", "self", "x")}
+        first = self.args[0] if self.args else next(v for k, v in self.kwargs.items() if k not in rest)
+        if len(self.inputs) != 1 or first is not self.inputs[0]:
+            return None
+        return self.args[1:], rest
+
+    def finish(self, output: Any) -> Any:
+        """The output, written back where the model asked for an in-place operation."""
+        if not self.in_place:
+            return output
+        target = self.args[0] if self.args else self.kwargs["input"]
+        return target.copy_(output)
+
+
+class Kind(Protocol):
+    """How an operation is treated; `label` is what reports call it."""
+
+    label: str
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any: ...
+
+
+def is_varying(x: Any) -> bool:
+    """Whether a value depends on the sequence: parameters are frozen during a pass, so requires_grad tells."""
+    return isinstance(x, Tensor) and x.requires_grad
+
+
+def varying_tensors(values: Any) -> list[Tensor]:
+    """Tensors that depend on the sequence in nested arguments, in order."""
+    found: list[Tensor] = []
+    _collect(values, found)
+    return found
+
+
+def _collect(values: Iterable[Any], found: list[Tensor]) -> None:
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.requires_grad:
+                found.append(value)
+        elif isinstance(value, (list, tuple)):
+            _collect(value, found)
+        elif isinstance(value, dict):
+            _collect(value.values(), found)
+
+
+def replace_tensors(value: Any, replace: Callable[[Tensor], Any], wanted: Callable[[Any], bool]) -> Any:
+    """Nested arguments with the wanted tensors replaced, in the order of `varying_tensors`."""
+    if isinstance(value, Tensor):
+        return replace(value) if wanted(value) else value
+    if isinstance(value, dict):
+        return {key: replace_tensors(item, replace, wanted) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        replaced = [replace_tensors(item, replace, wanted) for item in value]
+        return replaced if isinstance(value, list) else tuple(replaced)
+    return value
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Does not read values (shapes, zeros_like, flags): nothing to attribute."""
+
+    label: str = "constant"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        return call.plain()
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Linear in what varies: its gradient is its multiplier."""
+
+    label: str = "linear"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        return call.plain()
+
+
+@dataclass(frozen=True)
+class Detached:
+    """detach and .data: the value still depends on the sequence, so it is followed as if it were not detached."""
+
+    label: str = "detach followed"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        return call.inputs[0].view_as(call.inputs[0])
+
+
+@dataclass(frozen=True)
+class Multilinear:
+    """Linear in each factor: plain where one factor varies, else averaged along the path (midpoint for two factors)."""
+
+    label: str = "product: midpoint"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        if len(call.inputs) == 1:
+            return call.plain()
+        if not forward.replaying:
+            forward.record(call)
+            return call.plain()
+        observed = forward.observed(call)
+        value = call.with_inputs(x.detach() for x in call.inputs)
+        n_nodes = math.ceil(len(call.inputs) / 2)
+        return call.finish(
+            path_gradient(lambda *points: call.with_inputs(points), observed, call.inputs, value, n_nodes)
+        )
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """An elementwise function of one tensor: its secant (rules.secants)."""
+
+    secant: Callable[..., Tensor]
+    label: str = "elementwise: secant"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        rest = call.first_input_only()
+        if rest is None:
+            return INTEGRATED.run(forward, call)
+        if not forward.replaying:
+            forward.record(call)
+            return call.plain()
+        args, kwargs = rest
+        (reference,) = call.inputs
+        value = call.with_inputs([reference.detach()])
+        has_tensor_arguments = any(isinstance(x, Tensor) for x in (*args, *kwargs.values()))
+        observed, reference_view = forward.observed_beside(call, expand=has_tensor_arguments)
+        multiplier = self.secant(_at_least_float32(observed), _at_least_float32(reference_view), *args, **kwargs)
+        return call.finish(multiply(reference, value, multiplier.reshape(reference.shape)))
+
+
+@dataclass(frozen=True)
+class FromFirst:
+    """A function of one tensor with a rule of its own: rule(observed, reference, *rest) returns the ruled output."""
+
+    rule: Callable[..., Any]
+    label: str
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        rest = call.first_input_only()
+        if rest is None:
+            forward.refuse(call.name, "an argument other than the first depends on the sequence")
+        if not forward.replaying:
+            forward.record(call)
+            return call.plain()
+        args, kwargs = rest
+        (observed,) = forward.observed(call)
+        with torch.autocast(observed.device.type, enabled=False):
+            return call.finish(self.rule(observed, call.inputs[0], *args, **kwargs))
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """Run as simpler operations, each seen and ruled in turn."""
+
+    function: Callable[..., Any]
+    label: str
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        with forward:
+            try:
+                output = self.function(*call.args, **call.kwargs)
+            except (TypeError, ValueError) as error:
+                forward.refuse(call.name, str(error))
+        return call.finish(output)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A Python function of torch, run so that the operations inside it are seen."""
+
+    body: Callable[..., Any]
+    label: str = "opened"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        with forward:
+            return self.body(*call.args, **call.kwargs)
+
+
+@dataclass(frozen=True)
+class Quotient:
+    """Linear where the denominator is constant, else a product with the reciprocal."""
+
+    spelled: Spelled
+    label: str = "quotient"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        denominator = call.args[1] if len(call.args) > 1 else call.kwargs["other"]
+        if call.kwargs.get("rounding_mode") is None and not is_varying(denominator):
+            return call.plain()
+        return self.spelled.run(forward, call)
+
+
+@dataclass(frozen=True)
+class Power:
+    """A constant power is elementwise; a constant base or two varying operands are exp(b log a)."""
+
+    elementwise: Elementwise
+    of_base: Spelled
+    label: str = "power"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        exponent = call.args[1] if len(call.args) > 1 else call.kwargs["exponent"]
+        return (self.of_base if is_varying(exponent) else self.elementwise).run(forward, call)
+
+
+@dataclass(frozen=True)
+class OnlyIf:
+    """A treatment that holds under a condition on the call; refused otherwise."""
+
+    kind: Kind
+    condition: Callable[[Call], bool]
+    reason: str
+    label: str = "conditional"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        if not self.condition(call):
+            forward.refuse(call.name, self.reason)
+        return self.kind.run(forward, call)
+
+
+@dataclass(frozen=True)
+class MaxOf:
+    """torch.max and torch.min, which are three functions: over everything, over an axis, and of two tensors."""
+
+    over_axis: FromFirst
+    of_two: Spelled
+    label: str = "maximum"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        operands = [x for x in (*call.args, *call.kwargs.values()) if isinstance(x, Tensor)]
+        if len(operands) == 2:
+            return self.of_two.run(forward, call)
+        if len(call.args) == 1 and "dim" not in call.kwargs:
+            forward.refuse(call.name, "over all axes it mixes the sequences of a batch; give dim=")
+        return self.over_axis.run(forward, call)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Cannot be attributed."""
+
+    reason: str
+    label: str = "refused"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        forward.refuse(call.name, self.reason)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A Python value read from a tensor (bool(x), torch.equal): both passes must read the same, or they diverge."""
+
+    label: str = "branch"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        value = call.plain()
+        forward.check_branch(call.name, value)
+        return value
+
+
+@dataclass(frozen=True)
+class Integrated:
+    """No rule is known: the local integrated gradient, nodes doubled until it sums to the operation's own difference."""
+
+    label: str = "integrated"
+    tolerance: float = 1e-7
+    largest: int = 128
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        if not forward.replaying:
+            forward.record(call)
+            output = call.plain()
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                forward.refuse(call.name, "no rule is known for it, and its output is not one real tensor")
+            return output
+        observed = forward.observed(call)
+        value = call.with_inputs(x.detach() for x in call.inputs)
+        n_nodes = self._nodes_needed(forward, call, observed, value)
+        output = path_gradient(lambda *points: call.with_inputs(points), observed, call.inputs, value, n_nodes)
+        return call.finish(output)
+
+    def _nodes_needed(self, forward: "ForwardPass", call: Call, observed: list[Tensor], value: Tensor) -> int:
+        """The fewest nodes, by doubling, whose sum agrees with the difference of outputs."""
+        target = (call.with_inputs(observed).detach() - value).double()
+        size = max(target.abs().max().item(), 1e-12) if target.numel() else 1.0
+        tolerance = max(self.tolerance, 100 * torch.finfo(value.dtype).eps)
+        n_nodes, error = 1, math.inf
+        while n_nodes <= self.largest:
+            error = (self._path_sum(call, observed, value, n_nodes) - target).abs().max().item() / size
+            if error <= tolerance:
+                forward.note_integration(call.name, n_nodes, error)
+                return n_nodes
+            n_nodes *= 2
+        return forward.refuse(
+            call.name,
+            f"no rule is known for it, and with {self.largest} nodes its integrated gradient still misses its own "
+            f"difference by {error:.1e} of it",
+        )
+
+    @staticmethod
+    def _path_sum(call: Call, observed: list[Tensor], value: Tensor, n_nodes: int) -> Tensor:
+        """sum of J (x - r) over the path, element by element of the output: a directional derivative at each node."""
+        references = [r.detach() for r in call.inputs]
+        steps = tuple(x - r for x, r in zip(observed, references, strict=True))
+        probe = torch.zeros_like(value, requires_grad=True)
+        total = torch.zeros_like(value, dtype=torch.float64)
+        for t, weight in gauss_legendre(n_nodes):
+            points = [torch.lerp(r, x, t).requires_grad_() for x, r in zip(observed, references, strict=True)]
+            with torch.enable_grad():
+                gradients = torch.autograd.grad(call.with_inputs(points), points, probe, create_graph=True)
+                along = sum((g * step).sum() for g, step in zip(gradients, steps, strict=True))
+                total += weight * torch.autograd.grad(along, probe)[0].double()
+        return total
+
+
+INTEGRATED = Integrated()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

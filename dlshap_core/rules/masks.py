@@ -1,0 +1,142 @@
+"""Rules of comparisons and of what masks made from the input do.
+
+A comparison (x > 0) is a step function of the difference of its operands. Its output is boolean and carries no gradient, so
+it is given a number beside it: 1.0 or 0.0, whose multiplier is the step's secant
+
+    m = (mask(x) - mask(r)) / (d(x) - d(r)),   d = left - right.
+
+Where the mask is used (multiplied, converted, summed, in where or masked_fill) that number takes its place, so that
+x * (x > 0) has the multiplier of a ReLU.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dlshap_core.gradients import multiply, path_gradient, substitute
+from dlshap_core.rules.kinds import Call, is_varying
+
+if TYPE_CHECKING:
+    from dlshap_core.capture import ForwardPass
+
+_NUMBER = "_dlshap_number"
+
+
+def number_of(mask: Any) -> Tensor | None:
+    """The number that stands for a mask made from the input, if there is one."""
+    return getattr(mask, _NUMBER, None) if isinstance(mask, Tensor) else None
+
+
+def attach_number(mask: Tensor, number: Tensor) -> Tensor:
+    """Give a boolean mask the number that stands for it."""
+    setattr(mask, _NUMBER, number)
+    return mask
+
+
+class Comparison:
+    """gt, ge, lt, le, eq, ne of operands that vary."""
+
+    label = "step: secant"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        with forward:
+            left, right = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs["other"]
+            difference = left - right
+        mask = call.with_inputs(x.detach() for x in call.inputs)
+        value = mask.to(difference.dtype)
+        if not forward.replaying:
+            forward.record(call, [difference, value])
+            return call.finish(attach_number(mask, substitute(difference, value)))
+        observed, observed_value = forward.observed(call, [difference, value])
+        change = observed - difference.detach()
+        multiplier = torch.where(observed_value == value, 0.0, (observed_value - value) / change)
+        return call.finish(attach_number(mask, multiply(difference, value, multiplier)))
+
+
+class Negation:
+    """logical_not and ~ of a mask: one minus its number."""
+
+    label = "mask"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        (number,) = call.inputs
+        return attach_number(number.detach() == 0, 1 - number)
+
+
+class Combination:
+    """Logical and, or, xor of masks: ab, a + b - ab, a + b - 2ab."""
+
+    label = "mask: product"
+
+    def __init__(self, operation: str) -> None:
+        self._operation = operation
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        dtype = call.inputs[0].dtype
+        left, right = (x if x.dtype == dtype else x.to(dtype) for x in call.args[:2])
+        with forward:
+            both = left * right
+            number = both if self._operation == "and" else left + right - both * (2 if self._operation == "xor" else 1)
+        return attach_number(number.detach() != 0, number)
+
+
+class Select:
+    """where(c, a, b) with a condition that varies: c a + (1 - c) b with midpoint products.
+
+    The unselected branch may be undefined (where(x > 0, log(x), 0)); it has coefficient 0, so any finite number may stand
+    for it, and nothing is passed back to it.
+    """
+
+    label = "where: midpoint"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        condition, chosen, other = self._operands(forward, call)
+        if not is_varying(condition):
+            return call.plain()
+        dtype = next((x.dtype for x in (chosen, other) if isinstance(x, Tensor)), condition.dtype)
+        dtype = dtype if dtype.is_floating_point else condition.dtype
+        operands = [torch.as_tensor(x, dtype=dtype, device=condition.device) for x in (condition, chosen, other)]
+        operands = list(torch.broadcast_tensors(*operands))
+        value = torch.where(operands[0].detach() != 0, operands[1].detach(), operands[2].detach())
+        varying = [x for x in operands if x.requires_grad]
+        if not forward.replaying:
+            forward.record(call, varying)
+            return call.finish(torch.where(operands[0].detach() != 0, operands[1], operands[2]) + 0 * operands[0])
+        observed = forward.observed(call, varying)
+        usable = [x.isfinite() & r.detach().isfinite() for x, r in zip(observed, varying, strict=True)]
+        observed = [torch.where(ok, x, 0.0) for ok, x in zip(usable, observed, strict=True)]
+        reference = [torch.where(ok, r, 0.0) for ok, r in zip(usable, varying, strict=True)]
+
+        def select(*points: Tensor) -> Tensor:
+            remaining = iter(points)
+            c, a, b = (next(remaining) if x.requires_grad else x for x in operands)
+            return c * a + (1 - c) * b
+
+        return call.finish(path_gradient(select, observed, reference, value))
+
+    @staticmethod
+    def _operands(forward: "ForwardPass", call: Call) -> tuple[Tensor, Any, Any]:
+        """(condition, value where it holds, value elsewhere) of where, x.where, masked_fill or x[mask] = value."""
+        arguments = [*call.args, *call.kwargs.values()]
+        if len(arguments) != 3:
+            forward.refuse(call.name, "the places where a mask made from the input holds jump with it")
+        first, second, third = arguments
+        if call.name == "where":
+            return first, second, third
+        return (second, first, third) if call.name == "Tensor.where" else (second, third, first)
+
+
+class SelectOrAssign:
+    """x[...] = value: linear, unless the place is a mask made from the input."""
+
+    label = "assignment"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        target, place, value = call.args
+        if not is_varying(place):
+            return call.plain()
+        if isinstance(value, Tensor) and value.ndim > 0:
+            forward.refuse(call.name, "x[mask] = value takes a single value where the mask is made from the input")
+        Select().run(forward, call)
+        return None

@@ -1,0 +1,189 @@
+"""Rules of maxima: max-pooling of every form, max over axes, and order statistics.
+
+For y = max over a window the change of the output goes to the single input that explains it: the observed maximum's place
+i where the output rises, the reference maximum's place where it falls (the rule of DeepLIFT's max-pooling, as in
+tangermeme):
+
+    m_i = (y(x) - y(r)) / (x_i - r_i).
+
+x_i - r_i is at least as large as the change and of its sign, so m_i lies in [0, 1] and no small difference is divided by a
+smaller one. Where the observed maximum's own input does not change at all, its place gets the ordinary gradient 1, which
+adds nothing to the sum. Inputs that win several windows add up.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dlshap_core.gradients import pull_back
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Maxima of windows: values and their places, flat in the last axes of the input; both (..., outputs)."""
+
+    values: Tensor
+    places: Tensor
+
+
+def _route(observed: Tensor, reference: Tensor, best_x: _Windows, best_r: _Windows) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each output's change goes and with what share: (places, shares, where the observed place is unchanged).
+
+    `observed` and `reference` are (..., inputs), flat over the pooled axes.
+    """
+    rises = best_x.values >= best_r.values
+    places = torch.where(rises, best_x.places, best_r.places)
+    change = best_x.values - best_r.values
+    input_change = observed.gather(-1, places) - reference.gather(-1, places)
+    shares = torch.where(change == 0, 0.0, change / input_change)
+    unchanged = observed.gather(-1, best_x.places) == reference.gather(-1, best_x.places)
+    return places, shares, unchanged
+
+
+def _max_over_windows(
+    observed: Tensor, reference: Tensor, find: Callable[[Tensor], tuple[Tensor, Tensor]], n_axes: int
+) -> tuple[Tensor, Tensor]:
+    """Max over windows in the last `n_axes` axes: the output with its multipliers, and the reference's places."""
+    reference_value, reference_places = find(reference.detach())
+    observed_value, observed_places = find(observed)
+    flat_inputs, flat_outputs = (-n_axes, -1), slice(-n_axes, None)
+    best_x = _Windows(observed_value.flatten(*flat_inputs), observed_places.flatten(*flat_inputs))
+    best_r = _Windows(reference_value.flatten(*flat_inputs), reference_places.flatten(*flat_inputs))
+    places, shares, unchanged = _route(
+        observed.flatten(*flat_inputs), reference.detach().flatten(*flat_inputs), best_x, best_r
+    )
+    shape, n_outputs = reference.shape, reference_value.shape[flat_outputs].numel()
+
+    def pullback(gradient: Tensor) -> Tensor:
+        gradient = gradient.reshape(*shape[:-n_axes], n_outputs)
+        routed = torch.zeros(*shape[:-n_axes], shape[-n_axes:].numel(), dtype=gradient.dtype, device=gradient.device)
+        routed.scatter_add_(-1, places, gradient * shares.to(gradient.dtype))
+        routed.scatter_add_(-1, best_x.places, gradient * unchanged)
+        return routed.reshape(shape)
+
+    return pull_back(reference, reference_value, pullback), reference_places
+
+
+_POOLS = {
+    "max_pool1d": (F.max_pool1d_with_indices, 1),
+    "max_pool2d": (F.max_pool2d_with_indices, 2),
+    "max_pool3d": (F.max_pool3d_with_indices, 3),
+}
+_ADAPTIVE_POOLS = {
+    "adaptive_max_pool1d": (F.adaptive_max_pool1d_with_indices, 1),
+    "adaptive_max_pool2d": (F.adaptive_max_pool2d_with_indices, 2),
+    "adaptive_max_pool3d": (F.adaptive_max_pool3d_with_indices, 3),
+}
+
+
+def max_pool(name: str, always_with_places: bool = False) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
+    """The rule of max_pool1d, 2d or 3d: windows with padding, dilation, overlap and ceil_mode."""
+    pool, n_axes = _POOLS[name]
+
+    def rule(
+        observed: Tensor,
+        reference: Tensor,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None = None,
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        def find(z: Tensor) -> tuple[Tensor, Tensor]:
+            return pool(z, kernel_size, stride or None, padding, dilation, ceil_mode)
+
+        value, places = _max_over_windows(observed, reference, find, n_axes)
+        return (value, places) if return_indices or always_with_places else value
+
+    return rule
+
+
+def adaptive_max_pool(name: str, always_with_places: bool = False) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
+    """The rule of adaptive_max_pool1d, 2d or 3d, with even or uneven bins."""
+    pool, n_axes = _ADAPTIVE_POOLS[name]
+
+    def rule(
+        observed: Tensor, reference: Tensor, output_size: int | tuple[int, ...], return_indices: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        value, places = _max_over_windows(observed, reference, lambda z: pool(z, output_size), n_axes)
+        return (value, places) if return_indices or always_with_places else value
+
+    return rule
+
+
+def _max_over_last(observed: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Max over the last axis, kept with size 1."""
+    return _max_over_windows(observed, reference, lambda z: z.max(dim=-1, keepdim=True), 1)
+
+
+def max_over_axis(
+    observed: Tensor, reference: Tensor, dim: int, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """max(dim=...): values and places."""
+    value, places = _max_over_last(observed.movedim(dim, -1), reference.movedim(dim, -1))
+    if keepdim:
+        return torch.return_types.max((value.movedim(-1, dim), places.movedim(-1, dim)))
+    return torch.return_types.max((value.squeeze(-1), places.squeeze(-1)))
+
+
+def amax(observed: Tensor, reference: Tensor, dim: int | tuple[int, ...], keepdim: bool = False) -> Tensor:
+    """amax over one or several axes. Where several inputs share the maximum, the first one gets it all."""
+    axes = sorted(axis % reference.ndim for axis in ([dim] if isinstance(dim, int) else dim))
+    last = tuple(range(-len(axes), 0))
+    value, _ = _max_over_last(
+        observed.movedim(axes, last).flatten(-len(axes)), reference.movedim(axes, last).flatten(-len(axes))
+    )
+    value = value.squeeze(-1)
+    if keepdim:
+        for axis in axes:
+            value = value.unsqueeze(axis)
+    return value
+
+
+def min_over_axis(
+    observed: Tensor, reference: Tensor, dim: int, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """min is -max(-x)."""
+    value, places = max_over_axis(-observed, -reference, dim, keepdim)
+    return torch.return_types.min((-value, places))
+
+
+def amin(observed: Tensor, reference: Tensor, dim: int | tuple[int, ...], keepdim: bool = False) -> Tensor:
+    return -amax(-observed, -reference, dim, keepdim)
+
+
+def sort(
+    observed: Tensor, reference: Tensor, dim: int = -1, descending: bool = False, stable: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Sorted values, and so topk, median and quantiles of positions.
+
+    The sum of the k largest, S_k, is a maximum over subsets. Its change goes to the subset that explains it, the observed
+    one where S_k rises and the reference one where it falls, every member in proportion to its own change:
+
+        m_i = (S_k(x) - S_k(r)) / sum over the subset of (x_j - r_j)   for i in the subset,
+
+    a share in [0, 1] for the same reason as in a maximum. The k-th largest value is S_k - S_(k-1).
+    """
+    value, order_r = reference.detach().movedim(dim, -1).sort(dim=-1, descending=True, stable=True)
+    order_x = observed.movedim(dim, -1).sort(dim=-1, descending=True, stable=True).indices
+    change = observed.movedim(dim, -1) - reference.detach().movedim(dim, -1)
+    sum_change = (observed.movedim(dim, -1).gather(-1, order_x) - value).cumsum(-1)
+    rises = sum_change >= 0
+    subset_change = torch.where(rises, change.gather(-1, order_x).cumsum(-1), change.gather(-1, order_r).cumsum(-1))
+    shares = torch.where(subset_change == 0, 1.0, sum_change / subset_change).clamp(0, 1)
+    rank_x, rank_r = order_x.argsort(-1), order_r.argsort(-1)
+
+    def pullback(gradient: Tensor) -> Tensor:
+        gradient = gradient.movedim(dim, -1) if descending else gradient.movedim(dim, -1).flip(-1)
+        weight = (gradient - F.pad(gradient, (0, 1))[..., 1:]) * shares.to(gradient.dtype)
+        flow_x = torch.where(rises, weight, 0.0).flip(-1).cumsum(-1).flip(-1)
+        flow_r = torch.where(rises, 0.0, weight).flip(-1).cumsum(-1).flip(-1)
+        return (flow_x.gather(-1, rank_x) + flow_r.gather(-1, rank_r)).movedim(-1, dim)
+
+    if not descending:
+        value, order_r = value.flip(-1), order_r.flip(-1)
+    return torch.return_types.sort((pull_back(reference, value.movedim(-1, dim), pullback), order_r.movedim(-1, dim)))

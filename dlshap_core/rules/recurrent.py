@@ -1,0 +1,127 @@
+"""Recurrent layers unrolled step by step: gates are sigmoids and tanhs (secants), states are sums of products (midpoints)."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_State = tuple[Tensor, ...]
+_Cell = Callable[..., _State]
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    hidden, memory = hx
+    gates = F.linear(input, w_ih, b_ih) + F.linear(hidden, w_hh, b_hh)
+    enter, forget, content, leave = gates.chunk(4, 1)
+    memory = torch.sigmoid(forget) * memory + torch.sigmoid(enter) * torch.tanh(content)
+    return torch.sigmoid(leave) * torch.tanh(memory), memory
+
+
+def gru_cell(
+    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Tensor:
+    reset_i, update_i, content_i = F.linear(input, w_ih, b_ih).chunk(3, 1)
+    reset_h, update_h, content_h = F.linear(hx, w_hh, b_hh).chunk(3, 1)
+    update = torch.sigmoid(update_i + update_h)
+    content = torch.tanh(content_i + torch.sigmoid(reset_i + reset_h) * content_h)
+    return content + update * (hx - content)
+
+
+def rnn_tanh_cell(
+    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Tensor:
+    return torch.tanh(F.linear(input, w_ih, b_ih) + F.linear(hx, w_hh, b_hh))
+
+
+def rnn_relu_cell(
+    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Tensor:
+    return torch.relu(F.linear(input, w_ih, b_ih) + F.linear(hx, w_hh, b_hh))
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    params: list[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As torch.lstm on padded input: (output, last hidden states, last memories)."""
+    outputs, (hidden, memory) = _unroll(
+        lstm_cell, input, hx, params, has_biases, num_layers, bidirectional, batch_first
+    )
+    return outputs, hidden, memory
+
+
+def _unroll_single_state(cell: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def one_state_cell(input: Tensor, state: _State, *parameters: Tensor) -> _State:
+        return (cell(input, state[0], *parameters),)
+
+    def layer(
+        input: Tensor,
+        hx: Tensor,
+        params: list[Tensor],
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[Tensor, Tensor]:
+        outputs, (hidden,) = _unroll(
+            one_state_cell, input, (hx,), params, has_biases, num_layers, bidirectional, batch_first
+        )
+        return outputs, hidden
+
+    return layer
+
+
+gru = _unroll_single_state(gru_cell)
+rnn_tanh = _unroll_single_state(rnn_tanh_cell)
+rnn_relu = _unroll_single_state(rnn_relu_cell)
+
+
+def _unroll(
+    cell: _Cell,
+    input: Tensor,
+    initial: _State,
+    params: list[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, _State]:
+    if isinstance(has_biases, list):
+        raise ValueError("packed sequences are not supported in recurrent layers; pad them and mask the output")
+    steps = input.transpose(0, 1) if batch_first else input
+    per_cell = 4 if has_biases else 2
+    if len(params) % per_cell or len(params) // per_cell != num_layers * (2 if bidirectional else 1):
+        raise ValueError("recurrent layers with projections (proj_size) are not supported")
+    final: list[_State] = []
+    for _ in range(num_layers):
+        directions = []
+        for backwards in (False, True) if bidirectional else (False,):
+            index = len(final)
+            parameters = params[index * per_cell : (index + 1) * per_cell]
+            state = tuple(part[index] for part in initial)
+            seen: list[Tensor] = []
+            for t in range(steps.shape[0])[:: -1 if backwards else 1]:
+                state = cell(steps[t], state, *parameters)
+                seen.append(state[0])
+            final.append(state)
+            directions.append(torch.stack(seen[::-1] if backwards else seen))
+        steps = torch.cat(directions, -1)
+    output = steps.transpose(0, 1) if batch_first else steps
+    return output, tuple(torch.stack(parts) for parts in zip(*final, strict=True))

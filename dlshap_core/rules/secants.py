@@ -1,0 +1,288 @@
+"""Rules of elementwise functions: the rescale rule of DeepLIFT, as closed forms.
+
+For y = f(x) taken element by element the multiplier is the secant (Shrikumar et al. 2017)
+
+    m = (f(x) - f(r)) / (x - r),
+
+so m (x - r) is the difference of outputs. At x = r it is a removable singularity with the value f'(x). Dividing two
+small differences loses digits there (the two passes differ by rounding, so equal inputs are rarely bit-equal), hence each
+function gets a form without cancellation: piecewise functions by how much of [r, x] lies in each piece, smooth ones by an
+identity for the difference, or by averaging f' over [r, x] with three Gauss nodes where x - r is small.
+
+Every secant takes (observed, reference, *rest) like the torch function it stands for; shapes broadcast.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dlshap_core.gradients import gauss_legendre
+
+_SQRT_HALF = math.sqrt(0.5)
+
+
+def finite_or_zero(multiplier: Tensor) -> Tensor:
+    """Zero where a multiplier is not finite: the function is undefined there, so nothing can be passed back through it.
+
+    Such elements are either masked out downstream (0 is right) or make the prediction itself not finite, which is an
+    error of its own.
+    """
+    return torch.where(multiplier.isfinite(), multiplier, 0.0)
+
+
+def ramp(x: Tensor, r: Tensor) -> Tensor:
+    """Secant of max(x, 0): the share of [r, x] that is positive; f'(0) = 0."""
+    difference = x - r
+    share = (x.clamp_min(0) - r.clamp_min(0)) / difference
+    return torch.where(difference == 0, (x > 0).to(share.dtype), share)
+
+
+def relu(x: Tensor, r: Tensor) -> Tensor:
+    return ramp(x, r)
+
+
+def leaky_relu(x: Tensor, r: Tensor, negative_slope: float = 0.01) -> Tensor:
+    positive = ramp(x, r)
+    return positive + (1 - positive) * negative_slope
+
+
+def prelu(x: Tensor, r: Tensor, weight: Tensor) -> Tensor:
+    """The weight is one number, or one for each channel (axis 1)."""
+    if weight.numel() > 1:
+        weight = weight.reshape(1, -1, *[1] * (x.ndim - 2))
+    positive = ramp(x, r)
+    return positive + (1 - positive) * weight
+
+
+def rrelu(x: Tensor, r: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Tensor:
+    return leaky_relu(x, r, (lower + upper) / 2)
+
+
+def absolute(x: Tensor, r: Tensor) -> Tensor:
+    return ramp(x, r) - ramp(-x, -r)
+
+
+def clamp(x: Tensor, r: Tensor, min: float | Tensor | None = None, max: float | Tensor | None = None) -> Tensor:
+    """clamp(x) rises with slope 1 between the bounds: ramp(x - min) - ramp(x - max)."""
+    above_min = torch.ones_like(r) if min is None else ramp(x - min, r - min)
+    return above_min if max is None else above_min - ramp(x - max, r - max)
+
+
+def clamp_min(x: Tensor, r: Tensor, min: float | Tensor) -> Tensor:
+    return clamp(x, r, min=min)
+
+
+def clamp_max(x: Tensor, r: Tensor, max: float | Tensor) -> Tensor:
+    return clamp(x, r, max=max)
+
+
+def hardtanh(x: Tensor, r: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    return clamp(x, r, min_val, max_val)
+
+
+def relu6(x: Tensor, r: Tensor) -> Tensor:
+    return clamp(x, r, 0.0, 6.0)
+
+
+def hardsigmoid(x: Tensor, r: Tensor) -> Tensor:
+    return clamp(x, r, -3.0, 3.0) / 6
+
+
+def hardswish(x: Tensor, r: Tensor) -> Tensor:
+    """x clamp(x + 3, 0, 6) / 6 is c (c + 3) / 6 with c = clamp(x, -3, 3), plus max(x - 3, 0)."""
+    inner = (x.clamp(-3, 3) + r.clamp(-3, 3) + 3) / 6
+    return inner * clamp(x, r, -3.0, 3.0) + ramp(x - 3, r - 3)
+
+
+def softshrink(x: Tensor, r: Tensor, lambd: float = 0.5) -> Tensor:
+    return ramp(x - lambd, r - lambd) + ramp(-x - lambd, -r - lambd)
+
+
+def elu(x: Tensor, r: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+    """scale x for x > 0, else scale alpha (exp(input_scale x) - 1): a ramp and an exponential."""
+    positive = ramp(x, r)
+    negative = alpha * input_scale * exp(x.clamp_max(0) * input_scale, r.clamp_max(0) * input_scale)
+    return scale * (positive + (1 - positive) * negative)
+
+
+def celu(x: Tensor, r: Tensor, alpha: float = 1.0) -> Tensor:
+    return elu(x, r, alpha, 1.0, 1 / alpha)
+
+
+def selu(x: Tensor, r: Tensor) -> Tensor:
+    return elu(x, r, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
+
+
+def exp(x: Tensor, r: Tensor) -> Tensor:
+    """e^max (1 - e^-d) / d with d = |x - r|."""
+    distance = (x - r).abs()
+    return torch.maximum(x, r).exp() * _quotient(-torch.expm1(-distance), distance, 1.0)
+
+
+def exp2(x: Tensor, r: Tensor) -> Tensor:
+    return math.log(2) * exp(x * math.log(2), r * math.log(2))
+
+
+def expm1(x: Tensor, r: Tensor) -> Tensor:
+    return exp(x, r)
+
+
+def log(x: Tensor, r: Tensor) -> Tensor:
+    """log1p(d / min) / d with d = |x - r|; undefined where either is not positive."""
+    distance, smaller = (x - r).abs(), torch.minimum(x, r)
+    return finite_or_zero(torch.where(distance == 0, 1 / smaller, torch.log1p(distance / smaller) / distance))
+
+
+def log1p(x: Tensor, r: Tensor) -> Tensor:
+    """As log at 1 + x, with the difference taken before the 1 is added."""
+    distance, smaller = (x - r).abs(), 1 + torch.minimum(x, r)
+    return finite_or_zero(torch.where(distance == 0, 1 / smaller, torch.log1p(distance / smaller) / distance))
+
+
+def log2(x: Tensor, r: Tensor) -> Tensor:
+    return log(x, r) / math.log(2)
+
+
+def log10(x: Tensor, r: Tensor) -> Tensor:
+    return log(x, r) / math.log(10)
+
+
+def square(x: Tensor, r: Tensor) -> Tensor:
+    return x + r
+
+
+def sqrt(x: Tensor, r: Tensor) -> Tensor:
+    """1 / (sqrt x + sqrt r); 0 where both are 0, where the derivative is infinite."""
+    return finite_or_zero(1 / (x.sqrt() + r.sqrt()))
+
+
+def rsqrt(x: Tensor, r: Tensor) -> Tensor:
+    root_x, root_r = x.sqrt(), r.sqrt()
+    return finite_or_zero(-1 / (root_x * root_r * (root_x + root_r)))
+
+
+def reciprocal(x: Tensor, r: Tensor) -> Tensor:
+    return finite_or_zero(-1 / (x * r))
+
+
+def power(x: Tensor, r: Tensor, exponent: float | Tensor) -> Tensor:
+    """x^n by closed form where there is one, else averaging n x^(n-1) where x and r are close beside their size."""
+    closed = {1.0: torch.ones_like, 2.0: lambda _: square(x, r), 0.5: lambda _: sqrt(x, r), -1.0: lambda _: reciprocal(x, r)}
+    if not isinstance(exponent, Tensor) and float(exponent) in closed:
+        return closed[float(exponent)](r)
+    average = _average(lambda z: exponent * z.pow(exponent - 1), x, r)
+    ratio = (x.pow(exponent) - r.pow(exponent)) / (x - r)
+    is_close = (x - r).abs() < _RELATIVE_STEP[r.dtype] * torch.minimum(x.abs(), r.abs())
+    return finite_or_zero(torch.where(is_close | (x == r), average, ratio))
+
+
+def tanh(x: Tensor, r: Tensor) -> Tensor:
+    """tanh x - tanh r = tanh(x - r) (1 - tanh x tanh r)."""
+    difference = x - r
+    return _quotient(difference.tanh(), difference, 1.0) * (1 - x.tanh() * r.tanh())
+
+
+def sigmoid(x: Tensor, r: Tensor) -> Tensor:
+    """sigmoid x = (1 + tanh(x / 2)) / 2."""
+    return tanh(x / 2, r / 2) / 4
+
+
+def silu(x: Tensor, r: Tensor) -> Tensor:
+    """x sigmoid(x): the midpoint product of its two factors, which for one variable is the secant."""
+    return (x.sigmoid() + r.sigmoid()) / 2 + (x + r) / 2 * sigmoid(x, r)
+
+
+def softplus(x: Tensor, r: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    return smooth(lambda z: F.softplus(z, beta, threshold), x, r, lambda z: torch.sigmoid(beta * z))
+
+
+def log_sigmoid(x: Tensor, r: Tensor) -> Tensor:
+    return softplus(-x, -r)
+
+
+def mish(x: Tensor, r: Tensor) -> Tensor:
+    """x tanh(softplus x), by the midpoint product and the chain of secants."""
+    soft_x, soft_r = F.softplus(x), F.softplus(r)
+    return (soft_x.tanh() + soft_r.tanh()) / 2 + (x + r) / 2 * tanh(soft_x, soft_r) * softplus(x, r)
+
+
+def erf(x: Tensor, r: Tensor) -> Tensor:
+    return smooth(torch.erf, x, r, lambda z: 2 / math.sqrt(math.pi) * (-z * z).exp())
+
+
+def gelu(x: Tensor, r: Tensor, approximate: str = "none") -> Tensor:
+    """x P(x), with P the normal distribution function or its tanh approximation, by the midpoint product."""
+    if approximate == "none":
+        gate_x, gate_r = torch.erf(x * _SQRT_HALF), torch.erf(r * _SQRT_HALF)
+        gate_secant = erf(x * _SQRT_HALF, r * _SQRT_HALF) * _SQRT_HALF
+    else:
+        scale, cubic = math.sqrt(2 / math.pi), 0.044715
+        inner_x, inner_r = (scale * (z + cubic * z**3) for z in (x, r))
+        gate_x, gate_r = inner_x.tanh(), inner_r.tanh()
+        gate_secant = tanh(inner_x, inner_r) * scale * (1 + cubic * (x * x + x * r + r * r))
+    return (2 + gate_x + gate_r) / 4 + (x + r) / 4 * gate_secant
+
+
+def step(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:
+    """Secant of a function that jumps: the plain ratio, and f' = 0 where x = r."""
+    difference = x - r
+    return torch.where(difference == 0, 0.0, (function(x) - function(r)) / difference)
+
+
+def shrink(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:
+    """Secant of a function that jumps between y = x and a constant (threshold, hardshrink); f'(x) where x = r."""
+    difference = x - r
+    slope = ((function(x) == x) & (x != 0)).to(r.dtype)
+    return torch.where(difference == 0, slope, (function(x) - function(r)) / difference)
+
+
+def smooth(
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    r: Tensor,
+    derivative: Callable[[Tensor], Tensor] | None = None,
+    is_singular: bool = False,
+) -> Tensor:
+    """Secant of any differentiable function: the ratio of differences, or f' averaged over [r, x] where they are close.
+
+    "Close" is where three Gauss nodes are exact to rounding and the ratio is not: at most a fixed step, growing with the
+    size of f (whose rounding the ratio divides by x - r), or, for a function with a singularity at 0 (`is_singular`), a
+    share of the distance from it.
+    """
+    value_x, value_r = function(x), function(r)
+    difference = x - r
+    if is_singular:
+        limit = _RELATIVE_STEP[r.dtype] * torch.minimum(x.abs(), r.abs())
+    else:
+        smallest, largest = _STEPS[r.dtype]
+        limit = (smallest * torch.maximum(value_x.abs(), value_r.abs())).clamp(smallest, largest)
+    average = _average(derivative or _derivative_of(function), x, r)
+    is_close = (difference.abs() < limit) | (difference == 0)
+    return finite_or_zero(torch.where(is_close, average, (value_x - value_r) / difference))
+
+
+# Where the error of three Gauss nodes, about f^(7) d^6 / 2e6, is below the ratio's, about eps |f| / d.
+_STEPS = {torch.float32: (0.05, 0.5), torch.float64: (0.005, 0.02)}
+_RELATIVE_STEP = {torch.float32: 0.05, torch.float64: 0.005}
+
+
+def _average(derivative: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:
+    first, *others = (weight * derivative(torch.lerp(*torch.broadcast_tensors(r, x), t)) for t, weight in gauss_legendre(3))
+    return sum(others, start=first)
+
+
+def _derivative_of(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def derivative(z: Tensor) -> Tensor:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            return torch.autograd.grad(function(z).sum(), z)[0]
+
+    return derivative
+
+
+def _quotient(numerator: Tensor, denominator: Tensor, limit: float) -> Tensor:
+    """numerator / denominator, `limit` where the denominator is 0."""
+    return torch.where(denominator == 0, limit, numerator / denominator)
