@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.rules.kinds import Call, Constant, replace_tensors, varying_tensors
 from dlshap_core.rules.masks import number_of
-from dlshap_core.rules.table import KEEPS_MASKS, RANDOM, READS_NO_VALUES, look_up
+from dlshap_core.rules.table import CONVERTS_MASKS, KEEPS_MASKS, RANDOM, READS_NO_VALUES, look_up
 
 _DERIVED = "_dlshap_derived"
 
@@ -135,18 +135,20 @@ class ForwardPass(TorchFunctionMode):
         self._modules = modules
         self._seen = seen
         self._has_derived = False
-        self._is_suspended = False
+        self.is_suspended = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name, in_place, kind = look_up(func)
-        if self._is_suspended or name in READS_NO_VALUES:
+        if self.is_suspended or name in READS_NO_VALUES:
             return func(*args, **kwargs)
         if name in RANDOM:
             self.refuse(name, "it draws random numbers in forward, so no two passes agree")
         if self._has_derived:
+            if name in CONVERTS_MASKS and (number := number_of(args[0])) is not None and torch.bool not in args:
+                return number
             args, kwargs = self._resolve_derived(name, args, kwargs)
         inputs = varying_tensors((args, kwargs))
         if not inputs:
@@ -207,11 +209,11 @@ class ForwardPass(TorchFunctionMode):
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
         """Let operations pass unseen: a user's rule takes over for a whole module."""
-        before, self._is_suspended = self._is_suspended, True
+        before, self.is_suspended = self.is_suspended, True
         try:
             yield
         finally:
-            self._is_suspended = before
+            self.is_suspended = before
 
     def _take(self, call: Call) -> list[Tensor]:
         return self._tape.take(call.name)

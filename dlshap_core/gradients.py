@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 
 
+# Values travel in a list: autograd would take a tensor argument that is returned for a view of it, on which the model could
+# not work in place.
+
+
 class _Multiply(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, source: Tensor, value: Tensor, multiplier: Tensor) -> Tensor:
+    def forward(ctx: Any, source: Tensor, boxed_value: list[Tensor], multiplier: Tensor) -> Tensor:
         ctx.save_for_backward(multiplier)
-        return value.view_as(value)
+        return boxed_value[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -27,9 +31,9 @@ class _Multiply(torch.autograd.Function):
 
 class _Substitute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, source: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, source: Tensor, boxed_value: list[Tensor]) -> Tensor:
         ctx.dtype = source.dtype
-        return value.view_as(value)
+        return boxed_value[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -38,9 +42,9 @@ class _Substitute(torch.autograd.Function):
 
 class _Pullback(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, source: Tensor, value: Tensor, pullback: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, source: Tensor, boxed_value: list[Tensor], pullback: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.pullback = pullback
-        return value.view_as(value)
+        return boxed_value[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -49,12 +53,12 @@ class _Pullback(torch.autograd.Function):
 
 def multiply(source: Tensor, value: Tensor, multiplier: Tensor) -> Tensor:
     """`value`, whose gradient flows to `source` (same shape) times `multiplier`, elementwise."""
-    return _Multiply.apply(source, value.detach(), multiplier.detach())
+    return _Multiply.apply(source, [value.detach()], multiplier.detach())
 
 
 def substitute(source: Tensor, value: Tensor) -> Tensor:
     """`value`, whose gradient flows to `source` (same shape) unchanged."""
-    return _Substitute.apply(source, value.detach())
+    return _Substitute.apply(source, [value.detach()])
 
 
 def pull_back(source: Tensor, value: Tensor, pullback: Callable[[Tensor], Tensor]) -> Tensor:
@@ -62,7 +66,7 @@ def pull_back(source: Tensor, value: Tensor, pullback: Callable[[Tensor], Tensor
 
     `pullback` must hold no tensor that requires grad, and may be called once per target.
     """
-    return _Pullback.apply(source, value.detach(), pullback)
+    return _Pullback.apply(source, [value.detach()], pullback)
 
 
 @lru_cache(maxsize=32)

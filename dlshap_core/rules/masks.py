@@ -104,16 +104,28 @@ class Select:
             forward.record(call, varying)
             return call.finish(torch.where(operands[0].detach() != 0, operands[1], operands[2]) + 0 * operands[0])
         observed = forward.observed(call, varying)
-        usable = [x.isfinite() & r.detach().isfinite() for x, r in zip(observed, varying, strict=True)]
-        observed = [torch.where(ok, x, 0.0) for ok, x in zip(usable, observed, strict=True)]
-        reference = [torch.where(ok, r, 0.0) for ok, r in zip(usable, varying, strict=True)]
+        observed_operands = _in_place_of_varying(operands, observed)
+        reference_operands = [x.detach() for x in operands]
+        flips = observed_operands[0] != reference_operands[0]
+        defined = [x.isfinite() & r.isfinite() for x, r in zip(observed_operands, reference_operands, strict=True)]
+        all_to_condition = flips & ~(defined[1] & defined[2])
+        followed = [ok & ~all_to_condition for ok in defined]
+        observed_value = torch.where(observed_operands[0] != 0, observed_operands[1], observed_operands[2])
+        # Where the condition gets it all, each branch stands still at the value it has on the side that selects it.
+        picked = reference_operands[0] != 0
+        stand_in = [torch.where(picked, value, observed_value), torch.where(picked, observed_value, value)]
+        ends = [(observed_operands[0], operands[0])]
+        for ok, still, x, r in zip(followed[1:], stand_in, observed_operands[1:], operands[1:], strict=True):
+            still = torch.where(all_to_condition, still, 0.0)
+            ends.append((torch.where(ok, x, still), torch.where(ok, r, still)))
+        varying_ends = [(x, r) for (x, r), operand in zip(ends, operands, strict=True) if operand.requires_grad]
+        constants = [r for _, r in ends]  # replaced by points where they vary
 
         def select(*points: Tensor) -> Tensor:
-            remaining = iter(points)
-            c, a, b = (next(remaining) if x.requires_grad else x for x in operands)
+            c, a, b = _in_place_of_varying(constants, list(points))
             return c * a + (1 - c) * b
 
-        return call.finish(path_gradient(select, observed, reference, value))
+        return call.finish(path_gradient(select, *zip(*varying_ends, strict=True), value=value))
 
     @staticmethod
     def _operands(forward: "ForwardPass", call: Call) -> tuple[Tensor, Any, Any]:
@@ -125,6 +137,12 @@ class Select:
         if call.name == "where":
             return first, second, third
         return (second, first, third) if call.name == "Tensor.where" else (second, third, first)
+
+
+def _in_place_of_varying(operands: list[Tensor], replacements: list[Tensor]) -> list[Tensor]:
+    """The operands with the replacements where they vary."""
+    remaining = iter(replacements)
+    return [next(remaining) if x.requires_grad else x for x in operands]
 
 
 class SelectOrAssign:

@@ -60,6 +60,9 @@ READS_NO_VALUES = frozenset(
 # Masks and indices stay what they are here; elsewhere a mask is replaced by its number.
 KEEPS_MASKS = READS_NO_VALUES | frozenset(_names("any all __bool__ isnan isinf isfinite"))
 
+# Conversions of a mask to numbers; its number serves whatever the dtype, so that no digits are lost on the way back.
+CONVERTS_MASKS = frozenset(_names("to type type_as float double half bfloat16 long int"))
+
 RANDOM = frozenset(
     _names(
         "bernoulli multinomial normal poisson rand randn randint randperm rand_like randn_like randint_like uniform "
@@ -286,7 +289,7 @@ def look_up(function: Callable[..., Any]) -> tuple[str, bool, Kind]:
     in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
     if in_place and name != "__setitem__":
         name = name.rstrip("_")
-    if isinstance(function, types.FunctionType) and _asks_for_overrides(function):
+    if isinstance(function, types.FunctionType) and _asks_for_overrides(function) and name not in _LINEAR:
         return name, False, Opened(_open(function))
     if isinstance(function, types.BuiltinFunctionType) and name.startswith("adaptive_max_pool"):
         name += "_with_indices"  # the torch-level function always returns both

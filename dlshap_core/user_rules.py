@@ -1,0 +1,97 @@
+"""Rules users carry over: functions of (module, grad_input, grad_output) for whole modules, keyed by module class.
+
+Such a rule finds `module.input` and `module.output` holding the sequence half and the reference half concatenated along
+axis 0, and returns a tuple with the replacement for grad_input. It is given a shallow copy of the module, so the model is
+not touched. The module call is caught by torch's global forward hooks, which are only there while user rules are in use.
+"""
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import _get_current_function_mode_stack
+
+from dlshap_core.capture import ForwardPass
+from dlshap_core.gradients import pull_back
+from dlshap_core.rules.kinds import Call, is_varying
+
+UserRule = Callable[[nn.Module, tuple[Tensor | None, ...], tuple[Tensor, ...]], tuple[Tensor | None, ...]]
+
+_active = threading.local()
+
+
+@contextlib.contextmanager
+def user_rules_active(rules: dict[type[nn.Module], UserRule] | None) -> Iterator[None]:
+    """Apply user rules to the modules of exactly these classes called in this thread."""
+    if not rules:
+        yield
+        return
+    _active.rules, _active.open = rules, []
+    handles = [register_module_forward_pre_hook(_enter), register_module_forward_hook(_leave, always_call=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        del _active.rules, _active.open
+
+
+def _current_pass() -> ForwardPass | None:
+    stack = _get_current_function_mode_stack()
+    return stack[-1] if stack and isinstance(stack[-1], ForwardPass) else None
+
+
+def _enter(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Before a module runs: let a module with a user rule run unseen."""
+    forward = _current_pass()
+    if forward is None or type(module) not in getattr(_active, "rules", {}) or not any(map(is_varying, args)):
+        return
+    suspension = forward.suspended()
+    suspension.__enter__()
+    _active.open.append((module, suspension))
+
+
+def _leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """After a module ran: put the user's rule in place of what flowed through it."""
+    opened = getattr(_active, "open", [])
+    if not opened or opened[-1][0] is not module:
+        return None
+    _, suspension = opened.pop()
+    suspension.__exit__(None, None, None)
+    forward = _current_pass()
+    if forward is None or not isinstance(output, Tensor) or not output.requires_grad or forward.is_suspended:
+        return None
+    name = type(module).__name__
+    call = Call(module, name, False, args, {}, [args[0]])
+    if not forward.replaying:
+        forward.record(call)
+        return None
+    (observed,) = forward.observed(call)
+    rule = _active.rules[type(module)]
+    return pull_back(args[0], output, _pullback(module, rule, observed, args))
+
+
+def _pullback(module: nn.Module, rule: UserRule, observed: Tensor, args: tuple[Any, ...]) -> Callable[[Tensor], Tensor]:
+    """What the rule makes of a gradient: run the module on both halves, call the rule, keep the first half."""
+    both = torch.cat([observed, args[0].detach()])
+    n_rows = observed.shape[0]
+
+    def pullback(gradient: Tensor) -> Tensor:
+        twin = copy.copy(module)
+        with torch.enable_grad():
+            inputs = both.clone().requires_grad_()
+            outputs = twin(inputs.clone(), *args[1:])
+            gradients = torch.cat([gradient, gradient])
+            (input_gradient,) = torch.autograd.grad(outputs, inputs, gradients)
+        twin.input, twin.output = both, outputs.detach()
+        with torch.no_grad():
+            (replaced, *_) = rule(twin, (input_gradient,), (gradients,))
+        assert replaced is not None
+        return replaced[:n_rows]
+
+    return pullback
