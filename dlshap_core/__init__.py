@@ -1,5 +1,6 @@
 """DeepLIFT/SHAP attributions of sequence models: exact by rules on operations, in two passes. Needs torch, numpy, numba."""
 
+from dlshap_core.deep_lift_shap import _captum_deep_lift_shap, deep_lift_shap, hypothetical_attributions
 from dlshap_core.engine import Attribution, attribute
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.references import dinucleotide_shuffle, shuffle, shuffle_codes
@@ -7,8 +8,11 @@ from dlshap_core.references import dinucleotide_shuffle, shuffle, shuffle_codes
 __all__ = [
     "Attribution",
     "UnsupportedModelError",
+    "_captum_deep_lift_shap",
     "attribute",
+    "deep_lift_shap",
     "dinucleotide_shuffle",
+    "hypothetical_attributions",
     "shuffle",
     "shuffle_codes",
 ]

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.rules.kinds import Call, Constant, replace_tensors, varying_tensors
 from dlshap_core.rules.masks import number_of
-from dlshap_core.rules.table import CONVERTS_MASKS, KEEPS_MASKS, RANDOM, READS_NO_VALUES, look_up
+from dlshap_core.rules.table import CONVERTS_MASKS, KEEPS_MASKS, MOVES_INDICES, RANDOM, READS_NO_VALUES, look_up
 
 _DERIVED = "_dlshap_derived"
 
@@ -221,11 +221,11 @@ class ForwardPass(TorchFunctionMode):
     def _without_gradient(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call on nothing that carries a gradient: a constant, or a test of a mask that decides a branch."""
         output = func(*args, **kwargs)
-        if self._has_derived and name in KEEPS_MASKS and any(getattr(x, _DERIVED, None) for x in args):
-            if isinstance(output, Tensor):
-                setattr(output, _DERIVED, name)
-            else:
+        if self._has_derived and any(getattr(x, _DERIVED, None) for x in args):
+            if name in KEEPS_MASKS and not isinstance(output, Tensor):
                 self.check_branch(name, output)
+            else:
+                self._mark_derived(name, output)
         return output
 
     def _mark_derived(self, name: str, output: Any) -> None:
@@ -249,7 +249,7 @@ class ForwardPass(TorchFunctionMode):
             if number is not None:
                 return number
             source = getattr(x, _DERIVED, None)
-            if source is not None:
+            if source is not None and not (name in MOVES_INDICES and x is args[0]):
                 self.refuse(name, f"it uses what {source!r} made of the input (an index or a count), which jumps with it")
             return x
 

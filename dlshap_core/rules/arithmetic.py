@@ -58,13 +58,18 @@ def hypot(input: Tensor, other: Tensor) -> Tensor:
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """x1 . x2 / (|x1| |x2|), each norm at least eps."""
-    norms = [torch.linalg.vector_norm(x, dim=dim).clamp_min(eps) for x in (x1, x2)]
-    return (x1 * x2).sum(dim) / (norms[0] * norms[1])
+    """The sum of the products of x1 / |x1| and x2 / |x2|, each norm at least eps."""
+    left, right = (x / torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min(eps) for x in (x1, x2))
+    return (left * right).sum(dim)
 
 
 def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
     return torch.linalg.vector_norm(x1 - x2 + eps, p, dim=-1, keepdim=keepdim)
+
+
+def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    """Distances between all rows of x1 and of x2 (torch's compute_mode only chooses how fast)."""
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, dim=-1)
 
 
 def topk(

@@ -331,7 +331,10 @@ class Integrated:
         tolerance = max(self.tolerance, 100 * torch.finfo(value.dtype).eps)
         n_nodes, error = 1, math.inf
         while n_nodes <= self.largest:
-            error = (self._path_sum(call, observed, value, n_nodes) - target).abs().max().item() / size
+            try:
+                error = (self._path_sum(call, observed, value, n_nodes) - target).abs().max().item() / size
+            except (RuntimeError, NotImplementedError) as problem:
+                forward.refuse(call.name, f"no rule is known for it, and it cannot be integrated: {problem}")
             if error <= tolerance:
                 forward.note_integration(call.name, n_nodes, error)
                 return n_nodes

@@ -60,6 +60,14 @@ READS_NO_VALUES = frozenset(
 # Masks and indices stay what they are here; elsewhere a mask is replaced by its number.
 KEEPS_MASKS = READS_NO_VALUES | frozenset(_names("any all __bool__ isnan isinf isfinite"))
 
+# What only moves indices around; they stay derived from the input.
+MOVES_INDICES = frozenset(
+    _names(
+        "narrow squeeze unsqueeze view reshape flatten movedim transpose permute flip clone contiguous detach expand "
+        "__getitem__ unbind split chunk"
+    )
+)
+
 # Conversions of a mask to numbers; its number serves whatever the dtype, so that no digits are lost on the way back.
 CONVERTS_MASKS = frozenset(_names("to type type_as float double half bfloat16 long int"))
 
@@ -194,6 +202,7 @@ _SPELLED: dict[str, tuple[Callable[..., Any], str]] = {
     "hypot": (arithmetic.hypot, "spelled out"),
     "cosine_similarity": (arithmetic.cosine_similarity, "spelled out"),
     "pairwise_distance": (arithmetic.pairwise_distance, "spelled out"),
+    "cdist": (arithmetic.cdist, "spelled out"),
     "topk": (arithmetic.topk, "order statistics"),
     "kthvalue": (arithmetic.kthvalue, "order statistics"),
     "median": (arithmetic.median, "order statistics"),

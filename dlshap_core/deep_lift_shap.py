@@ -1,0 +1,256 @@
+"""The face people know: `deep_lift_shap` with the parameters of tangermeme's, over the two-pass engine.
+
+Shape legend: N sequences, R references of each, T targets, A alphabet, L length.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dlshap_core.attributions import hypothetical_attributions, project
+from dlshap_core.engine import TensorReferences, attribute, model_dtype, resolve_device
+from dlshap_core.references import dinucleotide_shuffle, shuffle_codes, validate_one_hot
+from dlshap_core.sequences import to_codes
+from dlshap_core.state import borrowed
+from dlshap_core.user_rules import UserRule
+
+ReferenceFunction = Callable[..., Tensor]
+
+
+class AttributionReferences(NamedTuple):
+    """Attributions with the references they were made with."""
+
+    attributions: Tensor
+    references: Tensor
+
+
+def deep_lift_shap(
+    model: nn.Module,
+    X: Tensor,
+    args: Sequence[Tensor] | None = None,
+    target: int | Sequence[int] = 0,
+    batch_size: int = 32,
+    references: ReferenceFunction | Tensor = dinucleotide_shuffle,
+    n_shuffles: int = 20,
+    return_references: bool = False,
+    hypothetical: bool = False,
+    warning_threshold: float = 0.001,
+    additional_nonlinear_ops: dict[type[nn.Module], UserRule] | None = None,
+    print_convergence_deltas: bool = False,
+    raw_outputs: bool = False,
+    only_warn: bool = False,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = "cuda",
+    random_state: int | None = None,
+    verbose: bool = False,
+) -> Tensor | AttributionReferences:
+    """DeepLIFT/SHAP attributions: contributions that add up to the difference of predictions, averaged over references.
+
+    Args:
+        model: returns (B, T), optionally followed by axes of length 1. It is left exactly as it was.
+        X: (N, A, L) one-hot sequences.
+        args: further inputs of the model, each with N rows.
+        target: the output to explain; with a list, the result gains an axis of targets after that of the sequences.
+        batch_size: sequence-reference pairs in a batch; the result does not depend on it.
+        references: a function called as f(x, n=1, random_state=random_state + k) for reference k, returning
+            (1, 1, A, L), or a tensor (N, R, A, L).
+        n_shuffles: references of each sequence, where a function draws them.
+        return_references: return (attributions, references).
+        hypothetical: attributions of every base, not only of the observed one.
+        warning_threshold: a convergence delta larger than this gives a RuntimeWarning.
+        additional_nonlinear_ops: rules by module class, f(module, grad_input, grad_output) -> tuple.
+        print_convergence_deltas: print the convergence deltas of each batch.
+        raw_outputs: return the multipliers of every pair instead.
+        only_warn: a X or references that are not one-hot give a warning instead of an error.
+        dtype: of the computation; None for the model's, float16 and bfloat16 run under autocast.
+        device: None for a GPU if there is one.
+        random_state: seed; reference k of every sequence is drawn with random_state + k. None is not reproducible.
+        verbose: show progress on stderr.
+
+    Returns:
+        (N, A, L) attributions, or (N, R, A, L) multipliers with raw_outputs; with a list of T targets (N, T, A, L) or
+        (N, T, R, A, L). With return_references a named tuple of these and the references (N, R, A, L).
+
+    Raises:
+        ValueError: X, references or the model's output of the wrong form (UnsupportedModelError for an operation).
+        IndexError: a target or rows of args that are not there.
+        RuntimeError: no references, or a CUDA device that is not there.
+    """
+    validate_one_hot(X, "X", only_warn=only_warn)
+    if X.shape[0] == 0:
+        raise ValueError("X holds no sequences")
+    source = _reference_source(references, X, n_shuffles, random_state, only_warn)
+    targets = [target] if isinstance(target, int) else list(target)
+    watch = _Watch(X.shape[0] * source.n, warning_threshold, print_convergence_deltas, verbose)
+    result = attribute(
+        model,
+        X,
+        source,
+        args=args,
+        targets=targets,
+        batch_size=batch_size,
+        device=device,
+        dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
+        user_rules=additional_nonlinear_ops,
+        raw_outputs=raw_outputs,
+        progress=watch,
+    )
+    if raw_outputs:
+        assert result.multipliers is not None
+        attributions = result.multipliers
+    else:
+        attributions = result.hypothetical
+        if not hypothetical:
+            attributions = project(attributions, X.cpu().unsqueeze(1))
+    if isinstance(target, int):
+        attributions = attributions.squeeze(1)
+    if return_references:
+        return AttributionReferences(attributions, source.all())
+    return attributions
+
+
+def _captum_deep_lift_shap(
+    model: nn.Module,
+    X: Tensor,
+    args: Sequence[Tensor] | None = None,
+    target: int = 0,
+    batch_size: int = 32,
+    references: ReferenceFunction | Tensor = dinucleotide_shuffle,
+    n_shuffles: int = 20,
+    return_references: bool = False,
+    hypothetical: bool = False,
+    device: str | torch.device | None = "cuda",
+    random_state: int | None = None,
+    verbose: bool = False,
+) -> Tensor | AttributionReferences:
+    """The debugging twin: the same attributions by captum's DeepLiftShap (an optional dependency, the extra `captum`).
+
+    Parameters are those of `deep_lift_shap`, but that all references of a sequence are drawn by a single call
+    f(x, n=n_shuffles, random_state=random_state), and `batch_size` is captum's affair. Captum changes gradients of
+    modules it knows and is not exact on others; use it to look for differences.
+
+    Raises:
+        ImportError: captum is not installed.
+    """
+    try:
+        from captum.attr import DeepLiftShap
+    except ImportError as error:
+        raise ImportError("_captum_deep_lift_shap needs captum; install it with: pip install dlshap[captum]") from error
+    place = resolve_device(device)
+    kind = model_dtype(model)
+    attributions, drawn = [], []
+    with borrowed(model, place):
+        for i in range(X.shape[0]):
+            x = X[i : i + 1].to(place, kind)
+            given = (
+                references[i] if isinstance(references, Tensor) else references(x, n=n_shuffles, random_state=random_state)[0]
+            ).to(place, kind)
+            attribution = DeepLiftShap(model).attribute(
+                x,
+                given,
+                target=target,
+                additional_forward_args=None if args is None else tuple(arg[i : i + 1].to(place) for arg in args),
+                custom_attribution_func=hypothetical_attributions,
+            )
+            attributions.append((attribution if hypothetical else attribution * x).detach().cpu())
+            drawn.append(given.cpu())
+            if verbose:
+                _print_progress(i + 1, X.shape[0], "sequences")
+    result = torch.cat(attributions)
+    return AttributionReferences(result, torch.stack(drawn)) if return_references else result
+
+
+class _DrawnReferences:
+    """References drawn by a function, one call for each pair, so that nothing but the sequence and k enters."""
+
+    def __init__(self, function: ReferenceFunction, X: Tensor, n: int, random_state: int | None) -> None:
+        self.n = n
+        self._function = function
+        self._X = X
+        self._random_state = random_state
+        self._drawn: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, rows: slice, ks: slice) -> Tensor:
+        drawn = self._draw(self._X[rows], range(ks.start, ks.stop))
+        self._drawn[rows.start, ks.start] = drawn.cpu()
+        return drawn
+
+    def all(self) -> Tensor:
+        """(N, R, A, L): the references drawn so far, in order."""
+        by_row: dict[int, list[Tensor]] = {}
+        for row, start in sorted(self._drawn):
+            by_row.setdefault(row, []).append(self._drawn[row, start])
+        return torch.cat([torch.cat(parts, dim=1) for parts in by_row.values()])
+
+    def _draw(self, X: Tensor, ks: range) -> Tensor:
+        if self._random_state is None:
+            return self._function(X, n=len(ks))
+        if self._function is dinucleotide_shuffle:
+            seeds = np.arange(ks.start, ks.stop) + self._random_state
+            codes = shuffle_codes(to_codes(X).cpu().numpy(), seeds, n_characters=X.shape[1] + 1)
+            letters = torch.arange(X.shape[1], dtype=torch.uint8)
+            return (torch.from_numpy(codes).unsqueeze(2) == letters[:, None]).to(X.dtype)
+        pairs = [
+            torch.cat([self._function(X[i : i + 1], n=1, random_state=self._random_state + k) for k in ks], dim=1)
+            for i in range(X.shape[0])
+        ]
+        return torch.cat(pairs)
+
+
+@dataclass(frozen=True)
+class _GivenReferences(TensorReferences):
+    def all(self) -> Tensor:
+        return self.tensor
+
+
+def _reference_source(
+    references: ReferenceFunction | Tensor, X: Tensor, n_shuffles: int, random_state: int | None, only_warn: bool
+) -> Any:
+    if isinstance(references, Tensor):
+        expected = (X.shape[0], "n", *X.shape[1:])
+        if references.ndim != 4 or references.shape[0] != X.shape[0] or references.shape[2:] != X.shape[1:]:
+            raise ValueError(f"references have shape {tuple(references.shape)}; expected {expected}")
+        validate_one_hot(references, "references", ndim=4, allow_N=True, only_warn=only_warn)
+        return _GivenReferences(references)
+    if n_shuffles < 1:
+        raise RuntimeError(f"n_shuffles must be at least 1, not {n_shuffles}")
+    return _DrawnReferences(references, X, n_shuffles, random_state)
+
+
+class _Watch:
+    """Looks at each batch: warns of deltas over the threshold, prints them, shows progress."""
+
+    def __init__(self, n_pairs: int, warning_threshold: float, prints_deltas: bool, verbose: bool) -> None:
+        self._n_pairs = n_pairs
+        self._warning_threshold = warning_threshold
+        self._prints_deltas = prints_deltas
+        self._verbose = verbose
+        self._n_done = 0
+
+    def __call__(self, n_pairs: int, deltas: Tensor) -> None:
+        self._n_done += n_pairs
+        largest = deltas.abs().max().item()
+        if not largest <= self._warning_threshold:
+            warnings.warn(
+                f"convergence deltas too high: up to {largest:.2g}, over the threshold of {self._warning_threshold:g}; "
+                f"audit(model, X) shows how each operation is treated",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        if self._prints_deltas:
+            print(deltas.abs().flatten().cpu())
+        if self._verbose:
+            _print_progress(self._n_done, self._n_pairs, "pairs")
+
+
+def _print_progress(done: int, total: int, what: str) -> None:
+    print(f"\r{done} of {total} {what}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+__all__ = ["_captum_deep_lift_shap", "deep_lift_shap", "hypothetical_attributions"]
