@@ -1,0 +1,91 @@
+"""Reading plain or gzip-compressed text, told apart by its first bytes, with errors that name the file and the line."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from pipeline.errors import UserError
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NOT_TEXT = {
+    b"PK": "a zip archive",
+    b"BZh": "bzip2-compressed",
+    b"\xfd7zXZ": "xz-compressed",
+    b"\x28\xb5\x2f\xfd": "zstd-compressed",
+    b"\x89HDF": "an HDF5 file",
+    b"\x1a\x45\xdf\xa3": "a binary file",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+    b"CRAM": "a CRAM file",
+    b"\x1a\x41\x43\x51": "a 2bit file",
+    b"\x43\x27\x41\x1a": "a 2bit file",
+}
+
+
+def require_file(path: str | Path | None, field: str) -> Path:
+    """The path as a readable file, or a UserError that names the configuration field it came from."""
+    if path is None or str(path) == "":
+        raise UserError(f"{field} is not set; give the path of a file: {field}=...")
+    found = Path(path).expanduser()
+    try:
+        if found.is_dir():
+            raise UserError(f"{field}={path} is a directory; expected a file")
+        with found.open("rb"):
+            return found
+    except FileNotFoundError:
+        raise UserError(f"{field}={path}: no such file (looked for {found.absolute()})") from None
+    except OSError as error:
+        raise UserError(f"{field}={path} cannot be read: {error.strerror or error}") from None
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether the file is gzip (bgzip is gzip too), judged by its first bytes and not by its name."""
+    with path.open("rb") as file:
+        return file.read(2) == _GZIP_MAGIC
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """The file's content, decompressed if it is gzip. Raises UserError when it is another kind of binary file."""
+    if is_gzip(path):
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    file = path.open("rb")
+    head = file.read(8)
+    file.seek(0)
+    for magic, kind in _NOT_TEXT.items():
+        if head.startswith(magic):
+            file.close()
+            raise UserError(f"{path} is {kind}; expected plain text or gzip")
+    return file
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(1-based line number, line without its line ending and trailing blanks), blank lines included.
+
+    A byte order mark before the first line is dropped. Raises UserError where the file is truncated or damaged.
+    """
+    number = 0
+    with open_bytes(path) as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                yield number, (line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line).rstrip()
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise damaged(path, f"after line {number}", error) from error
+        except OSError as error:
+            raise UserError(f"{path} cannot be read after line {number}: {error.strerror or error}") from error
+
+
+def damaged(path: Path, where: str, error: Exception) -> UserError:
+    """The error for a gzip file that ends early or does not decompress."""
+    kind = "truncated" if isinstance(error, EOFError) else "damaged"
+    return UserError(f"{path} is {kind} {where}: {error}; copy or download it again")
+
+
+def text_of(line: bytes) -> tuple[str, bool]:
+    """The line as text, and whether it was valid UTF-8 (where it is not, the bad bytes are replaced)."""
+    try:
+        return line.decode("utf-8"), True
+    except UnicodeDecodeError:
+        return line.decode("utf-8", errors="replace"), False
