@@ -1,0 +1,31 @@
+"""Errors of the pipeline, written for the person who gets them, and the exit codes they become.
+
+Exit codes: 0 done; 1 the run failed; 2 bad input or configuration; 75 stopped by SIGTERM, 130 by Ctrl-C: run the same
+command again.
+"""
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 75
+EXIT_INTERRUPTED = 130
+
+
+class UserError(ValueError):
+    """Bad input or configuration; the message is one line that says what, where, what was expected, what to do."""
+
+
+class RunError(RuntimeError):
+    """The run failed while working on good input; what was committed stays, and the same command goes on from there."""
+
+
+class ShardError(RunError):
+    """A shard failed; the message names the shard, its rows and its sequences."""
+
+
+class Stopped(BaseException):  # noqa: N818 (not an error: like KeyboardInterrupt, no handler of errors may hold it up)
+    """A signal asked the run to stop."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
