@@ -1,4 +1,4 @@
-"""DeepLIFT/SHAP attributions of sequence models: exact by rules on operations, in two passes. Needs torch, numpy, numba."""
+"""DeepLIFT/SHAP attributions of sequence models, exact by rules on operations; needs torch, numpy and numba alone."""
 
 from dlshap_core.deep_lift_shap import _captum_deep_lift_shap, deep_lift_shap, hypothetical_attributions
 from dlshap_core.engine import Attribution, attribute

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 
-def hypothetical_attributions(
-    multipliers: tuple[Tensor], X: tuple[Tensor], references: tuple[Tensor]
-) -> tuple[Tensor]:
+def hypothetical_attributions(multipliers: tuple[Tensor], X: tuple[Tensor], references: tuple[Tensor]) -> tuple[Tensor]:
     """Attributions of every base at every position, from the multipliers of sequence-reference pairs.
 
     Choosing base c at a position removes the reference's base there: the attribution of c is the contribution of the
@@ -36,7 +34,7 @@ def hypothetical_attributions(
 
 
 def project(hypothetical: Tensor, X: Tensor) -> Tensor:
-    """The observed base's attribution: hypothetical (..., A, L) times the one-hot X (..., A, L); 0 at an unknown base."""
+    """The observed base's attribution, hypothetical times one-hot X, both (..., A, L); 0 at an unknown base."""
     return hypothetical * X.to(hypothetical.dtype)
 
 

@@ -1,9 +1,10 @@
 """One forward pass of a model with every torch operation seen: observed on sequences, replayed on references.
 
-`torch.overrides.TorchFunctionMode` hands over every torch call, in a module or not. Each call on a tensor that varies with
-the sequence is looked up in the table of rules. The observing pass runs the S sequences and records, in call order, what
-the rules need; the replaying pass runs the S x R references, takes the records back as the other end of each difference,
-and leaves an autograd graph whose gradients are DeepLIFT multipliers. The model itself is not touched.
+`torch.overrides.TorchFunctionMode` hands over every torch call, in a module or not. Each call on a tensor that varies
+with the sequence is looked up in the table of rules. The observing pass runs the S sequences and records, in call
+order, what the rules need; the replaying pass runs the S x R references, takes the records back as the other end of
+each difference, and leaves an autograd graph whose gradients are DeepLIFT multipliers. The model itself is not
+touched.
 """
 
 import contextlib
@@ -65,6 +66,10 @@ class Tape:
             )
         return entry.payload
 
+    def holds_any(self, names: frozenset[str]) -> bool:
+        """Whether an operation of one of these names was recorded."""
+        return any(entry.name in names for entry in self.entries)
+
     def check_consumed(self) -> None:
         if self.position < len(self.entries):
             name = self.entries[self.position].name
@@ -73,10 +78,14 @@ class Tape:
 
 @dataclass(frozen=True)
 class Rows:
-    """How rows of the observing pass pair with rows of the replaying one: S sequences, each with R references."""
+    """How rows of the observing pass pair with rows of the replaying one: S sequences, each with R references.
+
+    The observing pass may hold further rows behind the sequences, `n_padding` of them, which are dropped.
+    """
 
     n_sequences: int
     n_references: int
+    n_padding: int = 0
 
     def axis(self, observed: Tensor, reference: Tensor) -> int | None:
         """The axis of the rows, or None where both have the same rows (R = 1).
@@ -88,7 +97,7 @@ class Rows:
             return None
         if observed.ndim == reference.ndim:
             differing = [d for d in range(observed.ndim) if observed.shape[d] != reference.shape[d]]
-            expected = (self.n_sequences, self.n_sequences * self.n_references)
+            expected = (self.n_sequences + self.n_padding, self.n_sequences * self.n_references)
             if len(differing) == 1 and (observed.shape[differing[0]], reference.shape[differing[0]]) == expected:
                 return differing[0]
         raise PassesDiffer(
@@ -99,14 +108,17 @@ class Rows:
     def expand(self, observed: Tensor, reference: Tensor) -> Tensor:
         """The observed activation repeated to the rows of the reference's."""
         axis = self.axis(observed, reference)
-        return observed if axis is None else observed.repeat_interleave(self.n_references, axis)
+        if axis is None:
+            return observed
+        return observed.narrow(axis, 0, self.n_sequences).repeat_interleave(self.n_references, axis)
 
     def beside(self, observed: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """Views of both that broadcast: (..., S, 1, ...) and (..., S, R, ...)."""
         axis = self.axis(observed, reference)
         if axis is None:
             return observed, reference
-        return observed.unsqueeze(axis + 1), reference.unflatten(axis, (self.n_sequences, self.n_references))
+        observed = observed.narrow(axis, 0, self.n_sequences).unsqueeze(axis + 1)
+        return observed, reference.unflatten(axis, (self.n_sequences, self.n_references))
 
 
 class ForwardPass(TorchFunctionMode):
@@ -163,15 +175,19 @@ class ForwardPass(TorchFunctionMode):
         return output
 
     def record(self, call: Call, tensors: list[Tensor] | None = None) -> None:
-        """Keep the varying inputs of a call (or the tensors given) for the replaying pass; cloned, as forward may overwrite."""
+        """Keep the varying inputs of a call (or the tensors given) for the replaying pass; cloned, as forward may
+        overwrite."""
         self._tape.add(call.name, [x.detach().clone() for x in (call.inputs if tensors is None else tensors)])
 
     def observed(self, call: Call, tensors: list[Tensor] | None = None) -> list[Tensor]:
-        """What the observing pass recorded at this call, repeated to the rows of the call's inputs (or the tensors given)."""
+        """What the observing pass recorded at this call, repeated to the rows of the call's inputs (or the tensors
+        given)."""
         recorded = self._take(call)
         reference = call.inputs if tensors is None else tensors
         if len(recorded) != len(reference):
-            raise PassesDiffer(f"{call.name!r} has {len(recorded)} varying inputs in one pass, {len(reference)} in the other")
+            raise PassesDiffer(
+                f"{call.name!r} has {len(recorded)} varying inputs in one pass, {len(reference)} in the other"
+            )
         return [self._rows.expand(x, r) for x, r in zip(recorded, reference, strict=True)]
 
     def observed_beside(self, call: Call, expand: bool) -> tuple[Tensor, Tensor]:
@@ -185,7 +201,9 @@ class ForwardPass(TorchFunctionMode):
         if not self.replaying:
             self._tape.add(name, value)
         elif (recorded := self._tape.take(name)) != value:
-            raise PassesDiffer(f"{name!r} on a value of the input gives {recorded} for the sequence, {value} for a reference")
+            raise PassesDiffer(
+                f"{name!r} on a value of the input gives {recorded} for the sequence, {value} for a reference"
+            )
 
     def note_integration(self, name: str, n_nodes: int, error: float) -> None:
         """Tell the audit how many nodes an integrated operation needed."""
@@ -218,7 +236,9 @@ class ForwardPass(TorchFunctionMode):
     def _take(self, call: Call) -> list[Tensor]:
         return self._tape.take(call.name)
 
-    def _without_gradient(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _without_gradient(
+        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """A call on nothing that carries a gradient: a constant, or a test of a mask that decides a branch."""
         output = func(*args, **kwargs)
         if self._has_derived and any(getattr(x, _DERIVED, None) for x in args):
@@ -250,7 +270,9 @@ class ForwardPass(TorchFunctionMode):
                 return number
             source = getattr(x, _DERIVED, None)
             if source is not None and not (name in MOVES_INDICES and x is args[0]):
-                self.refuse(name, f"it uses what {source!r} made of the input (an index or a count), which jumps with it")
+                self.refuse(
+                    name, f"it uses what {source!r} made of the input (an index or a count), which jumps with it"
+                )
             return x
 
         return replace_tensors((args, kwargs), resolve, lambda x: isinstance(x, Tensor) and not x.requires_grad)

@@ -149,7 +149,9 @@ def _captum_deep_lift_shap(
         for i in range(X.shape[0]):
             x = X[i : i + 1].to(place, kind)
             given = (
-                references[i] if isinstance(references, Tensor) else references(x, n=n_shuffles, random_state=random_state)[0]
+                references[i]
+                if isinstance(references, Tensor)
+                else references(x, n=n_shuffles, random_state=random_state)[0]
             ).to(place, kind)
             attribution = DeepLiftShap(model).attribute(
                 x,
@@ -244,13 +246,14 @@ class _Watch:
                 stacklevel=4,
             )
         if self._prints_deltas:
-            print(deltas.abs().flatten().cpu())
+            print(deltas.abs().flatten().cpu())  # noqa: T201  asked for by print_convergence_deltas
         if self._verbose:
             _print_progress(self._n_done, self._n_pairs, "pairs")
 
 
 def _print_progress(done: int, total: int, what: str) -> None:
-    print(f"\r{done} of {total} {what}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    sys.stderr.write(f"\r{done} of {total} {what}" + ("\n" if done == total else ""))
+    sys.stderr.flush()
 
 
 __all__ = ["_captum_deep_lift_shap", "deep_lift_shap", "hypothetical_attributions"]

@@ -5,10 +5,12 @@ through with autograd, each ruled operation taking its record as the other end o
 references is the multiplier m of each pair, with sum m (x - r) = y(x) - y(r). Work: S + SR rows forward and SR rows
 backward, where a doubled batch takes 2SR and 2SR.
 
-Shape legend: N sequences, R references of each, T targets, A alphabet, L length, S sequences and K references in a batch.
+Shape legend: N sequences, R references of each, T targets, A alphabet, L length, S sequences and K references in a
+batch.
 """
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from dlshap_core.capture import ForwardPass, OperationKey, PassesDiffer, Rows, Tape
 from dlshap_core.errors import UnsupportedModelError
+from dlshap_core.rules.table import BREAKS_TIES
 from dlshap_core.state import borrowed, eager, unwrap
 from dlshap_core.user_rules import UserRule, user_rules_active
 
@@ -76,7 +79,8 @@ class Block:
 
 
 def plan_blocks(n_sequences: int, n_references: int, batch_size: int) -> list[Block]:
-    """Batches of at most `batch_size` pairs: whole sequences where they fit, else even parts of one sequence's references."""
+    """Batches of at most `batch_size` pairs: whole sequences where they fit, else even parts of one sequence's
+    references."""
     if n_references <= batch_size:
         step = batch_size // n_references
         return [
@@ -88,7 +92,7 @@ def plan_blocks(n_sequences: int, n_references: int, batch_size: int) -> list[Bl
     return [
         Block(slice(row, row + 1), slice(start, stop))
         for row in range(n_sequences)
-        for start, stop in zip(edges, edges[1:], strict=False)
+        for start, stop in itertools.pairwise(edges)
     ]
 
 
@@ -162,7 +166,9 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("device 'cuda' was asked for, but there is no CUDA GPU here; use device='cpu' or device=None")
+        raise RuntimeError(
+            "device 'cuda' was asked for, but there is no CUDA GPU here; use device='cpu' or device=None"
+        )
     return device
 
 
@@ -174,9 +180,8 @@ def model_dtype(model: nn.Module) -> torch.dtype:
 
 @dataclass
 class _Batch:
-    """Results of one block: multipliers (S, T, K, A, L) and what they are combined from."""
+    """Results of one block: references (S, K, A, L), multipliers (S, T, K, A, L), predictions and deltas."""
 
-    sequences: Tensor
     references: Tensor
     multipliers: Tensor
     prediction: Tensor
@@ -206,13 +211,14 @@ class _Runner:
         self._modules = {id(module): name for name, module in model.named_modules()}
         self._seen = seen
         self._has_equal_rows = False
+        self._breaks_ties = False
 
     def run(self, X: Tensor, references: Tensor, rows: slice) -> _Batch:
         """Multipliers of every pair of sequences (S, A, L) with their references (S, K, A, L)."""
         sequences = X.to(self._device).to(self._dtype)
         references = references.to(self._device).to(self._dtype)
         n_references = references.shape[1]
-        if not self._has_equal_rows:
+        if not self._has_equal_rows and n_references > 1:
             try:
                 return self._run(sequences, references, rows, 1)
             except PassesDiffer:
@@ -228,12 +234,19 @@ class _Runner:
     def _run(self, sequences: Tensor, references: Tensor, rows: slice, n_repeats: int) -> _Batch:
         """Both passes, each sequence going through the first one `n_repeats` times (1, or once for each reference)."""
         n_sequences, n_references = references.shape[:2]
-        layout = Rows(n_sequences * n_repeats, n_references // n_repeats)
+        # A batch of one row is computed by other kernels, with other last bits, than any larger one.
+        is_alone = n_sequences == n_repeats == 1
+        n_padding = 1 if is_alone and self._breaks_ties and n_references > 2 else 0
+        layout = Rows(n_sequences * n_repeats, n_references // n_repeats, n_padding)
         tape = Tape()
         with self._forward_pass(tape, layout, replaying=False) as observe:
-            y = self._predict(sequences.repeat_interleave(n_repeats, 0), rows, n_repeats, observe)
+            x = sequences.repeat_interleave(n_repeats + n_padding, 0).requires_grad_()
+            y = self._predict(x, rows, n_repeats + n_padding, observe)
+        if is_alone and not self._breaks_ties and tape.holds_any(BREAKS_TIES):
+            self._breaks_ties = True
+            return self._run(sequences, references, rows, n_references if n_references == 2 else 1)
         targets = _resolve_targets(self._targets, y.shape[1])
-        prediction = y.detach()[::n_repeats, targets]
+        prediction = y.detach()[:: n_repeats + n_padding, targets]
         del y
 
         leaf = references.flatten(0, 1).requires_grad_()
@@ -242,11 +255,11 @@ class _Runner:
         tape.check_consumed()
         multipliers = _gradients(y, leaf, targets).unflatten(1, (n_sequences, n_references)).transpose(0, 1)
         reference_prediction = y.detach()[:, targets].unflatten(0, (n_sequences, n_references)).transpose(1, 2)
-        contributions = torch.einsum("stkal,skal->stk", multipliers, sequences[:, None] - references)
-        difference = prediction[..., None] - reference_prediction
-        return _Batch(
-            sequences, references, multipliers, prediction, reference_prediction, contributions - difference
-        )
+        # Summed in float64: the delta should show the rules' error, not that of adding up.
+        contributions = multipliers * (sequences[:, None] - references).unsqueeze(1)
+        explained = contributions.sum((-2, -1), dtype=torch.float64)
+        delta = explained - (prediction[..., None].double() - reference_prediction.double())
+        return _Batch(references, multipliers, prediction, reference_prediction, delta.to(y.dtype))
 
     @contextlib.contextmanager
     def _forward_pass(self, tape: Tape, layout: Rows, replaying: bool) -> Iterator[ForwardPass]:
@@ -256,10 +269,12 @@ class _Runner:
             yield ForwardPass(tape, layout, replaying, self._modules, seen)
 
     def _predict(self, x: Tensor, rows: slice, n_repeats: int, forward: ForwardPass) -> Tensor:
-        """The model's output (B, T) on (B, A, L), with every operation going through `forward`."""
-        # Not a leaf, so that the model may work in place on its input.
-        x = x.clone() if x.requires_grad else x.detach().requires_grad_().clone()
+        """The model's output (B, T) on (B, A, L), with every operation going through `forward`.
+
+        `n_repeats` is how often each row of the further inputs is needed.
+        """
         extra = [self._extra_input(arg[rows]).repeat_interleave(n_repeats, 0) for arg in self._args]
+        x = x.clone()  # not a leaf, so that the model may work in place on its input
         with forward:
             y = self._model(x, *extra)
         return _as_rows_by_targets(y, x.shape[0])
@@ -306,9 +321,7 @@ class _Results:
 
     def finish(self) -> Attribution:
         hypothetical = (self._sum / self._n_references).to(self._dtype)
-        return Attribution(
-            hypothetical, self._prediction, self._reference_prediction, self._delta, self._multipliers
-        )
+        return Attribution(hypothetical, self._prediction, self._reference_prediction, self._delta, self._multipliers)
 
 
 def _gradients(y: Tensor, leaf: Tensor, targets: list[int]) -> Tensor:
@@ -325,9 +338,7 @@ def _gradients(y: Tensor, leaf: Tensor, targets: list[int]) -> Tensor:
 
 def _as_rows_by_targets(y: Any, n_rows: int) -> Tensor:
     if not isinstance(y, Tensor):
-        raise ValueError(
-            f"the model returns a {type(y).__name__}, not a tensor; wrap it so that it returns the one output to explain"
-        )
+        raise ValueError(f"the model returns a {type(y).__name__}, not a tensor; wrap it so that it returns one output")
     if y.ndim == 1:
         y = y.unsqueeze(1)
     if y.ndim < 2 or y.shape[0] != n_rows or y.shape[2:].numel() != 1:
@@ -347,5 +358,3 @@ def _resolve_targets(targets: Sequence[int] | str, n_targets: int) -> list[int]:
         if not -n_targets <= target < n_targets:
             raise IndexError(f"target {target} is not there: the model has {n_targets} outputs, 0 to {n_targets - 1}")
     return [target % n_targets for target in targets]
-
-

@@ -1,7 +1,7 @@
 """Autograd pieces the rules are built from: values of the reference pass with multipliers in place of gradients.
 
-A rule computes an operation's ordinary value on the reference and decides what flows back. Backward passes through these
-functions therefore carry DeepLIFT multipliers instead of gradients, and `torch.autograd` does the chain rule.
+A rule computes an operation's ordinary value on the reference and decides what flows back. Backward passes through
+these functions therefore carry DeepLIFT multipliers instead of gradients, and `torch.autograd` does the chain rule.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-# Values travel in a list: autograd would take a tensor argument that is returned for a view of it, on which the model could
-# not work in place.
+# Values travel in a list: autograd would take a tensor argument that is returned for a view of it, on which the model
+# could not work in place.
 
 
 class _Multiply(torch.autograd.Function):
@@ -86,8 +85,8 @@ def path_gradient(
     """`value`, whose gradient is that of `function` averaged along the straight path from reference to observed.
 
     m = integral over t in [0, 1] of f'(r + t (x - r)), by Gauss-Legendre quadrature: integrated gradients (Sundararajan
-    et al. 2017) of one operation. It sums to f(x) - f(r) by the fundamental theorem of calculus. With a single node it is
-    the midpoint rule, exact for a product of two factors: dx (y + y0)/2 + dy (x + x0)/2 = xy - x0 y0.
+    et al. 2017) of one operation. It sums to f(x) - f(r) by the fundamental theorem of calculus. With a single node it
+    is the midpoint rule, exact for a product of two factors: dx (y + y0)/2 + dy (x + x0)/2 = xy - x0 y0.
 
     Args:
         function: takes as many tensors as there are in `reference`; differentiable.
@@ -100,7 +99,8 @@ def path_gradient(
     with torch.enable_grad():
         for t, weight in gauss_legendre(n_nodes):
             points = [
-                substitute(r, torch.lerp(r.detach(), x.to(r.dtype), t)) for x, r in zip(observed, reference, strict=True)
+                substitute(r, torch.lerp(r.detach(), x.to(r.dtype), t))
+                for x, r in zip(observed, reference, strict=True)
             ]
             term = function(*points) * weight
             averaged = term if averaged is None else averaged + term

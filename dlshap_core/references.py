@@ -1,8 +1,8 @@
 """Reference sequences: seeded shuffles that keep the composition of a sequence.
 
-Reference k of a sequence is a pure function of (sequence, seed + k): no batch, shard or row number enters, so anyone can
-draw it again. Consecutive seeds share all but one of their references (seed 0 with 20 references uses 0..19, seed 1
-uses 1..20); space seeds by the number of references for independent sets.
+Reference k of a sequence is a pure function of (sequence, seed + k): no batch, shard or row number enters, so anyone
+can draw it again. Consecutive seeds share all but one of their references (seed 0 with 20 references uses 0..19, seed
+1 uses 1..20); space seeds by the number of references for independent sets.
 
 Shape legend: N sequences, R references, A alphabet, L length.
 """
@@ -149,8 +149,11 @@ def shuffle(
 
     Raises:
         ValueError: X is not one-hot, or the region is empty or leaves the sequence.
+        RuntimeError: n is less than 1.
     """
     validate_one_hot(X, "X", allow_N=True)
+    if n < 1:
+        raise RuntimeError(f"n must be at least 1 shuffle, not {n}")
     start, end = _region(X.shape[-1], start, end)
     generator = random_state if isinstance(random_state, np.random.RandomState) else np.random.RandomState(random_state)
     result = X.unsqueeze(1).repeat(1, n, 1, 1)

@@ -35,8 +35,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Hold a model on `device`, in eval mode and with frozen parameters.
 
-    On exit its device, training modes, requires_grad flags and buffer values are what they were, also after an exception
-    or KeyboardInterrupt. Parameters are restored as the same tensor objects with the same storage.
+    On exit its device, training modes, requires_grad flags and buffer values are what they were, also after an
+    exception or KeyboardInterrupt. Parameters are restored as the same tensor objects with the same storage.
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

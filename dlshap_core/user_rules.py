@@ -1,8 +1,9 @@
 """Rules users carry over: functions of (module, grad_input, grad_output) for whole modules, keyed by module class.
 
 Such a rule finds `module.input` and `module.output` holding the sequence half and the reference half concatenated along
-axis 0, and returns a tuple with the replacement for grad_input. It is given a shallow copy of the module, so the model is
-not touched. The module call is caught by torch's global forward hooks, which are only there while user rules are in use.
+axis 0, and returns a tuple with the replacement for grad_input. It is given a shallow copy of the module, so the model
+is not touched. The module call is caught by torch's global forward hooks, which are only there while user rules are in
+use.
 """
 
 import contextlib

@@ -60,7 +60,8 @@ class Call:
 class Kind(Protocol):
     """How an operation is treated; `label` is what reports call it."""
 
-    label: str
+    @property
+    def label(self) -> str: ...
 
     def run(self, forward: "ForwardPass", call: Call) -> Any: ...
 
@@ -305,7 +306,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Integrated:
-    """No rule is known: the local integrated gradient, nodes doubled until it sums to the operation's own difference."""
+    """No rule is known: the local integrated gradient, nodes doubled until it sums to the operation's difference."""
 
     label: str = "integrated"
     tolerance: float = 1e-7
@@ -356,7 +357,7 @@ class Integrated:
             points = [torch.lerp(r, x, t).requires_grad_() for x, r in zip(observed, references, strict=True)]
             with torch.enable_grad():
                 gradients = torch.autograd.grad(call.with_inputs(points), points, probe, create_graph=True)
-                along = sum((g * step).sum() for g, step in zip(gradients, steps, strict=True))
+                along = torch.stack([(g * step).sum() for g, step in zip(gradients, steps, strict=True)]).sum()
                 total += weight * torch.autograd.grad(along, probe)[0].double()
         return total
 

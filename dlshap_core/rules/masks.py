@@ -1,7 +1,7 @@
 """Rules of comparisons and of what masks made from the input do.
 
-A comparison (x > 0) is a step function of the difference of its operands. Its output is boolean and carries no gradient, so
-it is given a number beside it: 1.0 or 0.0, whose multiplier is the step's secant
+A comparison (x > 0) is a step function of the difference of its operands. Its output is boolean and carries no
+gradient, so it is given a number beside it: 1.0 or 0.0, whose multiplier is the step's secant
 
     m = (mask(x) - mask(r)) / (d(x) - d(r)),   d = left - right.
 
@@ -84,8 +84,8 @@ class Combination:
 class Select:
     """where(c, a, b) with a condition that varies: c a + (1 - c) b with midpoint products.
 
-    The unselected branch may be undefined (where(x > 0, log(x), 0)); it has coefficient 0, so any finite number may stand
-    for it, and nothing is passed back to it.
+    The unselected branch may be undefined (where(x > 0, log(x), 0)); it has coefficient 0, so any finite number may
+    stand for it, and nothing is passed back to it.
     """
 
     label = "where: midpoint"
@@ -151,7 +151,7 @@ class SelectOrAssign:
     label = "assignment"
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
-        target, place, value = call.args
+        _, place, value = call.args
         if not is_varying(place):
             return call.plain()
         if isinstance(value, Tensor) and value.ndim > 0:

@@ -1,14 +1,16 @@
 """Rules of maxima: max-pooling of every form, max over axes, and order statistics.
 
-For y = max over a window the change of the output goes to the single input that explains it: the observed maximum's place
-i where the output rises, the reference maximum's place where it falls (the rule of DeepLIFT's max-pooling, as in
+For y = max over a window the change of the output goes to the single input that explains it: the observed maximum's
+place i where the output rises, the reference maximum's place where it falls (the rule of DeepLIFT's max-pooling, as in
 tangermeme):
 
     m_i = (y(x) - y(r)) / (x_i - r_i).
 
-x_i - r_i is at least as large as the change and of its sign, so m_i lies in [0, 1] and no small difference is divided by a
-smaller one. Where the observed maximum's own input does not change at all, its place gets the ordinary gradient 1, which
-adds nothing to the sum. Inputs that win several windows add up.
+x_i - r_i is at least as large as the change and of its sign, so m_i lies in [0, 1] and no small difference is divided
+by a smaller one. Where the observed maximum's own input does not change, its place gets the ordinary gradient 1, which
+adds nothing to the sum. "Does not change" allows for rounding, since passes of different sizes round differently: that
+is the only place of the rule where equal inputs count for more than nearly equal ones. Inputs that win several windows
+add up.
 """
 
 from collections.abc import Callable
@@ -19,6 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlshap_core.gradients import pull_back
+
+# Rounding of a few layers, in units of the largest activation beside it.
+_ROUNDING_STEPS = 64
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,9 @@ def _route(observed: Tensor, reference: Tensor, best_x: _Windows, best_r: _Windo
     change = best_x.values - best_r.values
     input_change = observed.gather(-1, places) - reference.gather(-1, places)
     shares = torch.where(change == 0, 0.0, change / input_change)
-    unchanged = observed.gather(-1, best_x.places) == reference.gather(-1, best_x.places)
+    rounding = _ROUNDING_STEPS * torch.finfo(reference.dtype).eps * reference.abs().amax(-1, keepdim=True)
+    unchanged = (observed.gather(-1, best_x.places) - reference.gather(-1, best_x.places)).abs() <= rounding
+    shares = torch.where(unchanged & (places == best_x.places), 0.0, shares)
     return places, shares, unchanged
 
 
@@ -67,12 +74,18 @@ def _max_over_windows(
     return pull_back(reference, reference_value, pullback), reference_places
 
 
-_POOLS = {
+_Sizes = int | tuple[int, ...]
+_Pool = Callable[..., tuple[Tensor, Tensor]]
+
+_POOLS: dict[str, tuple[_Pool, int]] = {
     "max_pool1d": (F.max_pool1d_with_indices, 1),
     "max_pool2d": (F.max_pool2d_with_indices, 2),
     "max_pool3d": (F.max_pool3d_with_indices, 3),
 }
-_ADAPTIVE_POOLS = {
+_ADAPTIVE_Sizes = int | tuple[int, ...]
+_Pool = Callable[..., tuple[Tensor, Tensor]]
+
+_POOLS: dict[str, tuple[_Pool, int]] = {
     "adaptive_max_pool1d": (F.adaptive_max_pool1d_with_indices, 1),
     "adaptive_max_pool2d": (F.adaptive_max_pool2d_with_indices, 2),
     "adaptive_max_pool3d": (F.adaptive_max_pool3d_with_indices, 3),
@@ -120,9 +133,7 @@ def _max_over_last(observed: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]
     return _max_over_windows(observed, reference, lambda z: z.max(dim=-1, keepdim=True), 1)
 
 
-def max_over_axis(
-    observed: Tensor, reference: Tensor, dim: int, keepdim: bool = False
-) -> tuple[Tensor, Tensor]:
+def max_over_axis(observed: Tensor, reference: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """max(dim=...): values and places."""
     value, places = _max_over_last(observed.movedim(dim, -1), reference.movedim(dim, -1))
     if keepdim:
@@ -144,9 +155,7 @@ def amax(observed: Tensor, reference: Tensor, dim: int | tuple[int, ...], keepdi
     return value
 
 
-def min_over_axis(
-    observed: Tensor, reference: Tensor, dim: int, keepdim: bool = False
-) -> tuple[Tensor, Tensor]:
+def min_over_axis(observed: Tensor, reference: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """min is -max(-x)."""
     value, places = max_over_axis(-observed, -reference, dim, keepdim)
     return torch.return_types.min((-value, places))
@@ -161,8 +170,8 @@ def sort(
 ) -> tuple[Tensor, Tensor]:
     """Sorted values, and so topk, median and quantiles of positions.
 
-    The sum of the k largest, S_k, is a maximum over subsets. Its change goes to the subset that explains it, the observed
-    one where S_k rises and the reference one where it falls, every member in proportion to its own change:
+    The sum of the k largest, S_k, is a maximum over subsets. Its change goes to the subset that explains it, the
+    observed one where S_k rises and the reference one where it falls, every member in proportion to its own change:
 
         m_i = (S_k(x) - S_k(r)) / sum over the subset of (x_j - r_j)   for i in the subset,
 

@@ -1,8 +1,8 @@
 """Normalisations over positions and channels, spelled out: mean, square, mean, rsqrt, product.
 
-Each part has an exact multiplier (mean: linear; square: x + r; rsqrt: closed secant; product: midpoint), so the whole sums
-to delta; for layer and RMS norm this is the closed form of tangermeme's rules. Batch statistics would mix the rows of a
-batch and are refused.
+Each part has an exact multiplier (mean: linear; square: x + r; rsqrt: closed secant; product: midpoint), so the whole
+sums to delta; for layer and RMS norm this is the closed form of tangermeme's rules. Batch statistics would mix the
+rows of a batch and are refused.
 """
 
 import math
@@ -147,7 +147,7 @@ def vector_norm(
 def norm(
     input: Tensor, p: float | str | None = 2, dim: int | tuple[int, ...] | None = None, keepdim: bool = False
 ) -> Tensor:
-    order = 2.0 if p in (None, "fro") else float(p)  # type: ignore[arg-type]
+    order = 2.0 if p in (None, "fro") else float(p)
     return vector_norm(input, order, dim, keepdim)
 
 

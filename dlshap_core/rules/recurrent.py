@@ -1,4 +1,5 @@
-"""Recurrent layers unrolled step by step: gates are sigmoids and tanhs (secants), states are sums of products (midpoints)."""
+"""Recurrent layers unrolled step by step: gates are sigmoids and tanhs (secants), states are sums of products
+(midpoints)."""
 
 from collections.abc import Callable
 

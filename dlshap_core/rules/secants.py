@@ -5,9 +5,9 @@ For y = f(x) taken element by element the multiplier is the secant (Shrikumar et
     m = (f(x) - f(r)) / (x - r),
 
 so m (x - r) is the difference of outputs. At x = r it is a removable singularity with the value f'(x). Dividing two
-small differences loses digits there (the two passes differ by rounding, so equal inputs are rarely bit-equal), hence each
-function gets a form without cancellation: piecewise functions by how much of [r, x] lies in each piece, smooth ones by an
-identity for the difference, or by averaging f' over [r, x] with three Gauss nodes where x - r is small.
+small differences loses digits there (the two passes differ by rounding, so equal inputs are rarely bit-equal), hence
+each function gets a form without cancellation: piecewise functions by how much of [r, x] lies in each piece, smooth
+ones by an identity for the difference, or by averaging f' over [r, x] with three Gauss nodes where x - r is small.
 
 Every secant takes (observed, reference, *rest) like the torch function it stands for; shapes broadcast.
 """
@@ -170,7 +170,12 @@ def reciprocal(x: Tensor, r: Tensor) -> Tensor:
 
 def power(x: Tensor, r: Tensor, exponent: float | Tensor) -> Tensor:
     """x^n by closed form where there is one, else averaging n x^(n-1) where x and r are close beside their size."""
-    closed = {1.0: torch.ones_like, 2.0: lambda _: square(x, r), 0.5: lambda _: sqrt(x, r), -1.0: lambda _: reciprocal(x, r)}
+    closed = {
+        1.0: torch.ones_like,
+        2.0: lambda _: square(x, r),
+        0.5: lambda _: sqrt(x, r),
+        -1.0: lambda _: reciprocal(x, r),
+    }
     if not isinstance(exponent, Tensor) and float(exponent) in closed:
         return closed[float(exponent)](r)
     average = _average(lambda z: exponent * z.pow(exponent - 1), x, r)
@@ -248,9 +253,9 @@ def smooth(
 ) -> Tensor:
     """Secant of any differentiable function: the ratio of differences, or f' averaged over [r, x] where they are close.
 
-    "Close" is where three Gauss nodes are exact to rounding and the ratio is not: at most a fixed step, growing with the
-    size of f (whose rounding the ratio divides by x - r), or, for a function with a singularity at 0 (`is_singular`), a
-    share of the distance from it.
+    "Close" is where three Gauss nodes are exact to rounding and the ratio is not: at most a fixed step, growing with
+    the size of f (whose rounding the ratio divides by x - r), or, for a function with a singularity at 0
+    (`is_singular`), a share of the distance from it.
     """
     value_x, value_r = function(x), function(r)
     difference = x - r
@@ -270,7 +275,7 @@ _RELATIVE_STEP = {torch.float32: 0.05, torch.float64: 0.005}
 
 
 def _average(derivative: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:
-    first, *others = (weight * derivative(torch.lerp(*torch.broadcast_tensors(r, x), t)) for t, weight in gauss_legendre(3))
+    first, *others = (weight * derivative(r + t * (x - r)) for t, weight in gauss_legendre(3))
     return sum(others, start=first)
 
 

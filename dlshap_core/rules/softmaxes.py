@@ -1,8 +1,8 @@
 """Rules of softmax, log-softmax and logsumexp, with observed and reference logits under one shared shift.
 
-With a_i = exp(z_i - c), s = sum_i a_i, the parts have exact multipliers that are chained: the secant E_i of exp, and of 1/s
-or log s. The shift c, the largest logit on either side, cancels; both sides must share it, or exp over- or underflows on
-one of them.
+With a_i = exp(z_i - c), s = sum_i a_i, the parts have exact multipliers that are chained: the secant E_i of exp, and
+of 1/s or log s. The shift c, the largest logit on either side, cancels; both sides must share it, or exp over- or
+underflows on one of them.
 """
 
 import torch

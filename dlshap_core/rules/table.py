@@ -1,8 +1,8 @@
 """The table of rules: how every torch operation is treated, by its name.
 
-Names are those of the torch function or method without the trailing underscore of its in-place form. Python functions of
-torch (most of torch.nn.functional) are opened, so that only the operations beneath them are listed. What is not listed is
-integrated along its own path, or refused where that does not converge.
+Names are those of the torch function or method without the trailing underscore of its in-place form. Python functions
+of torch (most of torch.nn.functional) are opened, so that only the operations beneath them are listed. What is not
+listed is integrated along its own path, or refused where that does not converge.
 
 Adding a rule is one function in this package and one line here.
 """
@@ -44,16 +44,18 @@ def _names(text: str) -> list[str]:
 # What is asked of a tensor without reading its values.
 READS_NO_VALUES = frozenset(
     _names(
-        "size dim numel nelement ndimension stride storage_offset is_contiguous is_floating_point is_complex is_signed "
-        "__len__ __repr__ __format__ __hash__ __dir__ data_ptr get_device element_size has_names is_same_size result_type "
-        "can_cast is_tensor storage untyped_storage is_inference is_shared is_pinned is_set_to _is_view retain_grad "
-        "register_hook requires_grad_ requires_grad promote_types is_same_shape "
-        "property:shape property:dtype property:device property:ndim property:layout property:requires_grad "
-        "property:grad_fn property:grad property:is_cuda property:is_cpu property:is_mps property:is_leaf "
-        "property:is_sparse property:is_quantized property:is_meta property:is_nested property:itemsize "
-        "property:nbytes property:names property:_version property:output_nr property:is_mkldnn property:is_xpu "
-        "property:_base property:is_xla property:is_vulkan property:is_ipu property:is_maia property:_backward_hooks "
-        "property:is_sparse_csr"
+        """
+        size dim numel nelement ndimension stride storage_offset is_contiguous is_floating_point is_complex
+        is_signed __len__ __repr__ __format__ __hash__ __dir__ data_ptr get_device element_size has_names
+        is_same_size result_type can_cast is_tensor storage untyped_storage is_inference is_shared is_pinned
+        is_set_to _is_view retain_grad register_hook requires_grad_ requires_grad promote_types is_same_shape
+        property:shape property:dtype property:device property:ndim property:layout property:requires_grad
+        property:grad_fn property:grad property:is_cuda property:is_cpu property:is_mps property:is_leaf
+        property:is_sparse property:is_quantized property:is_meta property:is_nested property:itemsize
+        property:nbytes property:names property:_version property:output_nr property:is_mkldnn property:is_xpu
+        property:_base property:is_xla property:is_vulkan property:is_ipu property:is_maia
+        property:_backward_hooks property:is_sparse_csr
+        """
     )
 )
 
@@ -63,8 +65,10 @@ KEEPS_MASKS = READS_NO_VALUES | frozenset(_names("any all __bool__ isnan isinf i
 # What only moves indices around; they stay derived from the input.
 MOVES_INDICES = frozenset(
     _names(
-        "narrow squeeze unsqueeze view reshape flatten movedim transpose permute flip clone contiguous detach expand "
-        "__getitem__ unbind split chunk"
+        """
+        narrow squeeze unsqueeze view reshape flatten movedim transpose permute flip clone contiguous detach
+        expand __getitem__ unbind split chunk
+        """
     )
 )
 
@@ -73,45 +77,53 @@ CONVERTS_MASKS = frozenset(_names("to type type_as float double half bfloat16 lo
 
 RANDOM = frozenset(
     _names(
-        "bernoulli multinomial normal poisson rand randn randint randperm rand_like randn_like randint_like uniform "
-        "exponential cauchy geometric log_normal random binomial fractional_max_pool2d fractional_max_pool3d "
-        "fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices"
+        """
+        bernoulli multinomial normal poisson rand randn randint randperm rand_like randn_like randint_like uniform
+        exponential cauchy geometric log_normal random binomial fractional_max_pool2d fractional_max_pool3d
+        fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices
+        """
     )
 )
 
 _CONSTANT = _names(
-    "zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full new_tensor broadcast_shapes"
+    """
+    zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full new_tensor broadcast_shapes
+    """
 )
 
 _LINEAR = _names(
-    "add sub subtract rsub neg negative positive sum mean nansum cumsum diff trace conj real "
-    "cat concat concatenate stack hstack vstack dstack column_stack row_stack split split_with_sizes chunk tensor_split "
-    "unsafe_split unsafe_chunk hsplit vsplit unbind "
-    "view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze expand expand_as repeat tile "
-    "repeat_interleave broadcast_to broadcast_tensors permute transpose swapaxes swapdims movedim moveaxis t "
-    "property:T property:mT property:H property:mH property:real adjoint numpy_T "
-    "flip fliplr flipud roll rot90 narrow select slice diagonal diag diag_embed tril triu as_strided unfold atleast_1d "
-    "atleast_2d atleast_3d __getitem__ index_select gather take take_along_dim index_add index_copy index_fill scatter_add "
-    "select_scatter slice_scatter diagonal_scatter masked_select meshgrid "
-    "clone contiguous to type type_as float double half bfloat16 cpu cuda alias copy fill zero resolve_conj resolve_neg "
-    "pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
-    "replication_pad3d im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle "
-    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-    "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
-    "_upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d "
-    "nan_to_num"
+    """
+    add sub subtract rsub neg negative positive sum mean nansum cumsum diff trace conj real cat concat concatenate
+    stack hstack vstack dstack column_stack row_stack split split_with_sizes chunk tensor_split unsafe_split
+    unsafe_chunk hsplit vsplit unbind view view_as reshape reshape_as flatten unflatten ravel squeeze unsqueeze
+    expand expand_as repeat tile repeat_interleave broadcast_to broadcast_tensors permute transpose swapaxes
+    swapdims movedim moveaxis t property:T property:mT property:H property:mH property:real adjoint numpy_T flip
+    fliplr flipud roll rot90 narrow select slice diagonal diag diag_embed tril triu as_strided unfold atleast_1d
+    atleast_2d atleast_3d __getitem__ index_select gather take take_along_dim index_add index_copy index_fill
+    scatter_add select_scatter slice_scatter diagonal_scatter masked_select meshgrid clone contiguous to type
+    type_as float double half bfloat16 cpu cuda alias copy fill zero resolve_conj resolve_neg pad constant_pad_nd
+    reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
+    im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle avg_pool1d avg_pool2d
+    avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d
+    upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
+    upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d nan_to_num
+    """
 )
 
 _MULTILINEAR = _names(
-    "mul multiply matmul mm bmm mv dot vdot vecdot linalg_vecdot inner outer ger einsum tensordot linear bilinear kron "
-    "cross linalg_cross conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution "
-    "baddbmm addmm addmv addbmm addr addcmul chain_matmul linalg_multi_dot"
+    """
+    mul multiply matmul mm bmm mv dot vdot vecdot linalg_vecdot inner outer ger einsum tensordot linear bilinear
+    kron cross linalg_cross conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
+    _convolution baddbmm addmm addmv addbmm addr addcmul chain_matmul linalg_multi_dot
+    """
 )
 
 # Depend on the input without a gradient: refused where they are used, unless only to choose a Python branch.
 _DERIVED = _names(
-    "argmax argmin argsort isclose isnan isinf isfinite isreal nonzero argwhere count_nonzero signbit searchsorted "
-    "bucketize unique any all long int short byte char bool"
+    """
+    argmax argmin argsort isclose isnan isinf isfinite isreal nonzero argwhere count_nonzero signbit searchsorted
+    bucketize unique any all long int short byte char bool
+    """
 )
 
 _LEAVES_TORCH = _names("item tolist numpy __array__ __float__ __int__ __index__ __complex__ __dlpack__ map apply")
@@ -172,7 +184,11 @@ def _shrink(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
     return lambda x, r, *rest, **options: secants.shrink(lambda z: function(z, *rest, **options), x, r)
 
 
-_SMOOTH = _names("sin cos tan asin acos atan sinh cosh asinh acosh atanh erfc sinc arcsin arccos arctan arcsinh arctanh")
+_SMOOTH = _names(
+    """
+    sin cos tan asin acos atan sinh cosh asinh acosh atanh erfc sinc arcsin arccos arctan arcsinh arctanh
+    """
+)
 _STEPS = _names("sign sgn round floor ceil trunc fix")
 
 
@@ -275,7 +291,9 @@ def _build_table() -> dict[str, Kind]:
     table["pow"] = table["float_power"] = Power(Elementwise(secants.power), Spelled(arithmetic.power_of_base, "power"))
     table["rrelu"] = OnlyIf(Elementwise(secants.rrelu), _is_not_training(3, "training"), "it is random while training")
     table["batch_norm"] = OnlyIf(
-        Linear(), _is_not_training(5, "training"), "batch statistics mix the sequences of a batch; use running statistics"
+        Linear(),
+        _is_not_training(5, "training"),
+        "batch statistics mix the sequences of a batch; use running statistics",
     )
     table["max"] = MaxOf(FromFirst(maxima.max_over_axis, "maximum"), Spelled(arithmetic.maximum, "maximum: ramp"))
     table["min"] = MaxOf(FromFirst(maxima.min_over_axis, "maximum"), Spelled(arithmetic.minimum, "minimum: ramp"))
@@ -285,11 +303,23 @@ def _build_table() -> dict[str, Kind]:
 
 TABLE = _build_table()
 
+# Which of several equal inputs wins depends on their last bits, so both passes must compute them alike.
+BREAKS_TIES = frozenset(
+    name
+    for name, kind in TABLE.items()
+    if kind.label in ("maximum", "order statistics") and isinstance(kind, FromFirst)
+) | {"max", "min"}
+
 
 @lru_cache(maxsize=4096)
 def look_up(function: Callable[..., Any]) -> tuple[str, bool, Kind]:
-    """(name, whether in place, treatment) of a torch function."""
+    """(name, whether in place, treatment) of a torch function.
+
+    A function that hands itself to torch's overrides may bring its own treatment as the attribute `dlshap_kind`.
+    """
     name = getattr(function, "__name__", str(function))
+    if (own_kind := getattr(function, "dlshap_kind", None)) is not None:
+        return name, False, own_kind
     if name in ("__get__", "__set__"):
         attribute = function.__self__.__name__  # type: ignore[attr-defined]
         if name == "__set__":
@@ -317,6 +347,8 @@ def _asks_for_overrides(function: types.FunctionType) -> bool:
 def _open(function: types.FunctionType) -> Callable[..., Any]:
     """A copy of a Python function of torch that does not hand itself over again, so that its body is run and seen."""
     scope = {**function.__globals__, **dict.fromkeys(_OVERRIDE_CHECKS, lambda *_: False)}
-    opened = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    opened = types.FunctionType(
+        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
+    )
     opened.__kwdefaults__ = function.__kwdefaults__
     return opened
