@@ -1,0 +1,171 @@
+"""The command line: `dlshap run [group=choice] [name=value] ...`.
+
+Results go to stdout, everything else to stderr. Errors of the user are one line, `dlshap: error: ...`.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline import errors
+from pipeline.config import Config, explain, from_mapping
+from pipeline.errors import RunError, Stopped, UserError
+
+DESCRIPTION = """DeepLIFT/SHAP attributions of DNA sequence models, for many sequences, as a pipeline on Ray.
+
+  dlshap run                                 the packaged example
+  dlshap run model=bpnet model.checkpoint=ctcf.torch \\
+      dataset=loci dataset.genome=hg38.fa dataset.loci=peaks.narrowPeak store.path=ctcf.zarr
+"""
+RUN_DESCRIPTION = """Attribute every sequence of an input, and write one Zarr store.
+
+The same command again goes on where it stopped, and does nothing when the store is finished. With no settings it is the
+packaged example. `dlshap run --cfg job` prints all settings; pipeline/config.py describes each of them.
+
+  model=example|bpnet|module   dataset=example|fasta|loci   references=dinucleotide_shuffle   cluster=local|none
+  model.checkpoint=...         dataset.path=...             references.n_shuffles=20          cluster.actors=auto
+  engine.targets=[0]|all       engine.device=auto           seed=0                            store.path=...
+"""
+
+
+def compose_config(overrides: Sequence[str], config_dir: str | None = None) -> Config:
+    """The configuration that a list of Hydra overrides (`name=value`) describes.
+
+    Args:
+        overrides: as on the command line.
+        config_dir: a folder with further choices for the groups.
+
+    Raises:
+        UserError: one line about the first override that cannot be used.
+    """
+    ConfigStore.instance().store(name="schema", node=Config)
+    search = [] if config_dir is None else [f"hydra.searchpath=[file://{_require_folder(config_dir)}]"]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            composed = compose("config", [*search, *(_arguments_of_the_model(override) for override in overrides)])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from None
+    return from_mapping(composed)
+
+
+def _arguments_of_the_model(override: str) -> str:
+    """model.init holds whatever the user's class takes: each of its keys is new."""
+    return f"++{override}" if override.startswith("model.init.") else override
+
+
+def _require_folder(path: str) -> Path:
+    folder = Path(path).resolve()
+    if not folder.is_dir():
+        raise UserError(f"--config-dir {path} is not a folder")
+    return folder
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """`dlshap run`: returns the exit code."""
+    parser = argparse.ArgumentParser(
+        "dlshap run", description=RUN_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder with further choices for the groups")
+    parser.add_argument("--cfg", choices=["job"], help="print the whole configuration and stop")
+    parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings, in Hydra's syntax")
+    options = parser.parse_intermixed_args(arguments)
+    config = compose_config(options.overrides, options.config_dir)
+    if options.cfg:
+        print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
+        return errors.EXIT_DONE
+
+    from pipeline.driver import run_config  # torch, Zarr: seconds that a mistyped setting need not wait for
+
+    with stdout_to_stderr():
+        summary = run_config(config)
+    print(summary.text())
+    return errors.EXIT_DONE
+
+
+COMMANDS = {"run": (run_command, "attribute every sequence of an input")}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script; ends the process with an exit code (see errors.py)."""
+    sys.exit(dispatch(sys.argv[1:] if arguments is None else arguments))
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """Run a command line, and turn errors into a line on stderr and an exit code."""
+    listing = "\n".join(f"  {name:8}{summary}" for name, (_, summary) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        "dlshap",
+        description=DESCRIPTION,
+        epilog=f"commands:\n{listing}\n\n`dlshap COMMAND --help` describes one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"dlshap {importlib.metadata.version('dlshap')}")
+    parser.add_argument("command", nargs="?", choices=[*COMMANDS], help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments[:1])
+    if options.command is None:
+        parser.print_help()
+        return errors.EXIT_DONE
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for a user's own classes; last, so that no file here shadows an installed module
+    try:
+        with signals_stop():
+            return COMMANDS[options.command][0](arguments[1:])
+    except UserError as error:
+        return complain(error, errors.EXIT_BAD_INPUT)
+    except RunError as error:
+        return complain(error, errors.EXIT_FAILED)
+    except Stopped as stop:
+        print("dlshap: stopped; what is committed is kept, and the same command goes on from there", file=sys.stderr)
+        return stop.exit_code
+
+
+def complain(error: Exception, exit_code: int) -> int:
+    """One line on stderr."""
+    print(f"dlshap: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return exit_code
+
+
+@contextlib.contextmanager
+def signals_stop() -> Iterator[None]:
+    """SIGTERM (a time limit, a spot notice) and Ctrl-C raise `Stopped`, with the exit code of each."""
+    codes = {signal.SIGTERM: errors.EXIT_STOPPED, signal.SIGINT: errors.EXIT_INTERRUPTED}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for name in codes:
+            signal.signal(name, signal.SIG_IGN)  # a second signal must not interrupt the way out
+        raise Stopped(codes[signal.Signals(number)])
+
+    before = {number: signal.signal(number, stop) for number in codes}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Whatever libraries and their child processes print goes to stderr: stdout is for results alone."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

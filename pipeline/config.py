@@ -1,0 +1,273 @@
+"""What a run is: one dataclass per configuration group, a sentence for every field, and checks across fields.
+
+The YAML files under conf/ hold the defaults of each choice; these schemas hold the types. `None` means not given.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.errors import UserError
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+@dataclass
+class ModelConfig:
+    """Which model, and which of its outputs is explained."""
+
+    name: str = "example"  # the family: example, bpnet or module
+    _target_: str | None = None  # model=module: the class, by its import path
+    checkpoint: str | None = None  # file of weights
+    head: str = "none"  # what turns the output into one value for each target; recorded in the store
+    output: Any = None  # which output where the model returns several: an index or a key
+    init: dict[str, Any] = field(default_factory=dict)  # arguments of the class
+    trust_pickle: bool = False  # allow a checkpoint that runs code when it is loaded
+
+
+@dataclass
+class DatasetConfig:
+    """Which sequences, and what makes one unusable."""
+
+    name: str = "example"  # the form of the input: example, fasta or loci
+    path: str | None = None  # dataset=fasta: FASTA file, plain or gzip
+    genome: str | None = None  # dataset=loci: genome FASTA, plain or (b)gzip
+    loci: str | None = None  # dataset=loci: BED or narrowPeak file, 0-based half-open
+    length: int | None = None  # bases in a sequence; for loci the width of the windows
+    on_bad: str = "error"  # what a row that cannot be used means: error stops before anything is computed, skip leaves it out
+    min_known: float = 0.5  # the least share of a sequence's bases that must be known (not N)
+
+
+@dataclass
+class ReferencesConfig:
+    """What sequences are compared with."""
+
+    name: str = "dinucleotide_shuffle"  # how references are made
+    n_shuffles: int = 20  # references of each sequence
+
+
+@dataclass
+class EngineConfig:
+    """How attributions are computed."""
+
+    batch_size: Any = "auto"  # sequence-reference pairs in a batch, or auto: from the sequence length and the device
+    targets: Any = field(default_factory=lambda: [0])  # indices of the model's outputs to explain, or all
+    device: str = "auto"  # cpu, cuda, cuda:1, or auto: a GPU if there is one
+    dtype: str = "float32"  # numbers of the computation; results are stored as float32
+    threads: int = 1  # CPU threads of one actor; more cores are better used by more actors
+    deterministic: bool = True  # refuse operations whose result changes from call to call
+    warning_threshold: float = 0.001  # convergence deltas with a larger absolute value are counted and reported
+
+
+@dataclass
+class ClusterConfig:
+    """Where the work is done."""
+
+    name: str = "local"  # local: Ray; none: in this process
+    address: str | None = None  # a running Ray cluster to connect to
+    actors: Any = "auto"  # processes that hold the model, or auto: one for each GPU or group of engine.threads cores
+    wait_for_actors_s: int = 600  # give up when the actors have not started after this many seconds
+    mixed_devices: str = "refuse"  # allow: devices of different kinds, giving up bit-identical results
+
+
+@dataclass
+class StoreConfig:
+    """Where the result goes."""
+
+    path: str = "attributions.zarr"  # the Zarr store to make, or to go on with
+    rows_per_shard: int = 128  # sequences in a shard, the unit of work and of a Zarr shard; more where a shard takes below 10 s
+
+
+@dataclass
+class RunConfig:
+    """Which part of the work this process does."""
+
+    shards: str | None = None  # a-b: these shards alone, both ends included, for job arrays without Ray
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    references: ReferencesConfig = field(default_factory=ReferencesConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = 0  # reference k of every sequence is drawn with seed + k
+
+
+def from_mapping(composed: Any) -> Config:
+    """A checked configuration from a composed mapping (a dict or DictConfig).
+
+    Merging into the schema once more finds keys that were appended past it, and values that are still missing.
+
+    Raises:
+        UserError: an unknown key, a wrong type, a missing value, or fields that contradict each other.
+    """
+    try:
+        values = OmegaConf.to_container(composed) if OmegaConf.is_config(composed) else composed
+        merged = OmegaConf.merge(OmegaConf.structured(Config), values)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise UserError(f"{missing[0]} is not given; add {missing[0]}=... to the command")
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from None
+    assert isinstance(config, Config)
+    check(config)
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values of a configuration or one of its groups, fit for JSON."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def model_from_dict(values: dict[str, Any]) -> ModelConfig:
+    """The model configuration that `to_dict` made `values` of."""
+    model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), DictConfig(values)))
+    assert isinstance(model, ModelConfig)
+    return model
+
+
+def check(config: Config) -> None:
+    """Raise UserError, one line, for the first value that is out of range or contradicts another."""
+    for problem in problems(config):
+        raise UserError(problem)
+
+
+def problems(config: Config) -> Iterator[str]:
+    """What is wrong with the values of a configuration, each with the fix. Looks at no file and no device."""
+    yield from _choices(config)
+    yield from _ranges(config)
+    yield from _contradictions(config)
+
+
+def _choices(config: Config) -> Iterator[str]:
+    allowed = {
+        "model.name": (config.model.name, ("example", "bpnet", "module")),
+        "dataset.name": (config.dataset.name, ("example", "fasta", "loci")),
+        "dataset.on_bad": (config.dataset.on_bad, ("error", "skip")),
+        "references.name": (config.references.name, ("dinucleotide_shuffle",)),
+        "engine.dtype": (config.engine.dtype, DTYPES),
+        "cluster.name": (config.cluster.name, ("local", "none")),
+        "cluster.mixed_devices": (config.cluster.mixed_devices, ("refuse", "allow")),
+    }
+    for key, (value, choices) in allowed.items():
+        if value not in choices:
+            yield f"{key}={value}; expected {_one_of(choices)}{_did_you_mean(str(value), choices)}"
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.engine.device):
+        yield f"engine.device={config.engine.device}; expected auto, cpu, cuda or cuda:<number>"
+
+
+def _ranges(config: Config) -> Iterator[str]:
+    at_least_one = {
+        "references.n_shuffles": config.references.n_shuffles,
+        "engine.threads": config.engine.threads,
+        "store.rows_per_shard": config.store.rows_per_shard,
+        "cluster.wait_for_actors_s": config.cluster.wait_for_actors_s,
+        "dataset.length": config.dataset.length,
+        "engine.batch_size": None if config.engine.batch_size == "auto" else config.engine.batch_size,
+        "cluster.actors": None if config.cluster.actors == "auto" else config.cluster.actors,
+    }
+    for key, value in at_least_one.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            auto = " or auto" if key in ("engine.batch_size", "cluster.actors") else ""
+            yield f"{key}={value}; expected a whole number of at least 1{auto}"
+    if not 0 <= config.dataset.min_known <= 1:
+        yield f"dataset.min_known={config.dataset.min_known}; expected a share between 0 and 1"
+    if not config.engine.warning_threshold > 0:
+        yield f"engine.warning_threshold={config.engine.warning_threshold}; expected a number above 0"
+    if not 0 <= config.seed < 2**32 - config.references.n_shuffles:
+        yield f"seed={config.seed}; expected 0 or more, below 2**32 - references.n_shuffles"
+    targets = config.engine.targets
+    is_list = isinstance(targets, list) and all(type(target) is int and target >= 0 for target in targets)
+    if targets != "all" and not (is_list and targets and len(set(targets)) == len(targets)):
+        yield f"engine.targets={targets}; expected a list of different output indices such as [0,2], or all"
+    if config.run.shards is not None and not re.fullmatch(r"\d+(-\d+)?", config.run.shards):
+        yield f"run.shards={config.run.shards}; expected first-last, such as 0-9 (both included, counted from 0)"
+    if not config.store.path or "://" in config.store.path:
+        yield f"store.path={config.store.path!r}; expected a path on a local or shared disk"
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    cluster, model, dataset = config.cluster, config.model, config.dataset
+    if cluster.name == "none" and cluster.address is not None:
+        yield "cluster=none and cluster.address contradict each other; use cluster=local to connect to a Ray cluster"
+    if cluster.name == "none" and cluster.actors not in ("auto", 1):
+        yield f"cluster=none and cluster.actors={cluster.actors} contradict each other; use cluster=local for several actors"
+    if model.name == "module" and model._target_ is None and model.checkpoint is None:
+        yield "model=module needs model._target_ (package.Class) or model.checkpoint; give at least one"
+    if model.name != "module" and model._target_ is not None:
+        yield f"model={model.name} and model._target_ contradict each other; use model=module for a class of your own"
+    used = {"example": (), "fasta": ("path",), "loci": ("genome", "loci")}[dataset.name]
+    for key in ("path", "genome", "loci"):
+        if key in used and getattr(dataset, key) is None:
+            yield f"dataset={dataset.name} needs dataset.{key}; add dataset.{key}=... to the command"
+        if key not in used and getattr(dataset, key) is not None:
+            right = "fasta" if key == "path" else "loci"
+            yield (
+                f"dataset={dataset.name} and dataset.{key} contradict each other; "
+                f"use dataset={right} or leave dataset.{key} out"
+            )
+    if dataset.name == "loci" and dataset.length is None:
+        yield "dataset=loci needs dataset.length, the width of the windows in bases; add dataset.length=..."
+
+
+def keys(schema: Any = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of a schema."""
+    found = []
+    for item in fields(schema):
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        found += keys(type(default), f"{prefix}{item.name}.") if is_dataclass(default) else [prefix + item.name]
+    return found
+
+
+def explain(error: Exception) -> str:
+    """One line for an error of Hydra or OmegaConf, which speak in several."""
+    text = " ".join(str(part) for part in _causes(error))
+    if match := re.search(r"Could not override '([^']+)'", text):
+        known = keys() + [item.name for item in fields(Config)]
+        if match[1] not in known:
+            return f"{match[1]} is not a setting{_did_you_mean(match[1], known)}"
+    if match := re.search(r"(?:Could not find|In '[^']+': Could not find) '(\w+)/([^']+)'", text):
+        options = re.findall(r"^\t(\w+)$", text, re.MULTILINE)
+        return f"{match[1]}={match[2]}; expected {_one_of(options)}{_did_you_mean(match[2], options)}"
+    key = re.search(r"full_key: ([\w.\[\]]+)", text)
+    if (match := re.search(r"Key '([^']+)' (?:is )?not in '?\w+'?", text)) and key:
+        return f"{key[1]} is not a setting{_did_you_mean(key[1], keys())}"
+    if (match := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text)) and key:
+        names = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+        return f"{key[1]}={match[1]}; expected {names.get(match[2], match[2])}"
+    if match := re.search(r"Error merging override (\S+)", text):
+        return f"{match[1]}: the value is not of the type that {key[1] if key else 'the setting'} takes"
+    if "parsing override" in text or "OverrideParseException" in type(error).__name__:
+        override = getattr(error, "override", "")
+        return f"{override!r} is not a setting; expected name=value, and quotes around a value with brackets, spaces or ="
+    first = str(error).strip().splitlines()[0]
+    return f"{key[1]}: {first}" if key else first
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _one_of(choices: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(choices[:-1]) + f" or {choices[-1]}" if len(choices) > 1 else "".join(choices)
+
+
+def _did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else "; `dlshap run --cfg job` prints all settings" if "." in word else ""

@@ -1,0 +1,57 @@
+"""The plan: all that a worker must know to compute any shard, resolved once and written beside the store."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run with nothing left to decide.
+
+    Attributes:
+        n_rows: sequences.
+        length: bases in each.
+        targets: indices of the model's outputs.
+        n_references: of each sequence.
+        seed: reference k is drawn with seed + k.
+        batch_size: sequence-reference pairs in a batch.
+        rows_per_shard: sequences in a shard.
+        dtype: of the computation.
+        threads: CPU threads of the computation.
+        deterministic: whether operations that are not deterministic are refused.
+        device: cpu, cuda or cuda:<number>.
+        device_kind: of the device that the run was planned on; see hardware.py.
+        judged: whether the convergence deltas should be zero (some heads do not sum to the difference by design).
+        warning_threshold: a convergence delta with a larger absolute value is counted.
+        fingerprint: what the values depend on.
+    """
+
+    n_rows: int
+    length: int
+    targets: list[int]
+    n_references: int
+    seed: int
+    batch_size: int
+    rows_per_shard: int
+    dtype: str
+    threads: int
+    deterministic: bool
+    device: str
+    device_kind: str
+    judged: bool
+    warning_threshold: float
+    fingerprint: dict[str, Any]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> "Plan":
+        """Raises UserError when the text is not a plan of this version."""
+        try:
+            return Plan(**json.loads(text))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise UserError(f"the plan of this run cannot be read ({error}); was it written by another version?") from None
