@@ -118,14 +118,14 @@ class Select:
         for ok, still, x, r in zip(followed[1:], stand_in, observed_operands[1:], operands[1:], strict=True):
             still = torch.where(all_to_condition, still, 0.0)
             ends.append((torch.where(ok, x, still), torch.where(ok, r, still)))
-        varying_ends = [(x, r) for (x, r), operand in zip(ends, operands, strict=True) if operand.requires_grad]
+        varying_ends = [end for end, operand in zip(ends, operands, strict=True) if operand.requires_grad]
         constants = [r for _, r in ends]  # replaced by points where they vary
 
         def select(*points: Tensor) -> Tensor:
             c, a, b = _in_place_of_varying(constants, list(points))
             return c * a + (1 - c) * b
 
-        return call.finish(path_gradient(select, *zip(*varying_ends, strict=True), value=value))
+        return call.finish(path_gradient(select, [x for x, _ in varying_ends], [r for _, r in varying_ends], value))
 
     @staticmethod
     def _operands(forward: "ForwardPass", call: Call) -> tuple[Tensor, Any, Any]:

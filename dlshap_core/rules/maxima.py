@@ -82,10 +82,7 @@ _POOLS: dict[str, tuple[_Pool, int]] = {
     "max_pool2d": (F.max_pool2d_with_indices, 2),
     "max_pool3d": (F.max_pool3d_with_indices, 3),
 }
-_ADAPTIVE_Sizes = int | tuple[int, ...]
-_Pool = Callable[..., tuple[Tensor, Tensor]]
-
-_POOLS: dict[str, tuple[_Pool, int]] = {
+_ADAPTIVE_POOLS: dict[str, tuple[_Pool, int]] = {
     "adaptive_max_pool1d": (F.adaptive_max_pool1d_with_indices, 1),
     "adaptive_max_pool2d": (F.adaptive_max_pool2d_with_indices, 2),
     "adaptive_max_pool3d": (F.adaptive_max_pool3d_with_indices, 3),
@@ -99,10 +96,10 @@ def max_pool(name: str, always_with_places: bool = False) -> Callable[..., Tenso
     def rule(
         observed: Tensor,
         reference: Tensor,
-        kernel_size: int | tuple[int, ...],
-        stride: int | tuple[int, ...] | None = None,
-        padding: int | tuple[int, ...] = 0,
-        dilation: int | tuple[int, ...] = 1,
+        kernel_size: _Sizes,
+        stride: _Sizes | None = None,
+        padding: _Sizes = 0,
+        dilation: _Sizes = 1,
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -120,7 +117,7 @@ def adaptive_max_pool(name: str, always_with_places: bool = False) -> Callable[.
     pool, n_axes = _ADAPTIVE_POOLS[name]
 
     def rule(
-        observed: Tensor, reference: Tensor, output_size: int | tuple[int, ...], return_indices: bool = False
+        observed: Tensor, reference: Tensor, output_size: _Sizes, return_indices: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         value, places = _max_over_windows(observed, reference, lambda z: pool(z, output_size), n_axes)
         return (value, places) if return_indices or always_with_places else value
