@@ -1,8 +1,8 @@
 """BPNet: a dilated residual convolutional network that predicts a profile and a total count.
 
 The layout and the parameter names are those of bpnet-lite, so that its models load. Its usual checkpoint is the whole
-module, pickled; that one is read here without running anything in it: every class it names is replaced by an inert shell
-that only holds attributes, and the weights and sizes are taken from these. Any other name in the file is refused.
+module, pickled; that one is read here without running anything in it: every class it names is replaced by an inert
+shell that only holds attributes, and the weights and sizes are taken from these. Any other name in the file is refused.
 
 Reference: Avsec et al. 2021, https://doi.org/10.1038/s41588-021-00782-6.
 Shape legend: N sequences, L positions, F filters, C control tracks, S strands (outputs), W = L - 2 * trimming.
@@ -26,7 +26,7 @@ _RESIDUAL = re.compile(r"rconvs\.(\d+)\.weight")
 
 
 class BPNet(nn.Module):
-    """(N, 4, L) one-hot, and control tracks (N, C, L) where there are any -> profile logits (N, S, W), log counts (N, 1).
+    """One-hot (N, 4, L), and control tracks (N, C, L) if any -> profile logits (N, S, W), log counts (N, 1).
 
     Without control tracks given, a model that was trained with some takes them as zero.
     """
@@ -118,7 +118,7 @@ def load_bpnet(path: Path, init: Mapping[str, Any]) -> BPNet:
     trimming = attributes.get("trimming")
     if trimming is None and "trimming" not in init:
         raise UserError(
-            f"{path} is a state dict, which does not say how many positions BPNet trims from either end of the profile; "
+            f"{path} is a state dict, which does not say how many positions BPNet trims from either end; "
             f"give it: +model.init.trimming=557 for 2114 bp in and 1000 out"
         )
     try:

@@ -4,8 +4,8 @@ Two ways to read, chosen by what the file is:
 
 - `IndexedGenome`, for a plain FASTA: pyfaidx seeks to each window through a `.fai` index. A current index beside the
   genome is used; otherwise one is made there, or in a temporary folder where the genome's folder cannot be written.
-- `StreamedGenome`, for gzip and bgzip (and a plain FASTA of uneven line lengths, which no index can describe). Plain gzip
-  can only be read from its start, so the file is read through twice at most, whatever the order of the loci: once for
+- `StreamedGenome`, for gzip and bgzip (and a plain FASTA of uneven line lengths, which no index can describe). Plain
+  gzip can only be read from its start, so the file is read through twice, whatever the order of the loci: once for
   names and lengths, so that every locus can be judged, and once for the sequences. In the second pass a chromosome is
   held in memory (a byte per base) from when it is passed until its last locus has been served; those without loci are
   skipped. Loci in the genome's own order therefore need one chromosome at a time; in any other order, at most all
@@ -17,7 +17,7 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -34,7 +34,7 @@ _BLANKS = b" \t\r\n"
 class Genome(Protocol):
     """A genome that is open for reading."""
 
-    lengths: Mapping[str, int]
+    lengths: dict[str, int]
 
     def expect(self, chroms: set[str]) -> None:
         """Before the first window: the chromosomes that will be asked for."""
@@ -80,7 +80,7 @@ class IndexedGenome:
         except Exception:
             self._remove_folder()
             raise
-        self.lengths = {name: len(self._fasta[name]) for name in self._fasta.keys()}  # noqa: SIM118 (not a dict)
+        self.lengths: dict[str, int] = {name: len(self._fasta[name]) for name in self._fasta.keys()}  # noqa: SIM118 (not a dict)
 
     def expect(self, chroms: set[str]) -> None:
         """Nothing to prepare."""

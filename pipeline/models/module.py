@@ -1,0 +1,78 @@
+"""Any `torch.nn.Module` by its import path: the only place that instantiates what a configuration names."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from pipeline.errors import UserError
+from pipeline.models.checkpoint import load_weights, read_checkpoint
+
+
+def load_module(
+    target: str | None, init: Mapping[str, Any], path: Path | None, trust_pickle: bool
+) -> tuple[nn.Module, bool]:
+    """The module that `target` makes, with the weights of a checkpoint, and whether a pickle had to be trusted.
+
+    Args:
+        target: import path of a class, or of a function that returns a module; None for a trusted pickled module.
+        init: its arguments; nested `_target_`s are instantiated too.
+        path: the checkpoint. A class needs one (its weights would be random), a function may load its own.
+        trust_pickle: whether a pickled whole module may be read, which runs code from the file.
+
+    Raises:
+        UserError: a target that cannot be imported or called, or a checkpoint that does not fit it.
+    """
+    weights = None if path is None else read_checkpoint(path, trust_pickle)
+    trusted = isinstance(weights, nn.Module)
+    if target is None:
+        if isinstance(weights, nn.Module):
+            return weights, trusted
+        raise UserError("model._target_ is not set; give the import path of the model's class, package.module.Class")
+    module = make(target, init)
+    if isinstance(weights, nn.Module):
+        weights = weights.state_dict()
+    if weights is not None and path is not None:
+        load_weights(module, weights, path)
+    elif isinstance(_find(target), type) and any(True for _ in module.parameters()):
+        raise UserError(f"model.checkpoint is not set: the weights of {target} would be random; give a file of weights")
+    return module, trusted
+
+
+def make(target: str, init: Mapping[str, Any]) -> nn.Module:
+    """Call the target with its arguments. Raises UserError, one line, when that fails or gives no module."""
+    _find(target)
+    try:
+        made = instantiate({"_target_": target, "_convert_": "all", **init})
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split())
+        raise UserError(
+            f"model._target_={target} with model.init={dict(init)}: {type(cause).__name__}: {reason}"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise UserError(f"model._target_={target} gives a {type(made).__name__}; expected a torch.nn.Module")
+    return made
+
+
+def _find(target: str) -> Any:
+    try:
+        return get_object(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise UserError(
+            f"model._target_={target} cannot be imported: {reason}; expected package.module.Class, importable from here"
+        ) from None
+
+
+def plain_arguments(init: Any) -> dict[str, Any]:
+    """`model.init` as plain Python values, whether it is a dict, an OmegaConf mapping or None."""
+    if init is None:
+        return {}
+    if OmegaConf.is_config(init):
+        init = OmegaConf.to_container(init, resolve=True)
+    return {str(key): value for key, value in init.items()}
