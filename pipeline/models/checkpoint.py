@@ -141,8 +141,8 @@ def _refusal(path: Path) -> str:
     holds = f" ({', '.join(first)})" if first else ""
     return (
         f"{path} holds Python objects beside tensors{holds}, probably a whole model pickled by torch.save(model); "
-        f"reading it would run code from the file. Write torch.save(model.state_dict(), ...) instead and give the class "
-        f"as model._target_, or, if you trust the file, set model.trust_pickle=true"
+        f"reading it would run code from the file. Write torch.save(model.state_dict(), ...) instead and give its "
+        f"class as model._target_, or, if you trust the file, set model.trust_pickle=true"
     )
 
 

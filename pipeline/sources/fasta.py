@@ -51,12 +51,12 @@ def read_records(path: Path) -> Iterator[Record]:
             if record is not None:
                 yield record
             record = Record(line[1:], number)
-        elif not line:
+        elif not line.strip():
             continue
         elif record is None:
             raise _not_fasta(path, number, line)
         else:
-            record.pieces.append((number, line))
+            record.pieces.append((number, line.rstrip()))
     if record is None:
         raise UserError(f"{path} holds no FASTA records; expected lines of '>name' followed by a sequence")
     yield record

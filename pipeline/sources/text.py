@@ -62,7 +62,7 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(1-based line number, line without its line ending and trailing blanks), blank lines included.
+    """(1-based line number, line without its ending), blank lines included.
 
     A byte order mark before the first line is dropped. Raises UserError where the file is truncated or damaged.
     """
@@ -70,7 +70,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with open_bytes(path) as file:
         try:
             for number, line in enumerate(file, start=1):
-                yield number, (line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line).rstrip()
+                yield number, (line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line).rstrip(b"\r\n")
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise damaged(path, f"after line {number}", error) from error
         except OSError as error:
