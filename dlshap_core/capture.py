@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dlshap_core.errors import UnsupportedModelError
-from dlshap_core.rules.kinds import Call, Constant, replace_tensors, varying_tensors
+from dlshap_core.gradients import OWN_NODES
+from dlshap_core.rules.kinds import Call, Constant, Kind, Opened, replace_tensors, varying_tensors
 from dlshap_core.rules.masks import number_of
 from dlshap_core.rules.table import CONVERTS_MASKS, KEEPS_MASKS, MOVES_INDICES, RANDOM, READS_NO_VALUES, look_up
 
@@ -37,6 +38,14 @@ class OperationKey:
     module: str
     name: str
     treatment: str
+
+
+@dataclass
+class Seen:
+    """What an audit collects: operations counted by module, name and treatment, and the refusals met on the way."""
+
+    operations: Counter[OperationKey] = field(default_factory=Counter)
+    refusals: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -129,7 +138,7 @@ class ForwardPass(TorchFunctionMode):
         rows: the row layout of the two passes.
         replaying: False for the sequences, True for the references.
         modules: names of the model's modules by id, for messages and reports.
-        seen: operations counted by (module, name, treatment), when an audit asks for it.
+        seen: filled by an audit, which goes on past an operation that is refused.
     """
 
     def __init__(
@@ -138,7 +147,7 @@ class ForwardPass(TorchFunctionMode):
         rows: Rows,
         replaying: bool,
         modules: dict[int, str],
-        seen: Counter[OperationKey] | None = None,
+        seen: Seen | None = None,
     ) -> None:
         super().__init__()
         self.replaying = replaying
@@ -156,6 +165,23 @@ class ForwardPass(TorchFunctionMode):
         name, in_place, kind = look_up(func)
         if self.is_suspended or name in READS_NO_VALUES:
             return func(*args, **kwargs)
+        try:
+            return self._treat(func, name, in_place, kind, args, kwargs)
+        except UnsupportedModelError as error:
+            if self._seen is None:
+                raise
+            self._seen.refusals.append(str(error))
+            return func(*args, **kwargs)
+
+    def _treat(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        in_place: bool,
+        kind: Kind,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         if name in RANDOM:
             self.refuse(name, "it draws random numbers in forward, so no two passes agree")
         if self._has_derived:
@@ -168,8 +194,8 @@ class ForwardPass(TorchFunctionMode):
         call = Call(func, name, in_place, args, kwargs, inputs)
         with contextlib.nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
             output = kind.run(self, call)
-        if self._seen is not None:
-            self._seen[OperationKey(self.module_path(), name, kind.label)] += 1
+        if self._seen is not None and not isinstance(kind, Opened):
+            self._seen.operations[OperationKey(self.module_path(), name, kind.describe(call))] += 1
         if not isinstance(kind, Constant):
             self._mark_derived(name, output)
         return output
@@ -208,7 +234,8 @@ class ForwardPass(TorchFunctionMode):
     def note_integration(self, name: str, n_nodes: int, error: float) -> None:
         """Tell the audit how many nodes an integrated operation needed."""
         if self._seen is not None:
-            self._seen[OperationKey(self.module_path(), name, f"integrated, {n_nodes} nodes (error {error:.0e})")] += 1
+            treatment = f"integrated, {n_nodes} nodes (error {error:.0e})"
+            self._seen.operations[OperationKey(self.module_path(), name, treatment)] += 1
 
     def refuse(self, name: str, reason: str) -> NoReturn:
         """Stop: this operation cannot be attributed."""
@@ -276,3 +303,24 @@ class ForwardPass(TorchFunctionMode):
             return x
 
         return replace_tensors((args, kwargs), resolve, lambda x: isinstance(x, Tensor) and not x.requires_grad)
+
+
+def check_graph(output: Tensor) -> None:
+    """Look through the autograd graph of a replayed output for what went past the function mode.
+
+    Raises:
+        UnsupportedModelError: a custom autograd.Function (reentrant checkpointing among them), by name.
+    """
+    pending, visited = [output.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction) and not isinstance(node, OWN_NODES):
+            name = type(node).__name__.removesuffix("Backward")
+            raise UnsupportedModelError(
+                f"the model uses the custom autograd function {name!r}, which cannot be seen into; "
+                f"write it with torch operations, or switch it off (checkpointing: use_reentrant) for attribution"
+            )
+        pending.extend(parent for parent, _ in node.next_functions)

@@ -11,7 +11,6 @@ batch.
 
 import contextlib
 import itertools
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dlshap_core.capture import ForwardPass, OperationKey, PassesDiffer, Rows, Tape
+from dlshap_core.capture import ForwardPass, PassesDiffer, Rows, Seen, Tape, check_graph
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.rules.table import BREAKS_TIES
 from dlshap_core.state import borrowed, eager, unwrap
@@ -29,7 +28,8 @@ from dlshap_core.user_rules import UserRule, user_rules_active
 class References(Protocol):
     """Where references come from: `n` of them for each sequence, drawn a block at a time."""
 
-    n: int
+    @property
+    def n(self) -> int: ...
 
     def __call__(self, rows: slice, ks: slice) -> Tensor:
         """References ks of sequences rows: (S, K, A, L) of any dtype, on any device."""
@@ -109,7 +109,7 @@ def attribute(
     user_rules: dict[type[nn.Module], UserRule] | None = None,
     raw_outputs: bool = False,
     progress: Callable[[int, Tensor], None] | None = None,
-    seen: Counter[OperationKey] | None = None,
+    seen: Seen | None = None,
 ) -> Attribution:
     """DeepLIFT/SHAP attributions of sequences with respect to references.
 
@@ -126,7 +126,7 @@ def attribute(
         user_rules: rules for whole modules by class (see user_rules.py).
         raw_outputs: return the multipliers of every pair too.
         progress: called after each batch with the number of pairs done and their convergence deltas (S, T, K).
-        seen: filled with the operations met and their treatment.
+        seen: filled with the operations met, their treatment, and all refusals (see audit.py).
 
     Raises:
         ValueError: shapes that do not fit, or a model output that is not one value for each sequence and target.
@@ -178,6 +178,12 @@ def model_dtype(model: nn.Module) -> torch.dtype:
     return next((x.dtype for x in tensors if x.is_floating_point()), torch.float32)
 
 
+_HOOKS_REFUSED = (
+    "the model saves tensors through hooks (activation checkpointing, say), and recomputes what cannot be seen; "
+    "switch checkpointing off for attribution"
+)
+
+
 @dataclass
 class _Batch:
     """Results of one block: references (S, K, A, L), multipliers (S, T, K, A, L), predictions and deltas."""
@@ -199,7 +205,7 @@ class _Runner:
         dtype: torch.dtype,
         args: tuple[Tensor, ...],
         targets: Sequence[int] | str,
-        seen: Counter[OperationKey] | None,
+        seen: Seen | None,
     ) -> None:
         self._model = model
         self._device = device
@@ -212,6 +218,7 @@ class _Runner:
         self._seen = seen
         self._has_equal_rows = False
         self._breaks_ties = False
+        self._is_checked = False
 
     def run(self, X: Tensor, references: Tensor, rows: slice) -> _Batch:
         """Multipliers of every pair of sequences (S, A, L) with their references (S, K, A, L)."""
@@ -253,6 +260,9 @@ class _Runner:
         with self._forward_pass(tape, layout, replaying=True) as replay:
             y = self._predict(leaf, rows, n_references, replay)
         tape.check_consumed()
+        if not self._is_checked:
+            check_graph(y)
+            self._is_checked = True
         multipliers = _gradients(y, leaf, targets).unflatten(1, (n_sequences, n_references)).transpose(0, 1)
         reference_prediction = y.detach()[:, targets].unflatten(0, (n_sequences, n_references)).transpose(1, 2)
         # Summed in float64: the delta should show the rules' error, not that of adding up.
@@ -263,10 +273,13 @@ class _Runner:
 
     @contextlib.contextmanager
     def _forward_pass(self, tape: Tape, layout: Rows, replaying: bool) -> Iterator[ForwardPass]:
-        seen = self._seen if replaying else None
+        if self._seen is not None:
+            self._seen.operations.clear()
         autocast = torch.autocast(self._device.type, self._autocast_dtype, enabled=self._uses_autocast)
-        with torch.enable_grad(), autocast:
-            yield ForwardPass(tape, layout, replaying, self._modules, seen)
+        with torch.enable_grad(), autocast, torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS_REFUSED):
+            yield ForwardPass(tape, layout, replaying, self._modules, self._seen)
+        if self._seen is not None and self._seen.refusals:
+            raise UnsupportedModelError(self._seen.refusals[0])
 
     def _predict(self, x: Tensor, rows: slice, n_repeats: int, forward: ForwardPass) -> Tensor:
         """The model's output (B, T) on (B, A, L), with every operation going through `forward`.
@@ -275,8 +288,13 @@ class _Runner:
         """
         extra = [self._extra_input(arg[rows]).repeat_interleave(n_repeats, 0) for arg in self._args]
         x = x.clone()  # not a leaf, so that the model may work in place on its input
-        with forward:
-            y = self._model(x, *extra)
+        try:
+            with forward:
+                y = self._model(x, *extra)
+        except RuntimeError as error:
+            if str(error) == _HOOKS_REFUSED:
+                raise UnsupportedModelError(_HOOKS_REFUSED) from error
+            raise
         return _as_rows_by_targets(y, x.shape[0])
 
     def _extra_input(self, arg: Tensor) -> Tensor:

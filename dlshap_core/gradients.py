@@ -50,6 +50,10 @@ class _Pullback(torch.autograd.Function):
         return ctx.pullback(gradients[0]), None, None
 
 
+# The autograd nodes of these functions, as they stand in a graph.
+OWN_NODES = tuple(function._backward_cls for function in (_Multiply, _Substitute, _Pullback))
+
+
 def multiply(source: Tensor, value: Tensor, multiplier: Tensor) -> Tensor:
     """`value`, whose gradient flows to `source` (same shape) times `multiplier`, elementwise."""
     return _Multiply.apply(source, [value.detach()], multiplier.detach())

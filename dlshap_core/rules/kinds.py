@@ -7,7 +7,7 @@ record back as the other end of each difference, compute the reference's value, 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -57,13 +57,18 @@ class Call:
         return target.copy_(output)
 
 
-class Kind(Protocol):
+class Kind:
     """How an operation is treated; `label` is what reports call it."""
 
-    @property
-    def label(self) -> str: ...
+    label: str
 
-    def run(self, forward: "ForwardPass", call: Call) -> Any: ...
+    def describe(self, call: Call) -> str:
+        """What a report says of this call."""
+        return self.label
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        """Do the operation in the observing or the replaying pass."""
+        raise NotImplementedError
 
 
 def is_varying(x: Any) -> bool:
@@ -102,7 +107,7 @@ def replace_tensors(value: Any, replace: Callable[[Tensor], Any], wanted: Callab
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Kind):
     """Does not read values (shapes, zeros_like, flags): nothing to attribute."""
 
     label: str = "constant"
@@ -112,7 +117,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Kind):
     """Linear in what varies: its gradient is its multiplier."""
 
     label: str = "linear"
@@ -122,7 +127,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Detached:
+class Detached(Kind):
     """detach and .data: the value still depends on the sequence, so it is followed as if it were not detached."""
 
     label: str = "detach followed"
@@ -132,10 +137,13 @@ class Detached:
 
 
 @dataclass(frozen=True)
-class Multilinear:
+class Multilinear(Kind):
     """Linear in each factor: plain where one factor varies, else averaged along the path (midpoint for two factors)."""
 
     label: str = "product: midpoint"
+
+    def describe(self, call: Call) -> str:
+        return "linear" if len(call.inputs) == 1 else self.label
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
         if len(call.inputs) == 1:
@@ -152,7 +160,7 @@ class Multilinear:
 
 
 @dataclass(frozen=True)
-class Elementwise:
+class Elementwise(Kind):
     """An elementwise function of one tensor: its secant (rules.secants)."""
 
     secant: Callable[..., Tensor]
@@ -175,7 +183,7 @@ class Elementwise:
 
 
 @dataclass(frozen=True)
-class FromFirst:
+class FromFirst(Kind):
     """A function of one tensor with a rule of its own: rule(observed, reference, *rest) returns the ruled output."""
 
     rule: Callable[..., Any]
@@ -195,7 +203,7 @@ class FromFirst:
 
 
 @dataclass(frozen=True)
-class Spelled:
+class Spelled(Kind):
     """Run as simpler operations, each seen and ruled in turn."""
 
     function: Callable[..., Any]
@@ -211,7 +219,7 @@ class Spelled:
 
 
 @dataclass(frozen=True)
-class Opened:
+class Opened(Kind):
     """A Python function of torch, run so that the operations inside it are seen."""
 
     body: Callable[..., Any]
@@ -223,21 +231,26 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Quotient:
+class Quotient(Kind):
     """Linear where the denominator is constant, else a product with the reciprocal."""
 
     spelled: Spelled
     label: str = "quotient"
 
+    def describe(self, call: Call) -> str:
+        return "linear" if self._is_linear(call) else self.label
+
     def run(self, forward: "ForwardPass", call: Call) -> Any:
+        return call.plain() if self._is_linear(call) else self.spelled.run(forward, call)
+
+    @staticmethod
+    def _is_linear(call: Call) -> bool:
         denominator = call.args[1] if len(call.args) > 1 else call.kwargs["other"]
-        if call.kwargs.get("rounding_mode") is None and not is_varying(denominator):
-            return call.plain()
-        return self.spelled.run(forward, call)
+        return call.kwargs.get("rounding_mode") is None and not is_varying(denominator)
 
 
 @dataclass(frozen=True)
-class Power:
+class Power(Kind):
     """A constant power is elementwise; a constant base or two varying operands are exp(b log a)."""
 
     elementwise: Elementwise
@@ -250,13 +263,16 @@ class Power:
 
 
 @dataclass(frozen=True)
-class OnlyIf:
+class OnlyIf(Kind):
     """A treatment that holds under a condition on the call; refused otherwise."""
 
     kind: Kind
     condition: Callable[[Call], bool]
     reason: str
     label: str = "conditional"
+
+    def describe(self, call: Call) -> str:
+        return self.kind.describe(call)
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
         if not self.condition(call):
@@ -265,7 +281,7 @@ class OnlyIf:
 
 
 @dataclass(frozen=True)
-class MaxOf:
+class MaxOf(Kind):
     """torch.max and torch.min, which are three functions: over everything, over an axis, and of two tensors."""
 
     over_axis: FromFirst
@@ -282,7 +298,7 @@ class MaxOf:
 
 
 @dataclass(frozen=True)
-class Refused:
+class Refused(Kind):
     """Cannot be attributed."""
 
     reason: str
@@ -293,7 +309,7 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Branch:
+class Branch(Kind):
     """A Python value read from a tensor (bool(x), torch.equal): both passes must read the same, or they diverge."""
 
     label: str = "branch"
@@ -305,7 +321,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Integrated:
+class Integrated(Kind):
     """No rule is known: the local integrated gradient, nodes doubled until it sums to the operation's difference."""
 
     label: str = "integrated"

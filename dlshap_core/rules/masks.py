@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dlshap_core.gradients import multiply, path_gradient, substitute
-from dlshap_core.rules.kinds import Call, is_varying
+from dlshap_core.rules.kinds import Call, Kind, is_varying
 
 if TYPE_CHECKING:
     from dlshap_core.capture import ForwardPass
@@ -34,7 +34,7 @@ def attach_number(mask: Tensor, number: Tensor) -> Tensor:
     return mask
 
 
-class Comparison:
+class Comparison(Kind):
     """gt, ge, lt, le, eq, ne of operands that vary."""
 
     label = "step: secant"
@@ -54,7 +54,7 @@ class Comparison:
         return call.finish(attach_number(mask, multiply(difference, value, multiplier)))
 
 
-class Negation:
+class Negation(Kind):
     """logical_not and ~ of a mask: one minus its number."""
 
     label = "mask"
@@ -64,7 +64,7 @@ class Negation:
         return attach_number(number.detach() == 0, 1 - number)
 
 
-class Combination:
+class Combination(Kind):
     """Logical and, or, xor of masks: ab, a + b - ab, a + b - 2ab."""
 
     label = "mask: product"
@@ -81,7 +81,7 @@ class Combination:
         return attach_number(number.detach() != 0, number)
 
 
-class Select:
+class Select(Kind):
     """where(c, a, b) with a condition that varies: c a + (1 - c) b with midpoint products.
 
     The unselected branch may be undefined (where(x > 0, log(x), 0)); it has coefficient 0, so any finite number may
@@ -145,7 +145,7 @@ def _in_place_of_varying(operands: list[Tensor], replacements: list[Tensor]) -> 
     return [next(remaining) if x.requires_grad else x for x in operands]
 
 
-class SelectOrAssign:
+class SelectOrAssign(Kind):
     """x[...] = value: linear, unless the place is a mask made from the input."""
 
     label = "assignment"
