@@ -39,7 +39,9 @@ class DatasetConfig:
     genome: str | None = None  # dataset=loci: genome FASTA, plain or (b)gzip
     loci: str | None = None  # dataset=loci: BED or narrowPeak file, 0-based half-open
     length: int | None = None  # bases in a sequence; for loci the width of the windows
-    on_bad: str = "error"  # what a row that cannot be used means: error stops before anything is computed, skip leaves it out
+    on_bad: str = (
+        "error"  # what a row that cannot be used means: error stops before anything is computed, skip leaves it out
+    )
     min_known: float = 0.5  # the least share of a sequence's bases that must be known (not N)
 
 
@@ -80,7 +82,9 @@ class StoreConfig:
     """Where the result goes."""
 
     path: str = "attributions.zarr"  # the Zarr store to make, or to go on with
-    rows_per_shard: int = 128  # sequences in a shard, the unit of work and of a Zarr shard; more where a shard takes below 10 s
+    rows_per_shard: int = (
+        128  # sequences in a shard, the unit of work and of a Zarr shard; more where a shard takes below 10 s
+    )
 
 
 @dataclass
@@ -205,9 +209,12 @@ def _contradictions(config: Config) -> Iterator[str]:
     if cluster.name == "none" and cluster.address is not None:
         yield "cluster=none and cluster.address contradict each other; use cluster=local to connect to a Ray cluster"
     if cluster.name == "none" and cluster.actors not in ("auto", 1):
-        yield f"cluster=none and cluster.actors={cluster.actors} contradict each other; use cluster=local for several actors"
-    if model.name == "module" and model._target_ is None and model.checkpoint is None:
-        yield "model=module needs model._target_ (package.Class) or model.checkpoint; give at least one"
+        yield f"cluster=none and cluster.actors={cluster.actors} contradict each other; use cluster=local for several"
+    if cluster.name != "none" and config.engine.device.startswith("cuda:"):
+        yield (
+            f"cluster={cluster.name} and engine.device={config.engine.device} contradict each other; Ray gives each "
+            f"actor a GPU of its own: use engine.device=cuda, or cluster=none"
+        )
     if model.name != "module" and model._target_ is not None:
         yield f"model={model.name} and model._target_ contradict each other; use model=module for a class of your own"
     used = {"example": (), "fasta": ("path",), "loci": ("genome", "loci")}[dataset.name]
@@ -253,7 +260,9 @@ def explain(error: Exception) -> str:
         return f"{match[1]}: the value is not of the type that {key[1] if key else 'the setting'} takes"
     if "parsing override" in text or "OverrideParseException" in type(error).__name__:
         override = getattr(error, "override", "")
-        return f"{override!r} is not a setting; expected name=value, and quotes around a value with brackets, spaces or ="
+        return (
+            f"{override!r} is not a setting; expected name=value, and quotes around a value with brackets, spaces or ="
+        )
     first = str(error).strip().splitlines()[0]
     return f"{key[1]}: {first}" if key else first
 
@@ -270,4 +279,10 @@ def _one_of(choices: tuple[str, ...] | list[str]) -> str:
 
 def _did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else "; `dlshap run --cfg job` prints all settings" if "." in word else ""
+    return (
+        f"; did you mean {close[0]}?"
+        if close
+        else "; `dlshap run --cfg job` prints all settings"
+        if "." in word
+        else ""
+    )

@@ -23,8 +23,8 @@ class ShardError(RunError):
     """A shard failed; the message names the shard, its rows and its sequences."""
 
 
-class Stopped(BaseException):  # noqa: N818 (not an error: like KeyboardInterrupt, no handler of errors may hold it up)
-    """A signal asked the run to stop."""
+class Stopped(BaseException):
+    """A signal asked the run to stop. Like KeyboardInterrupt it is no Exception: no handler of errors may hold it."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)

@@ -54,4 +54,6 @@ class Plan:
         try:
             return Plan(**json.loads(text))
         except (TypeError, json.JSONDecodeError) as error:
-            raise UserError(f"the plan of this run cannot be read ({error}); was it written by another version?") from None
+            raise UserError(
+                f"the plan of this run cannot be read ({error}); was it written by another version?"
+            ) from None

@@ -65,7 +65,7 @@ def n_blocks(n_descriptors: int) -> int:
 
 
 def gaps(ranges: Iterable[tuple[int, int]], n_rows: int) -> list[tuple[int, int]]:
-    """What keeps [start, stop) ranges from tiling [0, n_rows): the ranges missing or covered twice; empty if they do."""
+    """What keeps [start, stop) ranges from tiling [0, n_rows): what is missing or covered twice; empty if they do."""
     found, position = [], 0
     for start, stop in sorted(ranges):
         if start != position:

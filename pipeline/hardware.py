@@ -1,0 +1,75 @@
+"""Where the numbers are computed: the device, what kind it is, and the settings under which its results repeat."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pipeline.errors import UserError
+
+LIBRARIES = ("dlshap", "torch", "numpy", "numba", "zarr", "ray")
+
+
+def resolve_device(device: str) -> str:
+    """cpu, cuda or cuda:<number> for engine.device, on this machine.
+
+    Raises:
+        UserError: a GPU that is not there.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        number = int(device.partition(":")[2] or 0)
+        if not torch.cuda.is_available():
+            raise UserError(f"engine.device={device}, but torch finds no GPU here; use engine.device=cpu or auto")
+        if number >= torch.cuda.device_count():
+            raise UserError(f"engine.device={device}, but there are {torch.cuda.device_count()} GPUs, counted from 0")
+    return device
+
+
+def device_kind(device: str) -> str:
+    """What decides the last bits of a result: the model of the GPU, or the vector instructions of the CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def describe() -> dict[str, Any]:
+    """This machine and these libraries, for the record."""
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "hardware": {"host": platform.node(), "platform": platform.platform(), "cpus": os.cpu_count()},
+    }
+
+
+@contextlib.contextmanager
+def repeatable(threads: int, deterministic: bool) -> Iterator[None]:
+    """Within this context torch uses so many CPU threads, no reduced precision, and, if asked, no operation whose
+    result changes from call to call. What was set before is set again afterwards."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for; read when CUDA starts
+    before = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.matmul.allow_tf32,
+    )
+    _set(threads, deterministic, False, False, False)
+    try:
+        yield
+    finally:
+        _set(*before)
+
+
+def _set(threads: int, deterministic: bool, benchmark: bool, tf32_convolutions: bool, tf32_products: bool) -> None:
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = benchmark
+    torch.backends.cudnn.allow_tf32 = tf32_convolutions
+    torch.backends.cuda.matmul.allow_tf32 = tf32_products

@@ -1,0 +1,280 @@
+"""One pass over the input: every row is checked, hashed and written; then the store is laid out and the run is planned.
+
+Nothing lies at the store's path before the whole input has been found good.
+"""
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from dlshap_core.engine import attribute
+from dlshap_core.references import shuffle_codes
+from dlshap_core.sequences import UNKNOWN, one_hot
+from pipeline.config import Config, DatasetConfig, to_dict
+from pipeline.errors import UserError
+from pipeline.fingerprint import InputHash, auto_batch_size, make_fingerprint
+from pipeline.hardware import describe, repeatable
+from pipeline.models import LoadedModel
+from pipeline.plan import Plan
+from pipeline.sources import Rows, Source
+from pipeline.store import TABLE, StagedStore
+
+N_NAMED = 3  # bad rows that an error names
+
+
+class Sink(Protocol):
+    """Takes the good rows one by one."""
+
+    def append(self, **row: Any) -> None: ...
+
+
+class Nowhere:
+    """Takes rows and keeps none: for a pass that only hashes."""
+
+    def append(self, **row: Any) -> None:
+        """Drop it."""
+
+
+@dataclass
+class Intake:
+    """What the pass over the input found.
+
+    Attributes:
+        n_rows: good rows.
+        length: bases in each.
+        n_bad: rows that cannot be used.
+        problems: of the first few of them.
+        input_hash: over the good rows.
+    """
+
+    n_rows: int = 0
+    length: int = 0
+    n_bad: int = 0
+    problems: list[str] = field(default_factory=list)
+    input_hash: InputHash = field(default_factory=InputHash)
+
+    def reject(self, problem: str) -> None:
+        """Count a bad row."""
+        self.n_bad += 1
+        if len(self.problems) < N_NAMED:
+            self.problems.append(problem)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the run is computed: the device's name (cpu, cuda, ...) and its kind (see hardware.py)."""
+
+    device: str
+    kind: str
+
+
+def take_in(
+    source: Source,
+    dataset: DatasetConfig,
+    begin: Callable[[np.ndarray, str], Sink],
+    progress: Callable[[int], None],
+) -> Intake:
+    """Check and hash every row, and hand the good ones on.
+
+    Args:
+        source: the input.
+        dataset: `length`, `min_known` and `on_bad` are what a row is judged by.
+        begin: called with the codes and name of the first good row, returns where rows go.
+        progress: told the number of rows of each batch.
+
+    Raises:
+        UserError: bad rows, unless dataset.on_bad=skip; or no good row at all.
+    """
+    intake, sink = Intake(length=dataset.length or 0), None
+    for rows in source.batches():
+        for i, codes in enumerate(rows.codes):
+            problem = rows.problem[i] or judge(codes, _where(rows, i), intake, dataset)
+            if problem is not None or codes is None:
+                intake.reject(problem or f"{_where(rows, i)} has no sequence")
+                continue
+            if sink is None:
+                sink = begin(codes, rows.name[i])
+                intake.length = len(codes)
+            row = {name: getattr(rows, name)[i] for name in TABLE}
+            intake.input_hash.add(codes, **{**row, **{name: int(row[name]) for name in ("source_row", "start", "end")}})
+            intake.n_rows += 1
+            if intake.n_bad == 0 or dataset.on_bad == "skip":
+                sink.append(codes=codes, **row)
+        progress(len(rows))
+    _refuse_bad_rows(intake, dataset)
+    return intake
+
+
+def judge(codes: np.ndarray | None, where: str, intake: Intake, dataset: DatasetConfig) -> str | None:
+    """Why (L,) codes cannot be used; None if they can."""
+    if codes is None or len(codes) == 0:
+        return f"{where} has no sequence"
+    if intake.length and len(codes) != intake.length:
+        expected = "dataset.length" if dataset.length else "the first sequence"
+        return f"{where} has {len(codes)} bases where {expected} has {intake.length}"
+    known = np.count_nonzero(codes != UNKNOWN) / len(codes)
+    if known < dataset.min_known or known == 0:
+        return f"{where}: {known:.0%} of its bases are known (not N), less than dataset.min_known={dataset.min_known}"
+    return None
+
+
+def _where(rows: Rows, i: int) -> str:
+    return f"row {rows.source_row[i]} {rows.name[i]!r}"
+
+
+def _refuse_bad_rows(intake: Intake, dataset: DatasetConfig) -> None:
+    if intake.n_bad and (dataset.on_bad == "error" or intake.n_rows == 0):
+        total = intake.n_rows + intake.n_bad
+        named = "; ".join(intake.problems) + ("; ..." if intake.n_bad > len(intake.problems) else "")
+        fix = ". dataset.on_bad=skip leaves them out" if intake.n_rows else ""
+        raise UserError(f"{intake.n_bad} of {total} rows cannot be used: {named}{fix}")
+    if intake.n_rows == 0:
+        raise UserError("the input holds no sequences")
+
+
+def probe(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str) -> list[int]:
+    """Attribute one sequence against two references, so that a model that cannot be attributed is known at once.
+
+    Args:
+        loaded: the model.
+        codes: (L,) uint8.
+        name: what the input calls the sequence.
+        config: of the run.
+        device: where to try.
+
+    Returns:
+        The targets of the run.
+
+    Raises:
+        UserError: the model does not take the sequence, returns something else than one value for each target, has
+            fewer outputs than engine.targets asks for, or holds an operation that cannot be attributed.
+    """
+    what = f"the model cannot be attributed on the first sequence, {name!r} ({len(codes)} bases)"
+    references = one_hot(torch.from_numpy(shuffle_codes(codes[None], [config.seed, config.seed + 1])))
+    try:
+        with repeatable(config.engine.threads, config.engine.deterministic):
+            tried = attribute(
+                loaded.module,
+                one_hot(codes[None]),
+                references,
+                targets="all" if config.engine.targets == "all" else tuple(config.engine.targets),
+                batch_size=2,
+                device=device,
+                dtype=getattr(torch, config.engine.dtype),
+            )
+    except IndexError as error:
+        raise UserError(f"engine.targets={config.engine.targets}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{what}: {error}") from error
+    if not bool(torch.isfinite(tried.prediction).all()):
+        raise UserError(f"{what}: its prediction is not finite; are the weights damaged?")
+    n_targets = tried.prediction.shape[1]
+    return list(range(n_targets)) if config.engine.targets == "all" else list(config.engine.targets)
+
+
+def fingerprint_of(config: Config, loaded: LoadedModel, intake: Intake, machine: Machine) -> dict[str, Any]:
+    """What the values of this run depend on."""
+    return make_fingerprint(
+        model={
+            "weights": loaded.weights_hash,
+            "code": loaded.code_hash,
+            "head": loaded.description["head"],
+            "output": loaded.description["output"],
+        },
+        data={"sha256": intake.input_hash.hexdigest(), "rows": intake.n_rows, "length": intake.length},
+        settings={
+            "references.name": config.references.name,
+            "references.n_shuffles": config.references.n_shuffles,
+            "seed": config.seed,
+            "engine.targets": config.engine.targets,
+            "engine.dtype": config.engine.dtype,
+            "engine.batch_size": _batch_size(config, intake, machine),
+            "engine.threads": config.engine.threads,
+            "engine.deterministic": config.engine.deterministic,
+            "store.rows_per_shard": config.store.rows_per_shard,
+        },
+        machine={
+            "device": "any" if config.cluster.mixed_devices == "allow" else machine.kind,
+            "engine": importlib.metadata.version("dlshap"),
+            "torch": torch.__version__,
+        },
+    )
+
+
+def _batch_size(config: Config, intake: Intake, machine: Machine) -> int:
+    if config.engine.batch_size != "auto":
+        return int(config.engine.batch_size)
+    return auto_batch_size(intake.length, config.references.n_shuffles, machine.device)
+
+
+def make_plan(config: Config, loaded: LoadedModel, intake: Intake, machine: Machine, targets: list[int]) -> Plan:
+    """Everything resolved."""
+    return Plan(
+        n_rows=intake.n_rows,
+        length=intake.length,
+        targets=targets,
+        n_references=config.references.n_shuffles,
+        seed=config.seed,
+        batch_size=_batch_size(config, intake, machine),
+        rows_per_shard=config.store.rows_per_shard,
+        dtype=config.engine.dtype,
+        threads=config.engine.threads,
+        deterministic=config.engine.deterministic,
+        device=machine.device,
+        device_kind=machine.kind,
+        judged=loaded.sums_to_delta,
+        warning_threshold=config.engine.warning_threshold,
+        fingerprint=fingerprint_of(config, loaded, intake, machine),
+    )
+
+
+def stage(
+    path: Path,
+    config: Config,
+    source: Source,
+    loaded: LoadedModel,
+    machine: Machine,
+    progress: Callable[[int], None],
+) -> Plan:
+    """Read the input into a store in the making, and plan the run.
+
+    Args:
+        path: where to make it.
+        config, source, loaded, machine: the run.
+        progress: told the number of rows of each batch.
+
+    Raises:
+        UserError: bad input, or a model that cannot be attributed; the caller removes what was begun.
+    """
+    targets: list[int] = []
+    staged: list[StagedStore] = []
+
+    def begin(codes: np.ndarray, name: str) -> Sink:
+        here = machine.device if machine.device == "cpu" or torch.cuda.is_available() else "cpu"
+        targets.extend(probe(loaded, codes, name, config, here))
+        staged.append(StagedStore(path, len(codes), config.store.rows_per_shard))
+        return staged[0]
+
+    intake = take_in(source, config.dataset, begin, progress)
+    plan = make_plan(config, loaded, intake, machine, targets)
+    attributes = {
+        "title": "DeepLIFT/SHAP attributions of DNA sequences",
+        "config": to_dict(config),
+        "fingerprint": plan.fingerprint,
+        "plan": {key: value for key, value in asdict(plan).items() if key != "fingerprint"},
+        "model": loaded.description,
+        "dataset": {**source.description, "n_left_out": intake.n_bad, "left_out": intake.problems},
+        "head": loaded.description["head"],
+        "seed": plan.seed,
+        "batch_size": plan.batch_size,
+        "device": machine.kind,
+        "bit_identical": config.cluster.mixed_devices != "allow",
+        **describe(),
+    }
+    staged[0].finish(plan, attributes)
+    return plan

@@ -1,0 +1,379 @@
+"""The store: one Zarr v3 group, laid out in advance, written one whole Zarr shard at a time, read through `open_store`.
+
+Axis order is that of `LAYOUT`; bases are A, C, G, T; positions and rows are 0-based, coordinates half-open. Nothing but
+Zarr's own files lies inside the group; what belongs to the run lies beside it (see commits.py).
+"""
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.errors import GroupNotFoundError
+
+from dlshap_core.sequences import ALPHABET
+from pipeline.commits import FileRecord, RunDirectory, checksum, sync
+from pipeline.errors import UserError
+from pipeline.plan import Plan
+from pipeline.shards import Shard, n_shards
+
+FORMAT_VERSION = 1
+CHUNK_ROWS = 64  # rows of an inner chunk: one row is read in about 2 ms
+TABLE_CHUNK_ROWS = 8192
+
+LAYOUT: dict[str, tuple[tuple[str, ...], str]] = {
+    "codes": (("sequence", "position"), "uint8"),
+    "attribution": (("sequence", "target", "position"), "float32"),
+    "hypothetical": (("sequence", "target", "base", "position"), "float32"),
+    "prediction": (("sequence", "target"), "float32"),
+    "reference_prediction": (("sequence", "target", "reference"), "float32"),
+    "convergence_delta": (("sequence", "target", "reference"), "float32"),
+    "reference_checksum": (("sequence",), "uint32"),
+}
+COMPUTED = tuple(name for name in LAYOUT if name != "codes")
+TABLE: dict[str, type] = {
+    "source_row": np.int64,
+    "name": str,
+    "chrom": str,
+    "start": np.int64,
+    "end": np.int64,
+    "strand": str,
+}
+DESCRIPTIONS = {
+    "codes": "the sequence: 0..3 are A, C, G, T; 4 is N",
+    "attribution": "of the base that is there; 0 at an N, so that a row with N sums short by what lies on it",
+    "hypothetical": "the attribution each base would have, averaged over the references; 0-based positions",
+    "prediction": "the model's output",
+    "reference_prediction": "the model's output at each reference",
+    "convergence_delta": "sum of multipliers times differences, minus the difference of predictions; signed",
+    "reference_checksum": "CRC-32 of the codes of the sequence's references, in order",
+    "source_row": "0-based record or data line of the input",
+    "start": "0-based; -1 where the input has none",
+    "end": "exclusive; -1 where the input has none",
+}
+
+
+def chunk_rows(rows_per_shard: int) -> int:
+    """Rows of an inner chunk: the largest divisor of rows_per_shard that is at most CHUNK_ROWS."""
+    return max(rows for rows in range(1, CHUNK_ROWS + 1) if rows_per_shard % rows == 0)
+
+
+def _create(
+    group: zarr.Group, name: str, shape: tuple[int, ...], rows_per_shard: int, dims: Sequence[str], dtype: str
+) -> zarr.Array:
+    """An array of one Zarr shard for each of our shards, every inner chunk compressed and checksummed."""
+    inner_tail = tuple(1 if dim == "target" else size for dim, size in zip(dims[1:], shape[1:], strict=True))
+    return group.create_array(
+        name,
+        shape=shape,
+        shards=(rows_per_shard, *shape[1:]),
+        chunks=(chunk_rows(rows_per_shard), *inner_tail),
+        dtype=dtype,
+        fill_value=np.nan if dtype == "float32" else 0,
+        compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
+        dimension_names=dims,
+        attributes=_described(name),
+        config={"write_empty_chunks": True},
+    )
+
+
+def _create_column(group: zarr.Group, name: str, dtype: Any, n: int = 0, dim: str = "sequence") -> zarr.Array:
+    """A column of the row table, or the labels of a dimension."""
+    return group.create_array(
+        name,
+        shape=(n,),
+        chunks=(TABLE_CHUNK_ROWS,),
+        dtype=dtype,
+        compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
+        dimension_names=(dim,),
+        attributes=_described(name),
+    )
+
+
+def _described(name: str) -> dict[str, Any]:
+    return {"description": DESCRIPTIONS[name]} if name in DESCRIPTIONS else {}
+
+
+class _Appender:
+    """Appends to a row array in whole chunks, so that one chunk is written once and memory stays bounded."""
+
+    def __init__(self, array: zarr.Array, n_buffered: int) -> None:
+        self._array = array
+        self._n_buffered = n_buffered
+        self._buffer: list[Any] = []
+        self._n_written = 0
+
+    def append(self, value: Any) -> None:
+        self._buffer.append(value)
+        if len(self._buffer) == self._n_buffered:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._buffer:
+            stop = self._n_written + len(self._buffer)
+            self._array.resize((stop, *self._array.shape[1:]))
+            self._array[self._n_written : stop] = np.array(self._buffer, dtype=self._array.dtype)
+            self._n_written = stop
+            self._buffer = []
+
+
+class StagedStore:
+    """A store in the making: rows are appended, then the arrays to be computed are laid out.
+
+    It lies in the run's own folder, so that nothing at the store's path can be taken for a store until the whole input
+    has been checked.
+    """
+
+    def __init__(self, path: Path, length: int, rows_per_shard: int) -> None:
+        if path.exists():
+            shutil.rmtree(path)
+        self.path = path
+        self._rows_per_shard = rows_per_shard
+        self._group = zarr.create_group(path, zarr_format=3, attributes={"format_version": FORMAT_VERSION})
+        dims, dtype = LAYOUT["codes"]
+        codes = _create(self._group, "codes", (0, length), rows_per_shard, dims, dtype)
+        self._appenders = {"codes": _Appender(codes, rows_per_shard)}
+        for name, kind in TABLE.items():
+            self._appenders[name] = _Appender(_create_column(self._group, name, kind), TABLE_CHUNK_ROWS)
+
+    def append(self, **row: Any) -> None:
+        """Add a row: its (L,) uint8 `codes`, and a value for every column of the row table."""
+        for name, appender in self._appenders.items():
+            appender.append(row[name])
+
+    def finish(self, plan: Plan, attributes: Mapping[str, Any]) -> None:
+        """Lay out the arrays to be computed, and say what the store is."""
+        for appender in self._appenders.values():
+            appender.flush()
+        sizes = {
+            "sequence": plan.n_rows,
+            "target": len(plan.targets),
+            "base": len(ALPHABET),
+            "position": plan.length,
+            "reference": plan.n_references,
+        }
+        for name in COMPUTED:
+            dims, dtype = LAYOUT[name]
+            _create(self._group, name, tuple(sizes[dim] for dim in dims), self._rows_per_shard, dims, dtype)
+        for name, labels in [("target", [str(target) for target in plan.targets]), ("base", list(ALPHABET))]:
+            _create_column(self._group, name, str, len(labels), name)[:] = np.array(labels, dtype=object)
+        self._group.attrs.update({**attributes, "complete": False})
+        for folder, _, files in os.walk(self.path):
+            for file in files:
+                sync(Path(folder) / file)
+            sync(Path(folder))
+
+
+def write_shard(path: Path, shard: Shard, values: Mapping[str, np.ndarray]) -> dict[str, FileRecord]:
+    """Write one shard of every computed array, read it back, and make it durable.
+
+    Args:
+        path: of the store.
+        shard: whose rows.
+        values: for each name in COMPUTED, an array with len(shard) rows.
+
+    Returns:
+        Size and checksum of the file of each array, that of the codes included.
+
+    Raises:
+        OSError: the disk gave back something else than was written.
+    """
+    group = _open(path, "r+")
+    files = {"codes": shard_file(path, _array(group, "codes"), shard)}
+    for name in COMPUTED:
+        array = _array(group, name).with_config({"write_empty_chunks": True})
+        written = np.ascontiguousarray(values[name], dtype=array.dtype)
+        array[shard.start : shard.stop] = written
+        if np.asarray(array[shard.start : shard.stop]).tobytes() != written.tobytes():
+            raise OSError(f"{name} of {shard} reads back from {path} other than it was written")
+        files[name] = shard_file(path, array, shard)
+        for place in [path / files[name].path, *(path / files[name].path).parents]:
+            if place == path:
+                break
+            sync(place)
+    return files
+
+
+def shard_file(path: Path, array: zarr.Array, shard: Shard) -> FileRecord:
+    """Size and checksum of the file that holds one shard of an array of the store at a path."""
+    key = array.metadata.encode_chunk_key((shard.index, *(0 for _ in array.shape[1:])))
+    return checksum(path, Path(array.basename) / key)
+
+
+def read_codes(path: Path, shard: Shard) -> np.ndarray:
+    """(n, L) uint8 codes of a shard's rows."""
+    return np.asarray(_array(_open(path, "r"), "codes")[shard.start : shard.stop])
+
+
+def read_names(path: Path, rows: Iterable[int]) -> list[str]:
+    """What the input calls each of some rows."""
+    names = _array(_open(path, "r"), "name")
+    return [str(names[row]) for row in rows]
+
+
+def read_attributes(path: Path) -> dict[str, Any] | None:
+    """Attributes of the store at a path; None where nothing lies there.
+
+    Raises:
+        UserError: something else than a dlshap store lies there.
+    """
+    if not path.exists():
+        return None
+    try:
+        attributes = _open(path, "r").attrs.asdict()
+    except (GroupNotFoundError, FileNotFoundError, NotADirectoryError, ValueError):
+        attributes = {}
+    if "format_version" not in attributes:
+        raise UserError(f"store.path={path} exists and is not a dlshap store; give another path")
+    return attributes
+
+
+def complete_store(path: Path, plan: Plan, files: Sequence[Mapping[str, FileRecord]], run: Mapping[str, Any]) -> None:
+    """Move the checksums and the record of the run into the store; the mark that it is complete is the last write.
+
+    Args:
+        path: of the store.
+        plan: of the run.
+        files: for each shard in order, the record of the file of each array.
+        run: plain values.
+    """
+    group = _open(path, "r+")
+    for name, dtype, values in [
+        ("shard_crc32", "uint32", [[record[array].crc32 for array in LAYOUT] for record in files]),
+        ("shard_bytes", "int64", [[record[array].n_bytes for array in LAYOUT] for record in files]),
+    ]:
+        array = group.create_array(
+            name,
+            shape=(n_shards(plan.n_rows, plan.rows_per_shard), len(LAYOUT)),
+            dtype=dtype,
+            dimension_names=("shard", "array"),
+            overwrite=True,
+        )
+        array[:] = np.array(values, dtype=dtype)
+    if "array" not in group:
+        _create_column(group, "array", str, len(LAYOUT), "array")
+    _array(group, "array")[:] = np.array(list(LAYOUT), dtype=object)
+    group.attrs["run"] = dict(run)
+    with warnings.catch_warnings():
+        # Inline copies of the arrays' metadata, marked `must_understand: false`: readers that do not know them skip
+        # them, and xarray asks for them.
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(path, zarr_format=3)
+    for folder, _, names in os.walk(path):
+        if "zarr.json" in names:
+            sync(Path(folder) / "zarr.json")
+    _open(path, "r+").attrs["complete"] = True
+    sync(path / "zarr.json")
+    sync(path)
+
+
+def _open(path: Path, mode: Any) -> zarr.Group:
+    return zarr.open_group(path, mode=mode, zarr_format=3)
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array:
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return array
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store to read. `store["hypothetical"][10:20]` reads rows into numpy; the shapes are those of `LAYOUT`."""
+
+    path: Path
+    group: zarr.Group
+    n_done: int
+
+    def __getitem__(self, name: str) -> zarr.Array:
+        """One array, read lazily."""
+        return _array(self.group, name)
+
+    def __len__(self) -> int:
+        return int(self["codes"].shape[0])
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """What the store says of itself: config, fingerprint, versions, hardware, model, run, ..."""
+        return self.group.attrs.asdict()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is there."""
+        return bool(self.attrs["complete"])
+
+    @cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        """The row table: source_row, name, chrom, start, end, strand, each (N,)."""
+        return {name: np.asarray(self[name][:]) for name in TABLE}
+
+    @property
+    def codes(self) -> zarr.Array:
+        """(N, L) uint8."""
+        return self["codes"]
+
+    @property
+    def attribution(self) -> zarr.Array:
+        """(N, T, L) float32."""
+        return self["attribution"]
+
+    @property
+    def hypothetical(self) -> zarr.Array:
+        """(N, T, 4, L) float32."""
+        return self["hypothetical"]
+
+    @property
+    def prediction(self) -> zarr.Array:
+        """(N, T) float32."""
+        return self["prediction"]
+
+    @property
+    def reference_prediction(self) -> zarr.Array:
+        """(N, T, R) float32."""
+        return self["reference_prediction"]
+
+    @property
+    def convergence_delta(self) -> zarr.Array:
+        """(N, T, R) float32."""
+        return self["convergence_delta"]
+
+    def __repr__(self) -> str:
+        n_rows, n_targets, _, length = self.hypothetical.shape
+        state = "complete" if self.complete else f"not complete, {self.n_done} shards done"
+        return f"<dlshap store {self.path}: {n_rows} sequences of {length} bp, {n_targets} targets, {state}>"
+
+
+def open_store(path: str | os.PathLike[str], allow_incomplete: bool = False) -> Store:
+    """Open a store for reading.
+
+    Args:
+        path: of the store.
+        allow_incomplete: open a store whose run has not finished; rows that are not there yet read as NaN.
+
+    Raises:
+        UserError: nothing or something else lies there, or the store is not complete.
+    """
+    place = Path(path)
+    attributes = read_attributes(place)
+    if attributes is None:
+        raise UserError(f"{place} does not exist")
+    if attributes["format_version"] > FORMAT_VERSION:
+        raise UserError(
+            f"{place} was written by a newer version (format {attributes['format_version']}); update dlshap"
+        )
+    group = _open(place, "r")
+    total = n_shards(attributes["plan"]["n_rows"], attributes["plan"]["rows_per_shard"])
+    n_done = total if attributes.get("complete") else len(RunDirectory(place).done_indices())
+    if not attributes.get("complete") and not allow_incomplete:
+        raise UserError(
+            f"{place} is not complete: {n_done} of {total} shards are there; finish it with the command that began it, "
+            f"or open it with allow_incomplete=True"
+        )
+    return Store(place, group, n_done)
