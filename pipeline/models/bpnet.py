@@ -198,8 +198,8 @@ def _read_shells(path: Path) -> _BPNetShell:
             f"Write the weights alone, torch.save(model.state_dict(), ...)"
         )
     try:
-        with safe_globals([(stand_in, name) for name, stand_in in _STAND_INS.items()]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with safe_globals([(stand_in, name) for name, stand_in in _STAND_INS.items()]), path.open("rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read as a BPNet: {str(error).splitlines()[0]}") from None
     if not isinstance(content, _BPNetShell):

@@ -56,7 +56,8 @@ def read_checkpoint(path: Path, trust_pickle: bool = False) -> dict[str, Tensor]
             raise UserError(f"{path} is a damaged safetensors file: {error}") from None
     _require_torch_file(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by name, torch would take some endings for another format
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         if not trust_pickle:
             raise UserError(_refusal(path)) from None
@@ -148,7 +149,8 @@ def _refusal(path: Path) -> str:
 
 def _unpickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=False)
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"{path} is a pickled model whose class cannot be imported here: {_first_line(error)}; install its package"

@@ -9,7 +9,7 @@ class ExampleNet(nn.Module):
     (N, 4, L) one-hot -> (N, 1), for any L of 8 or more.
     """
 
-    def __init__(self, n_filters: int = 24, kernel: int = 15, n_hidden: int = 32, pool: int = 4) -> None:
+    def __init__(self, n_filters: int = 32, kernel: int = 13, n_hidden: int = 32, pool: int = 4) -> None:
         """Args:
         n_filters: filters of the first convolution.
         kernel: their width in bases, odd.

@@ -1,0 +1,181 @@
+"""Checkpoints of every kind, good and bad; above all, that reading one runs nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from pipeline.errors import UserError
+from pipeline.models.bpnet import load_bpnet
+from pipeline.models.checkpoint import checkpoint_path, load_weights, read_checkpoint
+
+
+class Touch:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv1d(4, 3, 5), nn.BatchNorm1d(3), nn.Linear(6, 1))
+
+
+def save(path: Path, form: str) -> Path:
+    state = net().state_dict()
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "legacy":
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+    elif form == "whole module":
+        torch.save(net(), path)
+    else:
+        wrapped = {"plain": state, "state_dict": {"state_dict": state, "epoch": 3, "loss": [0.5]}}
+        wrapped["model_state_dict"] = {"model_state_dict": state}
+        wrapped["prefixed"] = {f"module.{name}": values for name, values in state.items()}
+        wrapped["lightning"] = {"state_dict": {f"model.{name}": values for name, values in state.items()}}
+        torch.save(wrapped[form], path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt", "weights"])
+@pytest.mark.parametrize(
+    "form", ["safetensors", "plain", "legacy", "state_dict", "model_state_dict", "prefixed", "lightning"]
+)
+def test_state_dicts_load_whatever_the_files_name(tmp_path: Path, form: str, name: str) -> None:
+    path = save(tmp_path / name, form)
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Conv1d(4, 3, 5), nn.BatchNorm1d(3), nn.Linear(6, 1))
+    state = read_checkpoint(path)
+    assert isinstance(state, dict)
+    load_weights(module, state, path)
+    for name_, values in net().state_dict().items():
+        assert torch.equal(module.state_dict()[name_], values)
+
+
+def test_a_pickled_module_is_refused_with_what_to_do_and_read_when_trusted(tmp_path: Path) -> None:
+    path = save(tmp_path / "model.pt", "whole module")
+    with pytest.raises(
+        UserError, match=r"Python objects.*torch\.nn.*state_dict.*_target_.*trust_pickle=true"
+    ) as raised:
+        read_checkpoint(path)
+    assert "\n" not in str(raised.value)
+    assert isinstance(read_checkpoint(path, trust_pickle=True), nn.Sequential)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, zipped: bool, with_weights: bool) -> None:
+    mark, path = tmp_path / "ran", tmp_path / "model.pt"
+    content = {"state_dict": net().state_dict(), "extra": Touch(mark)} if with_weights else Touch(mark)
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match="trust_pickle"):
+        read_checkpoint(path)
+    with pytest.raises(UserError, match="trust_pickle"):
+        load_bpnet(path, {})
+    assert not mark.exists()
+    torch.load(path, weights_only=False)
+    assert mark.exists()  # so the file is what it claims to be
+
+
+def test_a_trusted_module_of_a_class_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere.py").write_text("from torch import nn\nclass Net(nn.Linear):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save(import_module("elsewhere").Net(1, 1), tmp_path / "model.pt")
+    monkeypatch.delitem(sys.modules, "elsewhere")
+    (tmp_path / "elsewhere.py").write_text("")
+    with pytest.raises(UserError, match=r"cannot be imported here.*install its package"):
+        read_checkpoint(tmp_path / "model.pt", trust_pickle=True)
+
+
+def edited(**changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    state = {**net().state_dict(), **{name.replace("_", ".", 1): values for name, values in changes.items()}}
+    return {name: values for name, values in state.items() if values is not None}
+
+
+@pytest.mark.parametrize(
+    ("state", "parts"),
+    [
+        (edited(**{"0_bias": None}), ["missing: 0.bias"]),
+        (edited(**{"9_bias": torch.zeros(1)}), ["not expected: 9.bias"]),
+        (edited(**{"0_weight": torch.zeros(3, 4, 6)}), ["0.weight (3, 4, 6) (model: (3, 4, 5))"]),
+        (edited(**{"2_weight": torch.full((1, 6), float("nan"))}), ["'2.weight'", "6 of 6", "NaN"]),
+        (edited(**{"2_bias": torch.tensor([float("inf")])}), ["'2.bias'", "infinite"]),
+        (edited(**{"1_running_var": torch.tensor([1.0, float("nan"), 1.0])}), ["'1.running_var'", "1 of 3"]),
+        ({f"x{i}": torch.zeros(1) for i in range(9)}, ["missing: 0.weight", "and 4 more", "not expected: x0"]),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(tmp_path: Path, state: dict[str, torch.Tensor], parts: list[str]) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(state, path)
+    module = net()
+    before = {name: values.clone() for name, values in module.state_dict().items()}
+    with pytest.raises(UserError, match=r"weights\.pt") as raised:
+        load_weights(module, state, path)
+    for part in parts:
+        assert part in str(raised.value)
+    assert all(torch.equal(values, before[name]) for name, values in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"hello, I am text", "is neither; expected safetensors"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"version https and a pointer", "git lfs pull"),
+        (b"PK\x03\x04" + b"x" * 100, "cannot be read as a torch checkpoint"),
+        ((2).to_bytes(8, "little") + b"{,", "damaged safetensors"),
+    ],
+)
+def test_files_that_are_no_checkpoints(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as raised:
+        read_checkpoint(path)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "plain"])
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_truncated_checkpoints(tmp_path: Path, form: str, share: float) -> None:
+    path = save(tmp_path / "weights", form)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=r"damaged|cannot be read|neither"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.zeros(1)], "holds a list"),
+        (torch.zeros(1), "holds a Tensor"),
+        ({}, "no tensors"),
+        ({"a": 1}, "not tensors: a"),
+        ({"weights": {"a": torch.zeros(1)}}, "not tensors: weights"),
+    ],
+)
+def test_contents_that_are_no_state_dict(tmp_path: Path, content: object, message: str) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=message):
+        read_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [(None, "is not set"), ("", "is not set"), ("no.pt", "no such file"), (".", "is a directory")]
+)
+def test_missing_checkpoints(path: str | None, message: str) -> None:
+    with pytest.raises(UserError, match=f"model.checkpoint.*{message}"):
+        checkpoint_path(path)
