@@ -7,6 +7,7 @@ can draw it again. Consecutive seeds share all but one of their references (seed
 Shape legend: N sequences, R references, A alphabet, L length.
 """
 
+import itertools
 import warnings
 from collections.abc import Sequence
 
@@ -30,64 +31,145 @@ def _shuffle_into(codes: np.ndarray, n_characters: int, seed: int, shuffled: np.
     if length == 0:
         return
     np.random.seed(seed)
-    n_edges = np.zeros(n_characters, dtype=np.int64)
-    for j in range(length - 1):
-        n_edges[codes[j]] += 1
-    first_edge = np.zeros(n_characters + 1, dtype=np.int64)
-    for character in range(n_characters):
-        first_edge[character + 1] = first_edge[character] + n_edges[character]
-    edges = np.empty(length, dtype=np.int64)
-    used = first_edge[:-1].copy()
-    for j in range(length - 1):
-        edges[used[codes[j]]] = j + 1
-        used[codes[j]] += 1
-
+    first_edge, edges = _out_edges(codes, n_characters)
     for i in range(shuffled.shape[0]):
         for character in range(n_characters):
-            if n_edges[character] > 2:
-                start = first_edge[character]
-                movable = edges[start : start + n_edges[character] - 1]
-                movable[:] = movable[np.random.permutation(n_edges[character] - 1)]
-        used[:] = first_edge[:-1]
-        position = 0
-        shuffled[i, 0] = codes[0]
-        for j in range(1, length):
-            character = codes[position]
-            position = edges[used[character]]
-            used[character] += 1
-            shuffled[i, j] = codes[position]
+            n_edges = first_edge[character + 1] - first_edge[character]
+            if n_edges > 2:
+                movable = edges[first_edge[character] : first_edge[character + 1] - 1]
+                movable[:] = movable[np.random.permutation(n_edges - 1)]
+        _walk(codes, first_edge, edges, shuffled[i])
 
 
 @numba.njit(nogil=True, cache=True)
-def _shuffle_rows(codes: np.ndarray, n_characters: int, seeds: np.ndarray, shuffled: np.ndarray) -> None:
-    """Shuffle each row of (N, L) `codes` into (N, n, L) `shuffled`, row i from seeds[i]."""
-    for i in range(codes.shape[0]):
-        _shuffle_into(codes[i], n_characters, seeds[i], shuffled[i])
+def _out_edges(codes: np.ndarray, n_characters: int) -> tuple[np.ndarray, np.ndarray]:
+    """Edges of the walk over characters: those that leave character a are edges[first[a]:first[a + 1]], in order.
+
+    An edge is the position it leads to.
+    """
+    first = np.zeros(n_characters + 1, dtype=np.int64)
+    for j in range(codes.shape[0] - 1):
+        first[codes[j] + 1] += 1
+    for character in range(n_characters):
+        first[character + 1] += first[character]
+    edges = np.empty(codes.shape[0], dtype=np.int64)
+    used = first[:-1].copy()
+    for j in range(codes.shape[0] - 1):
+        edges[used[codes[j]]] = j + 1
+        used[codes[j]] += 1
+    return first, edges
 
 
 @numba.njit(nogil=True, cache=True)
-def _shuffle_rows_once_per_seed(codes: np.ndarray, n_characters: int, seeds: np.ndarray, shuffled: np.ndarray) -> None:
-    """Shuffle each row of (N, L) `codes` into (N, R, L) `shuffled`, once from each of the (R,) seeds."""
+def _walk(codes: np.ndarray, first_edge: np.ndarray, edges: np.ndarray, shuffled: np.ndarray) -> None:
+    """Walk from position 0, leaving each character by its next unused edge; write the characters met."""
+    used = first_edge[:-1].copy()
+    position = 0
+    shuffled[0] = codes[0]
+    for j in range(1, codes.shape[0]):
+        character = codes[position]
+        position = edges[used[character]]
+        used[character] += 1
+        shuffled[j] = codes[position]
+
+
+@numba.njit(nogil=True, cache=True)
+def _shuffle_uniformly_into(codes: np.ndarray, n_characters: int, seed: int, shuffled: np.ndarray) -> None:
+    """Fill (n, L) `shuffled` with shuffles of the (L,) `codes`, each such sequence being equally likely.
+
+    The last edges of the characters form a tree towards the final character. Drawing it uniformly by loop-erased random
+    walks (Wilson 1996) and permuting the other edges makes every Eulerian path equally likely (Kandel et al. 1996).
+    """
+    length = codes.shape[0]
+    if length == 0:
+        return
+    np.random.seed(seed)
+    first_edge, edges = _out_edges(codes, n_characters)
+    exit_edge = np.empty(n_characters, dtype=np.int64)
+    for i in range(shuffled.shape[0]):
+        in_tree = np.zeros(n_characters, dtype=np.bool_)
+        in_tree[codes[length - 1]] = True
+        for character in range(n_characters):
+            if first_edge[character] == first_edge[character + 1]:
+                continue
+            here = character
+            while not in_tree[here]:
+                exit_edge[here] = np.random.randint(first_edge[here], first_edge[here + 1])
+                here = codes[edges[exit_edge[here]]]
+            here = character
+            while not in_tree[here]:
+                in_tree[here] = True
+                here = codes[edges[exit_edge[here]]]
+        for character in range(n_characters):
+            start, stop = first_edge[character], first_edge[character + 1]
+            if stop > start and character != codes[length - 1]:
+                chosen, stop = exit_edge[character], stop - 1
+                edges[chosen], edges[stop] = edges[stop], edges[chosen]
+            movable = edges[start:stop]
+            movable[:] = movable[np.random.permutation(stop - start)]
+        _walk(codes, first_edge, edges, shuffled[i])
+
+
+@numba.njit(nogil=True, cache=True)
+def _shuffle_rows(
+    codes: np.ndarray, n_characters: int, seeds: np.ndarray, is_uniform: bool, shuffled: np.ndarray
+) -> None:
+    """Shuffle the rows of (N, L) `codes` into (N, R, n, L) `shuffled`: n times in a row from each of (N, R) seeds."""
     for i in range(codes.shape[0]):
-        for k in range(seeds.shape[0]):
-            _shuffle_into(codes[i], n_characters, seeds[k], shuffled[i, k : k + 1])
+        for k in range(seeds.shape[1]):
+            if is_uniform:
+                _shuffle_uniformly_into(codes[i], n_characters, seeds[i, k], shuffled[i, k])
+            else:
+                _shuffle_into(codes[i], n_characters, seeds[i, k], shuffled[i, k])
 
 
-def shuffle_codes(codes: np.ndarray, seeds: Sequence[int] | np.ndarray, n_characters: int = 5) -> np.ndarray:
+def shuffle_codes(
+    codes: np.ndarray, seeds: Sequence[int] | np.ndarray, n_characters: int = 5, is_uniform: bool = False
+) -> np.ndarray:
     """Dinucleotide shuffles of code sequences, one from each seed.
 
     Args:
         codes: (N, L) uint8; an unknown base (4) is a character like the others.
         seeds: R seeds; reference k of every row is drawn from seeds[k].
         n_characters: how many different codes there may be.
+        is_uniform: draw every sequence with the same dinucleotides equally often, instead of as tangermeme does.
 
     Returns:
         (N, R, L) uint8. The global interpreter lock is released while drawing.
     """
     codes = np.ascontiguousarray(codes, dtype=np.uint8)
-    shuffled = np.empty((codes.shape[0], len(seeds), codes.shape[1]), dtype=np.uint8)
-    _shuffle_rows_once_per_seed(codes, n_characters, _as_generator_seeds(seeds), shuffled)
-    return shuffled
+    shuffled = np.empty((codes.shape[0], len(seeds), 1, codes.shape[1]), dtype=np.uint8)
+    seeds_NR = np.tile(_as_generator_seeds(seeds), (codes.shape[0], 1))
+    _shuffle_rows(codes, n_characters, seeds_NR, is_uniform, shuffled)
+    return shuffled[:, :, 0]
+
+
+def permute_codes(codes: np.ndarray, seeds: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Mononucleotide shuffles of (N, L) codes, one from each of R seeds: (N, R, L) uint8.
+
+    Every row gets the same permutation of positions from the same seed, as with `shuffle`.
+    """
+    orders = np.stack([np.random.RandomState(seed).permutation(codes.shape[1]) for seed in _as_generator_seeds(seeds)])
+    return np.asarray(codes, dtype=np.uint8)[:, orders]
+
+
+def shuffle_codes_locally(
+    codes: np.ndarray, seeds: Sequence[int] | np.ndarray, window: int, n_characters: int = 5
+) -> np.ndarray:
+    """Dinucleotide shuffles within consecutive windows, for long inputs whose composition changes along them.
+
+    Args:
+        codes: (N, L) uint8.
+        seeds: R seeds; window w of reference k is drawn from seeds[k], so windows do not depend on each other.
+        window: positions in a window; the last one takes what remains. Both ends of every window stay.
+        n_characters: how many different codes there may be.
+
+    Returns:
+        (N, R, L) uint8.
+    """
+    edges = [*range(0, codes.shape[1], window), codes.shape[1]]
+    parts = [shuffle_codes(codes[:, start:stop], seeds, n_characters) for start, stop in itertools.pairwise(edges)]
+    return np.concatenate(parts, axis=-1)
 
 
 def dinucleotide_shuffle(
@@ -118,16 +200,42 @@ def dinucleotide_shuffle(
         ValueError: X is not one-hot, a bad region or seed, or more than one shuffle was asked for and all shuffles of
             a sequence are identical (poly-A, say).
     """
+    return _shuffled(X, (start, end), n, random_state, verbose, allow_N, is_uniform=False)
+
+
+def dinucleotide_shuffle_uniform(
+    X: Tensor,
+    start: int = 0,
+    end: int = -1,
+    n: int = 20,
+    random_state: int | Sequence[int] | np.ndarray | None = None,
+    verbose: bool = False,
+    allow_N: bool = False,
+) -> Tensor:
+    """As `dinucleotide_shuffle`, but every sequence with the same dinucleotides and ends is equally likely."""
+    return _shuffled(X, (start, end), n, random_state, verbose, allow_N, is_uniform=True)
+
+
+def _shuffled(
+    X: Tensor,
+    region: tuple[int, int],
+    n: int,
+    random_state: int | Sequence[int] | np.ndarray | None,
+    verbose: bool,
+    allow_N: bool,
+    is_uniform: bool,
+) -> Tensor:
     validate_one_hot(X, "X", allow_N=allow_N)
-    start, end = _region(X.shape[-1], start, end)
+    start, end = _region(X.shape[-1], *region)
     codes = np.ascontiguousarray(to_codes(X[:, :, start:end]).cpu().numpy())
-    shuffled = np.empty((X.shape[0], n, end - start), dtype=np.uint8)
-    _shuffle_rows(codes, X.shape[1] + 1, _row_seeds(random_state, X.shape[0]), shuffled)
-    _check_shuffled(shuffled, verbose)
+    shuffled = np.empty((X.shape[0], 1, n, end - start), dtype=np.uint8)
+    seeds_N1 = _row_seeds(random_state, X.shape[0])[:, None]
+    _shuffle_rows(codes, X.shape[1] + 1, seeds_N1, is_uniform, shuffled)
+    _check_shuffled(shuffled[:, 0], verbose)
 
     letters = torch.arange(X.shape[1], dtype=torch.uint8, device=X.device)
     result = X.unsqueeze(1).repeat(1, n, 1, 1)
-    drawn = torch.from_numpy(shuffled).to(X.device).unsqueeze(2)
+    drawn = torch.from_numpy(shuffled[:, 0]).to(X.device).unsqueeze(2)
     result[..., start:end] = (drawn == letters[:, None]).to(X.dtype)
     return result
 
@@ -226,7 +334,7 @@ def _check_shuffled(shuffled: np.ndarray, verbose: bool) -> None:
     inner = shuffled[:, :, 1:-1]
     conserved = (inner == inner[:, :1]).all(axis=1)
     if verbose and conserved.any():
-        warnings.warn("a position is the same in all dinucleotide shuffles of a sequence", RuntimeWarning, stacklevel=3)
+        warnings.warn("a position is the same in all dinucleotide shuffles of a sequence", RuntimeWarning, stacklevel=4)
     if shuffled.shape[1] > 1 and conserved.all(axis=1).any():
         row = int(np.flatnonzero(conserved.all(axis=1))[0])
         raise ValueError(

@@ -5,6 +5,7 @@ record back as the other end of each difference, compute the reference's value, 
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ class Call:
         return target.copy_(output)
 
 
-class Kind:
+class Kind(ABC):
     """How an operation is treated; `label` is what reports call it."""
 
     label: str
@@ -66,9 +67,9 @@ class Kind:
         """What a report says of this call."""
         return self.label
 
+    @abstractmethod
     def run(self, forward: "ForwardPass", call: Call) -> Any:
         """Do the operation in the observing or the replaying pass."""
-        raise NotImplementedError
 
 
 def is_varying(x: Any) -> bool:
