@@ -100,7 +100,7 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
-def strongest_kmers(codes: np.ndarray, attribution: np.ndarray, k: int = 6, top: int = 8) -> list[Kmer]:
+def strongest_kmers(codes: np.ndarray, attribution: np.ndarray, k: int = 6, top: int = 6) -> list[Kmer]:
     """The k-mers whose occurrences, all together and on both strands, gather the most attribution.
 
     A k-mer that is a stronger one shifted by a base or two is left out.

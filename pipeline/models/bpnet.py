@@ -177,6 +177,9 @@ _STAND_INS: dict[str, Any] = {
     "torch.nn.modules.activation.ReLU": _Shell,
     "torch.nn.modules.container.ModuleList": _Shell,
     "numpy.dtype": _Shell,
+    "numpy.ndarray": _Shell,
+    "numpy.core.multiarray._reconstruct": _Shell,
+    "numpy._core.multiarray._reconstruct": _Shell,
     "numpy.core.multiarray.scalar": _nothing,
     "numpy._core.multiarray.scalar": _nothing,
 }

@@ -145,7 +145,7 @@ def test_a_pickled_module_is_read_without_its_class(tmp_path: Path, monkeypatch:
 
 
 def test_a_pickled_module_with_numpy_values_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pickled(tmp_path / "model.torch", monkeypatch, history=[np.float32(0.5), np.float64(1.5)])
+    pickled(tmp_path / "model.torch", monkeypatch, history=[np.float32(0.5), np.float64(1.5), np.ones(3)])
     assert load_bpnet(tmp_path / "model.torch", {}).trimming == 40
 
 
