@@ -305,11 +305,10 @@ class ForwardPass(TorchFunctionMode):
         return replace_tensors((args, kwargs), resolve, lambda x: isinstance(x, Tensor) and not x.requires_grad)
 
 
-def check_graph(output: Tensor) -> None:
-    """Look through the autograd graph of a replayed output for what went past the function mode.
+def find_custom_function(output: Tensor) -> str | None:
+    """Name of a custom autograd.Function in the graph of a replayed output, if there is one.
 
-    Raises:
-        UnsupportedModelError: a custom autograd.Function (reentrant checkpointing among them), by name.
+    Such functions go past the function mode, as does reentrant checkpointing, which is one of them.
     """
     pending, visited = [output.grad_fn], set()
     while pending:
@@ -318,9 +317,6 @@ def check_graph(output: Tensor) -> None:
             continue
         visited.add(node)
         if isinstance(node, torch.autograd.function.BackwardCFunction) and not isinstance(node, OWN_NODES):
-            name = type(node).__name__.removesuffix("Backward")
-            raise UnsupportedModelError(
-                f"the model uses the custom autograd function {name!r}, which cannot be seen into; "
-                f"write it with torch operations, or switch it off (checkpointing: use_reentrant) for attribution"
-            )
+            return type(node).__name__.removesuffix("Backward")
         pending.extend(parent for parent, _ in node.next_functions)
+    return None

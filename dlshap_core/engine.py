@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dlshap_core.capture import ForwardPass, PassesDiffer, Rows, Seen, Tape, check_graph
+from dlshap_core.capture import ForwardPass, PassesDiffer, Rows, Seen, Tape, find_custom_function
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.rules.table import BREAKS_TIES
 from dlshap_core.state import borrowed, eager, unwrap
@@ -179,8 +179,8 @@ def model_dtype(model: nn.Module) -> torch.dtype:
 
 
 _HOOKS_REFUSED = (
-    "the model saves tensors through hooks (activation checkpointing, say), and recomputes what cannot be seen; "
-    "switch checkpointing off for attribution"
+    "the model uses activation checkpointing (or other hooks on saved tensors), which recomputes what cannot be seen; "
+    "switch it off for attribution"
 )
 
 
@@ -219,6 +219,7 @@ class _Runner:
         self._has_equal_rows = False
         self._breaks_ties = False
         self._is_checked = False
+        self._custom_function: str | None = None
 
     def run(self, X: Tensor, references: Tensor, rows: slice) -> _Batch:
         """Multipliers of every pair of sequences (S, A, L) with their references (S, K, A, L)."""
@@ -261,7 +262,9 @@ class _Runner:
             y = self._predict(leaf, rows, n_references, replay)
         tape.check_consumed()
         if not self._is_checked:
-            check_graph(y)
+            self._custom_function = find_custom_function(y)
+            if self._custom_function == "CheckpointFunction":
+                raise UnsupportedModelError(_HOOKS_REFUSED)
             self._is_checked = True
         multipliers = _gradients(y, leaf, targets).unflatten(1, (n_sequences, n_references)).transpose(0, 1)
         reference_prediction = y.detach()[:, targets].unflatten(0, (n_sequences, n_references)).transpose(1, 2)
@@ -269,6 +272,8 @@ class _Runner:
         contributions = multipliers * (sequences[:, None] - references).unsqueeze(1)
         explained = contributions.sum((-2, -1), dtype=torch.float64)
         delta = explained - (prediction[..., None].double() - reference_prediction.double())
+        if self._custom_function is not None:
+            _check_custom_function(self._custom_function, delta, y)
         return _Batch(references, multipliers, prediction, reference_prediction, delta.to(y.dtype))
 
     @contextlib.contextmanager
@@ -352,6 +357,21 @@ def _gradients(y: Tensor, leaf: Tensor, targets: list[int]) -> Tensor:
             (gradient,) = torch.autograd.grad(y[:, target].sum(), leaf, retain_graph=keeps_graph, allow_unused=True)
         gradients.append(torch.zeros_like(leaf) if gradient is None else gradient)
     return torch.stack(gradients)
+
+
+def _check_custom_function(name: str, delta: Tensor, y: Tensor) -> None:
+    """A custom autograd function is taken for linear; contributions that do not add up show that it is not.
+
+    Raises:
+        UnsupportedModelError: they do not add up.
+    """
+    error = (delta.abs().max() / y.detach().abs().max().clamp_min(torch.finfo(y.dtype).tiny)).item()
+    if not error <= 1e4 * torch.finfo(y.dtype).eps:
+        raise UnsupportedModelError(
+            f"the model uses the custom autograd function {name!r}, which cannot be seen into and is not linear: "
+            f"contributions miss the difference of predictions by {error:.1e} of the prediction; write it with torch "
+            f"operations"
+        )
 
 
 def _as_rows_by_targets(y: Any, n_rows: int) -> Tensor:
