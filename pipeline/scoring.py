@@ -159,10 +159,13 @@ def consensus(codes: np.ndarray, sites: Sequence[Site], names: Sequence[str]) ->
 
 
 def motif_of(kmer: str, consensus_of: Mapping[str, str]) -> str:
-    """The motif that holds the k-mer on either strand, with at most one base different; "" where there is none."""
+    """The motif that holds the k-mer on either strand, "" where none does.
+
+    At most one base may be different, or lie outside the motif.
+    """
     best, fewest = "", 2
     for motif, text in consensus_of.items():
-        for strand in (text, reverse_complement(text)):
+        for strand in (f".{text}.", f".{reverse_complement(text)}."):
             for start in range(len(strand) - len(kmer) + 1):
                 different = sum(a != b for a, b in zip(kmer, strand[start:], strict=False))
                 if different < fewest:

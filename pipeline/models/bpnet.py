@@ -119,7 +119,7 @@ def load_bpnet(path: Path, init: Mapping[str, Any]) -> BPNet:
     if trimming is None and "trimming" not in init:
         raise UserError(
             f"{path} is a state dict, which does not say how many positions BPNet trims from either end; "
-            f"give it: +model.init.trimming=557 for 2114 bp in and 1000 out"
+            f"give it: model.init.trimming=557 for 2114 bp in and 1000 out"
         )
     try:
         model = BPNet(**{**settings, "trimming": trimming, **init})

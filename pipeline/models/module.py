@@ -1,11 +1,12 @@
 """Any `torch.nn.Module` by its import path: the only place that instantiates what a configuration names."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -60,13 +61,32 @@ def make(target: str, init: Mapping[str, Any]) -> nn.Module:
 
 
 def _find(target: str) -> Any:
+    """The object of an import path. (Hydra's own finder logs several lines before it raises.)"""
     try:
-        return get_object(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        return _locate(target)
+    except Exception as error:  # importing a user's module runs the user's code
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"model._target_={target} cannot be imported: {reason}; expected package.module.Class, importable from here"
-        ) from None
+        ) from error
+
+
+def _locate(target: str) -> Any:
+    parts = target.split(".")
+    if len(parts) < 2 or not all(parts):
+        raise ImportError(f"{target!r} is not a dotted path")
+    for n_modules in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:n_modules])
+        try:
+            found: Any = import_module(module)
+        except ModuleNotFoundError as error:
+            if n_modules > 1 and f"{module}.".startswith(f"{error.name}."):  # a class within a class, perhaps
+                continue
+            raise
+        for name in parts[n_modules:]:
+            found = getattr(found, name)
+        return found
+    raise ImportError(f"no module for {target!r}")
 
 
 def plain_arguments(init: Any) -> dict[str, Any]:

@@ -52,7 +52,9 @@ class LociSource:
 
     def _rows(self) -> Iterator[Row]:
         last_use: dict[str, int] = {}
-        for index, _, line in data_lines(self.loci):
+        for index, number, line in data_lines(self.loci):
+            if line.startswith(b">"):
+                raise UserError(f"{self.loci}, line {number}: looks like FASTA; expected chromosome, start, end")
             last_use[columns(text_of(line)[0])[0]] = index
         if not last_use:
             raise UserError(f"{self.loci} holds no loci; expected lines of chromosome, start, end")

@@ -185,7 +185,16 @@ def test_kmers_shifted_by_a_base_or_two_are_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kmer", "motif"), [("GATAAG", "GATA"), ("CTTATC", "GATA"), ("GATTAG", "GATA"), ("CCCCCC", ""), ("TGACTC", "AP1")]
+    ("kmer", "motif"),
+    [
+        ("GATAAG", "GATA"),
+        ("CTTATC", "GATA"),
+        ("GATTAG", "GATA"),
+        ("CCCCCC", ""),
+        ("AAGATA", "GATA"),
+        ("AAAGAT", ""),
+        ("TGACTC", "AP1"),
+    ],
 )
 def test_the_motif_of_a_kmer(kmer: str, motif: str) -> None:
     assert scoring.motif_of(kmer, {"GATA": "AGATAAG", "AP1": "TGACTCA"}) == motif

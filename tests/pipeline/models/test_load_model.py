@@ -54,6 +54,8 @@ def text():
 @pytest.fixture(autouse=True)
 def toy_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "toy_models.py").write_text(TOY)
+    (tmp_path / "broken_models.py").write_text("import absent_package\n")
+    (tmp_path / "wrong_models.py").write_text("class Net(:\n")
     monkeypatch.syspath_prepend(tmp_path)
     import toy_models
 
@@ -133,16 +135,22 @@ def test_a_trusted_pickled_module_needs_no_target(toy_models: Any, tmp_path: Pat
         ("nowhere.Model", {}, r"_target_=nowhere\.Model cannot be imported.*nowhere"),
         ("toy_models.Toyy", {}, r"cannot be imported.*Toyy"),
         ("Toy", {}, "cannot be imported"),
-        ("", {}, "cannot be imported"),
+        ("", {}, "cannot be imported|is not set"),
+        ("toy_models.Toy.Inner", {}, r"cannot be imported.*Inner"),
+        ("broken_models.Net", {}, r"_target_=broken_models\.Net cannot be imported: No module named 'absent_package'"),
+        ("wrong_models.Net", {}, r"cannot be imported: .*(invalid syntax|never closed)"),
         ("toy_models.Toy", {"widht": 3}, "TypeError.*widht"),
         ("toy_models.fails", {}, "RuntimeError: a problem over two lines"),
         ("toy_models.text", {}, r"gives a str; expected a torch\.nn\.Module"),
     ],
 )
-def test_targets_that_cannot_be_made_are_one_line(target: str, init: dict[str, Any], message: str) -> None:
+def test_targets_that_cannot_be_made_are_one_line(
+    target: str, init: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(UserError, match=message) as raised:
         load_model(config(_target_=target, init=init))
     assert "\n" not in str(raised.value)
+    assert caplog.text == ""
 
 
 def test_neither_target_nor_trusted_pickle(toy_models: Any, tmp_path: Path) -> None:

@@ -159,6 +159,11 @@ def test_no_loci(tmp_path: Path, form: str, content: str) -> None:
         read(tmp_path, content, 4, form)
 
 
+def test_loci_that_are_fasta(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"loci\.bed, line 1: looks like FASTA"):
+        read(tmp_path, ">chr1\nACGT\n", 4)
+
+
 @pytest.mark.parametrize("compression", ["plain", "gzip"])
 @pytest.mark.parametrize(
     ("content", "message"),
