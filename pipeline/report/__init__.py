@@ -1,0 +1,1 @@
+"""Pictures of what a store holds; needs matplotlib (the extra `report`)."""
