@@ -2,8 +2,8 @@
 
 Two ways to read, chosen by what the file is:
 
-- `IndexedGenome`, for a plain FASTA: pyfaidx seeks to each window through a `.fai` index. A current index beside the
-  genome is used; otherwise one is made there, or in a temporary folder where the genome's folder cannot be written.
+- `IndexedGenome`, for a plain FASTA: pyfaidx seeks to each window through a `.fai` index. An index beside the genome is
+  used if it fits; otherwise one is made, and put there unless the genome's folder cannot be written.
 - `StreamedGenome`, for gzip and bgzip (and a plain FASTA of uneven line lengths, which no index can describe). Plain
   gzip can only be read from its start, so the file is read through twice, whatever the order of the loci: once for
   names and lengths, so that every locus can be judged, and once for the sequences. In the second pass a chromosome is
@@ -15,6 +15,7 @@ Two ways to read, chosen by what the file is:
 import gzip
 import os
 import re
+import shutil
 import tempfile
 import zlib
 from collections.abc import Generator, Iterator
@@ -27,6 +28,7 @@ from pipeline.errors import UserError
 from pipeline.sources.text import damaged, is_gzip, open_bytes, text_of
 
 _CHUNK_BYTES = 1 << 22
+_LONGEST_HEADER = 4096  # bytes; a longer one is not believed to be one
 _HEADER = re.compile(rb"^>[^\n]*", re.MULTILINE)
 _BLANKS = b" \t\r\n"
 
@@ -67,20 +69,14 @@ class IndexedGenome:
     """Windows of a plain FASTA through pyfaidx."""
 
     def __init__(self, path: Path) -> None:
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         index = path.with_name(path.name + ".fai")
-        if not _current(index, path) and not os.access(index if index.exists() else path.parent, os.W_OK):
-            self._folder = tempfile.TemporaryDirectory(prefix="dlshap-")
-            index = Path(self._folder.name) / index.name
-        try:
-            self._fasta = pyfaidx.Fasta(str(path), indexname=str(index), as_raw=True)
-        except ValueError as error:  # what pyfaidx raises for a name that occurs twice
-            self._remove_folder()
-            raise UserError(f"genome {path}: {' '.join(str(error).split())}") from None
-        except Exception:
-            self._remove_folder()
-            raise
-        self.lengths: dict[str, int] = {name: len(self._fasta[name]) for name in self._fasta.keys()}  # noqa: SIM118 (not a dict)
+        with tempfile.TemporaryDirectory(prefix="dlshap-") as folder:
+            if not describes(index, path):
+                made = Path(folder) / index.name
+                _open(path, made).close()
+                index = _publish(made, index)
+            self._fasta = _open(path, index)  # reads the whole index, which may then go
+        self.lengths: dict[str, int] = {name: len(self._fasta[name]) for name in self._fasta.keys()}  # noqa: SIM118
 
     def expect(self, chroms: set[str]) -> None:
         """Nothing to prepare."""
@@ -93,15 +89,58 @@ class IndexedGenome:
 
     def close(self) -> None:
         self._fasta.close()
-        self._remove_folder()
-
-    def _remove_folder(self) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
 
 
-def _current(index: Path, genome: Path) -> bool:
-    return index.is_file() and index.stat().st_mtime >= genome.stat().st_mtime
+def _open(path: Path, index: Path) -> pyfaidx.Fasta:
+    try:
+        return pyfaidx.Fasta(str(path), indexname=str(index), as_raw=True)
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:  # what pyfaidx raises for a name that occurs twice
+        raise UserError(f"genome {path}: {' '.join(str(error).split())}") from None
+
+
+def _publish(made: Path, index: Path) -> Path:
+    """Put a new index beside its genome, whole or not at all, and say where it is; where that fails, it stays."""
+    if not os.access(index.parent, os.W_OK):
+        return made
+    partial = index.with_name(f"{index.name}.{os.getpid()}.partial")  # others may be making the same index
+    try:
+        shutil.copyfile(made, partial)
+        partial.replace(index)
+    except OSError:  # a full disk, say: the run does not need the copy
+        partial.unlink(missing_ok=True)
+        return made
+    return index
+
+
+def describes(index: Path, genome: Path) -> bool:
+    """Whether an index is there, newer than the genome, and fits it: every record where it says, the last at the end.
+
+    An index of another genome, or one that was cut short while it was written, would give wrong letters silently.
+    """
+    if not index.is_file() or index.stat().st_mtime < genome.stat().st_mtime:
+        return False
+    end = 0
+    with genome.open("rb") as file:
+        for line in index.read_bytes().splitlines():
+            fields = line.split(b"\t")
+            if len(fields) < 5 or not all(field.isdigit() for field in fields[1:5]):
+                return False
+            length, offset, line_bases, line_bytes = (int(field) for field in fields[1:5])
+            if not 0 < offset - end <= _LONGEST_HEADER:
+                return False
+            file.seek(end)
+            between = file.read(offset - end)  # the rest of the line before, and the header
+            header = between.strip()
+            if not (header.startswith(b">") and b"\n" not in header and between.endswith(b"\n")):
+                return False
+            if header[1:].split(None, 1)[:1] != [fields[0]]:
+                return False
+            end = offset + (length // line_bases * line_bytes + length % line_bases if line_bases else 0)
+        file.seek(end)
+        rest = file.read(_LONGEST_HEADER)
+    return end > 0 and not rest.strip()
 
 
 class StreamedGenome:

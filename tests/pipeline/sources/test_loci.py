@@ -231,6 +231,42 @@ def test_an_index_is_made_beside_a_plain_genome_and_made_again_when_it_is_old(tm
     assert texts(rows) == ["GGAA"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage\n",
+        b"\xff\xfe",
+        b"chr1\tx\t16\t8\t9\n",
+        b"chr1\t19\t16\t8\t9\n",  # cut short: chr2 is missing
+        b"chr1\t19\t16\t8\t9\nchr7\t10\t44\t8\t9\n",
+        b"chr1\t19\t15\t8\t9\nchr2\t10\t44\t8\t9\n",
+        b"chr2\t10\t16\t8\t9\n",
+        b"chr1\t0\t0\t0\t0\n",
+    ],
+)
+def test_an_index_that_does_not_fit_is_made_again(tmp_path: Path, content: bytes) -> None:
+    path, index = write_genome(tmp_path), tmp_path / "genome.fa.fai"
+    index.write_bytes(content)
+    assert not genome.describes(index, path)
+    assert texts(read(tmp_path, "chr1\t4\t10\nchr2\t4\t6\n", 4)) == ["GCAA", "TTCC"]
+    index.touch()
+    assert genome.describes(index, path)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["genome.fa", "genome.fa.fai", "loci.bed"]
+
+
+def test_an_index_that_fits_is_used_as_it_is(tmp_path: Path) -> None:
+    path, index = write_genome(tmp_path), tmp_path / "genome.fa.fai"
+    index.write_bytes(b"chr1\t19\t16\t8\t9\nchr2\t10\t44\t8\t9\n")
+    before = index.stat()
+    assert genome.describes(index, path)
+    opened = genome.open_genome(path)
+    assert isinstance(opened, genome.IndexedGenome)
+    assert opened.lengths == {"chr1": 19, "chr2": 10}
+    opened.close()
+    assert index.stat() == before
+
+
 def test_no_index_is_left_where_it_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "read-only"
     folder.mkdir()
