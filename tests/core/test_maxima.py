@@ -1,4 +1,4 @@
-"""Maxima by hand: which input gets the change of a window, in overlaps, padding, dilation, ties and order statistics."""
+"""Maxima by hand: which input gets the change of a window, with overlap, padding, dilation, ties, order statistics."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ def test_places_of_the_maximum_are_those_of_the_reference() -> None:
     X[0, 0, [0, 3]] = 1
     references[0, 0, 0, [1, 2]] = 1
     explain(Apply(forward), X, references)
-    assert [places.flatten().tolist() for places in seen] == [[0, 3], [1, 2]]
+    assert seen[0].flatten().tolist() == [0, 3]
+    assert seen[-1].flatten().tolist() == [1, 2]
 
 
 FORMS: dict[str, Function] = {

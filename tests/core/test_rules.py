@@ -193,29 +193,13 @@ def test_twins_have_the_same_multipliers(name: str, pairs: tuple[Tensor, Tensor]
     assert relative_difference(results[0].multipliers, results[1].multipliers) < 1e-9
 
 
+ACTIVATIONS = (
+    *("ReLU", "ReLU6", "RReLU", "SELU", "CELU", "GELU", "SiLU", "Mish", "ELU", "LeakyReLU", "Sigmoid", "Tanh"),
+    *("Softplus", "Softshrink", "LogSigmoid"),
+)
 # Where two exact rules differ, or the peer is the definition: against tangermeme's rule for the module.
 MODULES: dict[str, Callable[[], nn.Module]] = {
-    **{
-        name: getattr(nn, name)
-        for name in [
-            "ReLU",
-            "ReLU6",
-            "RReLU",
-            "SELU",
-            "CELU",
-            "GELU",
-            "SiLU",
-            "Mish",
-            "ELU",
-            "LeakyReLU",
-            "Sigmoid",
-            "Tanh",
-            "Softplus",
-            "Softshrink",
-            "LogSigmoid",
-            "PReLU",
-        ]
-    },
+    **{name: getattr(nn, name) for name in (*ACTIVATIONS, "PReLU")},
     "GELU tanh": lambda: nn.GELU("tanh"),
     "GLU": lambda: nn.GLU(-1),
     "MaxPool1d": lambda: nn.MaxPool1d(3),

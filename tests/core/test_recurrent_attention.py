@@ -1,0 +1,214 @@
+"""Recurrent layers and attention: torch's own modules, by sum, and by value against the same layer written out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.core.toolbox import explain, multipliers, relative_difference, seeded, sequences, shuffled, worst_delta
+
+LENGTH, WIDTH = 20, 6
+
+
+class Tokens(nn.Module):
+    """Embed each position (B, L, WIDTH), apply a layer, and read out unevenly."""
+
+    def __init__(self, layer: Callable[[], Any]) -> None:
+        super().__init__()
+        self.embed = nn.Conv1d(4, WIDTH, 3, padding=1)
+        self.layer = layer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self.layer(2 * self.embed(x).mT)
+        hidden = (output[0] if isinstance(output, tuple) else output).flatten(1)
+        return (hidden * torch.arange(hidden.shape[1], dtype=hidden.dtype).cos()).sum(1, keepdim=True)
+
+
+class Own(nn.Module):
+    """A function that holds a module, so that the module's weights are the model's."""
+
+    def __init__(self, module: nn.Module, function: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self.module, x)
+
+
+def self_attention(attention: nn.Module, x: Tensor) -> Tensor:
+    return attention(x, x, x, need_weights=False)[0]
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "LSTM": lambda: nn.LSTM(WIDTH, 5, batch_first=True),
+    "LSTM, two layers, both ways": lambda: nn.LSTM(WIDTH, 4, 2, batch_first=True, bidirectional=True),
+    "LSTM, no bias": lambda: nn.LSTM(WIDTH, 4, bias=False, batch_first=True),
+    "LSTM, dropout between layers": lambda: nn.LSTM(WIDTH, 4, 2, batch_first=True, dropout=0.5),
+    "GRU": lambda: nn.GRU(WIDTH, 5, batch_first=True),
+    "GRU, two layers, both ways": lambda: nn.GRU(WIDTH, 4, 2, batch_first=True, bidirectional=True),
+    "RNN": lambda: nn.RNN(WIDTH, 5, batch_first=True),
+    "RNN, ReLU, both ways": lambda: nn.RNN(WIDTH, 4, nonlinearity="relu", batch_first=True, bidirectional=True),
+    "GRU, positions first": lambda: Own(nn.GRU(WIDTH, 5), lambda gru, x: gru(x.transpose(0, 1))[0].transpose(0, 1)),
+    "LSTM, last states": lambda: Own(
+        nn.LSTM(WIDTH, 4, batch_first=True), lambda lstm, x: torch.cat([*lstm(x)[1]], -1).squeeze(0)
+    ),
+    "LSTMCell": lambda: Own(nn.LSTMCell(WIDTH, WIDTH), lambda cell, x: cell(x[:, 1], cell(x[:, 0]))[0]),
+    "GRUCell": lambda: Own(nn.GRUCell(WIDTH, WIDTH), lambda cell, x: cell(x[:, 1], cell(x[:, 0]))),
+    "RNNCell": lambda: Own(nn.RNNCell(WIDTH, WIDTH), lambda cell, x: cell(x[:, 1], cell(x[:, 0]))),
+    "MultiheadAttention": lambda: Own(nn.MultiheadAttention(WIDTH, 2, batch_first=True), self_attention),
+    "MultiheadAttention, with weights": lambda: Own(
+        nn.MultiheadAttention(WIDTH, 3, batch_first=True), lambda attention, x: attention(x, x, x)[0]
+    ),
+    "MultiheadAttention, positions first": lambda: Own(
+        nn.MultiheadAttention(WIDTH, 2),
+        lambda attention, x: self_attention(attention, x.transpose(0, 1)).transpose(0, 1),
+    ),
+    "TransformerEncoderLayer": lambda: nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True),
+    "TransformerEncoderLayer, norm first, GELU": lambda: nn.TransformerEncoderLayer(
+        WIDTH, 2, 8, activation="gelu", norm_first=True, batch_first=True
+    ),
+    "TransformerEncoder": lambda: nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True), 2, enable_nested_tensor=False
+    ),
+    "attention pooling": lambda: Own(
+        nn.Linear(WIDTH, WIDTH),
+        lambda linear, x: (x.unflatten(1, (5, 4)) * linear(x).unflatten(1, (5, 4)).softmax(2)).sum(2),
+    ),
+    "attention, causal": lambda: Own(
+        nn.Identity(), lambda _, x: F.scaled_dot_product_attention(x, x.tanh(), x, is_causal=True)
+    ),
+    "attention, additive mask": lambda: Own(
+        nn.Identity(), lambda _, x: F.scaled_dot_product_attention(x, x, x, attn_mask=distances(x.dtype), scale=0.7)
+    ),
+    "attention, boolean mask": lambda: Own(
+        nn.Identity(), lambda _, x: F.scaled_dot_product_attention(x, x, x, attn_mask=distances(x.dtype) > -0.8)
+    ),
+    "attention, heads and groups": lambda: Own(
+        nn.Identity(),
+        lambda _, x: F.scaled_dot_product_attention(
+            heads(x, 6), heads(x, 6)[:, :2], heads(x, 6)[:, 2:4], enable_gqa=True
+        ),
+    ),
+}
+RECURRENT = [name for name in LAYERS if "RNN" in name or "LSTM" in name or "GRU" in name]
+
+
+def grouped_attention(z: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(z, z[:, :2], z[:, 2:4], enable_gqa=True)
+
+
+def distances(dtype: torch.dtype) -> Tensor:
+    places = torch.arange(LENGTH, dtype=dtype)
+    return -(places[:, None] - places).abs() / 5
+
+
+def heads(x: Tensor, n: int) -> Tensor:
+    return x.unflatten(-1, (n, -1)).transpose(1, 2)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[Tensor, Tensor]:
+    X = sequences(3, LENGTH)
+    return X, shuffled(X, 3)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_sum_to_the_difference(name: str, pairs: tuple[Tensor, Tensor]) -> None:
+    result = explain(seeded(lambda: Tokens(LAYERS[name])), *pairs)
+    assert worst_delta(result) < 1e-9
+    split = explain(seeded(lambda: Tokens(LAYERS[name])), *pairs, batch_size=2)
+    assert relative_difference(split.hypothetical, result.hypothetical) < 1e-9
+    in_float32 = explain(seeded(lambda: Tokens(LAYERS[name]), dtype=torch.float32), *pairs)
+    assert worst_delta(in_float32) < 1e-4
+    assert relative_difference(in_float32.hypothetical, result.hypothetical) < 1e-4
+
+
+def lstm_by_hand(lstm: nn.LSTM, x: Tensor) -> Tensor:
+    hidden = memory = torch.zeros(len(x), lstm.hidden_size, dtype=x.dtype)
+    outputs = []
+    for t in range(x.shape[1]):
+        gates = x[:, t] @ lstm.weight_ih_l0.T + lstm.bias_ih_l0 + hidden @ lstm.weight_hh_l0.T + lstm.bias_hh_l0
+        i, f, g, o = gates.chunk(4, -1)
+        memory = f.sigmoid() * memory + i.sigmoid() * g.tanh()
+        hidden = o.sigmoid() * memory.tanh()
+        outputs.append(hidden)
+    return torch.stack(outputs, 1)
+
+
+def gru_by_hand(gru: nn.GRU, x: Tensor) -> Tensor:
+    hidden = torch.zeros(len(x), gru.hidden_size, dtype=x.dtype)
+    outputs = []
+    for t in range(x.shape[1]):
+        r_x, z_x, n_x = (x[:, t] @ gru.weight_ih_l0.T + gru.bias_ih_l0).chunk(3, -1)
+        r_h, z_h, n_h = (hidden @ gru.weight_hh_l0.T + gru.bias_hh_l0).chunk(3, -1)
+        new = (n_x + (r_x + r_h).sigmoid() * n_h).tanh()
+        hidden = new + (z_x + z_h).sigmoid() * (hidden - new)
+        outputs.append(hidden)
+    return torch.stack(outputs, 1)
+
+
+def rnn_by_hand(rnn: nn.RNN, x: Tensor) -> Tensor:
+    hidden = torch.zeros(len(x), rnn.hidden_size, dtype=x.dtype)
+    outputs = []
+    for t in range(x.shape[1]):
+        hidden = torch.tanh(
+            x[:, t] @ rnn.weight_ih_l0.T + rnn.bias_ih_l0 + hidden @ rnn.weight_hh_l0.T + rnn.bias_hh_l0
+        )
+        outputs.append(hidden)
+    return torch.stack(outputs, 1)
+
+
+def attention_by_hand(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    projected = x @ attention.in_proj_weight.T + attention.in_proj_bias
+    query, key, value = (heads(part, attention.num_heads) for part in projected.chunk(3, -1))
+    weights = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1)
+    mixed = (weights @ value).transpose(1, 2).flatten(2)
+    return mixed @ attention.out_proj.weight.T + attention.out_proj.bias
+
+
+def encoder_by_hand(layer: nn.TransformerEncoderLayer, x: Tensor) -> Tensor:
+    x = layer.norm1(x + attention_by_hand(layer.self_attn, x))
+    return layer.norm2(x + layer.linear2(F.relu(layer.linear1(x))))
+
+
+BY_HAND: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Tensor], Tensor]]] = {
+    "LSTM": (lambda: nn.LSTM(WIDTH, 5, batch_first=True), lstm_by_hand),
+    "GRU": (lambda: nn.GRU(WIDTH, 5, batch_first=True), gru_by_hand),
+    "RNN": (lambda: nn.RNN(WIDTH, 5, batch_first=True), rnn_by_hand),
+    "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True), encoder_by_hand),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_layers_agree_with_the_same_written_out(name: str, pairs: tuple[Tensor, Tensor]) -> None:
+    make, function = BY_HAND[name]
+    module, written_out = seeded(lambda: Tokens(make)), seeded(lambda: Tokens(lambda: Own(make(), function)))
+    with torch.no_grad():
+        torch.testing.assert_close(module(pairs[0].double()), written_out(pairs[0].double()))
+    assert relative_difference(multipliers(module, *pairs), multipliers(written_out, *pairs)) < 1e-9
+
+
+def test_attention_module_agrees_with_the_same_written_out(pairs: tuple[Tensor, Tensor]) -> None:
+    def make(function: Callable[[Any, Tensor], Tensor]) -> nn.Module:
+        return seeded(lambda: Tokens(lambda: Own(nn.MultiheadAttention(WIDTH, 2, batch_first=True), function)))
+
+    expected = multipliers(make(attention_by_hand), *pairs)
+    for function in (self_attention, lambda attention, x: attention(x, x, x)[0]):
+        assert relative_difference(multipliers(make(function), *pairs), expected) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "TransformerEncoderLayer", "MultiheadAttention"])
+def test_float32_keeps_its_digits_where_nothing_or_little_changes(name: str) -> None:
+    X = sequences(2, LENGTH)
+    references = X[:, None].repeat(1, 2, 1, 1)
+    references[:, 1, :, 7] = references[:, 1, :, 7].roll(1, 1)
+    exact = multipliers(seeded(lambda: Tokens(LAYERS[name])), X, references)
+    in_float32 = multipliers(seeded(lambda: Tokens(LAYERS[name]), dtype=torch.float32), X, references)
+    assert relative_difference(in_float32, exact) < 1e-4
