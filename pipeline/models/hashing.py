@@ -4,11 +4,13 @@ import hashlib
 import inspect
 import json
 import re
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+_PLAIN = (bool, int, float, str, type(None))
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # differs from process to process
 
 
@@ -60,11 +62,13 @@ def _source(cls: type) -> str:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """The module's own attributes that are plain values."""
-    plain = (bool, int, float, str, type(None))
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in vars(module).items()
-        if name != "training"
-        and (isinstance(value, plain) or (isinstance(value, tuple | list) and all(isinstance(v, plain) for v in value)))
-    }
+    """The module's own attributes that are plain values or functions (an activation, say), the latter by name."""
+    found: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        if isinstance(value, list | tuple) and all(isinstance(item, _PLAIN) for item in value):
+            found[name] = list(value)
+        elif isinstance(value, _PLAIN) and name != "training":
+            found[name] = value
+        elif isinstance(value, FunctionType | BuiltinFunctionType):
+            found[name] = f"{value.__module__}.{value.__qualname__}"
+    return found

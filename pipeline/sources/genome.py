@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 import pyfaidx
 
@@ -104,7 +105,7 @@ def _publish(made: Path, index: Path) -> Path:
     """Put a new index beside its genome, whole or not at all, and say where it is; where that fails, it stays."""
     if not os.access(index.parent, os.W_OK):
         return made
-    partial = index.with_name(f"{index.name}.{os.getpid()}.partial")  # others may be making the same index
+    partial = index.with_name(f"{index.name}.{uuid4().hex}.partial")  # others may be making the same index
     try:
         shutil.copyfile(made, partial)
         partial.replace(index)

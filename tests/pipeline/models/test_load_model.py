@@ -231,6 +231,11 @@ def test_hashes_depend_on_weights_settings_and_code(toy_models: Any) -> None:
     same.scale = 2.0  # a setting that is no weight
     assert code_hash(one) != code_hash(same)
 
+    same.scale, same.activation = 1.0, torch.relu
+    with_relu = code_hash(same)
+    same.activation = torch.tanh
+    assert code_hash(same) != with_relu
+
     state = toy_models.Two()
     state.load_state_dict(one.state_dict())
     assert weights_hash(one) == weights_hash(state)
