@@ -39,9 +39,7 @@ class DatasetConfig:
     genome: str | None = None  # dataset=loci: genome FASTA, plain or (b)gzip
     loci: str | None = None  # dataset=loci: BED or narrowPeak file, 0-based half-open
     length: int | None = None  # bases in a sequence; for loci the width of the windows
-    on_bad: str = (
-        "error"  # what a row that cannot be used means: error stops before anything is computed, skip leaves it out
-    )
+    on_bad: str = "error"  # rows that cannot be used: error stops before anything is computed, skip leaves them out
     min_known: float = 0.5  # the least share of a sequence's bases that must be known (not N)
 
 
@@ -82,9 +80,7 @@ class StoreConfig:
     """Where the result goes."""
 
     path: str = "attributions.zarr"  # the Zarr store to make, or to go on with
-    rows_per_shard: int = (
-        128  # sequences in a shard, the unit of work and of a Zarr shard; more where a shard takes below 10 s
-    )
+    rows_per_shard: int = 128  # sequences in a shard, the unit of work; give it more where a shard takes below 10 s
 
 
 @dataclass
@@ -117,9 +113,9 @@ def from_mapping(composed: Any) -> Config:
         UserError: an unknown key, a wrong type, a missing value, or fields that contradict each other.
     """
     try:
-        values = OmegaConf.to_container(composed) if OmegaConf.is_config(composed) else composed
-        merged = OmegaConf.merge(OmegaConf.structured(Config), values)
-        missing = sorted(OmegaConf.missing_keys(merged))
+        given = OmegaConf.create(OmegaConf.to_container(composed) if OmegaConf.is_config(composed) else composed)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), given)
+        missing = sorted({*OmegaConf.missing_keys(given), *OmegaConf.missing_keys(merged)})
         if missing:
             raise UserError(f"{missing[0]} is not given; add {missing[0]}=... to the command")
         config = OmegaConf.to_object(merged)

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -20,6 +21,11 @@ from pipeline.errors import RunError, ShardError, UserError
 from pipeline.hardware import device_kind, resolve_device
 from pipeline.shards import Shard, n_blocks
 
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # it writes to stderr what Ray Data does on purpose
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; without it, a warning
+}
 OBJECT_STORE_BYTES = 200 * 2**20  # descriptors and small records are all that goes through it
 
 
@@ -36,6 +42,8 @@ def connected(cluster: ClusterConfig, threads: int) -> Iterator[None]:
     options: dict[str, Any] = {"address": cluster.address}
     if cluster.address is None:
         wanted = threads if cluster.actors == "auto" else cluster.actors * threads
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
         options = {
             "address": "local",
             "num_cpus": max(wanted, len(os.sched_getaffinity(0))),
@@ -43,7 +51,7 @@ def connected(cluster: ClusterConfig, threads: int) -> Iterator[None]:
             "include_dashboard": False,
         }
     try:
-        with _own_signal_handlers():
+        with _own_signal_handlers(), _silent_stderr():
             ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"cluster.address={cluster.address}: no Ray cluster can be reached ({error})") from error
@@ -63,6 +71,20 @@ def _own_signal_handlers() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             for number, handler in ours.items():
                 signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray's native part announces the log level that it was given. Its failures are exceptions, and are seen."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def remote_device(device: str) -> tuple[str, str]:

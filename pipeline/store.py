@@ -190,7 +190,7 @@ def write_shard(path: Path, shard: Shard, values: Mapping[str, np.ndarray]) -> d
     for name in COMPUTED:
         array = _array(group, name).with_config({"write_empty_chunks": True})
         written = np.ascontiguousarray(values[name], dtype=array.dtype)
-        array[shard.start : shard.stop] = written
+        _overwrite(path, array, shard, written)
         if np.asarray(array[shard.start : shard.stop]).tobytes() != written.tobytes():
             raise OSError(f"{name} of {shard} reads back from {path} other than it was written")
         files[name] = shard_file(path, array, shard)
@@ -201,10 +201,28 @@ def write_shard(path: Path, shard: Shard, values: Mapping[str, np.ndarray]) -> d
     return files
 
 
+def _overwrite(path: Path, array: zarr.Array, shard: Shard, values: np.ndarray) -> None:
+    """Write a whole shard over whatever a crash left there.
+
+    Zarr reads the last shard before it overwrites it when it is shorter than the others, and fails if it is damaged.
+    """
+    try:
+        array[shard.start : shard.stop] = values
+    except Exception:
+        file = path / _shard_key(array, shard)
+        if not file.exists():
+            raise
+        file.unlink()
+        array[shard.start : shard.stop] = values
+
+
+def _shard_key(array: zarr.Array, shard: Shard) -> Path:
+    return Path(array.basename) / array.metadata.encode_chunk_key((shard.index, *(0 for _ in array.shape[1:])))
+
+
 def shard_file(path: Path, array: zarr.Array, shard: Shard) -> FileRecord:
     """Size and checksum of the file that holds one shard of an array of the store at a path."""
-    key = array.metadata.encode_chunk_key((shard.index, *(0 for _ in array.shape[1:])))
-    return checksum(path, Path(array.basename) / key)
+    return checksum(path, _shard_key(array, shard))
 
 
 def read_codes(path: Path, shard: Shard) -> np.ndarray:

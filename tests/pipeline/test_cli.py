@@ -1,0 +1,106 @@
+"""The command line: what it prints where, and the code it ends with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import dispatch
+from pipeline.progress import RowProgress
+from tests.pipeline.conftest import Inputs, values
+
+
+def test_help_is_of_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch([]) == 0
+    assert "dlshap run" in capsys.readouterr().out
+    for arguments in (["--help"], ["run", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            dispatch(arguments)
+        assert ended.value.code == 0
+        assert "dataset" in capsys.readouterr().out
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "--version"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.startswith("dlshap 0.")
+
+
+def test_the_whole_configuration_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["run", "--cfg", "job", "seed=7"]) == 0
+    printed = capsys.readouterr().out
+    assert "seed: 7" in printed
+    assert "n_shuffles: 20" in printed
+
+
+def test_results_go_to_stdout_and_progress_to_stderr(
+    inputs: Inputs, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert dispatch(["run", *inputs.overrides(tmp_path / "a.zarr")]) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith(f"{tmp_path}/a.zarr: 22 rows, complete (22 of them in ")
+    assert "convergence deltas: median below" in out
+    assert "attributing: 22 rows" in err
+    assert "\r" not in err
+    assert "\x1b" not in err
+    assert dispatch(["run", *inputs.overrides(tmp_path / "a.zarr")]) == 0
+    assert "finished before, nothing to do" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["dataset.path=nothing.fa"], ["engine.batchsize=3"], ["store.path=/proc/x"], ["model.checkpoint=nothing.pt"]],
+    ids=lambda overrides: overrides[0],
+)
+def test_an_error_is_one_line_without_a_traceback(
+    inputs: Inputs, in_folder: Path, capfd: pytest.CaptureFixture[str], overrides: list[str]
+) -> None:
+    assert dispatch(["run", *inputs.overrides("a.zarr", *overrides)]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("dlshap: error: ")
+    assert err.count("\n") == 1
+    assert list(in_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_stops_the_run_and_the_same_command_goes_on(
+    inputs: Inputs,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    command = ["run", *inputs.overrides(tmp_path / "a.zarr")]
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    with monkeypatch.context() as patch:
+        patch.setattr(RowProgress, "advance", lambda self, n: n == 6 and os.kill(os.getpid(), number))
+        assert dispatch(command) == code
+    assert "the same command goes on from there" in capfd.readouterr().err
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert dispatch(command) == 0
+    assert "22 rows, complete (16 of them in" in capfd.readouterr().out
+    assert values(tmp_path / "a.zarr") == values(finished)
+
+
+@pytest.mark.ray
+def test_a_run_on_ray_prints_nothing_of_its_own_on_stdout(inputs: Inputs, tmp_path: Path) -> None:
+    """In a process of its own, as Ray's messages come from other processes too."""
+    command = inputs.overrides(tmp_path / "a.zarr", "cluster=local", "cluster.actors=1")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "run", *command], capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == [
+        str(tmp_path / "a.zarr"),
+        "convergence deltas",
+    ]
+    assert all(line.startswith("dlshap: ") for line in done.stderr.splitlines()), done.stderr

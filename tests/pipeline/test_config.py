@@ -1,0 +1,106 @@
+"""Configurations: what may be said, and the one line that answers what may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import conf
+from pipeline.cli import compose_config
+from pipeline.config import Config, from_mapping, keys, model_from_dict, to_dict
+from pipeline.errors import UserError
+
+FASTA = ["dataset=fasta", "dataset.path=x.fa"]
+
+
+def test_defaults_are_the_example() -> None:
+    config = compose_config([])
+    assert (config.model.name, config.dataset.name, config.cluster.name) == ("example", "example", "local")
+    assert (config.references.n_shuffles, config.seed, config.engine.targets) == (20, 0, [0])
+    assert (config.engine.threads, config.dataset.min_known, config.dataset.on_bad) == (1, 0.5, "error")
+
+
+def test_values_reach_the_configuration() -> None:
+    chosen = ["model=bpnet", "model.checkpoint=a b.torch", "engine.targets=[2,0]", "model.init.n=3", "model.output=1"]
+    config = compose_config([*chosen, "experiment=quick", "run.shards='2-5'", "engine.batch_size=7"])
+    assert (config.model.head, config.model.checkpoint, config.model.output) == ("counts", "a b.torch", 1)
+    assert config.model.init == {"n": 3}
+    assert (config.engine.targets, config.engine.batch_size, config.run.shards) == ([2, 0], 7, "2-5")
+    assert config.references.n_shuffles == 4
+    assert compose_config(["run.shards=3"]).run.shards == "3"
+    assert compose_config(["engine.targets=all"]).engine.targets == "all"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["engine.batchsize=3"], ["engine.batchsize is not a setting", "did you mean engine.batch_size?"]),
+        (["+engine.batchsize=3"], ["engine.batchsize is not a setting", "did you mean engine.batch_size?"]),
+        (["+new.key=1"], ["new is not a setting"]),
+        (["modle=bpnet"], ["modle is not a setting", "did you mean model?"]),
+        (["model=bpnt"], ["model=bpnt; expected bpnet, example or module", "did you mean bpnet?"]),
+        (["engine.threads=two"], ["engine.threads=two; expected a whole number"]),
+        (["engine.threads=0"], ["engine.threads=0; expected a whole number of at least 1"]),
+        (["engine.batch_size=many"], ["engine.batch_size=many", "or auto"]),
+        (["cluster.actors=0"], ["cluster.actors=0", "or auto"]),
+        (["engine.targets=[a"], ["'engine.targets=[a'", "quotes"]),
+        (["engine.targets=[0,0]"], ["engine.targets=[0, 0]", "or all"]),
+        (["engine.targets=first"], ["engine.targets=first", "or all"]),
+        (["engine.device=gpu"], ["engine.device=gpu; expected auto, cpu, cuda"]),
+        (["engine.dtype=float31"], ["engine.dtype=float31; expected float32", "did you mean float32?"]),
+        (["foo"], ["'foo' is not a setting; expected name=value"]),
+        (["seed=-1"], ["seed=-1; expected 0 or more"]),
+        (["dataset.min_known=2"], ["dataset.min_known=2.0; expected a share between 0 and 1"]),
+        (["dataset.on_bad=skp"], ["dataset.on_bad=skp; expected error or skip", "did you mean skip?"]),
+        (["run.shards=x"], ["run.shards=x; expected first-last"]),
+        (["store.path=s3://bucket/x"], ["store.path='s3://bucket/x'; expected a path"]),
+        (["dataset=fasta"], ["dataset=fasta needs dataset.path"]),
+        (["dataset=loci", "dataset.loci=x.bed"], ["dataset=loci needs dataset.genome"]),
+        ([*FASTA, "dataset.loci=x.bed"], ["dataset=fasta and dataset.loci contradict", "dataset=loci"]),
+        (["dataset.path=x.fa"], ["dataset=example and dataset.path contradict", "use dataset=fasta"]),
+        (["cluster=none", "cluster.actors=3"], ["cluster=none and cluster.actors=3 contradict", "cluster=local"]),
+        (["cluster=none", "cluster.address=auto"], ["cluster=none and cluster.address contradict", "cluster=local"]),
+        (["engine.device=cuda:1"], ["cluster=local and engine.device=cuda:1 contradict", "cluster=none"]),
+        (["model._target_=a.B"], ["model=example and model._target_ contradict", "model=module"]),
+    ],
+)
+def test_what_cannot_be_is_answered_in_one_line(overrides: list[str], parts: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
+        compose_config(overrides)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_every_key_of_the_files_is_in_the_schema_and_described() -> None:
+    source = Path(str(Config.__init__.__globals__["__file__"])).read_text()
+    for path in Path(str(conf.__file__)).parent.glob("*/*.yaml"):
+        loaded = OmegaConf.load(path)
+        if path.parent.name != "experiment":
+            assert {f"{path.parent.name}.{key}" for key in loaded} <= set(keys()), path
+    for key in keys():
+        line = next(line for line in source.splitlines() if line.startswith(f"    {key.rpartition('.')[2]}: "))
+        assert "  # " in line, f"{key} has no description"
+
+
+def test_mappings_are_configurations_too() -> None:
+    config = from_mapping({"dataset": {"name": "fasta", "path": "x.fa"}, "seed": 4})
+    assert (config.dataset.path, config.seed, config.references.n_shuffles) == ("x.fa", 4, 20)
+    with pytest.raises(UserError, match=r"dataset\.pth is not a setting; did you mean dataset\.path"):
+        from_mapping({"dataset": {"pth": "x.fa"}})
+    with pytest.raises(UserError, match="seed is not given"):
+        from_mapping(OmegaConf.create({"seed": "???"}))
+
+
+def test_a_model_configuration_survives_the_way_to_a_worker() -> None:
+    model = compose_config(["model=module", "model._target_=a.B", "model.init.n=3", "model.init.names=[x,y]"]).model
+    assert model_from_dict(to_dict(model)) == model
+
+
+def test_further_choices_come_from_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "ours.yaml").write_text("name: bpnet\ncheckpoint: ours.torch\nhead: counts\n")
+    assert compose_config(["model=ours"], str(tmp_path)).model.checkpoint == "ours.torch"
+    with pytest.raises(UserError, match="is not a folder"):
+        compose_config([], str(tmp_path / "nowhere"))

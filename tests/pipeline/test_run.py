@@ -1,0 +1,319 @@
+"""Whole runs: the same bits however the work is done, stopped and taken up again, and nothing left of bad ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pipeline
+from pipeline import driver
+from pipeline.commits import RunDirectory
+from pipeline.errors import RunError, UserError
+from tests.pipeline.conftest import LENGTH, N_ROWS, Inputs, random_sequences, values, write_fasta
+
+N_SHARDS = 4
+
+
+def copy_of(store: Path, place: Path) -> Path:
+    shutil.copytree(RunDirectory(store).path, RunDirectory(place).path)
+    return Path(shutil.copytree(store, place))
+
+
+def unfinish(store: Path) -> RunDirectory:
+    """As it is before it is completed."""
+    metadata = json.loads((store / "zarr.json").read_text())
+    metadata["attributes"]["complete"] = False
+    del metadata["attributes"]["run"]
+    (store / "zarr.json").write_text(json.dumps(metadata))
+    return RunDirectory(store)
+
+
+def files_of_shard(store: Path, index: int) -> list[Path]:
+    return [path for path in store.glob(f"*/c/{index}/**/*") if path.is_file() and path.parts[-4] != "codes"]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_instance")
+@pytest.mark.parametrize("actors", [1, 2])
+def test_actors_give_the_same_bits_as_this_process(inputs: Inputs, finished: Path, tmp_path: Path, actors: int) -> None:
+    summary = pipeline.run(inputs.overrides(tmp_path / "a.zarr", "cluster=local", f"cluster.actors={actors}"))
+    assert (summary.complete, summary.rows_computed) == (True, N_ROWS)
+    assert values(tmp_path / "a.zarr") == values(finished)
+    workers = {record.worker for record in map(RunDirectory(tmp_path / "a.zarr").read_record, range(N_SHARDS))}
+    assert 1 <= len(workers) <= actors
+
+
+def test_a_finished_store_is_left_alone(inputs: Inputs, finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    summary = pipeline.run(inputs.overrides(finished))
+    assert (summary.complete, summary.rows_computed, summary.rows) == (True, 0, N_ROWS)
+    assert "nothing to do" in summary.text()
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_store_needs_nothing_beside_it(inputs: Inputs, finished: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(finished, tmp_path / "a.zarr"))
+    assert pipeline.run(inputs.overrides(store)).rows_computed == 0
+    assert not RunDirectory(store).path.exists()
+    with pytest.raises(UserError, match=r"belongs to another run: settings\.seed is 0 there and 9 here"):
+        pipeline.run(inputs.overrides(store, "seed=9"))
+
+
+DAMAGE = ["kept", "record gone", "files gone", "record and files gone", "file cut short"]
+
+
+@settings(max_examples=6)
+@given(damage=st.lists(st.sampled_from(DAMAGE), min_size=N_SHARDS, max_size=N_SHARDS))
+def test_what_is_missing_is_computed_again_and_nothing_else(inputs: Inputs, finished: Path, damage: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = copy_of(finished, Path(folder) / "a.zarr")
+        directory = unfinish(store)
+        for index, what in enumerate(damage):
+            if "record" in what:
+                (directory.path / "done" / f"{index:08d}.json").unlink()
+            if "files gone" in what:
+                for path in files_of_shard(store, index):
+                    path.unlink()
+            if what == "file cut short":
+                path = files_of_shard(store, index)[0]
+                path.write_bytes(path.read_bytes()[:-1])
+        kept = {index: directory.read_record(index) for index, what in enumerate(damage) if what == "kept"}
+        summary = pipeline.run(inputs.overrides(store))
+        rows_of = [len(range(N_ROWS)[index * 6 : index * 6 + 6]) for index in range(N_SHARDS)]
+        assert summary.rows_computed == sum(n for index, n in enumerate(rows_of) if index not in kept)
+        assert all(directory.read_record(index) == record for index, record in kept.items())
+        assert values(store) == values(finished)
+
+
+STEPS: list[tuple[str, str]] = [
+    ("pipeline.store.StagedStore.append", "while rows are read"),
+    ("pipeline.store.StagedStore.finish", "before the store is laid out"),
+    ("pipeline.commits.write_atomically", "before the plan"),
+    ("pipeline.commits.RunDirectory.mark_prepared", "after the store has moved to its place"),
+    ("pipeline.actor.write_shard", "before the first shard is written"),
+    ("pipeline.actor.RunDirectory.commit", "before the first shard is committed"),
+    ("pipeline.driver.finalize", "before the store is completed"),
+    ("zarr.consolidate_metadata", "in the middle of completing"),
+    ("pipeline.driver.RunDirectory.write_result", "after the store is complete"),
+]
+
+
+class PulledPlug(BaseException):
+    """What no handler of errors sees."""
+
+
+@pytest.mark.parametrize("step", [step for step, _ in STEPS], ids=[text for _, text in STEPS])
+def test_a_crash_between_any_two_steps_is_resumed_by_the_same_command(
+    inputs: Inputs, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def pull(*_: object, **__: object) -> None:
+        raise PulledPlug
+
+    store = tmp_path / "a.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(step, pull)
+        with pytest.raises(PulledPlug):
+            pipeline.run(inputs.overrides(store))
+    if store.exists() and "write_result" not in step:
+        with pytest.raises(UserError, match=r"is not complete: \d of 4 shards are there"):
+            pipeline.open_store(store)
+        assert not pipeline.open_store(store, allow_incomplete=True).complete
+    assert pipeline.run(inputs.overrides(store)).complete
+    assert values(store) == values(finished)
+
+
+def test_another_run_is_refused_and_every_difference_named(inputs: Inputs, finished: Path, tmp_path: Path) -> None:
+    store = copy_of(finished, tmp_path / "a.zarr")
+    unfinish(store)
+    other = write_fasta(tmp_path / "other.fa", random_sequences(seed=1))
+    changes = {
+        "seed=5": "settings.seed is 0 there and 5 here",
+        "references.n_shuffles=4": "settings.references.n_shuffles is 3 there and 4 here",
+        "engine.dtype=float64": "settings.engine.dtype is float32 there and float64 here",
+        "engine.batch_size=6": "settings.engine.batch_size is 192 there and 6 here",
+        "store.rows_per_shard=5": "settings.store.rows_per_shard is 6 there and 5 here",
+        f"dataset.path={other}": "input.sha256 is ",
+    }
+    for change, phrase in changes.items():
+        with pytest.raises(UserError, match="belongs to another run: .*" + phrase):
+            pipeline.run(inputs.overrides(store, change))
+    with pytest.raises(UserError, match=".*; ".join(list(changes.values())[1::-1])):
+        pipeline.run(inputs.overrides(store, *list(changes)[:2]))
+    assert pipeline.run(inputs.overrides(store, "engine.warning_threshold=0.1")).complete
+
+
+def test_parts_of_a_job_array_fill_one_store(inputs: Inputs, finished: Path, tmp_path: Path) -> None:
+    store = tmp_path / "a.zarr"
+    first = pipeline.run(inputs.overrides(store, "run.shards=2-3"))
+    assert (first.complete, first.shards_done, first.rows_computed) == (False, 2, 10)
+    assert "2 of 4 shards are done" in first.text()
+    assert json.loads((RunDirectory(store).path / "result.json").read_text())["complete"] is False
+    partial = pipeline.open_store(store, allow_incomplete=True)
+    assert "not complete, 2 shards done" in repr(partial)
+    assert list(np.isnan(partial.prediction[:, 0])) == [row < 12 for row in range(N_ROWS)]
+    assert pipeline.run(inputs.overrides(store, "run.shards=0-1")).complete
+    assert values(store) == values(finished)
+
+
+BAD_ROWS: list[tuple[str, Callable[[list[str]], object], list[str]]] = [
+    ("unequal lengths", lambda rows: rows.__setitem__(3, rows[3][:-2]), ["row 3 's3' has 38 bases where the first"]),
+    ("N alone", lambda rows: rows.__setitem__(3, "N" * LENGTH), ["row 3 's3': 0% of its bases are known"]),
+    ("mostly N", lambda rows: rows.__setitem__(3, "N" * 21 + "A" * 19), ["row 3 's3': 48% of its bases are known"]),
+    ("protein", lambda rows: rows.__setitem__(3, "MKVLEEL"), ["record 3 's3'", "line 8", "protein"]),
+]
+
+
+@pytest.mark.parametrize(("change", "parts"), [case[1:] for case in BAD_ROWS], ids=[case[0] for case in BAD_ROWS])
+def test_bad_rows_stop_the_run_or_are_left_out(
+    inputs: Inputs, finished: Path, tmp_path: Path, change: Callable[[list[str]], object], parts: list[str]
+) -> None:
+    rows = random_sequences()
+    change(rows)
+    dataset = f"dataset.path={write_fasta(tmp_path / 'bad.fa', rows)}"
+    with pytest.raises(
+        UserError, match=r"1 of 22 rows cannot be used: .*dataset\.on_bad=skip leaves them out"
+    ) as caught:
+        pipeline.run(inputs.overrides(tmp_path / "a.zarr", dataset))
+    assert all(part in str(caught.value) for part in parts)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.fa"]
+
+    assert pipeline.run(inputs.overrides(tmp_path / "a.zarr", dataset, "dataset.on_bad=skip")).rows == N_ROWS - 1
+    store = pipeline.open_store(tmp_path / "a.zarr")
+    kept = [row for row in range(N_ROWS) if row != 3]
+    assert list(store.rows["source_row"]) == kept
+    assert store.attrs["dataset"]["n_left_out"] == 1
+    whole = pipeline.open_store(finished)
+    np.testing.assert_allclose(store.hypothetical[:], np.asarray(whole.hypothetical[:])[kept], atol=1e-7)
+
+
+def test_the_first_few_of_many_bad_rows_are_named(inputs: Inputs, tmp_path: Path) -> None:
+    dataset = f"dataset.path={write_fasta(tmp_path / 'bad.fa', ['N' * 9] * 50)}"
+    for skip in ([], ["dataset.on_bad=skip"]):
+        with pytest.raises(UserError, match=r"50 of 50 rows cannot be used: .*'s0'.*'s1'.*'s2'.*; \.\.\.$"):
+            pipeline.run(inputs.overrides(tmp_path / "a.zarr", dataset, *skip))
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.fa"]
+
+
+WRONG: list[tuple[list[str], str]] = [
+    (["engine.targets=[0,4]"], r"engine.targets=\[0, 4\]: .*"),
+    (["engine.device=cuda"], "engine.device=cuda, but torch finds no GPU here"),
+    (["dataset.length=41"], "row 0 's0' has 40 bases where dataset.length has 41"),
+    (["dataset.path=nothing.fa"], "dataset.path.*nothing.fa"),
+    (["model.checkpoint=nothing.pt"], "model.checkpoint.*nothing.pt"),
+    (["model._target_=torch.nn.Nothing"], "model._target_.*torch.nn.Nothing"),
+    (["store.path=/proc/a.zarr"], "cannot write to /proc/a.zarr.run"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), WRONG, ids=[overrides[0] for overrides, _ in WRONG])
+def test_what_a_new_user_may_get_wrong_is_one_line_and_leaves_nothing(
+    inputs: Inputs, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^[^\n]*{message}[^\n]*$"):
+        pipeline.run(inputs.overrides(tmp_path / "a.zarr", *overrides))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_lies_at_the_path_of_the_store_is_not_touched(inputs: Inputs, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(UserError, match="mine exists and is not a dlshap store; give another path"):
+        pipeline.run(inputs.overrides(tmp_path / "mine"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
+
+
+def test_all_targets_are_counted_by_trying(inputs: Inputs, finished: Path, tmp_path: Path) -> None:
+    assert pipeline.run(inputs.overrides(tmp_path / "a.zarr", "engine.targets=all")).complete
+    store = pipeline.open_store(tmp_path / "a.zarr")
+    assert store.attrs["plan"]["targets"] == [0]
+    np.testing.assert_array_equal(store.hypothetical[:], pipeline.open_store(finished).hypothetical[:])
+
+
+CLASSES = """
+import torch
+from torch import nn
+
+class Sums(nn.Module):
+    def __init__(self, refuse_n=False, shape="targets"):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.refuse_n, self.shape = refuse_n, shape
+
+    def forward(self, x):
+        if self.refuse_n and float(x.detach().sum()) < x.shape[0] * x.shape[2]:
+            raise RuntimeError("no room\\nfor an N")
+        if self.shape == "positions":
+            return self.layer(x.transpose(1, 2))
+        return torch.relu(self.layer(x.mean(dim=-1)))
+"""
+
+
+@pytest.fixture
+def own_model(in_folder: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Overrides for a class in the working directory."""
+    import torch
+    from safetensors.torch import save_file
+
+    (in_folder / "lab_models.py").write_text(CLASSES)
+    save_file({"layer.weight": torch.ones(2, 4), "layer.bias": torch.zeros(2)}, in_folder / "sums.safetensors")
+    monkeypatch.delitem(__import__("sys").modules, "lab_models", raising=False)
+    rows = random_sequences()
+    rows[8] = "N" + rows[8][1:]
+    write_fasta(in_folder / "with_n.fa", rows)
+    return ["model=module", "model._target_=lab_models.Sums", "model.checkpoint=sums.safetensors"]
+
+
+def own(inputs: Inputs, own_model: list[str], *more: str) -> list[str]:
+    kept = [override for override in inputs.overrides("a.zarr") if not override.startswith("model")]
+    return [*kept, *own_model, *more]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_instance")
+@pytest.mark.parametrize("cluster", ["none", "local"])
+def test_a_failing_shard_is_named_and_the_others_stay(
+    inputs: Inputs, own_model: list[str], in_folder: Path, cluster: str
+) -> None:
+    from pipeline.cli import dispatch
+
+    overrides = own(inputs, own_model, "dataset.path=with_n.fa", f"cluster={cluster}", "cluster.actors=1")
+    assert dispatch(["run", *overrides, "model.init.refuse_n=true"]) == 1
+    directory = RunDirectory(in_folder / "a.zarr")
+    assert 1 not in directory.done_indices()
+    assert directory.done_indices() or cluster == "local"
+    (log,) = (directory.path / "logs").iterdir()
+    assert "no room" in log.read_text()
+    with pytest.raises(RunError, match=r"^[^\n]*shard 1 \(rows 6 to 11\), sequences 's6', 's7', 's8' and 3 more, "
+                       r"failed: [^\n]*no room for an N[^\n]*; in full in [^\n]*$"):  # fmt: skip
+        pipeline.run([*overrides, "model.init.refuse_n=true"])
+
+
+def test_outputs_of_the_wrong_shape_are_found_before_anything_is_written(
+    inputs: Inputs, own_model: list[str], in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(in_folder)
+    before = set(in_folder.iterdir())
+    with pytest.raises(UserError, match=r"cannot be attributed on the first sequence, 's0' \(40 bases\): "):
+        pipeline.run(own(inputs, own_model, "model.init.shape=positions"))
+    assert {path for path in in_folder.iterdir() if path.suffix == ".zarr" or path.suffix == ".run"} == set()
+    assert before <= set(in_folder.iterdir())
+
+
+def test_a_driver_killed_while_preparing_does_not_block_the_next(
+    inputs: Inputs, finished: Path, tmp_path: Path
+) -> None:
+    directory = RunDirectory(tmp_path / "a.zarr")
+    directory.staged.mkdir(parents=True)
+    (directory.staged / "half").write_text("")
+    (directory.path / "claim").write_text("process 1 on gone\n")
+    assert pipeline.run(inputs.overrides(tmp_path / "a.zarr")).complete
+    assert values(tmp_path / "a.zarr") == values(finished)
+    assert driver.read_attributes(tmp_path / "a.zarr") is not None
