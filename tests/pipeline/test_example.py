@@ -214,3 +214,23 @@ def test_truth_that_cannot_be_read(tmp_path: Path, content: str, message: str) -
     (tmp_path / "truth.bed").write_text(content)
     with pytest.raises(UserError, match=message):
         scoring.read_truth(tmp_path / "truth.bed")
+
+
+def test_the_command_reports_on_a_store_or_says_what_is_wrong(
+    tmp_path: Path,
+    example: tuple[list[str], np.ndarray, list[Site]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names, codes, sites = example
+    attribution = scoring.planted_mask(sites, names, codes.shape[1]).astype(np.float32)[:, None]
+    store = SimpleNamespace(codes=codes, attribution=attribution, rows={"name": np.array(names)})
+    monkeypatch.setattr("pipeline.store.open_store", lambda path: store)
+    assert scoring.main(["example.zarr"]) == 0
+    assert "planted against other positions: 1.000" in capsys.readouterr().out
+    for arguments, message in [([], "usage"), (["example.zarr", str(tmp_path / "no.bed")], "no such file")]:
+        assert scoring.main(arguments) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("dlshap: error: ")
+        assert message in printed
+        assert printed.count("\n") == 1
