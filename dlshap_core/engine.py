@@ -122,7 +122,9 @@ def attribute(
         targets: outputs to explain, or "all"; they share the forward passes.
         batch_size: pairs in a batch; results do not depend on it beyond rounding.
         device: where to compute; None for a GPU if there is one.
-        dtype: None for the model's; float16 and bfloat16 run under autocast.
+        dtype: of the computation, None for the model's; a float32 model runs under autocast in float16 and bfloat16,
+        and
+            is converted for the time of the call in others.
         user_rules: rules for whole modules by class (see user_rules.py).
         raw_outputs: return the multipliers of every pair too.
         progress: called after each batch with the number of pairs done and their convergence deltas (S, T, K).
@@ -145,9 +147,11 @@ def attribute(
             raise IndexError(f"args[{index}] has {arg.shape[0]} rows for {X.shape[0]} sequences")
     model = unwrap(model)
     target_device = resolve_device(device)
-    runner = _Runner(model, target_device, dtype or model_dtype(model), tuple(args or ()), targets, seen)
+    dtype = dtype or model_dtype(model)
+    runner = _Runner(model, target_device, dtype, tuple(args or ()), targets, seen)
+    converted = None if _uses_autocast(model, dtype) else dtype
     results = _Results(X, source.n, raw_outputs)
-    with borrowed(model, target_device), user_rules_active(user_rules), eager():
+    with borrowed(model, target_device, converted), user_rules_active(user_rules), eager():
         for block in plan_blocks(X.shape[0], source.n, batch_size):
             batch = runner.run(X[block.rows], source(block.rows, block.ks), block.rows)
             results.add(block, batch)
@@ -184,6 +188,10 @@ _HOOKS_REFUSED = (
 )
 
 
+def _uses_autocast(model: nn.Module, dtype: torch.dtype) -> bool:
+    return dtype in (torch.float16, torch.bfloat16) and model_dtype(model) == torch.float32
+
+
 @dataclass
 class _Batch:
     """Results of one block: references (S, K, A, L), multipliers (S, T, K, A, L), predictions and deltas."""
@@ -209,7 +217,7 @@ class _Runner:
     ) -> None:
         self._model = model
         self._device = device
-        self._uses_autocast = dtype in (torch.float16, torch.bfloat16) and model_dtype(model) == torch.float32
+        self._uses_autocast = _uses_autocast(model, dtype)
         self._dtype = torch.float32 if self._uses_autocast else dtype
         self._autocast_dtype = dtype
         self._args = args
@@ -254,7 +262,7 @@ class _Runner:
             self._breaks_ties = True
             return self._run(sequences, references, rows, n_references if n_references == 2 else 1)
         targets = _resolve_targets(self._targets, y.shape[1])
-        prediction = y.detach()[:: n_repeats + n_padding, targets]
+        prediction = y.detach()[:: n_repeats + n_padding, targets].to(self._dtype)
         del y
 
         leaf = references.flatten(0, 1).requires_grad_()
@@ -267,14 +275,16 @@ class _Runner:
                 raise UnsupportedModelError(_HOOKS_REFUSED)
             self._is_checked = True
         multipliers = _gradients(y, leaf, targets).unflatten(1, (n_sequences, n_references)).transpose(0, 1)
-        reference_prediction = y.detach()[:, targets].unflatten(0, (n_sequences, n_references)).transpose(1, 2)
+        reference_prediction = (
+            y.detach()[:, targets].to(self._dtype).unflatten(0, (n_sequences, n_references)).transpose(1, 2)
+        )
         # Summed in float64: the delta should show the rules' error, not that of adding up.
         contributions = multipliers * (sequences[:, None] - references).unsqueeze(1)
         explained = contributions.sum((-2, -1), dtype=torch.float64)
         delta = explained - (prediction[..., None].double() - reference_prediction.double())
         if self._custom_function is not None:
             _check_custom_function(self._custom_function, delta, y)
-        return _Batch(references, multipliers, prediction, reference_prediction, delta.to(y.dtype))
+        return _Batch(references, multipliers, prediction, reference_prediction, delta.to(self._dtype))
 
     @contextlib.contextmanager
     def _forward_pass(self, tape: Tape, layout: Rows, replaying: bool) -> Iterator[ForwardPass]:

@@ -33,8 +33,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Hold a model on `device`, in eval mode and with frozen parameters.
+def borrowed(model: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Hold a model on `device`, in `dtype` if one is given, in eval mode and with frozen parameters.
 
     On exit its device, training modes, requires_grad flags and buffer values are what they were, also after an
     exception or KeyboardInterrupt. Parameters are restored as the same tensor objects with the same storage.
@@ -49,7 +49,7 @@ def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
         if buffer is not None
     ]
     try:
-        model.to(device).eval()
+        model.to(device=device, dtype=dtype).eval()
         for parameter, _ in flags:
             parameter.requires_grad_(False)
         yield
