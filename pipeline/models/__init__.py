@@ -104,8 +104,7 @@ def _load_raw(model: Any) -> tuple[nn.Module, Path | None, bool]:
         return net, path, False
     given = checkpoint_path(model.checkpoint) if model.checkpoint else None
     module, trusted = load_module(model._target_, init, given, bool(model.trust_pickle))
-    if given is not None:
-        require_finite(module.state_dict(), given)
+    require_finite(module.state_dict(), given or f"model._target_={model._target_}")
     return module, given, trusted
 
 

@@ -82,13 +82,13 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     module.load_state_dict(dict(state))
 
 
-def require_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    """Raises UserError naming the first parameter that holds NaN or infinity."""
+def require_finite(state: Mapping[str, Tensor], origin: Path | str) -> None:
+    """Raises UserError naming the first parameter that holds NaN or infinity, and where it came from."""
     for name, values in state.items():
-        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+        if isinstance(values, Tensor) and values.is_floating_point() and not bool(torch.isfinite(values).all()):
             n_bad = int((~torch.isfinite(values)).sum())
             raise UserError(
-                f"{path}: parameter {name!r} holds {n_bad} of {values.numel()} values that are NaN or infinite; "
+                f"{origin}: parameter {name!r} holds {n_bad} of {values.numel()} values that are NaN or infinite; "
                 f"the model cannot be used (did its training diverge?)"
             )
 

@@ -43,6 +43,11 @@ def ready():
     torch.manual_seed(3)
     return Toy()
 
+def diverged():
+    toy = ready()
+    torch.nn.init.constant_(toy.linear.bias[:1], float("nan"))
+    return toy
+
 def fails():
     raise RuntimeError("a problem\\nover two lines")
 
@@ -110,6 +115,8 @@ def test_a_function_may_load_its_own_weights_and_a_class_may_not_go_without(toy_
         UserError, match=r"model\.checkpoint is not set: the weights of toy_models\.Toy would be random"
     ):
         load_model(config(_target_="toy_models.Toy"))
+    with pytest.raises(UserError, match=r"_target_=toy_models\.diverged: parameter 'linear\.bias' holds 1 of 2"):
+        load_model(config(_target_="toy_models.diverged"))
     assert load_model(config(_target_="torch.nn.Flatten")).module(x()).shape == (2, 40)  # nothing to be random
 
 
