@@ -4,7 +4,13 @@ from dlshap_core.audit import Audit, audit
 from dlshap_core.deep_lift_shap import _captum_deep_lift_shap, deep_lift_shap, hypothetical_attributions
 from dlshap_core.engine import Attribution, attribute
 from dlshap_core.errors import UnsupportedModelError
-from dlshap_core.references import dinucleotide_shuffle, shuffle, shuffle_codes
+from dlshap_core.references import (
+    dinucleotide_shuffle,
+    dinucleotide_shuffle_uniform,
+    shuffle,
+    shuffle_codes,
+    shuffle_with_tracks,
+)
 
 __all__ = [
     "Attribution",
@@ -15,7 +21,9 @@ __all__ = [
     "audit",
     "deep_lift_shap",
     "dinucleotide_shuffle",
+    "dinucleotide_shuffle_uniform",
     "hypothetical_attributions",
     "shuffle",
     "shuffle_codes",
+    "shuffle_with_tracks",
 ]

@@ -107,6 +107,7 @@ def attribute(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     user_rules: dict[type[nn.Module], UserRule] | None = None,
+    n_bases: int | None = None,
     raw_outputs: bool = False,
     progress: Callable[[int, Tensor], None] | None = None,
     seen: Seen | None = None,
@@ -126,6 +127,9 @@ def attribute(
         and
             is converted for the time of the call in others.
         user_rules: rules for whole modules by class (see user_rules.py).
+        n_bases: channels of the alphabet, None for all of them. Channels beyond are tracks that do not exclude each
+        other:
+            instead of a hypothetical attribution they get their contribution m (x - r).
         raw_outputs: return the multipliers of every pair too.
         progress: called after each batch with the number of pairs done and their convergence deltas (S, T, K).
         seen: filled with the operations met, their treatment, and all refusals (see audit.py).
@@ -150,7 +154,7 @@ def attribute(
     dtype = dtype or model_dtype(model)
     runner = _Runner(model, target_device, dtype, tuple(args or ()), targets, seen)
     converted = None if _uses_autocast(model, dtype) else dtype
-    results = _Results(X, source.n, raw_outputs)
+    results = _Results(X, source.n, n_bases or X.shape[1], raw_outputs)
     with borrowed(model, target_device, converted), user_rules_active(user_rules), eager():
         for block in plan_blocks(X.shape[0], source.n, batch_size):
             batch = runner.run(X[block.rows], source(block.rows, block.ks), block.rows)
@@ -194,10 +198,11 @@ def _uses_autocast(model: nn.Module, dtype: torch.dtype) -> bool:
 
 @dataclass
 class _Batch:
-    """Results of one block: references (S, K, A, L), multipliers (S, T, K, A, L), predictions and deltas."""
+    """Results of one block: references (S, K, A, L), multipliers and contributions (S, T, K, A, L), and the rest."""
 
     references: Tensor
     multipliers: Tensor
+    contributions: Tensor
     prediction: Tensor
     reference_prediction: Tensor
     convergence_delta: Tensor
@@ -284,7 +289,7 @@ class _Runner:
         delta = explained - (prediction[..., None].double() - reference_prediction.double())
         if self._custom_function is not None:
             _check_custom_function(self._custom_function, delta, y)
-        return _Batch(references, multipliers, prediction, reference_prediction, delta.to(self._dtype))
+        return _Batch(references, multipliers, contributions, prediction, reference_prediction, delta.to(self._dtype))
 
     @contextlib.contextmanager
     def _forward_pass(self, tape: Tape, layout: Rows, replaying: bool) -> Iterator[ForwardPass]:
@@ -320,8 +325,9 @@ class _Runner:
 class _Results:
     """Collects batches on the CPU."""
 
-    def __init__(self, X: Tensor, n_references: int, keeps_multipliers: bool) -> None:
+    def __init__(self, X: Tensor, n_references: int, n_bases: int, keeps_multipliers: bool) -> None:
         self._X = X
+        self._n_bases = n_bases
         self._n_references = n_references
         self._keeps_multipliers = keeps_multipliers
         self._dtype = torch.float32
@@ -343,8 +349,12 @@ class _Results:
         """Put the results of a block in their place."""
         if not hasattr(self, "_sum"):
             self._allocate(batch)
-        at_reference = torch.einsum("stkal,skal->stl", batch.multipliers, batch.references)
-        total = batch.multipliers.sum(2) - at_reference.unsqueeze(2)
+        of_bases = batch.multipliers[:, :, :, : self._n_bases]
+        at_reference = torch.einsum("stkal,skal->stl", of_bases, batch.references[:, :, : self._n_bases])
+        total = of_bases.sum(2) - at_reference.unsqueeze(2)
+        if self._n_bases < batch.multipliers.shape[3]:
+            contributions = batch.contributions[:, :, :, self._n_bases :].sum(2)
+            total = torch.cat([total, contributions], dim=2)
         self._sum[block.rows] += total.cpu()
         self._prediction[block.rows] = batch.prediction.cpu()
         self._reference_prediction[block.rows, :, block.ks] = batch.reference_prediction.cpu()

@@ -20,7 +20,7 @@ from dlshap_core.sequences import to_codes
 
 
 @numba.njit(nogil=True, cache=True)
-def _shuffle_into(codes: np.ndarray, n_characters: int, seed: int, shuffled: np.ndarray) -> None:
+def _shuffle_into(codes: np.ndarray, n_characters: int, seed: int, as_positions: bool, shuffled: np.ndarray) -> None:
     """Fill (n, L) `shuffled` with dinucleotide shuffles of the (L,) `codes`, all drawn from one `seed`.
 
     A sequence is a walk over its characters; every dinucleotide is an edge. The order of the edges that leave each
@@ -38,7 +38,7 @@ def _shuffle_into(codes: np.ndarray, n_characters: int, seed: int, shuffled: np.
             if n_edges > 2:
                 movable = edges[first_edge[character] : first_edge[character + 1] - 1]
                 movable[:] = movable[np.random.permutation(n_edges - 1)]
-        _walk(codes, first_edge, edges, shuffled[i])
+        _walk(codes, first_edge, edges, as_positions, shuffled[i])
 
 
 @numba.njit(nogil=True, cache=True)
@@ -61,20 +61,24 @@ def _out_edges(codes: np.ndarray, n_characters: int) -> tuple[np.ndarray, np.nda
 
 
 @numba.njit(nogil=True, cache=True)
-def _walk(codes: np.ndarray, first_edge: np.ndarray, edges: np.ndarray, shuffled: np.ndarray) -> None:
-    """Walk from position 0, leaving each character by its next unused edge; write the characters met."""
+def _walk(
+    codes: np.ndarray, first_edge: np.ndarray, edges: np.ndarray, as_positions: bool, shuffled: np.ndarray
+) -> None:
+    """Walk from position 0, leaving each character by its next unused edge; write the characters (or positions) met."""
     used = first_edge[:-1].copy()
     position = 0
-    shuffled[0] = codes[0]
+    shuffled[0] = position if as_positions else codes[0]
     for j in range(1, codes.shape[0]):
         character = codes[position]
         position = edges[used[character]]
         used[character] += 1
-        shuffled[j] = codes[position]
+        shuffled[j] = position if as_positions else codes[position]
 
 
 @numba.njit(nogil=True, cache=True)
-def _shuffle_uniformly_into(codes: np.ndarray, n_characters: int, seed: int, shuffled: np.ndarray) -> None:
+def _shuffle_uniformly_into(
+    codes: np.ndarray, n_characters: int, seed: int, as_positions: bool, shuffled: np.ndarray
+) -> None:
     """Fill (n, L) `shuffled` with shuffles of the (L,) `codes`, each such sequence being equally likely.
 
     The last edges of the characters form a tree towards the final character. Drawing it uniformly by loop-erased random
@@ -107,20 +111,20 @@ def _shuffle_uniformly_into(codes: np.ndarray, n_characters: int, seed: int, shu
                 edges[chosen], edges[stop] = edges[stop], edges[chosen]
             movable = edges[start:stop]
             movable[:] = movable[np.random.permutation(stop - start)]
-        _walk(codes, first_edge, edges, shuffled[i])
+        _walk(codes, first_edge, edges, as_positions, shuffled[i])
 
 
 @numba.njit(nogil=True, cache=True)
 def _shuffle_rows(
-    codes: np.ndarray, n_characters: int, seeds: np.ndarray, is_uniform: bool, shuffled: np.ndarray
+    codes: np.ndarray, n_characters: int, seeds: np.ndarray, is_uniform: bool, as_positions: bool, shuffled: np.ndarray
 ) -> None:
     """Shuffle the rows of (N, L) `codes` into (N, R, n, L) `shuffled`: n times in a row from each of (N, R) seeds."""
     for i in range(codes.shape[0]):
         for k in range(seeds.shape[1]):
             if is_uniform:
-                _shuffle_uniformly_into(codes[i], n_characters, seeds[i, k], shuffled[i, k])
+                _shuffle_uniformly_into(codes[i], n_characters, seeds[i, k], as_positions, shuffled[i, k])
             else:
-                _shuffle_into(codes[i], n_characters, seeds[i, k], shuffled[i, k])
+                _shuffle_into(codes[i], n_characters, seeds[i, k], as_positions, shuffled[i, k])
 
 
 def shuffle_codes(
@@ -140,8 +144,30 @@ def shuffle_codes(
     codes = np.ascontiguousarray(codes, dtype=np.uint8)
     shuffled = np.empty((codes.shape[0], len(seeds), 1, codes.shape[1]), dtype=np.uint8)
     seeds_NR = np.tile(_as_generator_seeds(seeds), (codes.shape[0], 1))
-    _shuffle_rows(codes, n_characters, seeds_NR, is_uniform, shuffled)
+    _shuffle_rows(codes, n_characters, seeds_NR, is_uniform, False, shuffled)
     return shuffled[:, :, 0]
+
+
+def shuffle_with_tracks(X: Tensor, seeds: Sequence[int] | np.ndarray, n_bases: int = 4, aligned: bool = True) -> Tensor:
+    """Dinucleotide shuffles of inputs that carry further tracks beside the bases (splice sites, codon phase).
+
+    Args:
+        X: (N, A, L); the first `n_bases` channels are one-hot bases, the others are tracks of any values.
+        seeds: R seeds; the bases of reference k are drawn from seeds[k], as by `shuffle_codes`.
+        n_bases: channels of the alphabet.
+        aligned: move a position's tracks with its base; otherwise they stay where they are.
+
+    Returns:
+        (N, R, A, L), of X's dtype and on its device.
+    """
+    codes = np.ascontiguousarray(to_codes(X[:, :n_bases]).cpu().numpy())
+    positions = np.empty((codes.shape[0], len(seeds), 1, codes.shape[1]), dtype=np.int64)
+    seeds_NR = np.tile(_as_generator_seeds(seeds), (codes.shape[0], 1))
+    _shuffle_rows(codes, n_bases + 1, seeds_NR, False, True, positions)
+    order = torch.from_numpy(positions).to(X.device).expand(-1, -1, X.shape[1], -1)
+    repeated = X.unsqueeze(1).expand(-1, len(seeds), -1, -1)
+    shuffled = repeated.gather(-1, order)
+    return shuffled if aligned else torch.cat([shuffled[:, :, :n_bases], repeated[:, :, n_bases:]], dim=2)
 
 
 def permute_codes(codes: np.ndarray, seeds: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -230,7 +256,7 @@ def _shuffled(
     codes = np.ascontiguousarray(to_codes(X[:, :, start:end]).cpu().numpy())
     shuffled = np.empty((X.shape[0], 1, n, end - start), dtype=np.uint8)
     seeds_N1 = _row_seeds(random_state, X.shape[0])[:, None]
-    _shuffle_rows(codes, X.shape[1] + 1, seeds_N1, is_uniform, shuffled)
+    _shuffle_rows(codes, X.shape[1] + 1, seeds_N1, is_uniform, False, shuffled)
     _check_shuffled(shuffled[:, 0], verbose)
 
     letters = torch.arange(X.shape[1], dtype=torch.uint8, device=X.device)
