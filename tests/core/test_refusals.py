@@ -1,0 +1,175 @@
+"""What cannot be attributed is refused, with the operation and the module in the message; never silently wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlshap_core import UnsupportedModelError
+from tests.core.toolbox import Apply, explain, seeded, sequences, shuffled, worst_delta
+
+
+class Part(nn.Module):
+    """The offender, deep enough for its path to be worth naming."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+class Model(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 3, 5)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.ReLU(), part)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        for block in self.blocks:
+            x = block(x)
+        return x.reshape(len(x), -1).sum(1, keepdim=True)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[Tensor, Tensor]:
+    X = sequences(3)
+    return X, shuffled(X, 4)
+
+
+def gradient_inside(z: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad((z**2).sum(), z, create_graph=True)
+    return z + gradient
+
+
+REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    # random draws
+    "torch.rand": (lambda z: z + torch.rand(z.shape[-1]), "'rand'"),
+    "rand_like": (lambda z: z + torch.rand_like(z), "'rand_like'"),
+    "randn": (lambda z: z * torch.randn(1), "'randn'"),
+    "bernoulli": (lambda z: z * torch.bernoulli(torch.full((36,), 0.5)), "'bernoulli'"),
+    "normal_": (lambda z: z + torch.empty(36).normal_(), "'normal'"),
+    "functional dropout": (lambda z: F.dropout(z, 0.5), "'dropout'"),
+    "functional dropout of channels": (lambda z: F.dropout1d(z, 0.5), "'feature_dropout'"),
+    "alpha dropout": (lambda z: F.alpha_dropout(z, 0.5, training=True), "'alpha_dropout'"),
+    "functional rrelu in training": (lambda z: F.rrelu(z - 1, training=True), "'rrelu'"),
+    "gumbel softmax": (lambda z: F.gumbel_softmax(z, dim=-1), "'exponential'"),
+    # statistics over the batch, and what mixes its rows
+    "batch statistics": (lambda z: F.batch_norm(z, None, None, training=True), "'batch_norm'"),
+    "maximum of everything": (lambda z: z / z.max(), "'max'"),
+    "minimum of everything": (lambda z: z - z.min(), "'min'"),
+    "variance of everything": (lambda z: z / z.var(), "'var'"),
+    "norm of everything": (lambda z: z / torch.linalg.vector_norm(z), "'linalg_vector_norm'"),
+    # values that leave torch
+    "numpy": (lambda z: z + torch.from_numpy(z.detach().numpy() ** 2), "'numpy'"),
+    "item": (lambda z: z * z[0, 0, 0].item(), "'item'"),
+    "tolist": (lambda z: z + torch.tensor(z.tolist()), "'tolist'"),
+    "float": (lambda z: z * float(z[0, 0, 0]), "'__float__'"),
+    # values that jump with the input
+    "argmax as an index": (lambda z: z.gather(-1, z.argmax(-1, keepdim=True)), "'gather'"),
+    "argsort as an index": (lambda z: z.gather(-1, z.argsort(-1)), "'gather'"),
+    "integer conversion": (lambda z: z * z.long(), "'mul'"),
+    "places of the maximum": (lambda z: z.amax(-1) + z.max(-1).indices, "'add'"),
+    "one-hot of argmax": (lambda z: z.sum(1) * F.one_hot(z.argmax(-1), 36).sum(1), "one_hot"),
+    "floor division": (lambda z: torch.div(z, z + 1, rounding_mode="floor"), "'div'"),
+    # beyond real tensors and plain forward passes
+    "complex FFT": (lambda z: torch.fft.rfft(z).abs(), "fft_rfft"),
+    "gradients in forward": (gradient_inside, "grad"),
+    "eigenvalues": (lambda z: torch.linalg.eigh(z @ z.mT)[0], "'linalg_eigh'"),
+    "attention with dropout": (
+        lambda z: F.scaled_dot_product_attention(z, z, z, dropout_p=0.1),
+        "'scaled_dot_product_attention'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name_and_module(name: str, pairs: tuple[Tensor, Tensor]) -> None:
+    function, operation = REFUSED[name]
+    model = seeded(lambda: Model(Part(function)), dtype=torch.float32)
+    with pytest.raises(UnsupportedModelError, match="is not supported") as caught:
+        explain(model, *pairs)
+    message = str(caught.value)
+    assert operation in message
+    assert "blocks.0.1 (Part)" in message
+
+
+def test_modules_that_are_random_only_in_training_are_run_in_eval(pairs: tuple[Tensor, Tensor]) -> None:
+    for part in (nn.Dropout(), nn.Dropout1d(), nn.AlphaDropout(), nn.RReLU(), nn.BatchNorm1d(3)):
+        model = seeded(lambda part=part: Model(part)).train()
+        assert worst_delta(explain(model, *pairs)) < 1e-9
+        assert model.training
+
+
+def test_batch_norm_without_running_statistics_is_refused(pairs: tuple[Tensor, Tensor]) -> None:
+    model = seeded(lambda: Model(nn.BatchNorm1d(3, track_running_stats=False)))
+    with pytest.raises(UnsupportedModelError, match=r"'batch_norm' in blocks\.0\.1 \(BatchNorm1d\)"):
+        explain(model, *pairs)
+
+
+def test_packed_sequences_and_projections_are_refused(pairs: tuple[Tensor, Tensor]) -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 3, batch_first=True)
+
+        def forward(self, z: Tensor) -> Tensor:
+            lengths = torch.full((len(z),), z.shape[-1])
+            return self.lstm(nn.utils.rnn.pack_padded_sequence(z.mT, lengths, batch_first=True))[0].data
+
+    with pytest.raises(UnsupportedModelError, match="is not supported"):
+        explain(seeded(lambda: Model(Packed())), *pairs)
+    projecting = Apply(lambda lstm, x: lstm(x.mT)[0].sum(1), nn.LSTM(4, 5, proj_size=2, batch_first=True))
+    with pytest.raises(UnsupportedModelError, match=r"'lstm' in parts\.0 \(LSTM\).*proj_size"):
+        explain(projecting, *pairs)
+
+
+def test_a_branch_that_depends_on_the_sequence_is_refused(pairs: tuple[Tensor, Tensor]) -> None:
+    def forward(conv: nn.Module, x: Tensor) -> Tensor:
+        z = conv(x)
+        return (z.exp() if x[:, 0, 7].sum() > x[:, 1, 7].sum() else z.tanh()).sum(-1)
+
+    X, references = pairs
+    X, references = X.clone(), references.clone()
+    X[:, :, 7], references[..., 7] = torch.tensor([1, 0, 0, 0]), torch.tensor([0, 1, 0, 0])
+    with pytest.raises(UnsupportedModelError, match="does not do the same on a sequence and on its reference"):
+        explain(seeded(lambda: Apply(forward, nn.Conv1d(4, 2, 5))), X, references)
+
+
+def test_script_modules_are_refused_by_name(pairs: tuple[Tensor, Tensor]) -> None:
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        scripted = torch.jit.trace(nn.ReLU(), torch.zeros(1, 3, 36))
+    with pytest.raises(UnsupportedModelError, match=r"'blocks\.0\.1' is a ScriptModule"):
+        explain(seeded(lambda: Model(scripted)), *pairs)
+    with pytest.raises(UnsupportedModelError, match="the model is a ScriptModule"):
+        explain(scripted, *pairs)
+
+
+def test_data_that_is_not_finite_is_not_explained_silently(pairs: tuple[Tensor, Tensor]) -> None:
+    result = explain(seeded(lambda: Apply(lambda conv, x: torch.log(conv(x)).sum(-1), nn.Conv1d(4, 1, 5))), *pairs)
+    assert result.prediction.isnan().any()
+    assert result.convergence_delta.isnan().any()
+
+
+def test_the_error_is_a_value_error() -> None:
+    assert issubclass(UnsupportedModelError, ValueError)
+
+
+def test_an_error_of_the_model_itself_is_passed_on(pairs: tuple[Tensor, Tensor]) -> None:
+    def forward(x: Tensor) -> Tensor:
+        raise KeyError("the model's own mistake")
+
+    with pytest.raises(KeyError, match="own mistake"):
+        explain(Apply(forward), *pairs)
+
+
+def test_a_wrong_shape_inside_the_model_is_torchs_error(pairs: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(RuntimeError, match="shape"):
+        explain(nn.Sequential(nn.Flatten(), nn.Linear(7, 1)), *pairs)
