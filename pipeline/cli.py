@@ -126,7 +126,7 @@ def dispatch(arguments: Sequence[str]) -> int:
             return COMMANDS[options.command][0](arguments[1:])
     except UserError as error:
         return complain(error, errors.EXIT_BAD_INPUT)
-    except RunError as error:
+    except (RunError, OSError) as error:  # OSError: a disk that is full or gone
         return complain(error, errors.EXIT_FAILED)
     except Stopped as stop:
         print("dlshap: stopped; what is committed is kept, and the same command goes on from there", file=sys.stderr)

@@ -170,7 +170,8 @@ def probe(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, dev
     except IndexError as error:
         raise UserError(f"engine.targets={config.engine.targets}: {error}") from error
     except Exception as error:
-        raise UserError(f"{what}: {error}") from error
+        fix = " (engine.deterministic=false allows it)" if "deterministic" in str(error) else ""
+        raise UserError(f"{what}: {error}{fix}") from error
     if not bool(torch.isfinite(tried.prediction).all()):
         raise UserError(f"{what}: its prediction is not finite; are the weights damaged?")
     n_targets = tried.prediction.shape[1]

@@ -69,6 +69,21 @@ def test_an_error_is_one_line_without_a_traceback(
     assert list(in_folder.iterdir()) == []
 
 
+def test_a_full_disk_is_one_line_and_a_failure(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "codes/c/0/0")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.store.StagedStore.append", full)
+        assert dispatch(["run", *inputs.overrides(tmp_path / "a.zarr")]) == 1
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert "No space left on device" in err
+    assert not (tmp_path / "a.zarr").exists()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_stops_the_run_and_the_same_command_goes_on(
     inputs: Inputs,

@@ -55,6 +55,17 @@ def test_actors_give_the_same_bits_as_this_process(inputs: Inputs, finished: Pat
     assert 1 <= len(workers) <= actors
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_instance")
+def test_a_cluster_elsewhere_says_what_it_computes_on(inputs: Inputs, finished: Path, tmp_path: Path) -> None:
+    overrides = inputs.overrides(tmp_path / "a.zarr", "cluster=local", "cluster.address=auto", "cluster.actors=1")
+    assert pipeline.run(overrides).complete
+    assert values(tmp_path / "a.zarr") == values(finished)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"engine\.device=cuda, but torch finds no GPU"):
+            pipeline.run([*overrides, "engine.device=cuda"])
+
+
 def test_a_finished_store_is_left_alone(inputs: Inputs, finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     summary = pipeline.run(inputs.overrides(finished))
@@ -219,8 +230,9 @@ WRONG: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize(("overrides", "message"), WRONG, ids=[overrides[0] for overrides, _ in WRONG])
 def test_what_a_new_user_may_get_wrong_is_one_line_and_leaves_nothing(
-    inputs: Inputs, tmp_path: Path, overrides: list[str], message: str
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
 ) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match=rf"^[^\n]*{message}[^\n]*$"):
         pipeline.run(inputs.overrides(tmp_path / "a.zarr", *overrides))
     assert list(tmp_path.iterdir()) == []
