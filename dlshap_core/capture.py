@@ -20,9 +20,17 @@ from torch.overrides import TorchFunctionMode
 
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.gradients import OWN_NODES
-from dlshap_core.rules.kinds import Call, Constant, Kind, Opened, replace_tensors, varying_tensors
+from dlshap_core.rules.kinds import Call, Constant, Kind, Linear, Opened, replace_tensors, varying_tensors
 from dlshap_core.rules.masks import number_of
-from dlshap_core.rules.table import CONVERTS_MASKS, KEEPS_MASKS, MOVES_INDICES, RANDOM, READS_NO_VALUES, look_up
+from dlshap_core.rules.table import (
+    CONVERTS_MASKS,
+    KEEPS_MASKS,
+    LIKE_SECOND,
+    MOVES_INDICES,
+    RANDOM,
+    READS_NO_VALUES,
+    look_up,
+)
 
 _DERIVED = "_dlshap_derived"
 
@@ -188,16 +196,18 @@ class ForwardPass(TorchFunctionMode):
             if name in CONVERTS_MASKS and (number := number_of(args[0])) is not None and torch.bool not in args:
                 return number
             args, kwargs = self._resolve_derived(name, args, kwargs)
-        inputs = varying_tensors((args, kwargs))
+        inputs = varying_tensors(args[:1] if name in LIKE_SECOND else (args, kwargs))
         if not inputs:
             return self._without_gradient(name, func, args, kwargs)
+        if kwargs.get("out") is not None:
+            self.refuse(name, "it writes into out=, which autograd cannot follow")
         call = Call(func, name, in_place, args, kwargs, inputs)
         with contextlib.nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
             output = kind.run(self, call)
         if self._seen is not None and not isinstance(kind, Opened):
             self._seen.operations[OperationKey(self.module_path(), name, kind.describe(call))] += 1
         if not isinstance(kind, Constant):
-            self._mark_derived(name, output)
+            self._mark_derived(name, output, keeps_constants=isinstance(kind, Linear))
         return output
 
     def record(self, call: Call, tensors: list[Tensor] | None = None) -> None:
@@ -267,6 +277,8 @@ class ForwardPass(TorchFunctionMode):
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A call on nothing that carries a gradient: a constant, or a test of a mask that decides a branch."""
+        if any(isinstance(x, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in args):
+            self.refuse(name, "it runs under torch.func (vmap, grad), where it cannot be followed")
         output = func(*args, **kwargs)
         if self._has_derived and any(getattr(x, _DERIVED, None) for x in args):
             if name in KEEPS_MASKS and not isinstance(output, Tensor):
@@ -275,14 +287,17 @@ class ForwardPass(TorchFunctionMode):
                 self._mark_derived(name, output)
         return output
 
-    def _mark_derived(self, name: str, output: Any) -> None:
-        """Outputs that depend on the sequence without carrying a gradient (masks, indices) are followed."""
+    def _mark_derived(self, name: str, output: Any, keeps_constants: bool = False) -> None:
+        """Outputs that depend on the sequence without carrying a gradient (masks, indices) are followed.
+
+        A linear operation gives a real output without a gradient only where it is of the constants among its inputs.
+        """
         for x in output if isinstance(output, (list, tuple)) else (output,):
             if not isinstance(x, Tensor):
                 continue
             if x.is_complex() or x.is_inference():
                 self.refuse(name, "complex tensors and inference mode are not supported")
-            if not x.requires_grad:
+            if not x.requires_grad and not (keeps_constants and x.is_floating_point()):
                 setattr(x, _DERIVED, name)
                 self._has_derived = True
 

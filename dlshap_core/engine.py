@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dlshap_core.capture import ForwardPass, PassesDiffer, Rows, Seen, Tape, find_custom_function
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.rules.table import BREAKS_TIES
-from dlshap_core.state import borrowed, eager, unwrap
+from dlshap_core.state import Borrowed, borrowed, eager, unwrap
 from dlshap_core.user_rules import UserRule, user_rules_active
 
 
@@ -152,10 +152,10 @@ def attribute(
     model = unwrap(model)
     target_device = resolve_device(device)
     dtype = dtype or model_dtype(model)
-    runner = _Runner(model, target_device, dtype, tuple(args or ()), targets, seen)
     converted = None if _uses_autocast(model, dtype) else dtype
     results = _Results(X, source.n, n_bases or X.shape[1], raw_outputs)
-    with borrowed(model, target_device, converted), user_rules_active(user_rules), eager():
+    with borrowed(model, target_device, converted) as state, user_rules_active(user_rules), eager():
+        runner = _Runner(model, state, target_device, dtype, tuple(args or ()), targets, seen)
         for block in plan_blocks(X.shape[0], source.n, batch_size):
             batch = runner.run(X[block.rows], source(block.rows, block.ks), block.rows)
             results.add(block, batch)
@@ -186,6 +186,7 @@ def model_dtype(model: nn.Module) -> torch.dtype:
     return next((x.dtype for x in tensors if x.is_floating_point()), torch.float32)
 
 
+_AUTOCAST_TOLERANCE = 0.1  # relative; half precision rounds differently in batches of different sizes
 _HOOKS_REFUSED = (
     "the model uses activation checkpointing (or other hooks on saved tensors), which recomputes what cannot be seen; "
     "switch it off for attribution"
@@ -214,6 +215,7 @@ class _Runner:
     def __init__(
         self,
         model: nn.Module,
+        state: Borrowed,
         device: torch.device,
         dtype: torch.dtype,
         args: tuple[Tensor, ...],
@@ -221,6 +223,7 @@ class _Runner:
         seen: Seen | None,
     ) -> None:
         self._model = model
+        self._state = state
         self._device = device
         self._uses_autocast = _uses_autocast(model, dtype)
         self._dtype = torch.float32 if self._uses_autocast else dtype
@@ -278,7 +281,6 @@ class _Runner:
             self._custom_function = find_custom_function(y)
             if self._custom_function == "CheckpointFunction":
                 raise UnsupportedModelError(_HOOKS_REFUSED)
-            self._is_checked = True
         multipliers = _gradients(y, leaf, targets).unflatten(1, (n_sequences, n_references)).transpose(0, 1)
         reference_prediction = (
             y.detach()[:, targets].to(self._dtype).unflatten(0, (n_sequences, n_references)).transpose(1, 2)
@@ -289,6 +291,9 @@ class _Runner:
         delta = explained - (prediction[..., None].double() - reference_prediction.double())
         if self._custom_function is not None:
             _check_custom_function(self._custom_function, delta, y)
+        if not self._is_checked:
+            self._check_alone(leaf, y, rows)
+            self._is_checked = True
         return _Batch(references, multipliers, contributions, prediction, reference_prediction, delta.to(self._dtype))
 
     @contextlib.contextmanager
@@ -308,6 +313,7 @@ class _Runner:
         """
         extra = [self._extra_input(arg[rows]).repeat_interleave(n_repeats, 0) for arg in self._args]
         x = x.clone()  # not a leaf, so that the model may work in place on its input
+        self._state.rewind()
         try:
             with forward:
                 y = self._model(x, *extra)
@@ -316,6 +322,28 @@ class _Runner:
                 raise UnsupportedModelError(_HOOKS_REFUSED) from error
             raise
         return _as_rows_by_targets(y, x.shape[0])
+
+    def _check_alone(self, references: Tensor, y: Tensor, rows: slice) -> None:
+        """The last reference, run by itself and unobserved, must give the same prediction as in its batch.
+
+        It does not where a model mixes the rows of a batch, draws numbers that cannot be seen, or where an operation is
+        computed otherwise than by the model itself.
+
+        Raises:
+            UnsupportedModelError: it does not.
+        """
+        last = slice(rows.stop - 1, rows.stop)
+        extra = [self._extra_input(arg[last]) for arg in self._args]
+        self._state.rewind()
+        with torch.no_grad(), torch.autocast(self._device.type, self._autocast_dtype, enabled=self._uses_autocast):
+            alone = _as_rows_by_targets(self._model(references[-1:].detach().clone(), *extra), 1)
+        scale = y.detach().abs().max().clamp_min(torch.finfo(y.dtype).tiny)
+        error = ((alone[0] - y[-1].detach()).abs().max() / scale).item()
+        if error > (_AUTOCAST_TOLERANCE if self._uses_autocast else torch.finfo(y.dtype).eps ** 0.6):
+            raise UnsupportedModelError(
+                f"the prediction of a sequence alone differs from that in a batch of {len(y)} by {error:.1e} of the "
+                f"largest prediction: the model mixes the sequences of a batch, or draws random numbers"
+            )
 
     def _extra_input(self, arg: Tensor) -> Tensor:
         arg = arg.to(self._device)
@@ -374,7 +402,14 @@ def _gradients(y: Tensor, leaf: Tensor, targets: list[int]) -> Tensor:
         gradient = None
         if y.requires_grad:
             keeps_graph = position < len(targets) - 1
-            (gradient,) = torch.autograd.grad(y[:, target].sum(), leaf, retain_graph=keeps_graph, allow_unused=True)
+            try:
+                (gradient,) = torch.autograd.grad(y[:, target].sum(), leaf, retain_graph=keeps_graph, allow_unused=True)
+            except RuntimeError as error:
+                if "modified by an inplace operation" not in str(error):
+                    raise
+                raise UnsupportedModelError(
+                    f"the model overwrites in place a tensor that is needed to go back through it: {error}"
+                ) from error
         gradients.append(torch.zeros_like(leaf) if gradient is None else gradient)
     return torch.stack(gradients)
 

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dlshap_core.errors import UnsupportedModelError
 
@@ -32,38 +32,80 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+class _Snapshot:
+    """A buffer and its value."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self._buffer, self._value, self._version = buffer, buffer.detach().clone(), buffer._version
+
+    def restore(self) -> None:
+        """Put the value back, if the buffer was written to: an autograd graph may hold one that was not."""
+        if self._buffer._version == self._version:
+            return
+        if self._buffer.requires_grad:
+            self._buffer.detach_()  # something that depends on the sequence was written into it
+        with torch.no_grad():
+            self._buffer.copy_(self._value)
+        self._version = self._buffer._version
+
+
+def _snapshots(model: nn.Module) -> list[_Snapshot]:
+    return [_Snapshot(buffer) for buffer in model.buffers()]
+
+
+class Borrowed:
+    """A model as it came: what to put back after a forward pass, and at the end."""
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        self._attributes = [(module, dict(module.__dict__)) for module in modules]
+        self._members = [(module._buffers, dict(module._buffers)) for module in modules]
+        self._parameters = [(p, p.data, p.requires_grad) for p in model.parameters()]
+        self._buffers = _snapshots(model)
+        self._working: list[_Snapshot] = []
+
+    def is_ready(self, model: nn.Module) -> None:
+        """Take the buffers as they are now, on the device and in the dtype of the work, for `rewind`."""
+        self._working = _snapshots(model)
+
+    def rewind(self) -> None:
+        """Undo what a forward pass wrote into buffers, so that every pass begins with the same ones."""
+        for snapshot in self._working:
+            snapshot.restore()
+
+    def give_back(self) -> None:
+        """Undo everything."""
+        for parameter, data, requires_grad in self._parameters:
+            if parameter.data_ptr() != data.data_ptr() or parameter.dtype != data.dtype:
+                parameter.data = data
+            parameter.requires_grad_(requires_grad)
+        for buffers, members in self._members:
+            buffers.clear()
+            buffers.update(members)
+        for snapshot in self._buffers:
+            snapshot.restore()
+        for module, attributes in self._attributes:
+            for name in module.__dict__.keys() - attributes.keys():
+                del module.__dict__[name]
+            module.__dict__.update(attributes)
+
+
 @contextlib.contextmanager
-def borrowed(model: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[None]:
+def borrowed(model: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[Borrowed]:
     """Hold a model on `device`, in `dtype` if one is given, in eval mode and with frozen parameters.
 
-    On exit its device, training modes, requires_grad flags and buffer values are what they were, also after an
-    exception or KeyboardInterrupt. Parameters are restored as the same tensor objects with the same storage.
+    On exit its device, training modes, requires_grad flags, buffers and attributes are what they were, also after an
+    exception or KeyboardInterrupt. Parameters and buffers are the same tensor objects with the same storage.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    homes = [(parameter, parameter.data) for parameter in model.parameters()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    state = Borrowed(model)
     try:
         model.to(device=device, dtype=dtype).eval()
-        for parameter, _ in flags:
+        for parameter in model.parameters():
             parameter.requires_grad_(False)
-        yield
+        state.is_ready(model)
+        yield state
     finally:
-        for parameter, data in homes:
-            if parameter.data.data_ptr() != data.data_ptr() or parameter.device != data.device:
-                parameter.data = data
-        for parameter, requires_grad in flags:
-            parameter.requires_grad_(requires_grad)
-        for module, name, buffer, value in buffers:
-            buffer.detach().copy_(value)
-            module._buffers[name] = buffer
-        for module, training in modes:
-            module.training = training
+        state.give_back()
 
 
 @contextlib.contextmanager

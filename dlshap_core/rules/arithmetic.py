@@ -23,11 +23,15 @@ def power_of_base(input: float | Tensor, exponent: Tensor) -> Tensor:
 
 def maximum(input: Tensor, other: Tensor) -> Tensor:
     """max(a, b) = b + max(a - b, 0): each side gets its share of the path on which it is the larger."""
-    return other + torch.relu(input - other)
+    if not input.requires_grad:
+        input, other = other, input
+    return other + torch.relu(input - other) if other.requires_grad else input.clamp(min=other)
 
 
 def minimum(input: Tensor, other: Tensor) -> Tensor:
-    return other - torch.relu(other - input)
+    if not input.requires_grad:
+        input, other = other, input
+    return other - torch.relu(other - input) if other.requires_grad else input.clamp(max=other)
 
 
 def lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from dlshap_core.rules.masks import is_mask
+
 
 def scaled_dot_product_attention(
     query: Tensor,
@@ -26,6 +28,5 @@ def scaled_dot_product_attention(
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
-        is_mask = attn_mask.dtype == torch.bool
-        scores = scores.masked_fill(~attn_mask, -math.inf) if is_mask else scores + attn_mask
+        scores = scores.masked_fill(~attn_mask, -math.inf) if is_mask(attn_mask) else scores + attn_mask
     return torch.softmax(scores, -1) @ value

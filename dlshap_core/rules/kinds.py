@@ -4,6 +4,7 @@ Observing (the sequences alone): compute as usual, record what the rule will nee
 record back as the other end of each difference, compute the reference's value, and set what flows back.
 """
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -17,6 +18,9 @@ from dlshap_core.gradients import gauss_legendre, multiply, path_gradient
 
 if TYPE_CHECKING:
     from dlshap_core.capture import ForwardPass
+
+
+_TORCH_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 
 
 @dataclass
@@ -44,11 +48,15 @@ class Call:
 
     def first_input_only(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """The other arguments, if the one varying tensor is the first argument; else None."""
-        rest = {name: value for name, value in self.kwargs.items() if name not in ("input", "self", "x")}
+        rest = {name: value for name, value in self.torch_names().items() if name not in ("input", "self", "x")}
         first = self.args[0] if self.args else next(v for k, v in self.kwargs.items() if k not in rest)
         if len(self.inputs) != 1 or first is not self.inputs[0]:
             return None
         return self.args[1:], rest
+
+    def torch_names(self) -> dict[str, Any]:
+        """The keyword arguments under torch's own names, where numpy's were used."""
+        return {_TORCH_NAMES.get(name, name): value for name, value in self.kwargs.items()}
 
     def finish(self, output: Any) -> Any:
         """The output, written back where the model asked for an in-place operation."""
@@ -128,6 +136,23 @@ class Linear(Kind):
 
 
 @dataclass(frozen=True)
+class Pieces(Kind):
+    """split, chunk, unbind: linear. Each piece is a view of its own, so that the model may work on it in place."""
+
+    label: str = "linear"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        pieces = call.plain()
+        names = call.torch_names()
+        if call.name == "unbind":
+            dim = call.args[1] if len(call.args) > 1 else names.get("dim", 0)
+            return tuple(call.inputs[0].select(dim, i) for i in range(len(pieces)))
+        dim = call.args[2] if len(call.args) > 2 else names.get("dim", 0)
+        starts = [0, *itertools.accumulate(piece.shape[dim] for piece in pieces)]
+        return tuple(call.inputs[0].narrow(dim, start, stop - start) for start, stop in itertools.pairwise(starts))
+
+
+@dataclass(frozen=True)
 class Detached(Kind):
     """detach and .data: the value still depends on the sequence, so it is followed as if it were not detached."""
 
@@ -200,7 +225,11 @@ class FromFirst(Kind):
         args, kwargs = rest
         (observed,) = forward.observed(call)
         with torch.autocast(observed.device.type, enabled=False):
-            return call.finish(self.rule(observed, call.inputs[0], *args, **kwargs))
+            try:
+                output = self.rule(observed, call.inputs[0], *args, **kwargs)
+            except (TypeError, ValueError) as error:
+                forward.refuse(call.name, str(error))
+        return call.finish(output)
 
 
 @dataclass(frozen=True)
@@ -213,7 +242,7 @@ class Spelled(Kind):
     def run(self, forward: "ForwardPass", call: Call) -> Any:
         with forward:
             try:
-                output = self.function(*call.args, **call.kwargs)
+                output = self.function(*call.args, **call.torch_names())
             except (TypeError, ValueError) as error:
                 forward.refuse(call.name, str(error))
         return call.finish(output)
@@ -344,16 +373,17 @@ class Integrated(Kind):
 
     def _nodes_needed(self, forward: "ForwardPass", call: Call, observed: list[Tensor], value: Tensor) -> int:
         """The fewest nodes, by doubling, whose sum agrees with the difference of outputs."""
-        target = (call.with_inputs(observed).detach() - value).double()
-        size = max(target.abs().max().item(), 1e-12) if target.numel() else 1.0
-        tolerance = max(self.tolerance, 100 * torch.finfo(value.dtype).eps)
         n_nodes, error = 1, math.inf
         while n_nodes <= self.largest:
             try:
-                error = (self._path_sum(call, observed, value, n_nodes) - target).abs().max().item() / size
+                target = (call.with_inputs(observed).detach() - value).double()
+                size = max(target.abs().max().item(), torch.finfo(value.dtype).tiny)
+                missing = (self._path_sum(call, observed, value, n_nodes) - target).abs().max().item()
             except (RuntimeError, NotImplementedError) as problem:
                 forward.refuse(call.name, f"no rule is known for it, and it cannot be integrated: {problem}")
-            if error <= tolerance:
+            rounding = 100 * torch.finfo(value.dtype).eps * value.abs().max().item()
+            error = missing / size
+            if missing <= self.tolerance * size + rounding:
                 forward.note_integration(call.name, n_nodes, error)
                 return n_nodes
             n_nodes *= 2

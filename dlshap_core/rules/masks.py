@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from dlshap_core.capture import ForwardPass
 
 _NUMBER = "_dlshap_number"
+_IS_MASK = "_dlshap_is_mask"
+
+# A logit that is masked out by a mask made from the input: -inf on one side only would have no finite multiplier, and
+# exp(-1e4) is 0 in every dtype.
+_MASKED_OUT = 1e4
 
 
 def number_of(mask: Any) -> Tensor | None:
@@ -30,8 +35,14 @@ def number_of(mask: Any) -> Tensor | None:
 
 def attach_number(mask: Tensor, number: Tensor) -> Tensor:
     """Give a boolean mask the number that stands for it."""
+    setattr(number, _IS_MASK, True)
     setattr(mask, _NUMBER, number)
     return mask
+
+
+def is_mask(x: Tensor) -> bool:
+    """Whether a tensor is boolean, or the number of a boolean mask."""
+    return x.dtype == torch.bool or hasattr(x, _IS_MASK)
 
 
 class Comparison(Kind):
@@ -47,11 +58,15 @@ class Comparison(Kind):
         value = mask.to(difference.dtype)
         if not forward.replaying:
             forward.record(call, [difference, value])
-            return call.finish(attach_number(mask, substitute(difference, value)))
+            return self._finish(call, mask, substitute(difference, value))
         observed, observed_value = forward.observed(call, [difference, value])
         change = observed - difference.detach()
         multiplier = torch.where(observed_value == value, 0.0, (observed_value - value) / change)
-        return call.finish(attach_number(mask, multiply(difference, value, multiplier)))
+        return self._finish(call, mask, multiply(difference, value, multiplier))
+
+    @staticmethod
+    def _finish(call: Call, mask: Tensor, number: Tensor) -> Tensor:
+        return call.finish(number) if call.in_place else attach_number(mask, number)
 
 
 class Negation(Kind):
@@ -97,6 +112,9 @@ class Select(Kind):
         dtype = next((x.dtype for x in (chosen, other) if isinstance(x, Tensor)), condition.dtype)
         dtype = dtype if dtype.is_floating_point else condition.dtype
         operands = [torch.as_tensor(x, dtype=dtype, device=condition.device) for x in (condition, chosen, other)]
+        operands = [
+            x if x.requires_grad else x.clamp(-_MASKED_OUT, _MASKED_OUT) if x.isinf().any() else x for x in operands
+        ]
         operands = list(torch.broadcast_tensors(*operands))
         value = torch.where(operands[0].detach() != 0, operands[1].detach(), operands[2].detach())
         varying = [x for x in operands if x.requires_grad]

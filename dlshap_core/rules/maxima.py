@@ -26,6 +26,11 @@ from dlshap_core.gradients import pull_back
 _ROUNDING_STEPS = 64
 
 
+def _stands_for_infinity(dtype: torch.dtype) -> float:
+    """A finite number in place of infinite inputs (masked positions), whose differences can be taken."""
+    return min(1e30, torch.finfo(dtype).max / 8)
+
+
 @dataclass(frozen=True)
 class _Windows:
     """Maxima of windows: values and their places, flat in the last axes of the input; both (..., outputs)."""
@@ -34,17 +39,21 @@ class _Windows:
     places: Tensor
 
 
-def _route(observed: Tensor, reference: Tensor, best_x: _Windows, best_r: _Windows) -> tuple[Tensor, Tensor, Tensor]:
+def _route(
+    observed: Tensor, reference: Tensor, best_x: _Windows, best_r: _Windows, largest: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Where each output's change goes and with what share: (places, shares, where the observed place is unchanged).
 
-    `observed` and `reference` are (..., inputs), flat over the pooled axes.
+    `observed` and `reference` are (..., inputs), flat over the pooled axes, and finite: `largest` stands for infinity.
     """
     rises = best_x.values >= best_r.values
     places = torch.where(rises, best_x.places, best_r.places)
     change = best_x.values - best_r.values
     input_change = observed.gather(-1, places) - reference.gather(-1, places)
     shares = torch.where(change == 0, 0.0, change / input_change)
-    rounding = _ROUNDING_STEPS * torch.finfo(reference.dtype).eps * reference.abs().amax(-1, keepdim=True)
+    sizes = best_r.values.abs()
+    sizes = torch.where(sizes < largest / 2, sizes, 0.0)  # masked inputs (-inf, -1e9) are no measure of rounding
+    rounding = _ROUNDING_STEPS * torch.finfo(reference.dtype).eps * sizes.amax(-1, keepdim=True)
     unchanged = (observed.gather(-1, best_x.places) - reference.gather(-1, best_x.places)).abs() <= rounding
     shares = torch.where(unchanged & (places == best_x.places), 0.0, shares)
     return places, shares, unchanged
@@ -57,11 +66,14 @@ def _max_over_windows(
     reference_value, reference_places = find(reference.detach())
     observed_value, observed_places = find(observed)
     flat_inputs, flat_outputs = (-n_axes, -1), slice(-n_axes, None)
-    best_x = _Windows(observed_value.flatten(*flat_inputs), observed_places.flatten(*flat_inputs))
-    best_r = _Windows(reference_value.flatten(*flat_inputs), reference_places.flatten(*flat_inputs))
-    places, shares, unchanged = _route(
-        observed.flatten(*flat_inputs), reference.detach().flatten(*flat_inputs), best_x, best_r
-    )
+    largest = _stands_for_infinity(reference.dtype)
+
+    def flat(z: Tensor) -> Tensor:
+        return z.detach().clamp(-largest, largest).flatten(*flat_inputs)
+
+    best_x = _Windows(flat(observed_value), observed_places.flatten(*flat_inputs))
+    best_r = _Windows(flat(reference_value), reference_places.flatten(*flat_inputs))
+    places, shares, unchanged = _route(flat(observed), flat(reference), best_x, best_r, largest)
     shape, n_outputs = reference.shape, reference_value.shape[flat_outputs].numel()
 
     def pullback(gradient: Tensor) -> Tensor:
@@ -138,8 +150,12 @@ def max_over_axis(observed: Tensor, reference: Tensor, dim: int, keepdim: bool =
     return torch.return_types.max((value.squeeze(-1), places.squeeze(-1)))
 
 
-def amax(observed: Tensor, reference: Tensor, dim: int | tuple[int, ...], keepdim: bool = False) -> Tensor:
+def amax(
+    observed: Tensor, reference: Tensor, dim: int | tuple[int, ...] | None = None, keepdim: bool = False
+) -> Tensor:
     """amax over one or several axes. Where several inputs share the maximum, the first one gets it all."""
+    if dim is None or dim == ():
+        raise ValueError("over all axes it mixes the sequences of a batch; give dim=")
     axes = sorted(axis % reference.ndim for axis in ([dim] if isinstance(dim, int) else dim))
     last = tuple(range(-len(axes), 0))
     value, _ = _max_over_last(
@@ -158,7 +174,9 @@ def min_over_axis(observed: Tensor, reference: Tensor, dim: int, keepdim: bool =
     return torch.return_types.min((-value, places))
 
 
-def amin(observed: Tensor, reference: Tensor, dim: int | tuple[int, ...], keepdim: bool = False) -> Tensor:
+def amin(
+    observed: Tensor, reference: Tensor, dim: int | tuple[int, ...] | None = None, keepdim: bool = False
+) -> Tensor:
     return -amax(-observed, -reference, dim, keepdim)
 
 
@@ -176,8 +194,10 @@ def sort(
     """
     value, order_r = reference.detach().movedim(dim, -1).sort(dim=-1, descending=True, stable=True)
     order_x = observed.movedim(dim, -1).sort(dim=-1, descending=True, stable=True).indices
-    change = observed.movedim(dim, -1) - reference.detach().movedim(dim, -1)
-    sum_change = (observed.movedim(dim, -1).gather(-1, order_x) - value).cumsum(-1)
+    largest = _stands_for_infinity(reference.dtype)
+    x, r = (z.detach().clamp(-largest, largest).movedim(dim, -1) for z in (observed, reference))
+    change = x - r
+    sum_change = (x.gather(-1, order_x) - r.gather(-1, order_r)).cumsum(-1)
     rises = sum_change >= 0
     subset_change = torch.where(rises, change.gather(-1, order_x).cumsum(-1), change.gather(-1, order_r).cumsum(-1))
     shares = torch.where(subset_change == 0, 1.0, sum_change / subset_change).clamp(0, 1)

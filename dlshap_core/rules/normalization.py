@@ -144,6 +144,31 @@ def vector_norm(
     return torch.pow(torch.pow(torch.abs(x), ord).sum(dim, keepdim=keepdim), 1 / ord)
 
 
+def linalg_norm(
+    A: Tensor,
+    ord: float | str | None = None,
+    dim: int | tuple[int, ...] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Vector norms, and the Frobenius norm of matrices."""
+    if dim is None or (not isinstance(dim, int) and len(dim) == 2 and ord not in (None, "fro")):
+        raise ValueError("norms of matrices but Frobenius's are not supported, and dim= must be given")
+    return vector_norm(A, 2 if ord is None or isinstance(ord, str) else ord, dim, keepdim, dtype=dtype)
+
+
+def matrix_norm(
+    A: Tensor,
+    ord: float | str = "fro",
+    dim: tuple[int, int] = (-2, -1),
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    return linalg_norm(A, ord, dim, keepdim, dtype=dtype)
+
+
 def norm(
     input: Tensor, p: float | str | None = 2, dim: int | tuple[int, ...] | None = None, keepdim: bool = False
 ) -> Tensor:

@@ -66,9 +66,10 @@ def absolute(x: Tensor, r: Tensor) -> Tensor:
 
 
 def clamp(x: Tensor, r: Tensor, min: float | Tensor | None = None, max: float | Tensor | None = None) -> Tensor:
-    """clamp(x) rises with slope 1 between the bounds: ramp(x - min) - ramp(x - max)."""
-    above_min = torch.ones_like(r) if min is None else ramp(x - min, r - min)
-    return above_min if max is None else above_min - ramp(x - max, r - max)
+    """The share of [r, x] that lies between the bounds; f' is 1 at a bound, as torch's."""
+    difference = x - r
+    clamped_x, clamped_r = x.clamp(min, max), r.clamp(min, max)  # type: ignore[arg-type]
+    return torch.where(difference == 0, (clamped_x == x).to(r.dtype), (clamped_x - clamped_r) / difference)
 
 
 def clamp_min(x: Tensor, r: Tensor, min: float | Tensor) -> Tensor:
@@ -119,7 +120,7 @@ def selu(x: Tensor, r: Tensor) -> Tensor:
 def exp(x: Tensor, r: Tensor) -> Tensor:
     """e^max (1 - e^-d) / d with d = |x - r|."""
     distance = (x - r).abs()
-    return torch.maximum(x, r).exp() * _quotient(-torch.expm1(-distance), distance, 1.0)
+    return finite_or_zero(torch.maximum(x, r).exp() * _quotient(-torch.expm1(-distance), distance, 1.0))
 
 
 def exp2(x: Tensor, r: Tensor) -> Tensor:

@@ -22,31 +22,59 @@ class _Exponentials:
         self.secant = secants.exp(x - self.shift, r - self.shift)
         self.x, self.r = (x - self.shift).exp(), (r - self.shift).exp()
         self.sum_x, self.sum_r = self.x.sum(dim, keepdim=True), self.r.sum(dim, keepdim=True)
+        # Of log sum exp on each side, under a shift of its own, so that neither side vanishes.
+        self.logsumexp_change = torch.logsumexp(x, dim, keepdim=True) - torch.logsumexp(r, dim, keepdim=True)
+
+    def logsumexp_multiplier(self) -> Tensor:
+        """Secant of log sum exp: the secant of the log, at close sums by its own closed form, times those of exp."""
+        close = secants.log(self.sum_x, self.sum_r)
+        apart = self.logsumexp_change / (self.sum_x - self.sum_r)
+        return self.secant * torch.where(self.logsumexp_change.abs() < 1, close, apart)
 
 
 def softmax(observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """y_i = a_i v with v = 1 / s: midpoint product, secant of the reciprocal, secant of exp.
 
     m(z_j -> y_i) = E_j ([i = j] (v + v0)/2 - (a_i + a0_i)/2 v v0).
+
+    These grow as the ratio of the two sums, and lose as many digits. Where log sum exp changes by more than 6, y is
+    taken as exp(z - logsumexp z) instead, whose multipliers are at most 1: m(z_j -> y_i) = E'_i ([i = j] - w_j), with
+    E' the secant of that exp and w the multipliers of log sum exp.
     """
     value = torch.softmax(reference.detach(), dim, dtype)
-    exponentials = _Exponentials(observed.to(value.dtype), reference.to(value.dtype), dim)
+    x, r = observed.to(value.dtype), reference.detach().to(value.dtype)
+    exponentials = _Exponentials(x, r, dim)
     inverse_x, inverse_r = 1 / exponentials.sum_x, 1 / exponentials.sum_r
     inverse, product = (inverse_x + inverse_r) / 2, inverse_x * inverse_r
     middle, secant = (exponentials.x + exponentials.r) / 2, exponentials.secant
+    is_far = exponentials.logsumexp_change.abs() > _FAR
+    outer, weights = _log_domain(x, r, dim, exponentials) if bool(is_far.any()) else (middle, middle)
 
     def pullback(gradient: Tensor) -> Tensor:
         spread = (gradient * middle).sum(dim, keepdim=True) * product
-        return (secant * (gradient * inverse - spread)).to(reference_dtype)
+        near = secant * (gradient * inverse - spread)
+        through = gradient * outer
+        far = through - weights * through.sum(dim, keepdim=True)
+        return torch.where(is_far, far, near).to(reference_dtype)
 
     reference_dtype = reference.dtype
     return pull_back(reference, value, pullback)
 
 
+_FAR = 6.0  # exp(6) costs float32 less than three of its seven digits
+
+
+def _log_domain(x: Tensor, r: Tensor, dim: int, exponentials: _Exponentials) -> tuple[Tensor, Tensor]:
+    """Secants of exp at the log probabilities, and multipliers of log sum exp."""
+    lowest = torch.finfo(r.dtype).min / 4
+    log_x, log_r = (z.log_softmax(dim).clamp_min(lowest) for z in (x, r))
+    return secants.exp(log_x, log_r), exponentials.logsumexp_multiplier()
+
+
 def log_softmax(observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """z - logsumexp(z)."""
     value = torch.log_softmax(reference.detach(), dim, dtype)
-    weights = _logsumexp_multiplier(observed.to(value.dtype), reference.to(value.dtype), dim)
+    weights = _Exponentials(observed.to(value.dtype), reference.to(value.dtype), dim).logsumexp_multiplier()
 
     def pullback(gradient: Tensor) -> Tensor:
         return (gradient - weights * gradient.sum(dim, keepdim=True)).to(reference_dtype)
@@ -58,11 +86,6 @@ def log_softmax(observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtyp
 def logsumexp(observed: Tensor, reference: Tensor, dim: int | tuple[int, ...], keepdim: bool = False) -> Tensor:
     """log s + c: the secant of log times the secants of exp; the multipliers of one output need not add up to 1."""
     value = torch.logsumexp(reference.detach(), dim, keepdim)
-    weights = _logsumexp_multiplier(observed, reference, dim)
+    weights = _Exponentials(observed, reference, dim).logsumexp_multiplier()
     kept_shape = torch.logsumexp(reference.detach(), dim, keepdim=True).shape
     return pull_back(reference, value, lambda gradient: weights * gradient.reshape(kept_shape))
-
-
-def _logsumexp_multiplier(observed: Tensor, reference: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    exponentials = _Exponentials(observed, reference, dim)
-    return exponentials.secant * secants.log(exponentials.sum_x, exponentials.sum_r)

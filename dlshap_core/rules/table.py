@@ -29,10 +29,12 @@ from dlshap_core.rules.kinds import (
     Multilinear,
     OnlyIf,
     Opened,
+    Pieces,
     Power,
     Quotient,
     Refused,
     Spelled,
+    is_varying,
 )
 from dlshap_core.rules.masks import Combination, Comparison, Negation, Select, SelectOrAssign
 
@@ -71,6 +73,9 @@ MOVES_INDICES = frozenset(
         """
     )
 )
+
+# What takes only the shape or dtype of its second argument.
+LIKE_SECOND = frozenset(_names("type_as to expand_as view_as reshape_as"))
 
 # Conversions of a mask to numbers; its number serves whatever the dtype, so that no digits are lost on the way back.
 CONVERTS_MASKS = frozenset(_names("to type type_as float double half bfloat16 long int"))
@@ -126,7 +131,18 @@ _DERIVED = _names(
     """
 )
 
-_LEAVES_TORCH = _names("item tolist numpy __array__ __float__ __int__ __index__ __complex__ __dlpack__ map apply")
+_COMPARISONS = _names(
+    """
+    gt ge lt le eq ne __gt__ __ge__ __lt__ __le__ __eq__ __ne__ greater greater_equal less less_equal not_equal
+    """
+)
+
+_LEAVES_TORCH = _names(
+    """
+    tensor asarray __deepcopy__ item tolist numpy __array__ __float__ __int__ __index__ __complex__ __dlpack__ map
+    apply
+    """
+)
 
 _ELEMENTWISE: dict[str, Callable[..., torch.Tensor]] = {
     "relu": secants.relu,
@@ -231,7 +247,8 @@ _SPELLED: dict[str, tuple[Callable[..., Any], str]] = {
     "var_mean": (normalization.var_mean, "normalisation: spelled out"),
     "std_mean": (normalization.std_mean, "normalisation: spelled out"),
     "linalg_vector_norm": (normalization.vector_norm, "normalisation: spelled out"),
-    "linalg_norm": (normalization.vector_norm, "normalisation: spelled out"),
+    "linalg_norm": (normalization.linalg_norm, "normalisation: spelled out"),
+    "linalg_matrix_norm": (normalization.matrix_norm, "normalisation: spelled out"),
     "norm": (normalization.norm, "normalisation: spelled out"),
     "scaled_dot_product_attention": (attention.scaled_dot_product_attention, "attention: spelled out"),
     "lstm": (recurrent.lstm, "recurrent: unrolled"),
@@ -267,6 +284,7 @@ def _build_table() -> dict[str, Kind]:
     table: dict[str, Kind] = dict.fromkeys(_CONSTANT, Constant())
     table |= dict.fromkeys(_LINEAR, Linear())
     table |= dict.fromkeys(_MULTILINEAR, Multilinear())
+    table |= dict.fromkeys(_names("split split_with_sizes chunk tensor_split unbind"), Pieces())
     table |= dict.fromkeys(_DERIVED, Linear("no gradient"))
     table |= dict.fromkeys(_LEAVES_TORCH, Refused("the value leaves torch, so nothing can be followed through it"))
     table |= {name: Elementwise(secant) for name, secant in _ELEMENTWISE.items()}
@@ -278,7 +296,7 @@ def _build_table() -> dict[str, Kind]:
     table |= {name: FromFirst(rule, label) for name, (rule, label) in _FROM_FIRST.items()}
     table |= dict.fromkeys(_names("div divide true_divide"), Quotient(Spelled(arithmetic.divide, "quotient")))
     table |= dict.fromkeys(_names("dropout feature_dropout alpha_dropout feature_alpha_dropout"), _DROPOUT)
-    table |= dict.fromkeys(_names("gt ge lt le eq ne greater greater_equal less less_equal not_equal"), Comparison())
+    table |= dict.fromkeys(_COMPARISONS, Comparison())
     table |= dict.fromkeys(_names("logical_not bitwise_not __invert__"), Negation())
     for operation in ("and", "or", "xor"):
         table |= dict.fromkeys(
@@ -286,7 +304,7 @@ def _build_table() -> dict[str, Kind]:
         )
     table |= dict.fromkeys(_names("where Tensor.where masked_fill"), Select())
     table |= dict.fromkeys(_names("detach property:data"), Detached())
-    table |= dict.fromkeys(_names("__bool__ equal allclose is_nonzero"), Branch())
+    table |= dict.fromkeys(_names("__bool__ __contains__ equal allclose is_nonzero"), Branch())
     table["__setitem__"] = SelectOrAssign()
     table["pow"] = table["float_power"] = Power(Elementwise(secants.power), Spelled(arithmetic.power_of_base, "power"))
     table["rrelu"] = OnlyIf(Elementwise(secants.rrelu), _is_not_training(3, "training"), "it is random while training")
@@ -297,11 +315,17 @@ def _build_table() -> dict[str, Kind]:
     )
     table["max"] = MaxOf(FromFirst(maxima.max_over_axis, "maximum"), Spelled(arithmetic.maximum, "maximum: ramp"))
     table["min"] = MaxOf(FromFirst(maxima.min_over_axis, "maximum"), Spelled(arithmetic.minimum, "minimum: ramp"))
+    table["new_tensor"] = OnlyIf(
+        Constant(), lambda call: not is_varying(call.args[1]), "it copies the value without its history; use clone()"
+    )
     table["backward"] = Refused("forward computes gradients of its own")
     return table
 
 
 TABLE = _build_table()
+
+# These call the method of the same name, and would be opened for ever; or read values.
+_NEVER_OPENED = {*_LINEAR, "split", "__contains__", "__deepcopy__", "unique"}
 
 # Which of several equal inputs wins depends on their last bits, so both passes must compute them alike.
 BREAKS_TIES = frozenset(
@@ -328,7 +352,7 @@ def look_up(function: Callable[..., Any]) -> tuple[str, bool, Kind]:
     in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
     if in_place and name != "__setitem__":
         name = name.rstrip("_")
-    if isinstance(function, types.FunctionType) and _asks_for_overrides(function) and name not in _LINEAR:
+    if isinstance(function, types.FunctionType) and _asks_for_overrides(function) and name not in _NEVER_OPENED:
         return name, False, Opened(_open(function))
     if isinstance(function, types.BuiltinFunctionType) and name.startswith("adaptive_max_pool"):
         name += "_with_indices"  # the torch-level function always returns both
