@@ -99,6 +99,7 @@ OTHERS: dict[str, Function] = {
     "mean of a mask": lambda z: (z > 0.3).double().mean(-1) + z.sum(-1),
     "masks of one another": lambda z: z * (z > z.mean(-1, keepdim=True)),
     "eq of a rounded value": lambda z: z.sum(-1) + torch.eq(z.round(), 1).double().sum(-1),
+    "operators of equality": lambda z: z.sum(-1) + (z.round() == 1).sum(-1) - (z.floor() != 0).sum(-1),
     "round": lambda z: torch.round(z) + z,
     "sign and floor": lambda z: torch.sign(z) + torch.floor(2 * z) + z,
     "clamp by detached": lambda z: z.clamp(max=1.0) * z.detach(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -55,7 +57,7 @@ def test_contributions_sum_to_the_difference(recipe: Recipe, X: Tensor, n: int, 
     st.randoms(use_true_random=False),
 )
 def test_batches_order_and_splitting_change_nothing(
-    recipe: Recipe, X: Tensor, n: int, batch_size: int, random: np.random.RandomState
+    recipe: Recipe, X: Tensor, n: int, batch_size: int, random: Random
 ) -> None:
     references = drawn(X, n, 5)
     model = network(recipe)

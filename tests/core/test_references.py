@@ -15,7 +15,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlshap_core.references import dinucleotide_shuffle, shuffle, shuffle_codes, validate_one_hot
+from dlshap_core.references import (
+    dinucleotide_shuffle,
+    dinucleotide_shuffle_uniform,
+    permute_codes,
+    shuffle,
+    shuffle_codes,
+    shuffle_codes_locally,
+    shuffle_with_tracks,
+    validate_one_hot,
+)
 from dlshap_core.sequences import decode, encode, one_hot, to_codes
 from tests import strategies
 from tests.core.toolbox import sequences
@@ -191,3 +200,93 @@ def test_validate_one_hot_may_only_warn_of_values() -> None:
     with pytest.raises(ValueError, match="axes"):
         validate_one_hot(torch.eye(4), "X", only_warn=True)
     validate_one_hot(torch.zeros(1, 4, 3), "X", allow_N=True)
+
+
+# --- other shuffles ---------------------------------------------------------------------------------------------------
+
+
+def all_rearrangements(codes: np.ndarray) -> set[bytes]:
+    """Every sequence with the dinucleotides and the first base of this one, found by trying all of them."""
+    wanted = Counter(itertools.pairwise(codes.tolist()))
+    found = set()
+
+    def extend(walk: list[int], left: Counter[tuple[int, int]]) -> None:
+        if not +left:
+            found.add(bytes(walk))
+        for following in range(4):
+            if left[walk[-1], following]:
+                left[walk[-1], following] -= 1
+                extend([*walk, following], left)
+                left[walk[-1], following] += 1
+
+    extend([int(codes[0])], wanted)
+    return found
+
+
+@pytest.mark.parametrize("text", ["ACGATCAGACT", "AACCAACAC", "GATTACATTAGA", "ACACGTGTACAC"])
+def test_uniform_shuffles_draw_every_rearrangement_equally_often(text: str) -> None:
+    codes = encode(text)
+    possible = all_rearrangements(codes)
+    assert len(possible) > 2
+    n_draws = 300 * len(possible)
+    drawn = Counter(walk.tobytes() for walk in shuffle_codes(codes[None], range(n_draws), is_uniform=True)[0])
+    assert set(drawn) == possible
+    chi_squared = sum((count - 300) ** 2 / 300 for count in drawn.values())
+    degrees = len(possible) - 1
+    assert chi_squared < degrees + 5 * (2 * degrees) ** 0.5  # five standard deviations
+
+
+def test_the_peers_shuffle_is_not_uniform() -> None:
+    # Its last edges are fixed, so some rearrangements are never drawn.
+    codes = encode("GATTACATTAGA")
+    drawn = Counter(walk.tobytes() for walk in shuffle_codes(codes[None], range(3000))[0])
+    assert set(drawn) < all_rearrangements(codes)
+
+
+@given(strategies.codes(), st.integers(0, 1000))
+def test_uniform_shuffles_keep_dinucleotides_and_ends(codes: np.ndarray, seed: int) -> None:
+    (walk, again), _ = shuffle_codes(np.stack([codes, codes]), [seed, seed], is_uniform=True)
+    assert (walk == again).all()
+    assert (walk[0], walk[-1]) == (codes[0], codes[-1])
+    assert Counter(itertools.pairwise(walk)) == Counter(itertools.pairwise(codes))
+
+
+def test_the_uniform_face_draws_rows_by_their_seeds() -> None:
+    X = sequences(3)
+    drawn = dinucleotide_shuffle_uniform(X, n=2, random_state=4)
+    assert drawn.shape == (3, 2, 4, 40)
+    codes = to_codes(X).numpy()
+    for row in range(3):
+        expected = shuffle_codes(codes[row : row + 1], [4 + row], is_uniform=True)[0, 0]
+        assert (to_codes(drawn[row, 0]).numpy() == expected).all()
+
+
+@given(strategies.codes(min_length=2), st.integers(0, 1000), st.integers(2, 20))
+def test_local_shuffles_keep_each_windows_dinucleotides(codes: np.ndarray, seed: int, window: int) -> None:
+    (walk,) = shuffle_codes_locally(codes[None], [seed], window)[0]
+    for start in range(0, len(codes), window):
+        part = slice(start, start + window)
+        assert (walk[part] == shuffle_codes(codes[None, part], [seed])[0, 0]).all()
+
+
+def test_permuted_codes_are_the_mononucleotide_shuffle() -> None:
+    X = sequences(3)
+    drawn = permute_codes(to_codes(X).numpy(), [5, 6])
+    for k in range(2):
+        assert torch.equal(one_hot(drawn[:, k]), shuffle(X, n=1, random_state=5 + k)[:, 0])
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_tracks_move_with_their_bases_or_stay(aligned: bool) -> None:
+    X = sequences(3).float()
+    places = torch.arange(40.0).expand(3, 1, 40)
+    drawn = shuffle_with_tracks(torch.cat([X, places], 1), range(2), aligned=aligned)
+    expected = one_hot(shuffle_codes(to_codes(X).numpy(), range(2)), torch.float32)
+    assert torch.equal(drawn[:, :, :4], expected)
+    order = drawn[:, :, 4].long()
+    if aligned:
+        moved = X[:, None].expand(-1, 2, -1, -1).gather(-1, order[:, :, None].expand(-1, -1, 4, -1))
+        assert torch.equal(moved, expected)
+        assert torch.equal(order.sort(-1).values, torch.arange(40).expand(3, 2, 40))
+    else:
+        assert torch.equal(order, torch.arange(40).expand(3, 2, 40))

@@ -167,7 +167,9 @@ TWINS: dict[str, tuple[Function, Function]] = {
     "in-place operators": (lambda z: z.mul_(2).sub_(0.5).sigmoid_(), lambda z: torch.sigmoid(2 * z - 0.5)),
     "named arguments": (lambda z: torch.relu(input=z), F.relu),
     "module of a function": (module_function(nn.Hardswish()), F.hardswish),
-    # constants that are not
+    # constants, and constants that are not
+    "a constant of the input's dtype": (lambda z: z * torch.arange(36).to(z), lambda z: z * torch.arange(36.0)),
+    "a constant of the input's type": (lambda z: z + torch.ones(36).type_as(z), lambda z: z + 1),
     "shift under no_grad": (
         lambda z: torch.exp(z - z.detach().amax(-1, keepdim=True)),
         lambda z: torch.exp(z - z.amax(-1, keepdim=True)),
