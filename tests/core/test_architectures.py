@@ -277,6 +277,9 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "cumulative sums": lambda: conv_then(lambda z: torch.relu(z.cumsum(-1)).mean(-1)),
     "unfolded windows": lambda: conv_then(lambda z: F.relu(z.unfold(-1, 8, 4).sum(-1)).mean(-1)),
     "bare numpy-like indexing": lambda: conv_then(lambda z: F.gelu(z[:, [3, 1, 0, 5, 2, 4], ::2][..., -6:]).sum(-1)),
+    "three factors in one operation": lambda: conv_then(
+        lambda z: torch.einsum("bcl,bcl,bkl->bc", z, z.tanh(), z.flip(1)) / L
+    ),
     "trilinear": lambda: conv_then(lambda z: (z * z.flip(-1) * z.roll(3, -1)).mean(-1)),
     "checked by an assertion": lambda: conv_then(lambda z: z.mean(-1) if torch.isfinite(z).all() else z.sum(-1)),
     "module list in place": lambda: convolutional(nn.ReLU(inplace=True), nn.Conv1d(6, 6, 3), nn.SiLU(inplace=True)),
