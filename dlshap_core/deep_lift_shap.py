@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from dlshap_core.attributions import hypothetical_attributions, project
-from dlshap_core.engine import TensorReferences, attribute, model_dtype, resolve_device
+from dlshap_core.engine import TensorReferences, attribute, resolve_device
 from dlshap_core.references import dinucleotide_shuffle, shuffle_codes, validate_one_hot
+from dlshap_core.runner import model_dtype
 from dlshap_core.sequences import to_codes
 from dlshap_core.state import borrowed
 from dlshap_core.user_rules import UserRule

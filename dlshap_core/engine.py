@@ -9,19 +9,17 @@ Shape legend: N sequences, R references of each, T targets, A alphabet, L length
 batch.
 """
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from dlshap_core.capture import ForwardPass, PassesDiffer, Rows, Seen, Tape, find_custom_function
-from dlshap_core.errors import UnsupportedModelError
-from dlshap_core.rules.table import BREAKS_TIES
-from dlshap_core.state import Borrowed, borrowed, eager, unwrap
+from dlshap_core.capture import Seen
+from dlshap_core.runner import Batch, PairRunner, model_dtype, uses_autocast
+from dlshap_core.state import borrowed, eager, unwrap
 from dlshap_core.user_rules import UserRule, user_rules_active
 
 
@@ -152,10 +150,10 @@ def attribute(
     model = unwrap(model)
     target_device = resolve_device(device)
     dtype = dtype or model_dtype(model)
-    converted = None if _uses_autocast(model, dtype) else dtype
+    converted = None if uses_autocast(model, dtype) else dtype
     results = _Results(X, source.n, n_bases or X.shape[1], raw_outputs)
     with borrowed(model, target_device, converted) as state, user_rules_active(user_rules), eager():
-        runner = _Runner(model, state, target_device, dtype, tuple(args or ()), targets, seen)
+        runner = PairRunner(model, state, target_device, dtype, tuple(args or ()), targets, seen)
         for block in plan_blocks(X.shape[0], source.n, batch_size):
             batch = runner.run(X[block.rows], source(block.rows, block.ks), block.rows)
             results.add(block, batch)
@@ -180,176 +178,6 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     return device
 
 
-def model_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of the model's first floating-point parameter or buffer, float32 if it has none."""
-    tensors = (*model.parameters(), *model.buffers())
-    return next((x.dtype for x in tensors if x.is_floating_point()), torch.float32)
-
-
-_AUTOCAST_TOLERANCE = 0.1  # relative; half precision rounds differently in batches of different sizes
-_HOOKS_REFUSED = (
-    "the model uses activation checkpointing (or other hooks on saved tensors), which recomputes what cannot be seen; "
-    "switch it off for attribution"
-)
-
-
-def _uses_autocast(model: nn.Module, dtype: torch.dtype) -> bool:
-    return dtype in (torch.float16, torch.bfloat16) and model_dtype(model) == torch.float32
-
-
-@dataclass
-class _Batch:
-    """Results of one block: references (S, K, A, L), multipliers and contributions (S, T, K, A, L), and the rest."""
-
-    references: Tensor
-    multipliers: Tensor
-    contributions: Tensor
-    prediction: Tensor
-    reference_prediction: Tensor
-    convergence_delta: Tensor
-
-
-class _Runner:
-    """Runs blocks of pairs through a borrowed model."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        state: Borrowed,
-        device: torch.device,
-        dtype: torch.dtype,
-        args: tuple[Tensor, ...],
-        targets: Sequence[int] | str,
-        seen: Seen | None,
-    ) -> None:
-        self._model = model
-        self._state = state
-        self._device = device
-        self._uses_autocast = _uses_autocast(model, dtype)
-        self._dtype = torch.float32 if self._uses_autocast else dtype
-        self._autocast_dtype = dtype
-        self._args = args
-        self._targets = targets
-        self._modules = {id(module): name for name, module in model.named_modules()}
-        self._seen = seen
-        self._has_equal_rows = False
-        self._breaks_ties = False
-        self._is_checked = False
-        self._custom_function: str | None = None
-
-    def run(self, X: Tensor, references: Tensor, rows: slice) -> _Batch:
-        """Multipliers of every pair of sequences (S, A, L) with their references (S, K, A, L)."""
-        sequences = X.to(self._device).to(self._dtype)
-        references = references.to(self._device).to(self._dtype)
-        n_references = references.shape[1]
-        if not self._has_equal_rows and n_references > 1:
-            try:
-                return self._run(sequences, references, rows, 1)
-            except PassesDiffer:
-                # Rows cannot be matched across passes of different sizes: from now on both get the same rows.
-                self._has_equal_rows = True
-        try:
-            return self._run(sequences, references, rows, n_references)
-        except PassesDiffer as error:
-            raise UnsupportedModelError(
-                f"the model does not do the same on a sequence and on its reference: {error}"
-            ) from error
-
-    def _run(self, sequences: Tensor, references: Tensor, rows: slice, n_repeats: int) -> _Batch:
-        """Both passes, each sequence going through the first one `n_repeats` times (1, or once for each reference)."""
-        n_sequences, n_references = references.shape[:2]
-        # A batch of one row is computed by other kernels, with other last bits, than any larger one.
-        is_alone = n_sequences == n_repeats == 1
-        n_padding = 1 if is_alone and self._breaks_ties and n_references > 2 else 0
-        layout = Rows(n_sequences * n_repeats, n_references // n_repeats, n_padding)
-        tape = Tape()
-        with self._forward_pass(tape, layout, replaying=False) as observe:
-            x = sequences.repeat_interleave(n_repeats + n_padding, 0).requires_grad_()
-            y = self._predict(x, rows, n_repeats + n_padding, observe)
-        if is_alone and not self._breaks_ties and tape.holds_any(BREAKS_TIES):
-            self._breaks_ties = True
-            return self._run(sequences, references, rows, n_references if n_references == 2 else 1)
-        targets = _resolve_targets(self._targets, y.shape[1])
-        prediction = y.detach()[:: n_repeats + n_padding, targets].to(self._dtype)
-        del y
-
-        leaf = references.flatten(0, 1).requires_grad_()
-        with self._forward_pass(tape, layout, replaying=True) as replay:
-            y = self._predict(leaf, rows, n_references, replay)
-        tape.check_consumed()
-        if not self._is_checked:
-            self._custom_function = find_custom_function(y)
-            if self._custom_function == "CheckpointFunction":
-                raise UnsupportedModelError(_HOOKS_REFUSED)
-        multipliers = _gradients(y, leaf, targets).unflatten(1, (n_sequences, n_references)).transpose(0, 1)
-        reference_prediction = (
-            y.detach()[:, targets].to(self._dtype).unflatten(0, (n_sequences, n_references)).transpose(1, 2)
-        )
-        # Summed in float64: the delta should show the rules' error, not that of adding up.
-        contributions = multipliers * (sequences[:, None] - references).unsqueeze(1)
-        explained = contributions.sum((-2, -1), dtype=torch.float64)
-        delta = explained - (prediction[..., None].double() - reference_prediction.double())
-        if self._custom_function is not None:
-            _check_custom_function(self._custom_function, delta, y)
-        if not self._is_checked:
-            self._check_alone(leaf, y, rows)
-            self._is_checked = True
-        return _Batch(references, multipliers, contributions, prediction, reference_prediction, delta.to(self._dtype))
-
-    @contextlib.contextmanager
-    def _forward_pass(self, tape: Tape, layout: Rows, replaying: bool) -> Iterator[ForwardPass]:
-        if self._seen is not None:
-            self._seen.operations.clear()
-        autocast = torch.autocast(self._device.type, self._autocast_dtype, enabled=self._uses_autocast)
-        with torch.enable_grad(), autocast, torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS_REFUSED):
-            yield ForwardPass(tape, layout, replaying, self._modules, self._seen)
-        if self._seen is not None and self._seen.refusals:
-            raise UnsupportedModelError(self._seen.refusals[0])
-
-    def _predict(self, x: Tensor, rows: slice, n_repeats: int, forward: ForwardPass) -> Tensor:
-        """The model's output (B, T) on (B, A, L), with every operation going through `forward`.
-
-        `n_repeats` is how often each row of the further inputs is needed.
-        """
-        extra = [self._extra_input(arg[rows]).repeat_interleave(n_repeats, 0) for arg in self._args]
-        x = x.clone()  # not a leaf, so that the model may work in place on its input
-        self._state.rewind()
-        try:
-            with forward:
-                y = self._model(x, *extra)
-        except RuntimeError as error:
-            if str(error) == _HOOKS_REFUSED:
-                raise UnsupportedModelError(_HOOKS_REFUSED) from error
-            raise
-        return _as_rows_by_targets(y, x.shape[0])
-
-    def _check_alone(self, references: Tensor, y: Tensor, rows: slice) -> None:
-        """The last reference, run by itself and unobserved, must give the same prediction as in its batch.
-
-        It does not where a model mixes the rows of a batch, draws numbers that cannot be seen, or where an operation is
-        computed otherwise than by the model itself.
-
-        Raises:
-            UnsupportedModelError: it does not.
-        """
-        last = slice(rows.stop - 1, rows.stop)
-        extra = [self._extra_input(arg[last]) for arg in self._args]
-        self._state.rewind()
-        with torch.no_grad(), torch.autocast(self._device.type, self._autocast_dtype, enabled=self._uses_autocast):
-            alone = _as_rows_by_targets(self._model(references[-1:].detach().clone(), *extra), 1)
-        scale = y.detach().abs().max().clamp_min(torch.finfo(y.dtype).tiny)
-        error = ((alone[0] - y[-1].detach()).abs().max() / scale).item()
-        if error > (_AUTOCAST_TOLERANCE if self._uses_autocast else torch.finfo(y.dtype).eps ** 0.6):
-            raise UnsupportedModelError(
-                f"the prediction of a sequence alone differs from that in a batch of {len(y)} by {error:.1e} of the "
-                f"largest prediction: the model mixes the sequences of a batch, or draws random numbers"
-            )
-
-    def _extra_input(self, arg: Tensor) -> Tensor:
-        arg = arg.to(self._device)
-        return arg if arg.dtype in (torch.int32, torch.int64) else arg.to(self._dtype)
-
-
 class _Results:
     """Collects batches on the CPU."""
 
@@ -360,7 +188,7 @@ class _Results:
         self._keeps_multipliers = keeps_multipliers
         self._dtype = torch.float32
 
-    def _allocate(self, batch: _Batch) -> None:
+    def _allocate(self, batch: Batch) -> None:
         n_sequences, n_targets = self._X.shape[0], batch.prediction.shape[1]
         pairs = (n_sequences, n_targets, self._n_references)
         self._dtype = batch.prediction.dtype
@@ -373,7 +201,7 @@ class _Results:
             torch.zeros(*pairs, *self._X.shape[1:], dtype=self._dtype) if self._keeps_multipliers else None
         )
 
-    def add(self, block: Block, batch: _Batch) -> None:
+    def add(self, block: Block, batch: Batch) -> None:
         """Put the results of a block in their place."""
         if not hasattr(self, "_sum"):
             self._allocate(batch)
@@ -393,61 +221,3 @@ class _Results:
     def finish(self) -> Attribution:
         hypothetical = (self._sum / self._n_references).to(self._dtype)
         return Attribution(hypothetical, self._prediction, self._reference_prediction, self._delta, self._multipliers)
-
-
-def _gradients(y: Tensor, leaf: Tensor, targets: list[int]) -> Tensor:
-    """(T, B, A, L): the gradient of each target at the references; zero where the output does not depend on them."""
-    gradients = []
-    for position, target in enumerate(targets):
-        gradient = None
-        if y.requires_grad:
-            keeps_graph = position < len(targets) - 1
-            try:
-                (gradient,) = torch.autograd.grad(y[:, target].sum(), leaf, retain_graph=keeps_graph, allow_unused=True)
-            except RuntimeError as error:
-                if "modified by an inplace operation" not in str(error):
-                    raise
-                raise UnsupportedModelError(
-                    f"the model overwrites in place a tensor that is needed to go back through it: {error}"
-                ) from error
-        gradients.append(torch.zeros_like(leaf) if gradient is None else gradient)
-    return torch.stack(gradients)
-
-
-def _check_custom_function(name: str, delta: Tensor, y: Tensor) -> None:
-    """A custom autograd function is taken for linear; contributions that do not add up show that it is not.
-
-    Raises:
-        UnsupportedModelError: they do not add up.
-    """
-    error = (delta.abs().max() / y.detach().abs().max().clamp_min(torch.finfo(y.dtype).tiny)).item()
-    if not error <= 1e4 * torch.finfo(y.dtype).eps:
-        raise UnsupportedModelError(
-            f"the model uses the custom autograd function {name!r}, which cannot be seen into and is not linear: "
-            f"contributions miss the difference of predictions by {error:.1e} of the prediction; write it with torch "
-            f"operations"
-        )
-
-
-def _as_rows_by_targets(y: Any, n_rows: int) -> Tensor:
-    if not isinstance(y, Tensor):
-        raise ValueError(f"the model returns a {type(y).__name__}, not a tensor; wrap it so that it returns one output")
-    if y.ndim == 1:
-        y = y.unsqueeze(1)
-    if y.ndim < 2 or y.shape[0] != n_rows or y.shape[2:].numel() != 1:
-        raise ValueError(
-            f"the model returns shape {tuple(y.shape)} for {n_rows} rows; expected ({n_rows}, n_targets), optionally "
-            f"followed by axes of length 1; wrap the model so that it returns one value for each target"
-        )
-    return y.reshape(n_rows, y.shape[1])
-
-
-def _resolve_targets(targets: Sequence[int] | str, n_targets: int) -> list[int]:
-    if isinstance(targets, str):
-        if targets != "all":
-            raise ValueError(f"targets must be integers or 'all', not {targets!r}")
-        return list(range(n_targets))
-    for target in targets:
-        if not -n_targets <= target < n_targets:
-            raise IndexError(f"target {target} is not there: the model has {n_targets} outputs, 0 to {n_targets - 1}")
-    return [target % n_targets for target in targets]

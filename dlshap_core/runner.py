@@ -1,0 +1,254 @@
+"""Runs batches of (sequence, reference) pairs through a borrowed model: two passes, and the gradient between.
+
+Shape legend: S sequences and K references of each in a batch, B = S K rows, T targets, A alphabet, L length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlshap_core.capture import ForwardPass, PassesDiffer, Rows, Seen, Tape, find_custom_function
+from dlshap_core.errors import UnsupportedModelError
+from dlshap_core.rules.table import BREAKS_TIES
+from dlshap_core.state import Borrowed
+
+_AUTOCAST_TOLERANCE = 0.1  # relative; half precision rounds differently in batches of different sizes
+_HOOKS_REFUSED = (
+    "the model uses activation checkpointing (or other hooks on saved tensors), which recomputes what cannot be seen; "
+    "switch it off for attribution"
+)
+
+
+def uses_autocast(model: nn.Module, dtype: torch.dtype) -> bool:
+    return dtype in (torch.float16, torch.bfloat16) and model_dtype(model) == torch.float32
+
+
+@dataclass
+class Batch:
+    """Results of one block: references (S, K, A, L), multipliers and contributions (S, T, K, A, L), and the rest."""
+
+    references: Tensor
+    multipliers: Tensor
+    contributions: Tensor
+    prediction: Tensor
+    reference_prediction: Tensor
+    convergence_delta: Tensor
+
+
+class PairRunner:
+    """Runs blocks of pairs through a borrowed model."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        state: Borrowed,
+        device: torch.device,
+        dtype: torch.dtype,
+        args: tuple[Tensor, ...],
+        targets: Sequence[int] | str,
+        seen: Seen | None,
+    ) -> None:
+        self._model = model
+        self._state = state
+        self._device = device
+        self._uses_autocast = uses_autocast(model, dtype)
+        self._dtype = torch.float32 if self._uses_autocast else dtype
+        self._autocast_dtype = dtype
+        self._args = args
+        self._targets = targets
+        self._modules = {id(module): name for name, module in model.named_modules()}
+        self._seen = seen
+        self._has_equal_rows = False
+        self._breaks_ties = False
+        self._is_checked = False
+        self._custom_function: str | None = None
+
+    def run(self, X: Tensor, references: Tensor, rows: slice) -> Batch:
+        """Multipliers of every pair of sequences (S, A, L) with their references (S, K, A, L)."""
+        sequences = X.to(self._device).to(self._dtype)
+        references = references.to(self._device).to(self._dtype)
+        n_references = references.shape[1]
+        if not self._has_equal_rows and n_references > 1:
+            try:
+                return self._run(sequences, references, rows, 1)
+            except PassesDiffer:
+                # Rows cannot be matched across passes of different sizes: from now on both get the same rows.
+                self._has_equal_rows = True
+        try:
+            return self._run(sequences, references, rows, n_references)
+        except PassesDiffer as error:
+            raise UnsupportedModelError(
+                f"the model does not do the same on a sequence and on its reference: {error}"
+            ) from error
+
+    def _run(self, sequences: Tensor, references: Tensor, rows: slice, n_repeats: int) -> Batch:
+        """Both passes, each sequence going through the first one `n_repeats` times (1, or once for each reference)."""
+        n_sequences, n_references = references.shape[:2]
+        # A batch of one row is computed by other kernels, with other last bits, than any larger one.
+        is_alone = n_sequences == n_repeats == 1
+        n_padding = 1 if is_alone and self._breaks_ties and n_references > 2 else 0
+        layout = Rows(n_sequences * n_repeats, n_references // n_repeats, n_padding)
+        tape = Tape()
+        y = self._observe(sequences, rows, n_repeats + n_padding, tape, layout)
+        if is_alone and not self._breaks_ties and tape.holds_any(BREAKS_TIES):
+            self._breaks_ties = True
+            return self._run(sequences, references, rows, n_references if n_references == 2 else 1)
+        targets = _resolve_targets(self._targets, y.shape[1])
+        prediction = y[:: n_repeats + n_padding, targets].to(self._dtype)
+
+        leaf = references.flatten(0, 1).requires_grad_()
+        y = self._replay(leaf, rows, n_references, tape, layout)
+        multipliers = _gradients(y, leaf, targets).unflatten(1, (n_sequences, n_references)).transpose(0, 1)
+        y = y.detach()
+        reference_prediction = y[:, targets].to(self._dtype).unflatten(0, (n_sequences, n_references)).transpose(1, 2)
+        contributions = multipliers * (sequences[:, None] - references).unsqueeze(1)
+        # Summed in float64: the delta should show the rules' error, not that of adding up.
+        explained = contributions.sum((-2, -1), dtype=torch.float64)
+        delta = explained - (prediction[..., None].double() - reference_prediction.double())
+        self._check(leaf, y, rows, delta)
+        return Batch(references, multipliers, contributions, prediction, reference_prediction, delta.to(self._dtype))
+
+    def _observe(self, sequences: Tensor, rows: slice, n_repeats: int, tape: Tape, layout: Rows) -> Tensor:
+        """First pass: predictions (S n_repeats, T) of the sequences; fills the tape."""
+        x = sequences.repeat_interleave(n_repeats, 0).requires_grad_()
+        return self._predict(x, rows, n_repeats, ForwardPass(tape, layout, False, self._modules, self._seen)).detach()
+
+    def _replay(self, leaf: Tensor, rows: slice, n_references: int, tape: Tape, layout: Rows) -> Tensor:
+        """Second pass: predictions (S K, T) of the references, with multipliers in place of gradients."""
+        y = self._predict(leaf, rows, n_references, ForwardPass(tape, layout, True, self._modules, self._seen))
+        tape.check_consumed()
+        if not self._is_checked:
+            self._custom_function = find_custom_function(y)
+            if self._custom_function == "CheckpointFunction":
+                raise UnsupportedModelError(_HOOKS_REFUSED)
+        return y
+
+    def _predict(self, x: Tensor, rows: slice, n_repeats: int, forward: ForwardPass) -> Tensor:
+        """The model's output (B, T) on (B, A, L), with every operation going through `forward`.
+
+        `n_repeats` is how often each row of the further inputs is needed.
+        """
+        if self._seen is not None:
+            self._seen.operations.clear()
+        extra = [self._extra_input(arg[rows]).repeat_interleave(n_repeats, 0) for arg in self._args]
+        x = x.clone()  # not a leaf, so that the model may work in place on its input
+        self._state.rewind()
+        try:
+            with (
+                torch.enable_grad(),
+                self._autocast(),
+                torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS_REFUSED),
+                forward,
+            ):
+                y = self._model(x, *extra)
+        except RuntimeError as error:
+            if str(error) == _HOOKS_REFUSED:
+                raise UnsupportedModelError(_HOOKS_REFUSED) from error
+            raise
+        if self._seen is not None and self._seen.refusals:
+            raise UnsupportedModelError(self._seen.refusals[0])
+        return _as_rows_by_targets(y, x.shape[0])
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, self._autocast_dtype, enabled=self._uses_autocast)
+
+    def _check(self, references: Tensor, y: Tensor, rows: slice, delta: Tensor) -> None:
+        """What went past the function mode shows in the deltas; what mixes rows shows in the first batch."""
+        if self._custom_function is not None:
+            _check_custom_function(self._custom_function, delta, y)
+        if not self._is_checked:
+            self._check_alone(references, y, rows)
+            self._is_checked = True
+
+    def _check_alone(self, references: Tensor, y: Tensor, rows: slice) -> None:
+        """The last reference, run by itself and unobserved, must give the same prediction as in its batch.
+
+        It does not where a model mixes the rows of a batch, draws numbers that cannot be seen, or where an operation is
+        computed otherwise than by the model itself.
+
+        Raises:
+            UnsupportedModelError: it does not.
+        """
+        last = slice(rows.stop - 1, rows.stop)
+        extra = [self._extra_input(arg[last]) for arg in self._args]
+        self._state.rewind()
+        with torch.no_grad(), self._autocast():
+            alone = _as_rows_by_targets(self._model(references[-1:].detach().clone(), *extra), 1)
+        scale = y.abs().max().clamp_min(torch.finfo(y.dtype).tiny)
+        error = ((alone[0] - y[-1]).abs().max() / scale).item()
+        if error > (_AUTOCAST_TOLERANCE if self._uses_autocast else torch.finfo(y.dtype).eps ** 0.45):
+            raise UnsupportedModelError(
+                f"the prediction of a sequence alone differs from that in a batch of {len(y)} by {error:.1e} of the "
+                f"largest prediction: the model mixes the sequences of a batch, or draws random numbers"
+            )
+
+    def _extra_input(self, arg: Tensor) -> Tensor:
+        arg = arg.to(self._device)
+        return arg if arg.dtype in (torch.int32, torch.int64) else arg.to(self._dtype)
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of the model's first floating-point parameter or buffer, float32 if it has none."""
+    tensors = (*model.parameters(), *model.buffers())
+    return next((x.dtype for x in tensors if x.is_floating_point()), torch.float32)
+
+
+def _gradients(y: Tensor, leaf: Tensor, targets: list[int]) -> Tensor:
+    """(T, B, A, L): the gradient of each target at the references; zero where the output does not depend on them."""
+    gradients = []
+    for position, target in enumerate(targets):
+        gradient = None
+        if y.requires_grad:
+            keeps_graph = position < len(targets) - 1
+            try:
+                (gradient,) = torch.autograd.grad(y[:, target].sum(), leaf, retain_graph=keeps_graph, allow_unused=True)
+            except RuntimeError as error:
+                if "modified by an inplace operation" not in str(error):
+                    raise
+                raise UnsupportedModelError(
+                    f"the model overwrites in place a tensor that is needed to go back through it: {error}"
+                ) from error
+        gradients.append(torch.zeros_like(leaf) if gradient is None else gradient)
+    return torch.stack(gradients)
+
+
+def _check_custom_function(name: str, delta: Tensor, y: Tensor) -> None:
+    """A custom autograd function is taken for linear; contributions that do not add up show that it is not.
+
+    Raises:
+        UnsupportedModelError: they do not add up.
+    """
+    error = (delta.abs().max() / y.abs().max().clamp_min(torch.finfo(y.dtype).tiny)).item()
+    if not error <= 1e4 * torch.finfo(y.dtype).eps:
+        raise UnsupportedModelError(
+            f"the model uses the custom autograd function {name!r}, which cannot be seen into and is not linear: "
+            f"contributions miss the difference of predictions by {error:.1e} of the prediction; write it with torch "
+            f"operations"
+        )
+
+
+def _as_rows_by_targets(y: Any, n_rows: int) -> Tensor:
+    if not isinstance(y, Tensor):
+        raise ValueError(f"the model returns a {type(y).__name__}, not a tensor; wrap it so that it returns one output")
+    if y.ndim == 1:
+        y = y.unsqueeze(1)
+    if y.ndim < 2 or y.shape[0] != n_rows or y.shape[2:].numel() != 1:
+        raise ValueError(
+            f"the model returns shape {tuple(y.shape)} for {n_rows} rows; expected ({n_rows}, n_targets), optionally "
+            f"followed by axes of length 1; wrap the model so that it returns one value for each target"
+        )
+    return y.reshape(n_rows, y.shape[1])
+
+
+def _resolve_targets(targets: Sequence[int] | str, n_targets: int) -> list[int]:
+    if isinstance(targets, str):
+        if targets != "all":
+            raise ValueError(f"targets must be integers or 'all', not {targets!r}")
+        return list(range(n_targets))
+    for target in targets:
+        if not -n_targets <= target < n_targets:
+            raise IndexError(f"target {target} is not there: the model has {n_targets} outputs, 0 to {n_targets - 1}")
+    return [target % n_targets for target in targets]
