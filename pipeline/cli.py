@@ -39,6 +39,11 @@ packaged example. `dlshap run --cfg job` prints all settings; pipeline/config.py
   model.checkpoint=...         dataset.path=...             references.n_shuffles=20          cluster.actors=auto
   engine.targets=[0]|all       engine.device=auto           seed=0                            store.path=...
 """
+AUDIT_DESCRIPTION = """List every operation of a model, how each is treated, and how well contributions add up.
+
+Takes the settings of `dlshap run`, and tries the model on the first sequence of its input and a shuffle of it. The exit
+code is 1 where an operation is refused: such a model cannot be run.
+"""
 
 
 def compose_config(overrides: Sequence[str], config_dir: str | None = None) -> Config:
@@ -74,14 +79,20 @@ def _require_folder(path: str) -> Path:
     return folder
 
 
-def run_command(arguments: Sequence[str]) -> int:
-    """`dlshap run`: returns the exit code."""
+def _settings_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """What every command that takes a configuration understands."""
     parser = argparse.ArgumentParser(
-        "dlshap run", description=RUN_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        f"dlshap {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-dir", metavar="DIR", help="a folder with further choices for the groups")
-    parser.add_argument("--cfg", choices=["job"], help="print the whole configuration and stop")
     parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings, in Hydra's syntax")
+    return parser
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """`dlshap run`: returns the exit code."""
+    parser = _settings_parser("run", RUN_DESCRIPTION)
+    parser.add_argument("--cfg", choices=["job"], help="print the whole configuration and stop")
     options = parser.parse_intermixed_args(arguments)
     config = compose_config(options.overrides, options.config_dir)
     if options.cfg:
@@ -96,7 +107,23 @@ def run_command(arguments: Sequence[str]) -> int:
     return errors.EXIT_DONE
 
 
-COMMANDS = {"run": (run_command, "attribute every sequence of an input")}
+def audit_command(arguments: Sequence[str]) -> int:
+    """`dlshap audit`: returns the exit code."""
+    options = _settings_parser("audit", AUDIT_DESCRIPTION).parse_intermixed_args(arguments)
+    config = compose_config(options.overrides, options.config_dir)
+
+    from pipeline.driver import audit_config
+
+    with stdout_to_stderr():
+        found = audit_config(config)
+    print(found)
+    return errors.EXIT_FAILED if found.refused else errors.EXIT_DONE
+
+
+COMMANDS = {
+    "run": (run_command, "attribute every sequence of an input"),
+    "audit": (audit_command, "list how each operation of a model is treated"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -61,7 +61,8 @@ class EngineConfig:
     dtype: str = "float32"  # numbers of the computation; results are stored as float32
     threads: int = 1  # CPU threads of one actor; more cores are better used by more actors
     deterministic: bool = True  # refuse operations whose result changes from call to call
-    warning_threshold: float = 0.001  # convergence deltas with a larger absolute value are counted and reported
+    warning_threshold: float = 0.001  # a larger convergence delta, in units of the model's output, is over the limit
+    on_nonconvergence: str = "warn"  # deltas over the limit: warn says so, fail also ends with exit code 1
 
 
 @dataclass
@@ -160,6 +161,7 @@ def _choices(config: Config) -> Iterator[str]:
         "dataset.on_bad": (config.dataset.on_bad, ("error", "skip")),
         "references.name": (config.references.name, ("dinucleotide_shuffle",)),
         "engine.dtype": (config.engine.dtype, DTYPES),
+        "engine.on_nonconvergence": (config.engine.on_nonconvergence, ("warn", "fail")),
         "cluster.name": (config.cluster.name, ("local", "none")),
         "cluster.mixed_devices": (config.cluster.mixed_devices, ("refuse", "allow")),
     }

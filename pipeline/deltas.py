@@ -4,12 +4,15 @@ A summary holds a histogram of |delta| (ten bins to a factor of ten), so that qu
 second look at them; a quantile is the upper edge of its bin, at most 26% too large.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 EDGES = np.logspace(-12, 4, 161)  # bin 0 is below the first edge, the last bin above the last one or not finite
+
+QUANTILES = {"median": 0.5, "q90": 0.9, "q99": 0.99}
+QUANTILE_NAMES = {"median": "half of them", "q90": "90%", "q99": "99%"}
 
 
 def summarise(deltas_NTR: np.ndarray, first_row: int, threshold: float) -> dict[str, Any]:
@@ -51,6 +54,37 @@ def quantile(summary: dict[str, Any], share: float) -> float | None:
         if seen >= wanted:
             return float(EDGES[bin_]) if bin_ < len(EDGES) else summary["largest"]
     return None
+
+
+def exceed(deltas: Mapping[str, Any], threshold: float) -> bool:
+    """Whether the deltas of a run (see driver.py) should be smaller: heads that do not sum by design are not judged."""
+    return bool(deltas["judged"]) and (deltas["largest"] is None or deltas["largest"] > threshold)
+
+
+def describe_deltas(deltas: Mapping[str, Any]) -> str:
+    """The deltas of a run in a line."""
+    if not deltas["judged"]:
+        return (
+            f"convergence deltas: recorded, not judged (head {deltas['head']} does not sum to the difference by design)"
+        )
+    quantiles = ", ".join(f"{_text(deltas[key], '.1g')} ({name})" for key, name in QUANTILE_NAMES.items())
+    return (
+        f"convergence deltas: at most {quantiles}; largest {_text(deltas['largest'], '.2g')} at {deltas['worst']!r}, "
+        f"{deltas['share_over']:.2%} over {deltas['threshold']:g}"
+    )
+
+
+def complaint(deltas: Mapping[str, Any], threshold: float) -> str:
+    """What to say of deltas that exceed the threshold."""
+    return (
+        f"contributions do not sum to the difference of predictions: the largest convergence delta, "
+        f"{_text(deltas['largest'], '.2g')} at sequence {deltas['worst']!r} (row {deltas['worst_row']}), is over "
+        f"engine.warning_threshold={threshold:g}; `dlshap audit` shows how each operation of the model is treated"
+    )
+
+
+def _text(value: float | None, form: str) -> str:
+    return "not finite" if value is None else f"{value:{form}}"
 
 
 def _finite(value: float) -> float | None:

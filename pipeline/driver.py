@@ -8,20 +8,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dlshap_core.audit import Audit
 from pipeline.actor import Work, Worker
 from pipeline.commits import RunDirectory
 from pipeline.config import Config, to_dict
-from pipeline.deltas import combine, quantile
+from pipeline.deltas import QUANTILES, combine, complaint, describe_deltas, exceed, quantile
 from pipeline.errors import RunError, UserError
 from pipeline.fingerprint import differences
 from pipeline.hardware import device_kind, resolve_device
 from pipeline.models import LoadedModel, load_model
 from pipeline.plan import Plan
-from pipeline.prepare import Machine, Nowhere, fingerprint_of, stage, take_in
+from pipeline.prepare import Machine, Nowhere, fingerprint_of, first_good, stage, take_in
 from pipeline.progress import RowProgress, duration, note
 from pipeline.shards import Shard, gaps, plan_shards, remaining, select
 from pipeline.sources import open_source
 from pipeline.store import complete_store, read_attributes, read_names
+from pipeline.trial import audit_model
+
+N_NAMED = 3  # operations that a summary names
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Summary:
         seconds: that this command took.
         rows_per_second: while attributing.
         deltas: the run's convergence deltas; None while the store is not complete.
+        not_exact: operations of the model that are attributed otherwise than by an exact rule.
     """
 
     store: str
@@ -48,6 +53,7 @@ class Summary:
     seconds: float
     rows_per_second: float
     deltas: dict[str, Any] | None
+    not_exact: list[str]
 
     def text(self) -> str:
         """For people, a few lines."""
@@ -58,21 +64,12 @@ class Summary:
         else:
             speed = "finished before, nothing to do"
         lines = [f"{self.store}: {self.rows} rows, complete ({speed})"]
-        return "\n".join(lines + ([] if self.deltas is None else [describe_deltas(self.deltas)]))
-
-
-def describe_deltas(deltas: dict[str, Any]) -> str:
-    """Convergence deltas in a line."""
-    if not deltas["judged"]:
-        return (
-            f"convergence deltas: recorded, not judged (head {deltas['head']} does not sum to the difference by design)"
-        )
-    largest = "not finite" if deltas["largest"] is None else f"{deltas['largest']:.2g}"
-    median = "not finite" if deltas["median"] is None else f"{deltas['median']:.1g}"
-    return (
-        f"convergence deltas: median below {median}, largest {largest} at {deltas['worst']!r}, "
-        f"{deltas['share_over']:.2%} over {deltas['threshold']:g}"
-    )
+        lines += [] if self.deltas is None else [describe_deltas(self.deltas)]
+        if self.not_exact:
+            named = "; ".join(self.not_exact[:N_NAMED])
+            more = f"; and {len(self.not_exact) - N_NAMED} more" if len(self.not_exact) > N_NAMED else ""
+            lines.append(f"not by an exact rule: {named}{more}")
+        return "\n".join(lines)
 
 
 def run_config(config: Config) -> Summary:
@@ -80,8 +77,19 @@ def run_config(config: Config) -> Summary:
 
     Raises:
         UserError: bad input or configuration; nothing is left behind.
-        RunError: the work failed; what is committed stays.
+        RunError: the work failed, and what is committed stays; or convergence deltas are over the threshold, and
+            engine.on_nonconvergence=fail.
     """
+    summary = _run(config)
+    threshold = config.engine.warning_threshold
+    if summary.deltas is not None and exceed(summary.deltas, threshold):
+        if config.engine.on_nonconvergence == "fail":
+            raise RunError(f"{summary.store} is complete, but {complaint(summary.deltas, threshold)}")
+        note(f"warning: {complaint(summary.deltas, threshold)}")
+    return summary
+
+
+def _run(config: Config) -> Summary:
     started = time.monotonic()
     path = Path(config.store.path).absolute()
     read_attributes(path)  # refuses what is not a store before anything is loaded
@@ -105,6 +113,19 @@ def run_config(config: Config) -> Summary:
             for n_rows in _work(config, plan, path, todo):
                 progress.advance(n_rows)
         return finalize(path, plan, shards, sum(map(len, todo)), began, started, loaded.description["head"])
+
+
+def audit_config(config: Config) -> Audit:
+    """The audit of a configuration's model on the first sequence of its input that can be used; always a new one.
+
+    Raises:
+        UserError: bad input or configuration, or the model fails.
+    """
+    elsewhere = config.cluster.address is not None and config.engine.device.startswith("cuda")
+    device = resolve_device("auto" if elsewhere else config.engine.device)
+    loaded = load_model(config.model)
+    codes, name = first_good(open_source(config.dataset), config.dataset)
+    return audit_model(loaded, codes, name, config, device)
 
 
 def _find_machine(config: Config, stack: contextlib.ExitStack) -> Machine:
@@ -228,7 +249,10 @@ def finalize(
                 raise RunError(f"the done records of {path} do not tile its rows: {missing[:3]}")
             deltas = _deltas(path, plan, combine(record.deltas for record in records), head)
             run = {"deltas": deltas, "shard_seconds": sum(record.seconds for record in records), "rows": plan.n_rows}
-            complete_store(path, plan, [record.files for record in records], run)
+            convergence = (
+                "not judged" if not plan.judged else "failed" if exceed(deltas, plan.warning_threshold) else "passed"
+            )
+            complete_store(path, plan, [record.files for record in records], {"run": run, "convergence": convergence})
         summary = Summary(
             store=str(path),
             complete=deltas is not None,
@@ -239,6 +263,7 @@ def finalize(
             seconds=time.monotonic() - started,
             rows_per_second=rows_computed / max(seconds, 1e-9),
             deltas=deltas,
+            not_exact=(attributes or {}).get("not_exact", []),
         )
         directory.write_result(asdict(summary))
     return summary
@@ -252,8 +277,7 @@ def _deltas(path: Path, plan: Plan, total: dict[str, Any], head: str) -> dict[st
         "threshold": plan.warning_threshold,
         "share_over": total["n_over"] / total["n"],
         "n_not_finite": total["n_not_finite"],
-        "median": quantile(total, 0.5),
-        "q99": quantile(total, 0.99),
+        **{name: quantile(total, share) for name, share in QUANTILES.items()},
         "largest": total["largest"],
         "worst": read_names(path, [total["worst_row"]])[0],
         "worst_row": total["worst_row"],
@@ -263,4 +287,15 @@ def _deltas(path: Path, plan: Plan, total: dict[str, Any], head: str) -> dict[st
 def _finished(path: Path, plan: Plan, attributes: dict[str, Any], started: float) -> Summary:
     n_shards = len(plan_shards(plan.n_rows, plan.rows_per_shard))
     seconds = time.monotonic() - started
-    return Summary(str(path), True, plan.n_rows, n_shards, 0, n_shards, seconds, 0.0, attributes["run"]["deltas"])
+    return Summary(
+        store=str(path),
+        complete=True,
+        rows=plan.n_rows,
+        shards=n_shards,
+        rows_computed=0,
+        shards_done=n_shards,
+        seconds=seconds,
+        rows_per_second=0.0,
+        deltas=attributes["run"]["deltas"],
+        not_exact=attributes.get("not_exact", []),
+    )

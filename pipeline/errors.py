@@ -16,7 +16,7 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The run failed while working on good input; what was committed stays, and the same command goes on from there."""
+    """The run failed on good input; what was committed stays, and the same command goes on from there."""
 
 
 class ShardError(RunError):

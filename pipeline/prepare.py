@@ -12,17 +12,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from dlshap_core.engine import attribute
-from dlshap_core.references import shuffle_codes
-from dlshap_core.sequences import UNKNOWN, one_hot
+from dlshap_core.sequences import UNKNOWN
 from pipeline.config import Config, DatasetConfig, to_dict
 from pipeline.errors import UserError
 from pipeline.fingerprint import InputHash, auto_batch_size, make_fingerprint
-from pipeline.hardware import describe, repeatable
+from pipeline.hardware import describe
 from pipeline.models import LoadedModel
 from pipeline.plan import Plan
 from pipeline.sources import Rows, Source
 from pipeline.store import TABLE, StagedStore
+from pipeline.trial import Trial, not_exact, try_model
 
 N_NAMED = 3  # bad rows that an error names
 
@@ -72,6 +71,11 @@ class Machine:
     device: str
     kind: str
 
+    @property
+    def device_here(self) -> str:
+        """The same, or the CPU where the computing is done on other machines and this one has no GPU."""
+        return self.device if self.device == "cpu" or torch.cuda.is_available() else "cpu"
+
 
 def take_in(
     source: Source,
@@ -110,6 +114,23 @@ def take_in(
     return intake
 
 
+def first_good(source: Source, dataset: DatasetConfig) -> tuple[np.ndarray, str]:
+    """(L,) codes and name of the first row that can be used.
+
+    Raises:
+        UserError: there is none.
+    """
+    intake = Intake(length=dataset.length or 0)
+    for rows in source.batches():
+        for i, codes in enumerate(rows.codes):
+            problem = rows.problem[i] or judge(codes, _where(rows, i), intake, dataset)
+            if problem is None and codes is not None:
+                return codes, rows.name[i]
+            intake.reject(problem or f"{_where(rows, i)} has no sequence")
+    _refuse_bad_rows(intake, dataset)
+    raise UserError("the input holds no sequences")
+
+
 def judge(codes: np.ndarray | None, where: str, intake: Intake, dataset: DatasetConfig) -> str | None:
     """Why (L,) codes cannot be used; None if they can."""
     if codes is None or len(codes) == 0:
@@ -135,47 +156,6 @@ def _refuse_bad_rows(intake: Intake, dataset: DatasetConfig) -> None:
         raise UserError(f"{intake.n_bad} of {total} rows cannot be used: {named}{fix}")
     if intake.n_rows == 0:
         raise UserError("the input holds no sequences")
-
-
-def probe(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str) -> list[int]:
-    """Attribute one sequence against two references, so that a model that cannot be attributed is known at once.
-
-    Args:
-        loaded: the model.
-        codes: (L,) uint8.
-        name: what the input calls the sequence.
-        config: of the run.
-        device: where to try.
-
-    Returns:
-        The targets of the run.
-
-    Raises:
-        UserError: the model does not take the sequence, returns something else than one value for each target, has
-            fewer outputs than engine.targets asks for, or holds an operation that cannot be attributed.
-    """
-    what = f"the model cannot be attributed on the first sequence, {name!r} ({len(codes)} bases)"
-    references = one_hot(torch.from_numpy(shuffle_codes(codes[None], [config.seed, config.seed + 1])))
-    try:
-        with repeatable(config.engine.threads, config.engine.deterministic):
-            tried = attribute(
-                loaded.module,
-                one_hot(codes[None]),
-                references,
-                targets="all" if config.engine.targets == "all" else tuple(config.engine.targets),
-                batch_size=2,
-                device=device,
-                dtype=getattr(torch, config.engine.dtype),
-            )
-    except IndexError as error:
-        raise UserError(f"engine.targets={config.engine.targets}: {error}") from error
-    except Exception as error:
-        fix = " (engine.deterministic=false allows it)" if "deterministic" in str(error) else ""
-        raise UserError(f"{what}: {error}{fix}") from error
-    if not bool(torch.isfinite(tried.prediction).all()):
-        raise UserError(f"{what}: its prediction is not finite; are the weights damaged?")
-    n_targets = tried.prediction.shape[1]
-    return list(range(n_targets)) if config.engine.targets == "all" else list(config.engine.targets)
 
 
 def fingerprint_of(config: Config, loaded: LoadedModel, intake: Intake, machine: Machine) -> dict[str, Any]:
@@ -252,17 +232,16 @@ def stage(
     Raises:
         UserError: bad input, or a model that cannot be attributed; the caller removes what was begun.
     """
-    targets: list[int] = []
+    trials: list[Trial] = []
     staged: list[StagedStore] = []
 
     def begin(codes: np.ndarray, name: str) -> Sink:
-        here = machine.device if machine.device == "cpu" or torch.cuda.is_available() else "cpu"
-        targets.extend(probe(loaded, codes, name, config, here))
+        trials.append(try_model(loaded, codes, name, config, machine.device_here))
         staged.append(StagedStore(path, len(codes), config.store.rows_per_shard))
         return staged[0]
 
     intake = take_in(source, config.dataset, begin, progress)
-    plan = make_plan(config, loaded, intake, machine, targets)
+    plan = make_plan(config, loaded, intake, machine, trials[0].targets)
     attributes = {
         "title": "DeepLIFT/SHAP attributions of DNA sequences",
         "config": to_dict(config),
@@ -271,6 +250,8 @@ def stage(
         "model": loaded.description,
         "dataset": {**source.description, "n_left_out": intake.n_bad, "left_out": intake.problems},
         "head": loaded.description["head"],
+        "audit": trials[0].audit.to_dict(),
+        "not_exact": not_exact(trials[0].audit),
         "seed": plan.seed,
         "batch_size": plan.batch_size,
         "device": machine.kind,

@@ -253,14 +253,16 @@ def read_attributes(path: Path) -> dict[str, Any] | None:
     return attributes
 
 
-def complete_store(path: Path, plan: Plan, files: Sequence[Mapping[str, FileRecord]], run: Mapping[str, Any]) -> None:
+def complete_store(
+    path: Path, plan: Plan, files: Sequence[Mapping[str, FileRecord]], attributes: Mapping[str, Any]
+) -> None:
     """Move the checksums and the record of the run into the store; the mark that it is complete is the last write.
 
     Args:
         path: of the store.
         plan: of the run.
         files: for each shard in order, the record of the file of each array.
-        run: plain values.
+        attributes: what came of the run, plain values.
     """
     group = _open(path, "r+")
     for name, dtype, values in [
@@ -278,7 +280,7 @@ def complete_store(path: Path, plan: Plan, files: Sequence[Mapping[str, FileReco
     if "array" not in group:
         _create_column(group, "array", str, len(LAYOUT), "array")
     _array(group, "array")[:] = np.array(list(LAYOUT), dtype=object)
-    group.attrs["run"] = dict(run)
+    group.attrs.update(attributes)
     with warnings.catch_warnings():
         # Inline copies of the arrays' metadata, marked `must_understand: false`: readers that do not know them skip
         # them, and xarray asks for them.

@@ -45,7 +45,7 @@ def test_results_go_to_stdout_and_progress_to_stderr(
     assert dispatch(["run", *inputs.overrides(tmp_path / "a.zarr")]) == 0
     out, err = capfd.readouterr()
     assert out.startswith(f"{tmp_path}/a.zarr: 22 rows, complete (22 of them in ")
-    assert "convergence deltas: median below" in out
+    assert "convergence deltas: at most" in out
     assert "attributing: 22 rows" in err
     assert "\r" not in err
     assert "\x1b" not in err

@@ -50,6 +50,7 @@ def test_values_reach_the_configuration() -> None:
         (["engine.targets=first"], ["engine.targets=first", "or all"]),
         (["engine.device=gpu"], ["engine.device=gpu; expected auto, cpu, cuda"]),
         (["engine.dtype=float31"], ["engine.dtype=float31; expected float32", "did you mean float32?"]),
+        (["engine.on_nonconvergence=fial"], ["engine.on_nonconvergence=fial; expected warn or fail", "mean fail?"]),
         (["foo"], ["'foo' is not a setting; expected name=value"]),
         (["seed=-1"], ["seed=-1; expected 0 or more"]),
         (["dataset.min_known=2"], ["dataset.min_known=2.0; expected a share between 0 and 1"]),

@@ -35,7 +35,7 @@ def unfinish(store: Path) -> RunDirectory:
     """As it is before it is completed."""
     metadata = json.loads((store / "zarr.json").read_text())
     metadata["attributes"]["complete"] = False
-    del metadata["attributes"]["run"]
+    del metadata["attributes"]["run"], metadata["attributes"]["convergence"]
     (store / "zarr.json").write_text(json.dumps(metadata))
     return RunDirectory(store)
 

@@ -1,0 +1,175 @@
+"""Trying a model on a sequence before a run spends anything: which operations it holds, and what it returns.
+
+The audit (see dlshap_core.audit) is kept in a cache, $DLSHAP_CACHE or ~/.cache/dlshap, by all that it depends on.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import dlshap_core
+from dlshap_core.audit import Audit, AuditedOperation, audit
+from dlshap_core.engine import attribute
+from dlshap_core.references import shuffle_codes
+from dlshap_core.sequences import one_hot
+from pipeline.commits import write_atomically
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.hardware import repeatable
+from pipeline.models import LoadedModel
+
+NOT_EXACT = ("integrated", "detach followed")  # how treatments begin that are right to a stated error, or by choice
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of it.
+
+    Attributes:
+        targets: of the run.
+        audit: how each operation is treated.
+    """
+
+    targets: list[int]
+    audit: Audit
+
+
+def try_model(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str) -> Trial:
+    """Audit a model, and attribute one sequence, so that a model that cannot be attributed is known at once.
+
+    Args:
+        loaded: the model.
+        codes: (L,) uint8.
+        name: what the input calls the sequence.
+        config: of the run.
+        device: where to try.
+
+    Raises:
+        UserError: the model does not take the sequence, returns something else than one value for each target, has
+            fewer outputs than engine.targets asks for, or holds operations that cannot be attributed.
+    """
+    found = cached_audit(loaded, codes, name, config, device)
+    if found.refused:
+        count = "" if len(found.refused) == 1 else f"{len(found.refused)} reasons: "
+        reasons = "; ".join(" ".join(reason.split()) for reason in found.refused)
+        raise UserError(f"the model cannot be attributed: {count}{reasons}. `dlshap audit` lists all its operations")
+    with _explained(codes, name, config):
+        tried = attribute(
+            loaded.module,
+            one_hot(codes[None]),
+            one_hot(torch.from_numpy(shuffle_codes(codes[None], [config.seed, config.seed + 1]))),
+            targets=_targets(config),
+            batch_size=2,
+            device=device,
+            dtype=getattr(torch, config.engine.dtype),
+        )
+    if not bool(torch.isfinite(tried.prediction).all()):
+        raise UserError(f"{_failure(codes, name)}: its prediction is not finite; are the weights damaged?")
+    n_targets = tried.prediction.shape[1]
+    return Trial(list(range(n_targets)) if config.engine.targets == "all" else list(config.engine.targets), found)
+
+
+def audit_model(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str) -> Audit:
+    """The audit on a sequence and a shuffle of it, and keep it in the cache; arguments as of `try_model`.
+
+    Raises:
+        UserError: the model fails for another reason than an operation that is refused.
+    """
+    both = np.concatenate([codes[None], shuffle_codes(codes[None], [config.seed])[0]])
+    with _explained(codes, name, config):
+        found = audit(
+            loaded.module,
+            one_hot(both),
+            targets=_targets(config),
+            device=device,
+            dtype=getattr(torch, config.engine.dtype),
+            random_state=config.seed,
+        )
+    _keep(_cache_file(loaded, len(codes), config, device), found)
+    return found
+
+
+def cached_audit(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str) -> Audit:
+    """The audit from the cache, or a new one; arguments and errors as of `audit_model`."""
+    try:
+        values = json.loads(_cache_file(loaded, len(codes), config, device).read_text())
+        operations = tuple(AuditedOperation(**operation) for operation in values.pop("operations"))
+        return Audit(operations, tuple(values.pop("refused")), **values)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # absent, damaged, or of another version
+        return audit_model(loaded, codes, name, config, device)
+
+
+def not_exact(found: Audit) -> list[str]:
+    """What an audit found to be attributed otherwise than by an exact rule, one phrase for each operation and way."""
+    phrases = [
+        f"{operation.operation} in {operation.module or 'the model'}: {operation.treatment}"
+        for operation in found.operations
+        if operation.treatment.startswith(NOT_EXACT)
+    ]
+    # An integrated operation is listed as such, and once more with its nodes.
+    return [phrase for phrase in phrases if not any(other.startswith(f"{phrase}, ") for other in phrases)]
+
+
+def _targets(config: Config) -> tuple[int, ...] | str:
+    return "all" if config.engine.targets == "all" else tuple(config.engine.targets)
+
+
+def _failure(codes: np.ndarray, name: str) -> str:
+    return f"the model cannot be attributed on the first sequence, {name!r} ({len(codes)} bases)"
+
+
+@contextmanager
+def _explained(codes: np.ndarray, name: str, config: Config) -> Iterator[None]:
+    """The settings of a run, and its errors as the user's."""
+    try:
+        with repeatable(config.engine.threads, config.engine.deterministic):
+            yield
+    except IndexError as error:
+        raise UserError(f"engine.targets={config.engine.targets}: {error}") from error
+    except Exception as error:
+        fix = " (engine.deterministic=false allows it)" if "deterministic" in str(error) else ""
+        raise UserError(f"{_failure(codes, name)}: {error}{fix}") from error
+
+
+def _cache_file(loaded: LoadedModel, length: int, config: Config, device: str) -> Path:
+    depends_on: dict[str, Any] = {
+        "weights": loaded.weights_hash,
+        "code": loaded.code_hash,
+        "engine": _engine_hash(),
+        "torch": torch.__version__,
+        "length": length,
+        "targets": config.engine.targets,
+        "dtype": config.engine.dtype,
+        "deterministic": config.engine.deterministic,
+        "device": torch.device(device).type,
+    }
+    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+    folder = os.environ.get("DLSHAP_CACHE") or "~/.cache/dlshap"
+    return Path(folder).expanduser() / "audits" / f"{key}.json"
+
+
+@functools.cache
+def _engine_hash() -> str:
+    """Of the source of the mathematics: another engine may treat an operation otherwise."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(dlshap_core.__path__[0]).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _keep(path: Path, found: Audit) -> None:
+    """Keep an audit for the next run, which can do without: a cache that cannot be written is no error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(found.to_dict(), indent=1) + "\n")
+    except OSError:
+        return
