@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.driver import Summary
-    from pipeline.store import Store
+    from pipeline.reader import Store
 
 __all__ = ["open_store", "run"]
 
@@ -44,11 +44,11 @@ def run(config: Config | Mapping[str, Any] | Sequence[str] = ()) -> Summary:
 
 
 def open_store(path: str | os.PathLike[str], allow_incomplete: bool = False) -> Store:
-    """Open a store for reading; see `pipeline.store.Store`.
+    """Open a store for reading; see `pipeline.reader.Store`.
 
     Raises:
         UserError: a ValueError; nothing or something else lies there, or the run is not complete.
     """
-    from pipeline.store import open_store as open_
+    from pipeline.reader import open_store as open_
 
     return open_(path, allow_incomplete)

@@ -201,7 +201,7 @@ def format_report(codes: np.ndarray, attribution: np.ndarray, names: Sequence[st
 
 def main(arguments: Sequence[str]) -> int:
     """Print the report for a store; 0, or 2 after a message about what is wrong."""
-    from pipeline.store import open_store  # reading a store is the only need of Zarr here
+    from pipeline.reader import open_store  # reading a store is the only need of Zarr here
 
     try:
         if not 1 <= len(arguments) <= 2:

@@ -1,4 +1,4 @@
-"""The store: one Zarr v3 group, laid out in advance, written one whole Zarr shard at a time, read through `open_store`.
+"""The store: one Zarr v3 group, laid out in advance, written one whole Zarr shard at a time; reader.py reads it.
 
 Axis order is that of `LAYOUT`; bases are A, C, G, T; positions and rows are 0-based, coordinates half-open. Nothing but
 Zarr's own files lies inside the group; what belongs to the run lies beside it (see commits.py).
@@ -8,8 +8,6 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import GroupNotFoundError
 
 from dlshap_core.sequences import ALPHABET
-from pipeline.commits import FileRecord, RunDirectory, checksum, sync
+from pipeline.commits import FileRecord, checksum, sync
 from pipeline.errors import UserError
 from pipeline.plan import Plan
 from pipeline.shards import Shard, n_shards
@@ -185,10 +183,10 @@ def write_shard(path: Path, shard: Shard, values: Mapping[str, np.ndarray]) -> d
     Raises:
         OSError: the disk gave back something else than was written.
     """
-    group = _open(path, "r+")
-    files = {"codes": shard_file(path, _array(group, "codes"), shard)}
+    group = open_group(path, "r+")
+    files = {"codes": shard_file(path, member(group, "codes"), shard)}
     for name in COMPUTED:
-        array = _array(group, name).with_config({"write_empty_chunks": True})
+        array = member(group, name).with_config({"write_empty_chunks": True})
         written = np.ascontiguousarray(values[name], dtype=array.dtype)
         _overwrite(path, array, shard, written)
         if np.asarray(array[shard.start : shard.stop]).tobytes() != written.tobytes():
@@ -227,12 +225,12 @@ def shard_file(path: Path, array: zarr.Array, shard: Shard) -> FileRecord:
 
 def read_codes(path: Path, shard: Shard) -> np.ndarray:
     """(n, L) uint8 codes of a shard's rows."""
-    return np.asarray(_array(_open(path, "r"), "codes")[shard.start : shard.stop])
+    return np.asarray(member(open_group(path, "r"), "codes")[shard.start : shard.stop])
 
 
 def read_names(path: Path, rows: Iterable[int]) -> list[str]:
     """What the input calls each of some rows."""
-    names = _array(_open(path, "r"), "name")
+    names = member(open_group(path, "r"), "name")
     return [str(names[row]) for row in rows]
 
 
@@ -245,7 +243,7 @@ def read_attributes(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        attributes = _open(path, "r").attrs.asdict()
+        attributes = open_group(path, "r").attrs.asdict()
     except (GroupNotFoundError, FileNotFoundError, NotADirectoryError, ValueError):
         attributes = {}
     if "format_version" not in attributes:
@@ -264,7 +262,7 @@ def complete_store(
         files: for each shard in order, the record of the file of each array.
         attributes: what came of the run, plain values.
     """
-    group = _open(path, "r+")
+    group = open_group(path, "r+")
     for name, dtype, values in [
         ("shard_crc32", "uint32", [[record[array].crc32 for array in LAYOUT] for record in files]),
         ("shard_bytes", "int64", [[record[array].n_bytes for array in LAYOUT] for record in files]),
@@ -279,7 +277,7 @@ def complete_store(
         array[:] = np.array(values, dtype=dtype)
     if "array" not in group:
         _create_column(group, "array", str, len(LAYOUT), "array")
-    _array(group, "array")[:] = np.array(list(LAYOUT), dtype=object)
+    member(group, "array")[:] = np.array(list(LAYOUT), dtype=object)
     group.attrs.update(attributes)
     with warnings.catch_warnings():
         # Inline copies of the arrays' metadata, marked `must_understand: false`: readers that do not know them skip
@@ -289,111 +287,18 @@ def complete_store(
     for folder, _, names in os.walk(path):
         if "zarr.json" in names:
             sync(Path(folder) / "zarr.json")
-    _open(path, "r+").attrs["complete"] = True
+    open_group(path, "r+").attrs["complete"] = True
     sync(path / "zarr.json")
     sync(path)
 
 
-def _open(path: Path, mode: Any) -> zarr.Group:
+def open_group(path: Path, mode: Any) -> zarr.Group:
+    """The group of a store."""
     return zarr.open_group(path, mode=mode, zarr_format=3)
 
 
-def _array(group: zarr.Group, name: str) -> zarr.Array:
+def member(group: zarr.Group, name: str) -> zarr.Array:
+    """One array of a store."""
     array = group[name]
     assert isinstance(array, zarr.Array)
     return array
-
-
-@dataclass(frozen=True)
-class Store:
-    """A store to read. `store["hypothetical"][10:20]` reads rows into numpy; the shapes are those of `LAYOUT`."""
-
-    path: Path
-    group: zarr.Group
-    n_done: int
-
-    def __getitem__(self, name: str) -> zarr.Array:
-        """One array, read lazily."""
-        return _array(self.group, name)
-
-    def __len__(self) -> int:
-        return int(self["codes"].shape[0])
-
-    @property
-    def attrs(self) -> dict[str, Any]:
-        """What the store says of itself: config, fingerprint, versions, hardware, model, run, ..."""
-        return self.group.attrs.asdict()
-
-    @property
-    def complete(self) -> bool:
-        """Whether every row is there."""
-        return bool(self.attrs["complete"])
-
-    @cached_property
-    def rows(self) -> dict[str, np.ndarray]:
-        """The row table: source_row, name, chrom, start, end, strand, each (N,)."""
-        return {name: np.asarray(self[name][:]) for name in TABLE}
-
-    @property
-    def codes(self) -> zarr.Array:
-        """(N, L) uint8."""
-        return self["codes"]
-
-    @property
-    def attribution(self) -> zarr.Array:
-        """(N, T, L) float32."""
-        return self["attribution"]
-
-    @property
-    def hypothetical(self) -> zarr.Array:
-        """(N, T, 4, L) float32."""
-        return self["hypothetical"]
-
-    @property
-    def prediction(self) -> zarr.Array:
-        """(N, T) float32."""
-        return self["prediction"]
-
-    @property
-    def reference_prediction(self) -> zarr.Array:
-        """(N, T, R) float32."""
-        return self["reference_prediction"]
-
-    @property
-    def convergence_delta(self) -> zarr.Array:
-        """(N, T, R) float32."""
-        return self["convergence_delta"]
-
-    def __repr__(self) -> str:
-        n_rows, n_targets, _, length = self.hypothetical.shape
-        state = "complete" if self.complete else f"not complete, {self.n_done} shards done"
-        return f"<dlshap store {self.path}: {n_rows} sequences of {length} bp, {n_targets} targets, {state}>"
-
-
-def open_store(path: str | os.PathLike[str], allow_incomplete: bool = False) -> Store:
-    """Open a store for reading.
-
-    Args:
-        path: of the store.
-        allow_incomplete: open a store whose run has not finished; rows that are not there yet read as NaN.
-
-    Raises:
-        UserError: nothing or something else lies there, or the store is not complete.
-    """
-    place = Path(path)
-    attributes = read_attributes(place)
-    if attributes is None:
-        raise UserError(f"{place} does not exist")
-    if attributes["format_version"] > FORMAT_VERSION:
-        raise UserError(
-            f"{place} was written by a newer version (format {attributes['format_version']}); update dlshap"
-        )
-    group = _open(place, "r")
-    total = n_shards(attributes["plan"]["n_rows"], attributes["plan"]["rows_per_shard"])
-    n_done = total if attributes.get("complete") else len(RunDirectory(place).done_indices())
-    if not attributes.get("complete") and not allow_incomplete:
-        raise UserError(
-            f"{place} is not complete: {n_done} of {total} shards are there; finish it with the command that began it, "
-            f"or open it with allow_incomplete=True"
-        )
-    return Store(place, group, n_done)

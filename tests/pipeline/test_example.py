@@ -225,7 +225,7 @@ def test_the_command_reports_on_a_store_or_says_what_is_wrong(
     names, codes, sites = example
     attribution = scoring.planted_mask(sites, names, codes.shape[1]).astype(np.float32)[:, None]
     store = SimpleNamespace(codes=codes, attribution=attribution, rows={"name": np.array(names)})
-    monkeypatch.setattr("pipeline.store.open_store", lambda path: store)
+    monkeypatch.setattr("pipeline.reader.open_store", lambda path: store)
     assert scoring.main(["example.zarr"]) == 0
     assert "planted against other positions: 1.000" in capsys.readouterr().out
     for arguments, message in [([], "usage"), (["example.zarr", str(tmp_path / "no.bed")], "no such file")]:
