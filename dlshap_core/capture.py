@@ -165,6 +165,7 @@ class ForwardPass(TorchFunctionMode):
         self._seen = seen
         self._has_derived = False
         self.is_suspended = False
+        self.sums = True  # whether every rule used makes contributions add up by design
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

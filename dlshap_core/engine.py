@@ -152,7 +152,13 @@ def attribute(
     dtype = dtype or model_dtype(model)
     converted = None if uses_autocast(model, dtype) else dtype
     results = _Results(X, source.n, n_bases or X.shape[1], raw_outputs)
-    with borrowed(model, target_device, converted) as state, user_rules_active(user_rules), eager():
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        borrowed(model, target_device, converted) as state,
+        user_rules_active(user_rules),
+        eager(),
+    ):
         runner = PairRunner(model, state, target_device, dtype, tuple(args or ()), targets, seen)
         for block in plan_blocks(X.shape[0], source.n, batch_size):
             batch = runner.run(X[block.rows], source(block.rows, block.ks), block.rows)

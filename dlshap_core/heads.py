@@ -64,7 +64,7 @@ def _weigh_logits_rule(observed: Tensor, reference: Tensor, convention: str) -> 
     return pull_back(reference, logits * logits.softmax(-1), _CONVENTIONS[convention](observed, logits))
 
 
-weigh_logits.dlshap_kind = FromFirst(_weigh_logits_rule, "profile head")  # type: ignore[attr-defined]
+weigh_logits.dlshap_kind = FromFirst(_weigh_logits_rule, "profile head", sums=False)  # type: ignore[attr-defined]
 
 
 class CountsHead(nn.Module):

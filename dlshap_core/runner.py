@@ -3,6 +3,7 @@
 Shape legend: S sequences and K references of each in a batch, B = S K rows, T targets, A alphabet, L length.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,10 @@ class Batch:
     prediction: Tensor
     reference_prediction: Tensor
     convergence_delta: Tensor
+
+
+class _DoesNotAddUp(Exception):
+    """Contributions miss the difference of predictions."""
 
 
 class PairRunner:
@@ -74,7 +79,7 @@ class PairRunner:
         if not self._has_equal_rows and n_references > 1:
             try:
                 return self._run(sequences, references, rows, 1)
-            except PassesDiffer:
+            except (PassesDiffer, _DoesNotAddUp):
                 # Rows cannot be matched across passes of different sizes: from now on both get the same rows.
                 self._has_equal_rows = True
         try:
@@ -83,6 +88,8 @@ class PairRunner:
             raise UnsupportedModelError(
                 f"the model does not do the same on a sequence and on its reference: {error}"
             ) from error
+        except _DoesNotAddUp as error:
+            raise UnsupportedModelError(str(error)) from None
 
     def _run(self, sequences: Tensor, references: Tensor, rows: slice, n_repeats: int) -> Batch:
         """Both passes, each sequence going through the first one `n_repeats` times (1, or once for each reference)."""
@@ -100,7 +107,7 @@ class PairRunner:
         prediction = y[:: n_repeats + n_padding, targets].to(self._dtype)
 
         leaf = references.flatten(0, 1).requires_grad_()
-        y = self._replay(leaf, rows, n_references, tape, layout)
+        y, sums = self._replay(leaf, rows, n_references, tape, layout)
         multipliers = _gradients(y, leaf, targets).unflatten(1, (n_sequences, n_references)).transpose(0, 1)
         y = y.detach()
         reference_prediction = y[:, targets].to(self._dtype).unflatten(0, (n_sequences, n_references)).transpose(1, 2)
@@ -108,7 +115,10 @@ class PairRunner:
         # Summed in float64: the delta should show the rules' error, not that of adding up.
         explained = contributions.sum((-2, -1), dtype=torch.float64)
         delta = explained - (prediction[..., None].double() - reference_prediction.double())
-        self._check(leaf, y, rows, delta)
+        if sums:
+            self._check_sums(y, prediction, delta)
+        self._check_alone(leaf, y, rows)
+        self._is_checked = True
         return Batch(references, multipliers, contributions, prediction, reference_prediction, delta.to(self._dtype))
 
     def _observe(self, sequences: Tensor, rows: slice, n_repeats: int, tape: Tape, layout: Rows) -> Tensor:
@@ -116,15 +126,17 @@ class PairRunner:
         x = sequences.repeat_interleave(n_repeats, 0).requires_grad_()
         return self._predict(x, rows, n_repeats, ForwardPass(tape, layout, False, self._modules, self._seen)).detach()
 
-    def _replay(self, leaf: Tensor, rows: slice, n_references: int, tape: Tape, layout: Rows) -> Tensor:
-        """Second pass: predictions (S K, T) of the references, with multipliers in place of gradients."""
-        y = self._predict(leaf, rows, n_references, ForwardPass(tape, layout, True, self._modules, self._seen))
+    def _replay(self, leaf: Tensor, rows: slice, n_references: int, tape: Tape, layout: Rows) -> tuple[Tensor, bool]:
+        """Second pass: predictions (S K, T) of the references with multipliers in place of gradients, and whether
+        contributions add up by design."""
+        forward = ForwardPass(tape, layout, True, self._modules, self._seen)
+        y = self._predict(leaf, rows, n_references, forward)
         tape.check_consumed()
         if not self._is_checked:
             self._custom_function = find_custom_function(y)
             if self._custom_function == "CheckpointFunction":
                 raise UnsupportedModelError(_HOOKS_REFUSED)
-        return y
+        return y, forward.sums
 
     def _predict(self, x: Tensor, rows: slice, n_repeats: int, forward: ForwardPass) -> Tensor:
         """The model's output (B, T) on (B, A, L), with every operation going through `forward`.
@@ -144,24 +156,58 @@ class PairRunner:
                 forward,
             ):
                 y = self._model(x, *extra)
-        except RuntimeError as error:
-            if str(error) == _HOOKS_REFUSED:
-                raise UnsupportedModelError(_HOOKS_REFUSED) from error
+        except (PassesDiffer, UnsupportedModelError):
+            raise
+        except Exception as error:
+            self._explain(error, x, extra)
             raise
         if self._seen is not None and self._seen.refusals:
             raise UnsupportedModelError(self._seen.refusals[0])
         return _as_rows_by_targets(y, x.shape[0])
 
+    def _explain(self, error: Exception, x: Tensor, extra: list[Tensor]) -> None:
+        """Tell a model that fails only under observation from one that fails by itself.
+
+        Raises:
+            UnsupportedModelError: it runs by itself.
+        """
+        if str(error) == _HOOKS_REFUSED:
+            raise UnsupportedModelError(_HOOKS_REFUSED) from error
+        self._state.rewind()
+        runs_by_itself = False
+        with torch.no_grad(), self._autocast(), contextlib.suppress(Exception):
+            self._model(x.detach().clone(), *extra)
+            runs_by_itself = True
+        if runs_by_itself:
+            reason = " ".join(str(error).split())
+            raise UnsupportedModelError(
+                f"the model runs by itself but not when its operations are followed: {type(error).__name__}: {reason}"
+            ) from error
+
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, self._autocast_dtype, enabled=self._uses_autocast)
 
-    def _check(self, references: Tensor, y: Tensor, rows: slice, delta: Tensor) -> None:
-        """What went past the function mode shows in the deltas; what mixes rows shows in the first batch."""
+    def _check_sums(self, y: Tensor, prediction: Tensor, delta: Tensor) -> None:
+        """In the first batch, and in all where a custom function is involved: contributions must add up.
+
+        Every operation seen has an exact rule, so where they do not, something went past the function mode.
+
+        Raises:
+            _DoesNotAddUp: they do not.
+        """
+        if (self._is_checked and self._custom_function is None) or self._uses_autocast:
+            return
+        scale = torch.maximum(y.abs().max(), prediction.abs().max()).clamp_min(torch.finfo(y.dtype).tiny)
+        error = (delta.abs().max() / scale).item()
+        if error <= torch.finfo(y.dtype).eps ** 0.4 or not bool(scale.isfinite()):
+            return
+        suspect = "scripted functions, other threads, torch.func or constructors of tensors, say"
         if self._custom_function is not None:
-            _check_custom_function(self._custom_function, delta, y)
-        if not self._is_checked:
-            self._check_alone(references, y, rows)
-            self._is_checked = True
+            suspect = f"the custom autograd function {self._custom_function!r}"
+        raise _DoesNotAddUp(
+            f"contributions miss the difference of predictions by {error:.1e} of the largest prediction: the model "
+            f"computes something that cannot be seen ({suspect}); write it with plain torch operations"
+        )
 
     def _check_alone(self, references: Tensor, y: Tensor, rows: slice) -> None:
         """The last reference, run by itself and unobserved, must give the same prediction as in its batch.
@@ -172,14 +218,16 @@ class PairRunner:
         Raises:
             UnsupportedModelError: it does not.
         """
+        if self._is_checked or not bool(y.isfinite().all()):
+            return
         last = slice(rows.stop - 1, rows.stop)
-        extra = [self._extra_input(arg[last]) for arg in self._args]
+        extra = [self._extra_input(arg[last]).clone() for arg in self._args]
         self._state.rewind()
         with torch.no_grad(), self._autocast():
             alone = _as_rows_by_targets(self._model(references[-1:].detach().clone(), *extra), 1)
         scale = y.abs().max().clamp_min(torch.finfo(y.dtype).tiny)
         error = ((alone[0] - y[-1]).abs().max() / scale).item()
-        if error > (_AUTOCAST_TOLERANCE if self._uses_autocast else torch.finfo(y.dtype).eps ** 0.45):
+        if not error <= (_AUTOCAST_TOLERANCE if self._uses_autocast else torch.finfo(y.dtype).eps ** 0.45):
             raise UnsupportedModelError(
                 f"the prediction of a sequence alone differs from that in a batch of {len(y)} by {error:.1e} of the "
                 f"largest prediction: the model mixes the sequences of a batch, or draws random numbers"
@@ -215,24 +263,13 @@ def _gradients(y: Tensor, leaf: Tensor, targets: list[int]) -> Tensor:
     return torch.stack(gradients)
 
 
-def _check_custom_function(name: str, delta: Tensor, y: Tensor) -> None:
-    """A custom autograd function is taken for linear; contributions that do not add up show that it is not.
-
-    Raises:
-        UnsupportedModelError: they do not add up.
-    """
-    error = (delta.abs().max() / y.abs().max().clamp_min(torch.finfo(y.dtype).tiny)).item()
-    if not error <= 1e4 * torch.finfo(y.dtype).eps:
-        raise UnsupportedModelError(
-            f"the model uses the custom autograd function {name!r}, which cannot be seen into and is not linear: "
-            f"contributions miss the difference of predictions by {error:.1e} of the prediction; write it with torch "
-            f"operations"
-        )
-
-
 def _as_rows_by_targets(y: Any, n_rows: int) -> Tensor:
     if not isinstance(y, Tensor):
         raise ValueError(f"the model returns a {type(y).__name__}, not a tensor; wrap it so that it returns one output")
+    if not y.is_floating_point():
+        raise ValueError(f"the model returns {y.dtype} numbers; expected floating-point predictions")
+    if n_rows == 1 and y.ndim <= 1:
+        y = y.reshape(1, -1)  # a squeezed output loses its only row
     if y.ndim == 1:
         y = y.unsqueeze(1)
     if y.ndim < 2 or y.shape[0] != n_rows or y.shape[2:].numel() != 1:

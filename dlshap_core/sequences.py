@@ -37,12 +37,13 @@ def encode(text: bytes | str) -> np.ndarray:
     Raises:
         ValueError: a character that is none of these, named with its 0-based position.
     """
-    raw = text.encode("utf-8") if isinstance(text, str) else text
+    # A character outside of latin-1 becomes one invalid byte, so that positions stay those of the text.
+    raw = text.encode("latin-1", errors="replace") if isinstance(text, str) else text
     codes = _CODE_OF_BYTE[np.frombuffer(raw, dtype=np.uint8)]
     invalid = np.flatnonzero(codes == _INVALID)
     if invalid.size:
         position = int(invalid[0])
-        character = raw[position : position + 1].decode("latin-1")
+        character = text[position] if isinstance(text, str) else raw[position : position + 1].decode("latin-1")
         raise ValueError(
             f"character {character!r} at position {position} (0-based) is not a nucleotide; "
             f"expected A, C, G, T, U, N or an IUPAC ambiguity letter"

@@ -1,6 +1,8 @@
 """Borrowing a model: it is given back exactly as it came, whatever happens in between."""
 
 import contextlib
+import threading
+import weakref
 from collections.abc import Iterator
 
 import torch
@@ -49,8 +51,30 @@ class _Snapshot:
         self._version = self._buffer._version
 
 
+def _restore(
+    members: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]], snapshots: list[_Snapshot]
+) -> None:
+    for buffers, before in members:
+        buffers.clear()
+        buffers.update(before)
+    for snapshot in snapshots:
+        snapshot.restore()
+
+
 def _snapshots(model: nn.Module) -> list[_Snapshot]:
-    return [_Snapshot(buffer) for buffer in model.buffers()]
+    """Of all buffers, and of tensors kept as plain attributes."""
+    attributes = (x for module in model.modules() for x in module.__dict__.values() if isinstance(x, Tensor))
+    return [_Snapshot(x) for x in (*model.buffers(), *attributes)]
+
+
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_lock_of_locks = threading.Lock()
+
+
+def _lock_of(model: nn.Module) -> threading.RLock:
+    """One thread at a time may borrow a model."""
+    with _lock_of_locks:
+        return _locks.setdefault(model, threading.RLock())
 
 
 class Borrowed:
@@ -63,15 +87,16 @@ class Borrowed:
         self._parameters = [(p, p.data, p.requires_grad) for p in model.parameters()]
         self._buffers = _snapshots(model)
         self._working: list[_Snapshot] = []
+        self._working_members: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
 
     def is_ready(self, model: nn.Module) -> None:
         """Take the buffers as they are now, on the device and in the dtype of the work, for `rewind`."""
         self._working = _snapshots(model)
+        self._working_members = [(module._buffers, dict(module._buffers)) for module in model.modules()]
 
     def rewind(self) -> None:
         """Undo what a forward pass wrote into buffers, so that every pass begins with the same ones."""
-        for snapshot in self._working:
-            snapshot.restore()
+        _restore(self._working_members, self._working)
 
     def give_back(self) -> None:
         """Undo everything."""
@@ -79,11 +104,7 @@ class Borrowed:
             if parameter.data_ptr() != data.data_ptr() or parameter.dtype != data.dtype:
                 parameter.data = data
             parameter.requires_grad_(requires_grad)
-        for buffers, members in self._members:
-            buffers.clear()
-            buffers.update(members)
-        for snapshot in self._buffers:
-            snapshot.restore()
+        _restore(self._members, self._buffers)
         for module, attributes in self._attributes:
             for name in module.__dict__.keys() - attributes.keys():
                 del module.__dict__[name]
@@ -97,15 +118,16 @@ def borrowed(model: nn.Module, device: torch.device, dtype: torch.dtype | None =
     On exit its device, training modes, requires_grad flags, buffers and attributes are what they were, also after an
     exception or KeyboardInterrupt. Parameters and buffers are the same tensor objects with the same storage.
     """
-    state = Borrowed(model)
-    try:
-        model.to(device=device, dtype=dtype).eval()
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        state.is_ready(model)
-        yield state
-    finally:
-        state.give_back()
+    with _lock_of(model):
+        state = Borrowed(model)
+        try:
+            model.to(device=device, dtype=dtype).eval()
+            for parameter in model.parameters():
+                parameter.requires_grad_(False)
+            state.is_ready(model)
+            yield state
+        finally:
+            state.give_back()
 
 
 @contextlib.contextmanager

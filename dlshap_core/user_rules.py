@@ -54,7 +54,8 @@ def _enter(module: nn.Module, args: tuple[Any, ...]) -> None:
         return
     suspension = forward.suspended()
     suspension.__enter__()
-    _active.open.append((module, suspension))
+    # Cloned, as the module may work in place.
+    _active.open.append((module, suspension, args[0].detach().clone()))
 
 
 def _leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -62,31 +63,34 @@ def _leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     opened = getattr(_active, "open", [])
     if not opened or opened[-1][0] is not module:
         return None
-    _, suspension = opened.pop()
+    _, suspension, value = opened.pop()
     suspension.__exit__(None, None, None)
     forward = _current_pass()
     if forward is None or not isinstance(output, Tensor) or not output.requires_grad or forward.is_suspended:
         return None
     name = type(module).__name__
     call = Call(module, name, False, args, {}, [args[0]])
+    forward.sums = False  # a user's rule is the user's affair
     if not forward.replaying:
-        forward.record(call)
+        forward.record(call, [value])
         return None
-    (observed,) = forward.observed(call)
+    (observed,) = forward.observed(call, [value])
     rule = _active.rules[type(module)]
-    return pull_back(args[0], output, _pullback(module, rule, observed, args))
+    return pull_back(args[0], output, _pullback(module, rule, observed, value, args[1:]))
 
 
-def _pullback(module: nn.Module, rule: UserRule, observed: Tensor, args: tuple[Any, ...]) -> Callable[[Tensor], Tensor]:
+def _pullback(
+    module: nn.Module, rule: UserRule, observed: Tensor, reference: Tensor, others: tuple[Any, ...]
+) -> Callable[[Tensor], Tensor]:
     """What the rule makes of a gradient: run the module on both halves, call the rule, keep the first half."""
-    both = torch.cat([observed, args[0].detach()])
+    both = torch.cat([observed, reference])
     n_rows = observed.shape[0]
 
     def pullback(gradient: Tensor) -> Tensor:
         twin = copy.copy(module)
         with torch.enable_grad():
             inputs = both.clone().requires_grad_()
-            outputs = twin(inputs.clone(), *args[1:])
+            outputs = twin(inputs.clone(), *others)
             gradients = torch.cat([gradient, gradient])
             (input_gradient,) = torch.autograd.grad(outputs, inputs, gradients)
         twin.input, twin.output = both, outputs.detach()

@@ -7,12 +7,24 @@ turn. A quotient is a product with a reciprocal; a maximum of two tensors is a r
 import torch
 from torch import Tensor
 
+from dlshap_core.rules.secants import finite_or_zero
 
-def divide(input: Tensor | float, other: Tensor, *, rounding_mode: str | None = None) -> Tensor:
-    """a / b = a (1/b): midpoint product, secant of the reciprocal."""
-    if rounding_mode is not None:
-        raise ValueError(f"division with rounding_mode={rounding_mode!r} jumps with its input")
-    return torch.reciprocal(other) * input
+_FAR = 400.0
+
+
+def quotient_multipliers(a_x: Tensor, b_x: Tensor, a_r: Tensor, b_r: Tensor) -> tuple[Tensor, Tensor]:
+    """Multipliers of the numerator and the denominator of y = a / b.
+
+    As a product with 1/b: m_a = (1/b + 1/b0)/2 and m_b = -(a + a0)/2 / (b b0): midpoint product, secant of the
+    reciprocal. Where the denominators differ by more than a factor of 400 these lose digits, and the equal sum dy =
+    (da - y' db) / b', with y' and b' the means of both sides, is used: m_a = 1/b', m_b = -y'/b'.
+    """
+    smaller, larger = torch.minimum(b_x.abs(), b_r.abs()), torch.maximum(b_x.abs(), b_r.abs())
+    is_far = larger > _FAR * smaller
+    mean_b, mean_y = (b_x + b_r) / 2, (a_x / b_x + a_r / b_r) / 2
+    m_a = torch.where(is_far, 1 / mean_b, (1 / b_x + 1 / b_r) / 2)
+    m_b = torch.where(is_far, -mean_y / mean_b, -(a_x + a_r) / 2 / (b_x * b_r))
+    return finite_or_zero(m_a), finite_or_zero(m_b)
 
 
 def power_of_base(input: float | Tensor, exponent: Tensor) -> Tensor:
@@ -92,7 +104,3 @@ def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tup
 def median(input: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """The lower median, as torch's."""
     return kthvalue(input, (input.shape[dim] + 1) // 2, dim, keepdim)
-
-
-def xlogy(input: Tensor, other: Tensor) -> Tensor:
-    return input * torch.log(other)

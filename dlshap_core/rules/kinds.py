@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dlshap_core.gradients import gauss_legendre, multiply, path_gradient
+from dlshap_core.gradients import gauss_legendre, multiply, path_gradient, substitute
+from dlshap_core.rules.arithmetic import quotient_multipliers
 
 if TYPE_CHECKING:
     from dlshap_core.capture import ForwardPass
@@ -53,6 +54,10 @@ class Call:
         if len(self.inputs) != 1 or first is not self.inputs[0]:
             return None
         return self.args[1:], rest
+
+    def named(self, *names: str) -> tuple[Any, ...]:
+        """Arguments of a call that takes exactly these, by position or by name."""
+        return (*self.args, *(self.kwargs[name] for name in names[len(self.args) :]))
 
     def torch_names(self) -> dict[str, Any]:
         """The keyword arguments under torch's own names, where numpy's were used."""
@@ -153,6 +158,23 @@ class Pieces(Kind):
 
 
 @dataclass(frozen=True)
+class Picks(Kind):
+    """Indexing: linear in what is picked from; where to pick must not depend on the sequence.
+
+    `source` is the position of the argument that is picked from.
+    """
+
+    source: int = 0
+    label: str = "linear"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        others = [x for position, x in enumerate(call.args) if position != self.source]
+        if varying_tensors((others, {k: v for k, v in call.kwargs.items() if k != "input"})):
+            forward.refuse(call.name, "its index is made from the input, so what it picks jumps with the input")
+        return call.plain()
+
+
+@dataclass(frozen=True)
 class Detached(Kind):
     """detach and .data: the value still depends on the sequence, so it is followed as if it were not detached."""
 
@@ -214,6 +236,7 @@ class FromFirst(Kind):
 
     rule: Callable[..., Any]
     label: str
+    sums: bool = True  # whether contributions add up to the difference by design
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
         rest = call.first_input_only()
@@ -224,6 +247,7 @@ class FromFirst(Kind):
             return call.plain()
         args, kwargs = rest
         (observed,) = forward.observed(call)
+        forward.sums &= self.sums
         with torch.autocast(observed.device.type, enabled=False):
             try:
                 output = self.rule(observed, call.inputs[0], *args, **kwargs)
@@ -262,21 +286,37 @@ class Opened(Kind):
 
 @dataclass(frozen=True)
 class Quotient(Kind):
-    """Linear where the denominator is constant, else a product with the reciprocal."""
+    """Linear where the denominator is constant, else arithmetic.quotient_multipliers."""
 
-    spelled: Spelled
     label: str = "quotient"
 
     def describe(self, call: Call) -> str:
         return "linear" if self._is_linear(call) else self.label
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
-        return call.plain() if self._is_linear(call) else self.spelled.run(forward, call)
+        if call.kwargs.get("rounding_mode") is not None:
+            forward.refuse(call.name, f"with rounding_mode={call.kwargs['rounding_mode']!r} it jumps with its input")
+        if self._is_linear(call):
+            return call.plain()
+        numerator, denominator = self._operands(call)
+        if not forward.replaying:
+            forward.record(call)
+            return call.plain()
+        value = call.with_inputs(x.detach() for x in call.inputs)
+        observed = iter(forward.observed(call))
+        a_r = torch.as_tensor(numerator, dtype=denominator.dtype, device=denominator.device)
+        a_x = next(observed) if is_varying(numerator) else a_r
+        m_a, m_b = quotient_multipliers(a_x, next(observed), a_r.detach(), denominator.detach())
+        return call.finish(substitute(m_a * a_r + m_b * denominator, value))
+
+    @classmethod
+    def _is_linear(cls, call: Call) -> bool:
+        return not is_varying(cls._operands(call)[1])
 
     @staticmethod
-    def _is_linear(call: Call) -> bool:
-        denominator = call.args[1] if len(call.args) > 1 else call.kwargs["other"]
-        return call.kwargs.get("rounding_mode") is None and not is_varying(denominator)
+    def _operands(call: Call) -> tuple[Any, Any]:
+        numerator = call.args[0] if call.args else call.kwargs["input"]
+        return numerator, call.args[1] if len(call.args) > 1 else call.kwargs["other"]
 
 
 @dataclass(frozen=True)
@@ -315,6 +355,7 @@ class MaxOf(Kind):
     """torch.max and torch.min, which are three functions: over everything, over an axis, and of two tensors."""
 
     over_axis: FromFirst
+    over_all: FromFirst
     of_two: Spelled
     label: str = "maximum"
 
@@ -322,9 +363,8 @@ class MaxOf(Kind):
         operands = [x for x in (*call.args, *call.kwargs.values()) if isinstance(x, Tensor)]
         if len(operands) == 2:
             return self.of_two.run(forward, call)
-        if len(call.args) == 1 and "dim" not in call.kwargs:
-            forward.refuse(call.name, "over all axes it mixes the sequences of a batch; give dim=")
-        return self.over_axis.run(forward, call)
+        has_axis = len(call.args) > 1 or "dim" in call.torch_names()
+        return (self.over_axis if has_axis else self.over_all).run(forward, call)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dlshap_core.gradients import multiply, path_gradient, substitute
-from dlshap_core.rules.kinds import Call, Kind, is_varying
+from dlshap_core.rules.kinds import Call, Kind, is_varying, varying_tensors
 
 if TYPE_CHECKING:
     from dlshap_core.capture import ForwardPass
@@ -45,6 +45,20 @@ def is_mask(x: Tensor) -> bool:
     return x.dtype == torch.bool or hasattr(x, _IS_MASK)
 
 
+def _as_number(x: Any, call: Call) -> Any:
+    """An operand that can be subtracted: booleans as 0 and 1."""
+    if isinstance(x, Tensor):
+        return x.to(call.inputs[0].dtype) if x.dtype == torch.bool else x
+    return float(x) if isinstance(x, bool) else x
+
+
+def _require_mask(forward: "ForwardPass", call: Call) -> None:
+    """Logic on numbers that are neither 0 nor 1 would need a comparison first."""
+    for x in call.inputs:
+        if not is_mask(x) and not bool(((x == 0) | (x == 1)).all()):
+            forward.refuse(call.name, "it takes numbers that depend on the input for truth values; compare them with 0")
+
+
 class Comparison(Kind):
     """gt, ge, lt, le, eq, ne of operands that vary."""
 
@@ -52,8 +66,8 @@ class Comparison(Kind):
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
         with forward:
-            left, right = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs["other"]
-            difference = left - right
+            left, right = call.named("input", "other")
+            difference = _as_number(left, call) - _as_number(right, call)
         mask = call.with_inputs(x.detach() for x in call.inputs)
         value = mask.to(difference.dtype)
         if not forward.replaying:
@@ -76,6 +90,7 @@ class Negation(Kind):
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
         (number,) = call.inputs
+        _require_mask(forward, call)
         return attach_number(number.detach() == 0, 1 - number)
 
 
@@ -88,6 +103,7 @@ class Combination(Kind):
         self._operation = operation
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
+        _require_mask(forward, call)
         dtype = call.inputs[0].dtype
         left, right = (x if x.dtype == dtype else x.to(dtype) for x in call.args[:2])
         with forward:
@@ -148,13 +164,15 @@ class Select(Kind):
     @staticmethod
     def _operands(forward: "ForwardPass", call: Call) -> tuple[Tensor, Any, Any]:
         """(condition, value where it holds, value elsewhere) of where, x.where, masked_fill or x[mask] = value."""
-        arguments = [*call.args, *call.kwargs.values()]
-        if len(arguments) != 3:
+        if len(call.args) + len(call.kwargs) != 3:
             forward.refuse(call.name, "the places where a mask made from the input holds jump with it")
-        first, second, third = arguments
         if call.name == "where":
-            return first, second, third
-        return (second, first, third) if call.name == "Tensor.where" else (second, third, first)
+            condition, chosen, other = call.named("condition", "input", "other")
+        elif call.name == "Tensor.where":
+            chosen, condition, other = call.named("input", "condition", "other")
+        else:
+            other, condition, chosen = call.named("input", "mask", "value")
+        return condition, chosen, other
 
 
 def _in_place_of_varying(operands: list[Tensor], replacements: list[Tensor]) -> list[Tensor]:
@@ -169,8 +187,12 @@ class SelectOrAssign(Kind):
     label = "assignment"
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
-        _, place, value = call.args
+        target, place, value = call.args
         if not is_varying(place):
+            if varying_tensors((place,)):
+                forward.refuse(call.name, "its index is made from the input, so where it writes jumps with the input")
+            if not target.is_floating_point():
+                forward.refuse(call.name, f"it writes what depends on the input into a tensor of {target.dtype}")
             return call.plain()
         if isinstance(value, Tensor) and value.ndim > 0:
             forward.refuse(call.name, "x[mask] = value takes a single value where the mask is made from the input")

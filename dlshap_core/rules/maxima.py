@@ -154,8 +154,7 @@ def amax(
     observed: Tensor, reference: Tensor, dim: int | tuple[int, ...] | None = None, keepdim: bool = False
 ) -> Tensor:
     """amax over one or several axes. Where several inputs share the maximum, the first one gets it all."""
-    if dim is None or dim == ():
-        raise ValueError("over all axes it mixes the sequences of a batch; give dim=")
+    dim = tuple(range(reference.ndim)) if dim is None or dim == () else dim
     axes = sorted(axis % reference.ndim for axis in ([dim] if isinstance(dim, int) else dim))
     last = tuple(range(-len(axes), 0))
     value, _ = _max_over_last(
@@ -190,8 +189,12 @@ def sort(
 
         m_i = (S_k(x) - S_k(r)) / sum over the subset of (x_j - r_j)   for i in the subset,
 
-    a share in [0, 1] for the same reason as in a maximum. The k-th largest value is S_k - S_(k-1).
+    a share in [0, 1] for the same reason as in a maximum. The k-th largest value is S_k - S_(k-1); ascending order is
+    that of -x.
     """
+    if not descending:
+        value, places = sort(-observed, -reference, dim, descending=True)
+        return torch.return_types.sort((-value, places))
     value, order_r = reference.detach().movedim(dim, -1).sort(dim=-1, descending=True, stable=True)
     order_x = observed.movedim(dim, -1).sort(dim=-1, descending=True, stable=True).indices
     largest = _stands_for_infinity(reference.dtype)
@@ -204,12 +207,10 @@ def sort(
     rank_x, rank_r = order_x.argsort(-1), order_r.argsort(-1)
 
     def pullback(gradient: Tensor) -> Tensor:
-        gradient = gradient.movedim(dim, -1) if descending else gradient.movedim(dim, -1).flip(-1)
+        gradient = gradient.movedim(dim, -1)
         weight = (gradient - F.pad(gradient, (0, 1))[..., 1:]) * shares.to(gradient.dtype)
         flow_x = torch.where(rises, weight, 0.0).flip(-1).cumsum(-1).flip(-1)
         flow_r = torch.where(rises, 0.0, weight).flip(-1).cumsum(-1).flip(-1)
         return (flow_x.gather(-1, rank_x) + flow_r.gather(-1, rank_r)).movedim(-1, dim)
 
-    if not descending:
-        value, order_r = value.flip(-1), order_r.flip(-1)
     return torch.return_types.sort((pull_back(reference, value.movedim(-1, dim), pullback), order_r.movedim(-1, dim)))

@@ -75,7 +75,7 @@ def var(
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     if dim is None:
-        raise ValueError("a variance over all axes mixes the sequences of a batch; give dim=")
+        dim = tuple(range(input.ndim))
     if correction is None:
         correction = 0 if unbiased is False else 1
     axes = (dim,) if isinstance(dim, int) else tuple(dim)
@@ -129,7 +129,7 @@ def vector_norm(
 ) -> Tensor:
     """(sum |x|^p)^(1/p); at a norm of 0 on both sides the multiplier is 0."""
     if dim is None:
-        raise ValueError("a norm over all axes mixes the sequences of a batch; give dim=")
+        dim = tuple(range(x.ndim))
     x = x if dtype is None else x.to(dtype)
     if ord == 2:
         return torch.sqrt(torch.square(x).sum(dim, keepdim=keepdim))
@@ -153,8 +153,9 @@ def linalg_norm(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Vector norms, and the Frobenius norm of matrices."""
-    if dim is None or (not isinstance(dim, int) and len(dim) == 2 and ord not in (None, "fro")):
-        raise ValueError("norms of matrices but Frobenius's are not supported, and dim= must be given")
+    is_of_matrix = A.ndim == 2 if dim is None else not isinstance(dim, int) and len(dim) == 2
+    if ord not in (None, "fro") and is_of_matrix:
+        raise ValueError("norms of matrices but Frobenius's are not supported")
     return vector_norm(A, 2 if ord is None or isinstance(ord, str) else ord, dim, keepdim, dtype=dtype)
 
 

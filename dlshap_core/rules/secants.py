@@ -202,7 +202,12 @@ def silu(x: Tensor, r: Tensor) -> Tensor:
 
 
 def softplus(x: Tensor, r: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
-    return smooth(lambda z: F.softplus(z, beta, threshold), x, r, lambda z: torch.sigmoid(beta * z))
+    return smooth(
+        lambda z: F.softplus(z, beta, threshold),
+        x,
+        r,
+        lambda z: torch.where(beta * z > threshold, 1.0, torch.sigmoid(beta * z)),
+    )
 
 
 def log_sigmoid(x: Tensor, r: Tensor) -> Tensor:

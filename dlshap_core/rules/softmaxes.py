@@ -1,8 +1,8 @@
 """Rules of softmax, log-softmax and logsumexp, with observed and reference logits under one shared shift.
 
-With a_i = exp(z_i - c), s = sum_i a_i, the parts have exact multipliers that are chained: the secant E_i of exp, and
-of 1/s or log s. The shift c, the largest logit on either side, cancels; both sides must share it, or exp over- or
-underflows on one of them.
+With a_i = exp(z_i - c), s = sum_i a_i, the parts have exact multipliers that are chained: the secants of exp and of log
+s. The shift c, the largest logit on either side, cancels; both sides must share it, or exp over- or underflows on one
+of them.
 """
 
 import torch
@@ -13,15 +13,14 @@ from dlshap_core.rules import secants
 
 
 class _Exponentials:
-    """a and s of both sides, and the secants of exp; z = -inf (a masked logit) has a = 0 and no multiplier."""
+    """Sums s of both sides, and the secants of exp; z = -inf (a masked logit) has a = 0 and no multiplier."""
 
     def __init__(self, observed: Tensor, reference: Tensor, dim: int | tuple[int, ...]) -> None:
         lowest = torch.finfo(reference.dtype).min / 4
         x, r = observed.clamp_min(lowest), reference.detach().clamp_min(lowest)
-        self.shift = torch.maximum(x, r).amax(dim, keepdim=True)
-        self.secant = secants.exp(x - self.shift, r - self.shift)
-        self.x, self.r = (x - self.shift).exp(), (r - self.shift).exp()
-        self.sum_x, self.sum_r = self.x.sum(dim, keepdim=True), self.r.sum(dim, keepdim=True)
+        shift = torch.maximum(x, r).amax(dim, keepdim=True)
+        self.secant = secants.exp(x - shift, r - shift)
+        self.sum_x, self.sum_r = ((z - shift).exp().sum(dim, keepdim=True) for z in (x, r))
         # Of log sum exp on each side, under a shift of its own, so that neither side vanishes.
         self.logsumexp_change = torch.logsumexp(x, dim, keepdim=True) - torch.logsumexp(r, dim, keepdim=True)
 
@@ -33,42 +32,23 @@ class _Exponentials:
 
 
 def softmax(observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """y_i = a_i v with v = 1 / s: midpoint product, secant of the reciprocal, secant of exp.
+    """y = exp(z - logsumexp z): secant of exp at the log probabilities, and the multipliers w of log sum exp.
 
-    m(z_j -> y_i) = E_j ([i = j] (v + v0)/2 - (a_i + a0_i)/2 v v0).
-
-    These grow as the ratio of the two sums, and lose as many digits. Where log sum exp changes by more than 6, y is
-    taken as exp(z - logsumexp z) instead, whose multipliers are at most 1: m(z_j -> y_i) = E'_i ([i = j] - w_j), with
-    E' the secant of that exp and w the multipliers of log sum exp.
+    m(z_j -> y_i) = E'_i ([i = j] - w_j), with E' the secant of that exp. This is tangermeme's rule. Its factors are at
+    most 1, where the midpoint product of a and 1/s grows as the ratio of the two sums and loses as many digits.
     """
     value = torch.softmax(reference.detach(), dim, dtype)
     x, r = observed.to(value.dtype), reference.detach().to(value.dtype)
-    exponentials = _Exponentials(x, r, dim)
-    inverse_x, inverse_r = 1 / exponentials.sum_x, 1 / exponentials.sum_r
-    inverse, product = (inverse_x + inverse_r) / 2, inverse_x * inverse_r
-    middle, secant = (exponentials.x + exponentials.r) / 2, exponentials.secant
-    is_far = exponentials.logsumexp_change.abs() > _FAR
-    outer, weights = _log_domain(x, r, dim, exponentials) if bool(is_far.any()) else (middle, middle)
+    lowest = torch.finfo(r.dtype).min / 4
+    outer = secants.exp(*(z.log_softmax(dim).clamp_min(lowest) for z in (x, r)))
+    weights = _Exponentials(x, r, dim).logsumexp_multiplier()
 
     def pullback(gradient: Tensor) -> Tensor:
-        spread = (gradient * middle).sum(dim, keepdim=True) * product
-        near = secant * (gradient * inverse - spread)
         through = gradient * outer
-        far = through - weights * through.sum(dim, keepdim=True)
-        return torch.where(is_far, far, near).to(reference_dtype)
+        return (through - weights * through.sum(dim, keepdim=True)).to(reference_dtype)
 
     reference_dtype = reference.dtype
     return pull_back(reference, value, pullback)
-
-
-_FAR = 6.0  # exp(6) costs float32 less than three of its seven digits
-
-
-def _log_domain(x: Tensor, r: Tensor, dim: int, exponentials: _Exponentials) -> tuple[Tensor, Tensor]:
-    """Secants of exp at the log probabilities, and multipliers of log sum exp."""
-    lowest = torch.finfo(r.dtype).min / 4
-    log_x, log_r = (z.log_softmax(dim).clamp_min(lowest) for z in (x, r))
-    return secants.exp(log_x, log_r), exponentials.logsumexp_multiplier()
 
 
 def log_softmax(observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -29,6 +29,7 @@ from dlshap_core.rules.kinds import (
     Multilinear,
     OnlyIf,
     Opened,
+    Picks,
     Pieces,
     Power,
     Quotient,
@@ -62,7 +63,9 @@ READS_NO_VALUES = frozenset(
 )
 
 # Masks and indices stay what they are here; elsewhere a mask is replaced by its number.
-KEEPS_MASKS = READS_NO_VALUES | frozenset(_names("any all __bool__ isnan isinf isfinite"))
+KEEPS_MASKS = READS_NO_VALUES | frozenset(
+    _names("any all __bool__ isnan isinf isfinite _nested_tensor_from_mask_left_aligned")
+)
 
 # What only moves indices around; they stay derived from the input.
 MOVES_INDICES = frozenset(
@@ -229,7 +232,6 @@ _SPELLED: dict[str, tuple[Callable[..., Any], str]] = {
     "minimum": (arithmetic.minimum, "minimum: ramp"),
     "fmin": (arithmetic.minimum, "minimum: ramp"),
     "logit": (arithmetic.logit, "spelled out"),
-    "xlogy": (arithmetic.xlogy, "spelled out"),
     "logaddexp": (arithmetic.logaddexp, "logsumexp"),
     "hypot": (arithmetic.hypot, "spelled out"),
     "cosine_similarity": (arithmetic.cosine_similarity, "spelled out"),
@@ -284,6 +286,8 @@ def _build_table() -> dict[str, Kind]:
     table: dict[str, Kind] = dict.fromkeys(_CONSTANT, Constant())
     table |= dict.fromkeys(_LINEAR, Linear())
     table |= dict.fromkeys(_MULTILINEAR, Multilinear())
+    table |= dict.fromkeys(_names("__getitem__ index_select gather take take_along_dim masked_select"), Picks())
+    table |= dict.fromkeys(_names("embedding embedding_bag"), Picks(source=1))
     table |= dict.fromkeys(_names("split split_with_sizes chunk tensor_split unbind"), Pieces())
     table |= dict.fromkeys(_DERIVED, Linear("no gradient"))
     table |= dict.fromkeys(_LEAVES_TORCH, Refused("the value leaves torch, so nothing can be followed through it"))
@@ -294,17 +298,20 @@ def _build_table() -> dict[str, Kind]:
     table |= {name: Elementwise(_shrink(getattr(torch, name))) for name in ("threshold", "hardshrink")}
     table |= {name: Spelled(function, label) for name, (function, label) in _SPELLED.items()}
     table |= {name: FromFirst(rule, label) for name, (rule, label) in _FROM_FIRST.items()}
-    table |= dict.fromkeys(_names("div divide true_divide"), Quotient(Spelled(arithmetic.divide, "quotient")))
+    table |= dict.fromkeys(_names("div divide true_divide"), Quotient())
     table |= dict.fromkeys(_names("dropout feature_dropout alpha_dropout feature_alpha_dropout"), _DROPOUT)
     table |= dict.fromkeys(_COMPARISONS, Comparison())
     table |= dict.fromkeys(_names("logical_not bitwise_not __invert__"), Negation())
     for operation in ("and", "or", "xor"):
         table |= dict.fromkeys(
-            (f"logical_{operation}", f"bitwise_{operation}", f"__{operation}__"), Combination(operation)
+            (f"logical_{operation}", f"bitwise_{operation}", f"__{operation}__", f"__i{operation}__"),
+            Combination(operation),
         )
     table |= dict.fromkeys(_names("where Tensor.where masked_fill"), Select())
     table |= dict.fromkeys(_names("detach property:data"), Detached())
-    table |= dict.fromkeys(_names("__bool__ __contains__ equal allclose is_nonzero"), Branch())
+    table |= dict.fromkeys(
+        _names("__bool__ __contains__ equal allclose is_nonzero _nested_tensor_from_mask_left_aligned"), Branch()
+    )
     table["__setitem__"] = SelectOrAssign()
     table["pow"] = table["float_power"] = Power(Elementwise(secants.power), Spelled(arithmetic.power_of_base, "power"))
     table["rrelu"] = OnlyIf(Elementwise(secants.rrelu), _is_not_training(3, "training"), "it is random while training")
@@ -313,8 +320,16 @@ def _build_table() -> dict[str, Kind]:
         _is_not_training(5, "training"),
         "batch statistics mix the sequences of a batch; use running statistics",
     )
-    table["max"] = MaxOf(FromFirst(maxima.max_over_axis, "maximum"), Spelled(arithmetic.maximum, "maximum: ramp"))
-    table["min"] = MaxOf(FromFirst(maxima.min_over_axis, "maximum"), Spelled(arithmetic.minimum, "minimum: ramp"))
+    table["max"] = MaxOf(
+        FromFirst(maxima.max_over_axis, "maximum"),
+        FromFirst(maxima.amax, "maximum"),
+        Spelled(arithmetic.maximum, "maximum: ramp"),
+    )
+    table["min"] = MaxOf(
+        FromFirst(maxima.min_over_axis, "maximum"),
+        FromFirst(maxima.amin, "maximum"),
+        Spelled(arithmetic.minimum, "minimum: ramp"),
+    )
     table["new_tensor"] = OnlyIf(
         Constant(), lambda call: not is_varying(call.args[1]), "it copies the value without its history; use clone()"
     )
