@@ -115,9 +115,9 @@ class PairRunner:
         # Summed in float64: the delta should show the rules' error, not that of adding up.
         explained = contributions.sum((-2, -1), dtype=torch.float64)
         delta = explained - (prediction[..., None].double() - reference_prediction.double())
+        self._check_alone(leaf, y, rows)
         if sums:
             self._check_sums(y, prediction, delta)
-        self._check_alone(leaf, y, rows)
         self._is_checked = True
         return Batch(references, multipliers, contributions, prediction, reference_prediction, delta.to(self._dtype))
 

@@ -355,7 +355,6 @@ class MaxOf(Kind):
     """torch.max and torch.min, which are three functions: over everything, over an axis, and of two tensors."""
 
     over_axis: FromFirst
-    over_all: FromFirst
     of_two: Spelled
     label: str = "maximum"
 
@@ -363,8 +362,9 @@ class MaxOf(Kind):
         operands = [x for x in (*call.args, *call.kwargs.values()) if isinstance(x, Tensor)]
         if len(operands) == 2:
             return self.of_two.run(forward, call)
-        has_axis = len(call.args) > 1 or "dim" in call.torch_names()
-        return (self.over_axis if has_axis else self.over_all).run(forward, call)
+        if len(call.args) == 1 and "dim" not in call.torch_names():
+            forward.refuse(call.name, "over all axes it mixes the sequences of a batch; give dim=")
+        return self.over_axis.run(forward, call)
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,8 @@ def amax(
     observed: Tensor, reference: Tensor, dim: int | tuple[int, ...] | None = None, keepdim: bool = False
 ) -> Tensor:
     """amax over one or several axes. Where several inputs share the maximum, the first one gets it all."""
-    dim = tuple(range(reference.ndim)) if dim is None or dim == () else dim
+    if dim is None or dim == ():
+        raise ValueError("over all axes it mixes the sequences of a batch; give dim=")
     axes = sorted(axis % reference.ndim for axis in ([dim] if isinstance(dim, int) else dim))
     last = tuple(range(-len(axes), 0))
     value, _ = _max_over_last(

@@ -75,7 +75,7 @@ def var(
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     if dim is None:
-        dim = tuple(range(input.ndim))
+        raise ValueError("a variance over all axes mixes the sequences of a batch; give dim=")
     if correction is None:
         correction = 0 if unbiased is False else 1
     axes = (dim,) if isinstance(dim, int) else tuple(dim)
@@ -129,7 +129,7 @@ def vector_norm(
 ) -> Tensor:
     """(sum |x|^p)^(1/p); at a norm of 0 on both sides the multiplier is 0."""
     if dim is None:
-        dim = tuple(range(x.ndim))
+        raise ValueError("a norm over all axes mixes the sequences of a batch; give dim=")
     x = x if dtype is None else x.to(dtype)
     if ord == 2:
         return torch.sqrt(torch.square(x).sum(dim, keepdim=keepdim))

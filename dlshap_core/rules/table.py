@@ -322,12 +322,10 @@ def _build_table() -> dict[str, Kind]:
     )
     table["max"] = MaxOf(
         FromFirst(maxima.max_over_axis, "maximum"),
-        FromFirst(maxima.amax, "maximum"),
         Spelled(arithmetic.maximum, "maximum: ramp"),
     )
     table["min"] = MaxOf(
         FromFirst(maxima.min_over_axis, "maximum"),
-        FromFirst(maxima.amin, "maximum"),
         Spelled(arithmetic.minimum, "minimum: ramp"),
     )
     table["new_tensor"] = OnlyIf(

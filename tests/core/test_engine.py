@@ -14,6 +14,7 @@ from dlshap_core import Attribution, attribute
 from dlshap_core.engine import plan_blocks
 from tests.core.toolbox import (
     Apply,
+    Sandwich,
     explain,
     multipliers,
     relative_difference,
@@ -413,3 +414,29 @@ def test_a_gpu_that_is_not_there(pairs: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(RuntimeError, match="no CUDA GPU here; use device='cpu'"):
         attribute(seeded(conv_net), *pairs, device="cuda")
     assert attribute(seeded(conv_net), *pairs, device=None).hypothetical.device.type == "cpu"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 12])
+def test_a_squeezed_output_is_one_target(batch_size: int, pairs: tuple[Tensor, Tensor]) -> None:
+    plain = seeded(lambda: Sandwich(torch.relu))
+    squeezed = Apply(lambda model, x: model(x).squeeze(), plain)
+    expected = multipliers(plain, *pairs)
+    assert relative_difference(multipliers(squeezed, *pairs, batch_size=batch_size), expected) < 1e-9
+
+
+def test_rows_permuted_and_put_back_keep_their_pairs(pairs: tuple[Tensor, Tensor]) -> None:
+    plain = seeded(lambda: Sandwich(torch.relu))
+    rolled = seeded(lambda: Sandwich(lambda z: z.roll(1, 0).relu().roll(-1, 0)))
+    assert relative_difference(multipliers(rolled, *pairs), multipliers(plain, *pairs)) < 1e-9
+
+
+def test_tracks_beside_the_bases_get_contributions_of_their_own(pairs: tuple[Tensor, Tensor]) -> None:
+    X, references = (z.double() for z in pairs)
+    tracks = torch.rand(*X.shape[:1], 2, X.shape[-1], dtype=torch.float64)
+    other = torch.rand(*references.shape[:2], 2, X.shape[-1], dtype=torch.float64)
+    model = seeded(lambda: nn.Sequential(nn.Conv1d(6, 3, 5), nn.Tanh(), nn.Flatten(), nn.Linear(108, 1)))
+    inputs, given = torch.cat([X, tracks], 1), torch.cat([references, other], 2)
+    result = attribute(model, inputs, given, n_bases=4, device="cpu")
+    observed = (result.hypothetical[:, 0, :4] * X).sum((1, 2)) + result.hypothetical[:, 0, 4:].sum((1, 2))
+    difference = result.prediction[:, 0] - result.reference_prediction[:, 0].mean(1)
+    torch.testing.assert_close(observed, difference)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlshap_core import UnsupportedModelError
-from tests.core.toolbox import Apply, explain, seeded, sequences, shuffled, worst_delta
+from tests.core.toolbox import Apply, Sandwich, explain, seeded, sequences, shuffled, worst_delta
 
 
 class Part(nn.Module):
@@ -173,3 +175,43 @@ def test_an_error_of_the_model_itself_is_passed_on(pairs: tuple[Tensor, Tensor])
 def test_a_wrong_shape_inside_the_model_is_torchs_error(pairs: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(RuntimeError, match="shape"):
         explain(nn.Sequential(nn.Flatten(), nn.Linear(7, 1)), *pairs)
+
+
+def scripted_swish(z: Tensor) -> Tensor:
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        return torch.jit.script(swish)(z)
+
+
+def swish(z: Tensor) -> Tensor:
+    return z * torch.sigmoid(z)
+
+
+UNSEEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "scripted function": scripted_swish,
+    "another thread": lambda z: z * ThreadPoolExecutor(1).submit(torch.sigmoid, z).result(),
+    "a constructor": lambda z: z * nn.Parameter(z.mean(-1, keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_goes_past_the_function_mode_shows_in_the_sums(name: str, pairs: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(UnsupportedModelError, match="contributions miss the difference"):
+        explain(seeded(lambda: Sandwich(UNSEEN[name])), *pairs)
+
+
+MIXED: dict[str, Callable[[Tensor], Tensor]] = {
+    "batch mean": lambda z: z - z.mean(0),
+    "softmax over rows": lambda z: z.softmax(0),
+    "first row": lambda z: z - z[:1],
+    "rows flipped": lambda z: z.flip(0),
+    "cumulative rows": lambda z: z.cumsum(0),
+    "unseen random numbers": lambda z: z * np.random.rand(),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_models_that_mix_rows_or_draw_numbers_are_refused(name: str, pairs: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=r"mixes the sequences of a batch, or draws random numbers|miss the"
+    ):
+        explain(seeded(lambda: Sandwich(MIXED[name])), *pairs)

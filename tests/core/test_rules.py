@@ -29,11 +29,6 @@ from tests.core.toolbox import (
 Function = Callable[[Tensor], Tensor]
 
 
-def by_exponentials(z: Tensor, dim: int) -> Tensor:
-    powers = torch.exp(z - 3.0)
-    return powers / powers.sum(dim, keepdim=True)
-
-
 def standardised(z: Tensor, eps: float = 1e-5) -> Tensor:
     centred = z - z.mean(-1, keepdim=True)
     return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + eps)
@@ -57,9 +52,9 @@ BAND = torch.ones(3, 3, dtype=torch.float64).tril(1).triu(-1)[..., None]  # each
 HALVES: tuple[slice, slice] = (slice(0, 18), slice(18, 36))
 TWINS: dict[str, tuple[Function, Function]] = {
     # softmax and its kin
-    "softmax over positions": (lambda z: z.softmax(-1), lambda z: by_exponentials(z, -1)),
-    "softmax over channels": (lambda z: F.softmax(z, 1), lambda z: by_exponentials(z, 1)),
-    "softmin": (lambda z: F.softmin(z, -1), lambda z: by_exponentials(-z, -1)),
+    "softmax over positions": (lambda z: z.softmax(-1), lambda z: z.log_softmax(-1).exp()),
+    "softmax over channels": (lambda z: F.softmax(z, 1), lambda z: (z - z.logsumexp(1, keepdim=True)).exp()),
+    "softmin": (lambda z: F.softmin(z, -1), lambda z: (-z).log_softmax(-1).exp()),
     "log_softmax": (lambda z: z.log_softmax(-1), lambda z: z - z.exp().sum(-1, keepdim=True).log()),
     "logsumexp": (lambda z: torch.logsumexp(z, -1), lambda z: z.exp().sum(-1).log()),
     "logsumexp of two axes": (lambda z: torch.logsumexp(z, (1, 2)), lambda z: z.exp().sum((1, 2)).log()),
@@ -207,6 +202,8 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "MaxPool1d": lambda: nn.MaxPool1d(3),
     "MaxPool1d overlapping": lambda: nn.MaxPool1d(4, 2, 1),
     "MaxPool1d ceil": lambda: nn.MaxPool1d(5, ceil_mode=True),
+    "Softmax": lambda: nn.Softmax(-1),
+    "Softmax over channels": lambda: nn.Softmax(1),
     "LayerNorm": lambda: nn.LayerNorm(36),
     "RMSNorm": lambda: nn.RMSNorm(36),
 }

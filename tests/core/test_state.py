@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn.modules import module as hooks_of_all_modules
 from dlshap_core import UnsupportedModelError
 from tests.core.toolbox import (
     Apply,
+    Sandwich,
     explain,
     multipliers,
     relative_difference,
@@ -252,3 +254,49 @@ def test_two_models_in_two_threads() -> None:
         for result in results[index]:
             assert relative_difference(result, expected[index]) < 1e-9
     assert global_hooks() == [0] * 5
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_computed_where_the_caller_has_turned_them_off(mode: Any) -> None:
+    X = sequences(3)
+    references = shuffled(X, 4)
+    model = seeded(lambda: Sandwich(torch.relu))
+    expected = multipliers(model, X, references)
+    with mode():
+        assert relative_difference(multipliers(model, X, references), expected) < 1e-9
+
+
+def test_buffers_a_forward_pass_replaces_or_overwrites_are_rewound() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.ones(1, dtype=torch.float64))
+            self.scratch = torch.zeros(64, 36, dtype=torch.float64)
+            self.conv = nn.Conv1d(4, 1, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.scale = self.scale * 1.5
+            self.scratch[: len(x)] = self.conv(x)[:, 0]
+            return (self.scratch[: len(x)] * self.scale).relu().sum(1, keepdim=True)
+
+    X = sequences(3)
+    model = seeded(Scaled)
+    scale, scratch = model.scale, model.scratch
+    result = explain(model, X, shuffled(X, 4))
+    assert worst_delta(result) < 1e-9
+    assert model.scale is scale
+    assert model.scratch is scratch
+    assert model.scale.item() == 1
+    assert not model.scratch.requires_grad
+    assert not model.scratch.any()
+
+
+def test_one_model_in_two_threads_is_borrowed_by_one_at_a_time() -> None:
+    X = sequences(3)
+    references = shuffled(X, 4)
+    model = seeded(lambda: Sandwich(torch.relu))
+    expected = multipliers(model, X, references)
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda _: multipliers(model, X, references), range(4)))
+    assert all(torch.equal(result, expected) for result in results)
+    assert all(parameter.requires_grad for parameter in model.parameters())
