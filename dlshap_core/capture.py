@@ -70,9 +70,11 @@ class Tape:
     position: int = 0
 
     def add(self, name: str, payload: Any) -> None:
+        """Record what an operation of this name needs."""
         self.entries.append(_Entry(name, payload))
 
     def take(self, name: str) -> Any:
+        """The next record, which must be of this name."""
         if self.position == len(self.entries):
             raise PassesDiffer(f"the references go through one more operation, {name!r}, than the sequence")
         entry = self.entries[self.position]
@@ -88,6 +90,7 @@ class Tape:
         return any(entry.name in names for entry in self.entries)
 
     def check_consumed(self) -> None:
+        """Raise PassesDiffer if records are left."""
         if self.position < len(self.entries):
             name = self.entries[self.position].name
             raise PassesDiffer(f"the sequence goes through one more operation, {name!r}, than the references")

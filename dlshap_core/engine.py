@@ -225,5 +225,6 @@ class _Results:
             self._multipliers[block.rows, :, block.ks] = batch.multipliers.cpu()
 
     def finish(self) -> Attribution:
+        """The results of all blocks."""
         hypothetical = (self._sum / self._n_references).to(self._dtype)
         return Attribution(hypothetical, self._prediction, self._reference_prediction, self._delta, self._multipliers)

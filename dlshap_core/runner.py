@@ -24,6 +24,7 @@ _HOOKS_REFUSED = (
 
 
 def uses_autocast(model: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a model is computed in half precision by autocasting, its parameters staying float32."""
     return dtype in (torch.float16, torch.bfloat16) and model_dtype(model) == torch.float32
 
 

@@ -41,16 +41,19 @@ def maximum(input: Tensor, other: Tensor) -> Tensor:
 
 
 def minimum(input: Tensor, other: Tensor) -> Tensor:
+    """min(a, b) = b - max(b - a, 0)."""
     if not input.requires_grad:
         input, other = other, input
     return other - torch.relu(other - input) if other.requires_grad else input.clamp(max=other)
 
 
 def lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
+    """a + w (b - a), with midpoint products."""
     return input + weight * (end - input)
 
 
 def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    """a + v b / c, with the quotient rule."""
     return input + value * (tensor1 / tensor2)
 
 
@@ -61,15 +64,18 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
 
 
 def logit(input: Tensor, eps: float | None = None) -> Tensor:
+    """log x - log(1 - x), of x clamped to [eps, 1 - eps]."""
     clamped = input if eps is None else input.clamp(eps, 1 - eps)
     return torch.log(clamped) - torch.log(1 - clamped)
 
 
 def logaddexp(input: Tensor, other: Tensor) -> Tensor:
+    """log sum exp of two."""
     return torch.logsumexp(torch.stack(torch.broadcast_tensors(input, other)), 0)
 
 
 def hypot(input: Tensor, other: Tensor) -> Tensor:
+    """sqrt(a^2 + b^2)."""
     return torch.sqrt(torch.square(input) + torch.square(other))
 
 
@@ -80,6 +86,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
 
 
 def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    """The norm of x1 - x2 + eps over the last axis."""
     return torch.linalg.vector_norm(x1 - x2 + eps, p, dim=-1, keepdim=keepdim)
 
 
@@ -89,11 +96,13 @@ def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = Non
 
 
 def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Tensor, Tensor]:
+    """The first or last k of the sorted values."""
     values, places = torch.sort(input, dim=dim, descending=largest)
     return torch.return_types.topk((values.narrow(dim, 0, k), places.narrow(dim, 0, k)))
 
 
 def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """The k-th of the values sorted upwards."""
     values, places = torch.sort(input, dim=dim)
     values, places = values.narrow(dim, k - 1, 1), places.narrow(dim, k - 1, 1)
     if not keepdim:

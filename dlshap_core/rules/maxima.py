@@ -177,6 +177,7 @@ def min_over_axis(observed: Tensor, reference: Tensor, dim: int, keepdim: bool =
 def amin(
     observed: Tensor, reference: Tensor, dim: int | tuple[int, ...] | None = None, keepdim: bool = False
 ) -> Tensor:
+    """min is -max(-x)."""
     return -amax(-observed, -reference, dim, keepdim)
 
 

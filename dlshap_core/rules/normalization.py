@@ -19,6 +19,7 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Tensor:
+    """(x - mean) rsqrt(var + eps) over the last axes, then the affine map."""
     axes = tuple(range(-len(normalized_shape), 0))
     return _affine(_standardise(input, axes, eps), weight, bias)
 
@@ -40,6 +41,7 @@ def group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:
+    """(x - mean) rsqrt(var + eps) over each group of channels and all positions."""
     grouped = input.unflatten(1, (num_groups, -1))
     axes = tuple(range(2, grouped.ndim))
     return _affine(_standardise(grouped, axes, eps).flatten(1, 2), weight, bias, axis=1)
@@ -56,6 +58,7 @@ def instance_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:
+    """(x - mean) rsqrt(var + eps) over the positions of each channel; linear with running statistics."""
     if not use_input_stats:
         assert running_mean is not None and running_var is not None
         scale = torch.rsqrt(running_var + eps)
@@ -92,6 +95,7 @@ def std(
     *,
     correction: float | None = None,
 ) -> Tensor:
+    """The square root of `var`."""
     return torch.sqrt(var(input, dim, unbiased, keepdim, correction=correction))
 
 
@@ -103,6 +107,7 @@ def var_mean(
     *,
     correction: float | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """`var` and the mean."""
     variance = var(input, dim, unbiased, keepdim, correction=correction)
     return variance, input.mean(dim, keepdim=keepdim)
 
@@ -115,6 +120,7 @@ def std_mean(
     *,
     correction: float | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """`std` and the mean."""
     variance, mean = var_mean(input, dim, unbiased, keepdim, correction=correction)
     return torch.sqrt(variance), mean
 
@@ -167,12 +173,14 @@ def matrix_norm(
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
+    """The Frobenius norm; others are refused."""
     return linalg_norm(A, ord, dim, keepdim, dtype=dtype)
 
 
 def norm(
     input: Tensor, p: float | str | None = 2, dim: int | tuple[int, ...] | None = None, keepdim: bool = False
 ) -> Tensor:
+    """torch.norm, as a vector norm over its axes."""
     order = 2.0 if p in (None, "fro") else float(p)
     return vector_norm(input, order, dim, keepdim)
 

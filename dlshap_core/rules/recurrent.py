@@ -19,6 +19,7 @@ def lstm_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """One step: c = f c + i g, h = o tanh(c), gates in torch's order i, f, g, o."""
     hidden, memory = hx
     gates = F.linear(input, w_ih, b_ih) + F.linear(hidden, w_hh, b_hh)
     enter, forget, content, leave = gates.chunk(4, 1)
@@ -29,6 +30,7 @@ def lstm_cell(
 def gru_cell(
     input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
 ) -> Tensor:
+    """One step: h = n + z (h - n), gates in torch's order r, z, n."""
     reset_i, update_i, content_i = F.linear(input, w_ih, b_ih).chunk(3, 1)
     reset_h, update_h, content_h = F.linear(hx, w_hh, b_hh).chunk(3, 1)
     update = torch.sigmoid(update_i + update_h)
@@ -39,12 +41,14 @@ def gru_cell(
 def rnn_tanh_cell(
     input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
 ) -> Tensor:
+    """One step: h = tanh(W x + U h)."""
     return torch.tanh(F.linear(input, w_ih, b_ih) + F.linear(hx, w_hh, b_hh))
 
 
 def rnn_relu_cell(
     input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
 ) -> Tensor:
+    """One step: h = max(W x + U h, 0)."""
     return torch.relu(F.linear(input, w_ih, b_ih) + F.linear(hx, w_hh, b_hh))
 
 

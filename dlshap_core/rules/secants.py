@@ -41,10 +41,12 @@ def ramp(x: Tensor, r: Tensor) -> Tensor:
 
 
 def relu(x: Tensor, r: Tensor) -> Tensor:
+    """max(x, 0); f'(0) = 0."""
     return ramp(x, r)
 
 
 def leaky_relu(x: Tensor, r: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """Slope 1 above 0 and `negative_slope` below, each for its share of [r, x]."""
     positive = ramp(x, r)
     return positive + (1 - positive) * negative_slope
 
@@ -58,10 +60,12 @@ def prelu(x: Tensor, r: Tensor, weight: Tensor) -> Tensor:
 
 
 def rrelu(x: Tensor, r: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Tensor:
+    """In eval mode a leaky ReLU with the mean of the slopes; while training it is random and refused."""
     return leaky_relu(x, r, (lower + upper) / 2)
 
 
 def absolute(x: Tensor, r: Tensor) -> Tensor:
+    """|x| = max(x, 0) + max(-x, 0); f'(0) = 0."""
     return ramp(x, r) - ramp(-x, -r)
 
 
@@ -73,22 +77,27 @@ def clamp(x: Tensor, r: Tensor, min: float | Tensor | None = None, max: float | 
 
 
 def clamp_min(x: Tensor, r: Tensor, min: float | Tensor) -> Tensor:
+    """The share of [r, x] above the bound."""
     return clamp(x, r, min=min)
 
 
 def clamp_max(x: Tensor, r: Tensor, max: float | Tensor) -> Tensor:
+    """The share of [r, x] below the bound."""
     return clamp(x, r, max=max)
 
 
 def hardtanh(x: Tensor, r: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    """The share of [r, x] between the bounds."""
     return clamp(x, r, min_val, max_val)
 
 
 def relu6(x: Tensor, r: Tensor) -> Tensor:
+    """The share of [r, x] between 0 and 6."""
     return clamp(x, r, 0.0, 6.0)
 
 
 def hardsigmoid(x: Tensor, r: Tensor) -> Tensor:
+    """A sixth of the share of [r, x] between -3 and 3."""
     return clamp(x, r, -3.0, 3.0) / 6
 
 
@@ -99,6 +108,7 @@ def hardswish(x: Tensor, r: Tensor) -> Tensor:
 
 
 def softshrink(x: Tensor, r: Tensor, lambd: float = 0.5) -> Tensor:
+    """max(x - lambda, 0) - max(-x - lambda, 0): two ramps."""
     return ramp(x - lambd, r - lambd) + ramp(-x - lambd, -r - lambd)
 
 
@@ -110,10 +120,12 @@ def elu(x: Tensor, r: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scal
 
 
 def celu(x: Tensor, r: Tensor, alpha: float = 1.0) -> Tensor:
+    """elu with the exponent divided by alpha."""
     return elu(x, r, alpha, 1.0, 1 / alpha)
 
 
 def selu(x: Tensor, r: Tensor) -> Tensor:
+    """elu with the published constants (Klambauer et al. 2017)."""
     return elu(x, r, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
 
 
@@ -124,10 +136,12 @@ def exp(x: Tensor, r: Tensor) -> Tensor:
 
 
 def exp2(x: Tensor, r: Tensor) -> Tensor:
+    """2^x = exp(x log 2)."""
     return math.log(2) * exp(x * math.log(2), r * math.log(2))
 
 
 def expm1(x: Tensor, r: Tensor) -> Tensor:
+    """The secant of exp: the two differ by a constant."""
     return exp(x, r)
 
 
@@ -144,14 +158,17 @@ def log1p(x: Tensor, r: Tensor) -> Tensor:
 
 
 def log2(x: Tensor, r: Tensor) -> Tensor:
+    """log x / log 2."""
     return log(x, r) / math.log(2)
 
 
 def log10(x: Tensor, r: Tensor) -> Tensor:
+    """log x / log 10."""
     return log(x, r) / math.log(10)
 
 
 def square(x: Tensor, r: Tensor) -> Tensor:
+    """(x^2 - r^2) / (x - r) = x + r; 2x at x = r without a limit."""
     return x + r
 
 
@@ -161,11 +178,13 @@ def sqrt(x: Tensor, r: Tensor) -> Tensor:
 
 
 def rsqrt(x: Tensor, r: Tensor) -> Tensor:
+    """-1 / (sqrt x sqrt r (sqrt x + sqrt r)); undefined where either is not positive."""
     root_x, root_r = x.sqrt(), r.sqrt()
     return finite_or_zero(-1 / (root_x * root_r * (root_x + root_r)))
 
 
 def reciprocal(x: Tensor, r: Tensor) -> Tensor:
+    """(1/x - 1/r) / (x - r) = -1 / (x r); undefined where either is 0."""
     return finite_or_zero(-1 / (x * r))
 
 
@@ -202,6 +221,7 @@ def silu(x: Tensor, r: Tensor) -> Tensor:
 
 
 def softplus(x: Tensor, r: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """Smooth: the ratio of differences, or its derivative averaged over [r, x] where the two are close."""
     return smooth(
         lambda z: F.softplus(z, beta, threshold),
         x,
@@ -211,6 +231,7 @@ def softplus(x: Tensor, r: Tensor, beta: float = 1.0, threshold: float = 20.0) -
 
 
 def log_sigmoid(x: Tensor, r: Tensor) -> Tensor:
+    """log sigmoid x = -softplus(-x)."""
     return softplus(-x, -r)
 
 
@@ -221,6 +242,7 @@ def mish(x: Tensor, r: Tensor) -> Tensor:
 
 
 def erf(x: Tensor, r: Tensor) -> Tensor:
+    """Smooth, with derivative 2 / sqrt(pi) exp(-x^2)."""
     return smooth(torch.erf, x, r, lambda z: 2 / math.sqrt(math.pi) * (-z * z).exp())
 
 
