@@ -8,18 +8,16 @@ import socket
 import sys
 import time
 import traceback
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dlshap_core.attributions import observed
 from dlshap_core.engine import Attribution, attribute
-from dlshap_core.references import shuffle_codes
 from dlshap_core.sequences import one_hot
 from pipeline.commits import DoneRecord, RunDirectory
 from pipeline.config import model_from_dict
@@ -28,6 +26,7 @@ from pipeline.errors import RunError, ShardError
 from pipeline.hardware import device_kind, repeatable
 from pipeline.models import load_model
 from pipeline.plan import Plan
+from pipeline.references import Draw, ShardReferences, open_references
 from pipeline.shards import Shard
 from pipeline.store import read_codes, read_names, write_shard
 
@@ -53,21 +52,7 @@ class Work:
     mixed_devices: bool
 
 
-@dataclass(frozen=True)
-class CodeReferences:
-    """References kept as (N, R, L) codes, an eighth of the memory, and encoded a block at a time."""
-
-    codes: np.ndarray
-
-    @property
-    def n(self) -> int:
-        return int(self.codes.shape[1])
-
-    def __call__(self, rows: slice, ks: slice) -> Tensor:
-        return one_hot(torch.from_numpy(self.codes[rows, ks]))
-
-
-def attribute_shard(store_path: Path, plan: Plan, shard: Shard, model: nn.Module) -> DoneRecord:
+def attribute_shard(store_path: Path, plan: Plan, shard: Shard, model: nn.Module, draw: Draw) -> DoneRecord:
     """Compute one shard, write it, commit it.
 
     Args:
@@ -75,25 +60,25 @@ def attribute_shard(store_path: Path, plan: Plan, shard: Shard, model: nn.Module
         plan: of the run.
         shard: whose rows.
         model: (N, 4, L) -> (N, T).
+        draw: gives the references of a shard.
 
     Returns:
         The record that was committed.
     """
     started = time.perf_counter()
     codes_NL = read_codes(store_path, shard)
-    seeds = [plan.seed + k for k in range(plan.n_references)]
-    references_NRL = shuffle_codes(codes_NL, seeds)
+    references = draw(codes_NL, shard.start)
     with repeatable(plan.threads, plan.deterministic):
         result = attribute(
             model,
             one_hot(codes_NL),
-            CodeReferences(references_NRL),
+            references,
             targets=plan.targets,
             batch_size=plan.batch_size,
             device=plan.device,
             dtype=getattr(torch, plan.dtype),
         )
-    files = write_shard(store_path, shard, _values(codes_NL, references_NRL, result))
+    files = write_shard(store_path, shard, _values(codes_NL, references, result))
     record = DoneRecord(
         shard=shard.index,
         start=shard.start,
@@ -107,7 +92,7 @@ def attribute_shard(store_path: Path, plan: Plan, shard: Shard, model: nn.Module
     return record
 
 
-def _values(codes_NL: np.ndarray, references_NRL: np.ndarray, result: Attribution) -> dict[str, np.ndarray]:
+def _values(codes_NL: np.ndarray, references: ShardReferences, result: Attribution) -> dict[str, np.ndarray]:
     """What the store holds of a shard; see store.LAYOUT."""
     observed_NTL = observed(result.hypothetical, one_hot(codes_NL).unsqueeze(1))
     return {
@@ -116,16 +101,16 @@ def _values(codes_NL: np.ndarray, references_NRL: np.ndarray, result: Attributio
         "prediction": result.prediction.numpy(),
         "reference_prediction": result.reference_prediction.numpy(),
         "convergence_delta": result.convergence_delta.numpy(),
-        "reference_checksum": np.array([zlib.crc32(row.tobytes()) for row in references_NRL], dtype=np.uint32),
+        "reference_checksum": references.checksums(),
     }
 
 
 class Worker:
-    """Holds the model, loaded when the first shard comes, and works on one shard at a time."""
+    """Holds the model and the references, loaded when the first shard comes, and works on one shard at a time."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._model: nn.Module | None = None
+        self._loaded: tuple[nn.Module, Draw] | None = None
 
     def do(self, shard: Shard) -> DoneRecord:
         """Compute and commit one shard.
@@ -134,12 +119,12 @@ class Worker:
             ShardError: whatever went wrong, in one line with the shard, its rows and its sequences; in full in a log.
         """
         try:
-            return attribute_shard(Path(self._work.store_path), self._work.plan, shard, self._loaded())
+            return attribute_shard(Path(self._work.store_path), self._work.plan, shard, *self._load())
         except Exception as error:
             raise self._explain(shard, error) from error
 
-    def _loaded(self) -> nn.Module:
-        if self._model is None:
+    def _load(self) -> tuple[nn.Module, Draw]:
+        if self._loaded is None:
             sys.path.extend(folder for folder in self._work.search if folder not in sys.path)
             plan = self._work.plan
             kind = device_kind(plan.device)
@@ -151,8 +136,9 @@ class Worker:
             loaded = load_model(model_from_dict(self._work.model))
             if loaded.weights_hash != plan.fingerprint["model.weights"]:
                 raise RunError("the checkpoint's weights are not those that the run was planned with")
-            self._model = loaded.module
-        return self._model
+            draw = open_references(plan, RunDirectory(Path(self._work.store_path)).path)
+            self._loaded = loaded.module, draw
+        return self._loaded
 
     def _explain(self, shard: Shard, error: Exception) -> ShardError:
         path = Path(self._work.store_path)

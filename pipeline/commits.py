@@ -2,6 +2,7 @@
 
     claim       locked by whoever prepares or finalizes; the lock goes with the process that held it
     staged.zarr the store in the making, moved to the store's path once the whole input has been checked
+    references.npy  windows of a genome that references are drawn from, where they are
     plan.json   all that a worker must know; written before the store appears
     prepared    marker: store and plan are whole
     done/       one record for each committed shard, with the size and checksum of each file

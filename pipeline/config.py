@@ -15,6 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.errors import UserError
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+DRAWN = (
+    "dinucleotide_shuffle",
+    "dinucleotide_shuffle_uniform",
+    "local_dinucleotide_shuffle",
+    "shuffle",
+    "genomic",
+)  # kinds of references of which any number can be drawn
+FIXED = ("uniform", "zeros", "background")  # kinds of which there is one, the same for all sequences
 
 
 @dataclass
@@ -47,8 +55,12 @@ class DatasetConfig:
 class ReferencesConfig:
     """What sequences are compared with."""
 
-    name: str = "dinucleotide_shuffle"  # how references are made
-    n_shuffles: int = 20  # references of each sequence
+    name: str = "dinucleotide_shuffle"  # how references are made: one of DRAWN, FIXED or array
+    n_shuffles: int | None = 20  # references of each sequence, for those of DRAWN; the others know their number
+    window: int | None = None  # references=local_dinucleotide_shuffle: bases in each part that is shuffled by itself
+    frequencies: list[float] = field(default_factory=list)  # references=background: of A, C, G, T; empty: the input's
+    path: str | None = None  # references=array: npy, npz or Zarr; shapes are in pipeline/references/arrays.py
+    genome: str | None = None  # references=genomic: genome FASTA, plain or (b)gzip
 
 
 @dataclass
@@ -159,7 +171,7 @@ def _choices(config: Config) -> Iterator[str]:
         "model.name": (config.model.name, ("example", "bpnet", "module")),
         "dataset.name": (config.dataset.name, ("example", "fasta", "loci")),
         "dataset.on_bad": (config.dataset.on_bad, ("error", "skip")),
-        "references.name": (config.references.name, ("dinucleotide_shuffle",)),
+        "references.name": (config.references.name, (*DRAWN, *FIXED, "array")),
         "engine.dtype": (config.engine.dtype, DTYPES),
         "engine.on_nonconvergence": (config.engine.on_nonconvergence, ("warn", "fail")),
         "cluster.name": (config.cluster.name, ("local", "none")),
@@ -190,7 +202,8 @@ def _ranges(config: Config) -> Iterator[str]:
         yield f"dataset.min_known={config.dataset.min_known}; expected a share between 0 and 1"
     if not config.engine.warning_threshold > 0:
         yield f"engine.warning_threshold={config.engine.warning_threshold}; expected a number above 0"
-    if not 0 <= config.seed < 2**32 - config.references.n_shuffles:
+    yield from _frequencies(config.references.frequencies)
+    if not 0 <= config.seed < 2**32 - (config.references.n_shuffles or 1):
         yield f"seed={config.seed}; expected 0 or more, below 2**32 - references.n_shuffles"
     targets = config.engine.targets
     is_list = isinstance(targets, list) and all(type(target) is int and target >= 0 for target in targets)
@@ -202,7 +215,31 @@ def _ranges(config: Config) -> Iterator[str]:
         yield f"store.path={config.store.path!r}; expected a path on a local or shared disk"
 
 
+def _frequencies(frequencies: list[float]) -> Iterator[str]:
+    if frequencies and not (len(frequencies) == 4 and min(frequencies) >= 0 and abs(sum(frequencies) - 1) < 1e-6):
+        yield f"references.frequencies={frequencies}; expected four shares, of A, C, G and T, that sum to 1"
+
+
+def _references(references: ReferencesConfig) -> Iterator[str]:
+    """Settings of one kind of references given with another, or not given with their own."""
+    owners = {"window": "local_dinucleotide_shuffle", "frequencies": "background", "path": "array", "genome": "genomic"}
+    for key, owner in owners.items():
+        value = getattr(references, key)
+        if references.name == owner and value is None:
+            yield f"references={owner} needs references.{key}; add references.{key}=... to the command"
+        if references.name != owner and value not in (None, []):
+            yield (
+                f"references={references.name} and references.{key} contradict each other; "
+                f"use references={owner} or leave references.{key} out"
+            )
+    if references.name in DRAWN and references.n_shuffles is None:
+        yield f"references={references.name} needs references.n_shuffles; add references.n_shuffles=... to the command"
+    if references.window is not None and references.window < 4:
+        yield f"references.window={references.window}; expected 4 bases or more: both ends of a window stay"
+
+
 def _contradictions(config: Config) -> Iterator[str]:
+    yield from _references(config.references)
     cluster, model, dataset = config.cluster, config.model, config.dataset
     if cluster.name == "none" and cluster.address is not None:
         yield "cluster=none and cluster.address contradict each other; use cluster=local to connect to a Ray cluster"

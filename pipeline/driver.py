@@ -20,6 +20,7 @@ from pipeline.models import LoadedModel, load_model
 from pipeline.plan import Plan
 from pipeline.prepare import Machine, Nowhere, fingerprint_of, first_good, stage, take_in
 from pipeline.progress import RowProgress, duration, note
+from pipeline.references import settle, unused
 from pipeline.shards import Shard, gaps, plan_shards, remaining, select
 from pipeline.sources import open_source
 from pipeline.store import complete_store, read_attributes, read_names
@@ -171,6 +172,8 @@ def _prepare(config: Config, path: Path, directory: RunDirectory, loaded: Loaded
             raise UserError(f"{path} is not complete and its plan is gone; remove it, or give another store.path")
         directory.mark_prepared()
         return _resume(config, path, directory, loaded, machine)
+    if (line := unused(config.references)) is not None:
+        note(line)
     try:
         with RowProgress("reading", None) as progress:
             plan = stage(directory.staged, config, open_source(config.dataset), loaded, machine, progress.advance)
@@ -195,7 +198,8 @@ def _require_same(
     """Refuse to go on with a store whose values depend on something else than this run's would."""
     with RowProgress("comparing the input", None) as progress:
         intake = take_in(open_source(config.dataset), config.dataset, lambda codes, name: Nowhere(), progress.advance)
-    different = differences(fingerprint, fingerprint_of(config, loaded, intake, machine))
+    references = settle(config.references, intake)
+    different = differences(fingerprint, fingerprint_of(config, loaded, intake, machine, references))
     if different:
         raise UserError(f"{path} belongs to another run: {'; '.join(different)}. Give another store.path, or remove it")
 

@@ -15,6 +15,7 @@ class Plan:
         n_rows: sequences.
         length: bases in each.
         targets: indices of the model's outputs.
+        references: what they are; see pipeline/references.
         n_references: of each sequence.
         seed: reference k is drawn with seed + k.
         batch_size: sequence-reference pairs in a batch.
@@ -32,6 +33,7 @@ class Plan:
     n_rows: int
     length: int
     targets: list[int]
+    references: dict[str, Any]
     n_references: int
     seed: int
     batch_size: int

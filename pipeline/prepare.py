@@ -19,6 +19,7 @@ from pipeline.fingerprint import InputHash, auto_batch_size, make_fingerprint
 from pipeline.hardware import describe
 from pipeline.models import LoadedModel
 from pipeline.plan import Plan
+from pipeline.references import Settled, keep, require_files, settle
 from pipeline.sources import Rows, Source
 from pipeline.store import TABLE, StagedStore
 from pipeline.trial import Trial, not_exact, try_model
@@ -48,6 +49,7 @@ class Intake:
         length: bases in each.
         n_bad: rows that cannot be used.
         problems: of the first few of them.
+        base_counts: (4,) int64; how often A, C, G and T occur in the good rows.
         input_hash: over the good rows.
     """
 
@@ -55,6 +57,7 @@ class Intake:
     length: int = 0
     n_bad: int = 0
     problems: list[str] = field(default_factory=list)
+    base_counts: np.ndarray = field(default_factory=lambda: np.zeros(UNKNOWN, dtype=np.int64))
     input_hash: InputHash = field(default_factory=InputHash)
 
     def reject(self, problem: str) -> None:
@@ -106,6 +109,7 @@ def take_in(
                 intake.length = len(codes)
             row = {name: getattr(rows, name)[i] for name in TABLE}
             intake.input_hash.add(codes, **{**row, **{name: int(row[name]) for name in ("source_row", "start", "end")}})
+            intake.base_counts += np.bincount(codes, minlength=UNKNOWN + 1)[:UNKNOWN]
             intake.n_rows += 1
             if intake.n_bad == 0 or dataset.on_bad == "skip":
                 sink.append(codes=codes, **row)
@@ -158,7 +162,9 @@ def _refuse_bad_rows(intake: Intake, dataset: DatasetConfig) -> None:
         raise UserError("the input holds no sequences")
 
 
-def fingerprint_of(config: Config, loaded: LoadedModel, intake: Intake, machine: Machine) -> dict[str, Any]:
+def fingerprint_of(
+    config: Config, loaded: LoadedModel, intake: Intake, machine: Machine, references: Settled
+) -> dict[str, Any]:
     """What the values of this run depend on."""
     return make_fingerprint(
         model={
@@ -169,12 +175,11 @@ def fingerprint_of(config: Config, loaded: LoadedModel, intake: Intake, machine:
         },
         data={"sha256": intake.input_hash.hexdigest(), "rows": intake.n_rows, "length": intake.length},
         settings={
-            "references.name": config.references.name,
-            "references.n_shuffles": config.references.n_shuffles,
+            **references.fingerprint,
             "seed": config.seed,
             "engine.targets": config.engine.targets,
             "engine.dtype": config.engine.dtype,
-            "engine.batch_size": _batch_size(config, intake, machine),
+            "engine.batch_size": _batch_size(config, intake, machine, references),
             "engine.threads": config.engine.threads,
             "engine.deterministic": config.engine.deterministic,
             "store.rows_per_shard": config.store.rows_per_shard,
@@ -187,21 +192,24 @@ def fingerprint_of(config: Config, loaded: LoadedModel, intake: Intake, machine:
     )
 
 
-def _batch_size(config: Config, intake: Intake, machine: Machine) -> int:
+def _batch_size(config: Config, intake: Intake, machine: Machine, references: Settled) -> int:
     if config.engine.batch_size != "auto":
         return int(config.engine.batch_size)
-    return auto_batch_size(intake.length, config.references.n_shuffles, machine.device)
+    return auto_batch_size(intake.length, references.n, machine.device)
 
 
-def make_plan(config: Config, loaded: LoadedModel, intake: Intake, machine: Machine, targets: list[int]) -> Plan:
+def make_plan(
+    config: Config, loaded: LoadedModel, intake: Intake, machine: Machine, references: Settled, targets: list[int]
+) -> Plan:
     """Everything resolved."""
     return Plan(
         n_rows=intake.n_rows,
         length=intake.length,
         targets=targets,
-        n_references=config.references.n_shuffles,
+        references=references.plan,
+        n_references=references.n,
         seed=config.seed,
-        batch_size=_batch_size(config, intake, machine),
+        batch_size=_batch_size(config, intake, machine, references),
         rows_per_shard=config.store.rows_per_shard,
         dtype=config.engine.dtype,
         threads=config.engine.threads,
@@ -210,7 +218,7 @@ def make_plan(config: Config, loaded: LoadedModel, intake: Intake, machine: Mach
         device_kind=machine.kind,
         judged=loaded.sums_to_delta,
         warning_threshold=config.engine.warning_threshold,
-        fingerprint=fingerprint_of(config, loaded, intake, machine),
+        fingerprint=fingerprint_of(config, loaded, intake, machine, references),
     )
 
 
@@ -225,7 +233,7 @@ def stage(
     """Read the input into a store in the making, and plan the run.
 
     Args:
-        path: where to make it.
+        path: where to make it, in the run's folder.
         config, source, loaded, machine: the run.
         progress: told the number of rows of each batch.
 
@@ -240,8 +248,11 @@ def stage(
         staged.append(StagedStore(path, len(codes), config.store.rows_per_shard))
         return staged[0]
 
+    require_files(config.references)
     intake = take_in(source, config.dataset, begin, progress)
-    plan = make_plan(config, loaded, intake, machine, trials[0].targets)
+    references = settle(config.references, intake)
+    keep(references, path.parent)
+    plan = make_plan(config, loaded, intake, machine, references, trials[0].targets)
     attributes = {
         "title": "DeepLIFT/SHAP attributions of DNA sequences",
         "config": to_dict(config),

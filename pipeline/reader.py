@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.errors import NodeTypeValidationError
 
 from pipeline.commits import RunDirectory
 from pipeline.errors import UserError
@@ -108,3 +109,15 @@ def open_store(path: str | os.PathLike[str], allow_incomplete: bool = False) -> 
             f"or open it with allow_incomplete=True"
         )
     return Store(place, group, n_done)
+
+
+def open_array(path: Path) -> zarr.Array:
+    """An array in a Zarr folder of either format.
+
+    Raises:
+        ValueError: it is no Zarr array.
+    """
+    try:
+        return zarr.open_array(path, mode="r")
+    except (FileNotFoundError, NodeTypeValidationError) as error:
+        raise ValueError(f"no Zarr array lies there ({type(error).__name__})") from error

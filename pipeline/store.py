@@ -51,7 +51,7 @@ DESCRIPTIONS = {
     "prediction": "the model's output",
     "reference_prediction": "the model's output at each reference",
     "convergence_delta": "sum of multipliers times differences, minus the difference of predictions; signed",
-    "reference_checksum": "CRC-32 of the codes of the sequence's references, in order",
+    "reference_checksum": "CRC-32 of the sequence's references, in order: of codes, or of float32 values if not bases",
     "source_row": "0-based record or data line of the input",
     "start": "0-based; -1 where the input has none",
     "end": "exclusive; -1 where the input has none",

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 import conf
 from pipeline.cli import compose_config
-from pipeline.config import Config, from_mapping, keys, model_from_dict, to_dict
+from pipeline.config import DRAWN, FIXED, Config, from_mapping, keys, model_from_dict, to_dict
 from pipeline.errors import UserError
 
 FASTA = ["dataset=fasta", "dataset.path=x.fa"]
@@ -51,6 +51,15 @@ def test_values_reach_the_configuration() -> None:
         (["engine.device=gpu"], ["engine.device=gpu; expected auto, cpu, cuda"]),
         (["engine.dtype=float31"], ["engine.dtype=float31; expected float32", "did you mean float32?"]),
         (["engine.on_nonconvergence=fial"], ["engine.on_nonconvergence=fial; expected warn or fail", "mean fail?"]),
+        (["references=uniforn"], ["references=uniforn; expected", "did you mean uniform?"]),
+        (["references=array"], ["references=array needs references.path"]),
+        (["references=genomic"], ["references=genomic needs references.genome"]),
+        (["references=zeros", "references.path=x"], ["references=zeros and references.path contradict", "=array or"]),
+        (["references.window=9"], ["references=dinucleotide_shuffle and references.window contradict"]),
+        (["references=local_dinucleotide_shuffle", "references.window=3"], ["references.window=3; expected 4 bases"]),
+        (["references=background", "references.frequencies=[0.5,0.5]"], ["expected four shares"]),
+        (["references=background", "references.frequencies=[1,1,1,1]"], ["expected four shares"]),
+        (["references.n_shuffles=null"], ["references=dinucleotide_shuffle needs references.n_shuffles"]),
         (["foo"], ["'foo' is not a setting; expected name=value"]),
         (["seed=-1"], ["seed=-1; expected 0 or more"]),
         (["dataset.min_known=2"], ["dataset.min_known=2.0; expected a share between 0 and 1"]),
@@ -83,6 +92,17 @@ def test_every_key_of_the_files_is_in_the_schema_and_described() -> None:
     for key in keys():
         line = next(line for line in source.splitlines() if line.startswith(f"    {key.rpartition('.')[2]}: "))
         assert "  # " in line, f"{key} has no description"
+
+
+def test_every_kind_of_references_can_be_chosen() -> None:
+    own = {"array": ["references.path=x.npy"], "genomic": ["references.genome=x.fa"]}
+    chosen = {
+        name: compose_config([f"references={name}", *own.get(name, [])]).references
+        for name in (*DRAWN, *FIXED, "array")
+    }
+    for name, references in chosen.items():
+        assert references.name == name
+        assert references.n_shuffles == (20 if name in DRAWN else None)
 
 
 def test_mappings_are_configurations_too() -> None:

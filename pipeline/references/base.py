@@ -1,0 +1,96 @@
+"""What every kind of references has in common.
+
+Shape legend: N rows of a shard, R references of each, L positions.
+"""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlshap_core.sequences import one_hot
+
+
+class Facts(Protocol):
+    """What the pass over the input found out."""
+
+    n_rows: int
+    length: int
+    base_counts: np.ndarray  # (4,): how often A, C, G and T occur
+
+
+@dataclass(frozen=True)
+class Settled:
+    """References with nothing left to decide.
+
+    Attributes:
+        n: references of each sequence.
+        plan: plain values, all that an actor must know.
+        fingerprint: what the references depend on, beside the sequences and the seed.
+        pool: (P, L) uint8 codes to be kept beside the store, where references are drawn from such.
+    """
+
+    n: int
+    plan: dict[str, Any]
+    fingerprint: dict[str, Any]
+    pool: np.ndarray | None = None
+
+
+class ShardReferences(Protocol):
+    """The references of a shard's rows, as the engine takes them."""
+
+    @property
+    def n(self) -> int: ...
+
+    def __call__(self, rows: slice, ks: slice) -> Tensor:
+        """References ks of the shard's rows: (S, K, 4, L)."""
+        ...
+
+    def checksums(self) -> np.ndarray:
+        """(N,) uint32: CRC-32 of each row's references, in order."""
+        ...
+
+
+Draw = Callable[[np.ndarray, int], ShardReferences]
+"""(N, L) uint8 codes of a shard, and the number of its first row in the store, to its references."""
+
+
+@dataclass(frozen=True)
+class CodeReferences:
+    """References kept as (N, R, L) codes, an eighth of the memory, and encoded a block at a time."""
+
+    codes: np.ndarray
+
+    @property
+    def n(self) -> int:
+        return int(self.codes.shape[1])
+
+    def __call__(self, rows: slice, ks: slice) -> Tensor:
+        return one_hot(torch.from_numpy(self.codes[rows, ks]))
+
+    def checksums(self) -> np.ndarray:
+        return np.array([zlib.crc32(row.tobytes()) for row in self.codes], dtype=np.uint32)
+
+
+@dataclass(frozen=True)
+class ValueReferences:
+    """References that are not sequences of bases: (N, R, 4, L) float32, or (1, R, 4, L) for all of n_rows."""
+
+    values: np.ndarray
+    n_rows: int
+
+    @property
+    def n(self) -> int:
+        return int(self.values.shape[1])
+
+    def __call__(self, rows: slice, ks: slice) -> Tensor:
+        values = torch.from_numpy(self.values)
+        return values.expand(self.n_rows, *values.shape[1:])[rows, ks]
+
+    def checksums(self) -> np.ndarray:
+        found = np.array([zlib.crc32(row.tobytes()) for row in self.values], dtype=np.uint32)
+        return np.broadcast_to(found, self.n_rows).copy()
