@@ -181,38 +181,50 @@ def amin(
     return -amax(-observed, -reference, dim, keepdim)
 
 
+class _SumsOfLargest:
+    """S_k, the sums of the k largest of n, as maxima over subsets; the last axis holds the n.
+
+    The change of S_k goes to the subset that explains it, the observed one where S_k rises and the reference one where
+    it falls, every member in proportion to its own change:
+
+        m_i = (S_k(x) - S_k(r)) / sum over the subset of (x_j - r_j)   for i in the subset,
+
+    a share in [0, 1] for the same reason as in a maximum.
+    """
+
+    def __init__(self, x: Tensor, r: Tensor) -> None:
+        order_x, order_r = (z.argsort(dim=-1, descending=True, stable=True) for z in (x, r))
+        change = x - r
+        sum_change = (x.gather(-1, order_x) - r.gather(-1, order_r)).cumsum(-1)
+        self._rises = sum_change >= 0
+        subset_change = torch.where(
+            self._rises, change.gather(-1, order_x).cumsum(-1), change.gather(-1, order_r).cumsum(-1)
+        )
+        self._shares = torch.where(subset_change == 0, 1.0, sum_change / subset_change).clamp(0, 1)
+        self._rank_x, self._rank_r = order_x.argsort(-1), order_r.argsort(-1)
+
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """Gradients at the k-th largest values, S_k - S_(k-1), brought to the inputs."""
+        weight = (gradient - F.pad(gradient, (0, 1))[..., 1:]) * self._shares.to(gradient.dtype)
+        flow_x = torch.where(self._rises, weight, 0.0).flip(-1).cumsum(-1).flip(-1)
+        flow_r = torch.where(self._rises, 0.0, weight).flip(-1).cumsum(-1).flip(-1)
+        return flow_x.gather(-1, self._rank_x) + flow_r.gather(-1, self._rank_r)
+
+
 def sort(
     observed: Tensor, reference: Tensor, dim: int = -1, descending: bool = False, stable: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Sorted values, and so topk, median and quantiles of positions.
 
-    The sum of the k largest, S_k, is a maximum over subsets. Its change goes to the subset that explains it, the
-    observed one where S_k rises and the reference one where it falls, every member in proportion to its own change:
-
-        m_i = (S_k(x) - S_k(r)) / sum over the subset of (x_j - r_j)   for i in the subset,
-
-    a share in [0, 1] for the same reason as in a maximum. The k-th largest value is S_k - S_(k-1); ascending order is
-    that of -x.
+    Downwards the k-th value is S_k - S_(k-1), a difference of two sums of the largest; upwards the same holds of -x.
+    So the first value is the maximum or the minimum, and the sum of all of them is that of the inputs.
     """
-    if not descending:
-        value, places = sort(-observed, -reference, dim, descending=True)
-        return torch.return_types.sort((-value, places))
-    value, order_r = reference.detach().movedim(dim, -1).sort(dim=-1, descending=True, stable=True)
-    order_x = observed.movedim(dim, -1).sort(dim=-1, descending=True, stable=True).indices
+    value, places = reference.detach().sort(dim=dim, descending=descending, stable=stable)
     largest = _stands_for_infinity(reference.dtype)
-    x, r = (z.detach().clamp(-largest, largest).movedim(dim, -1) for z in (observed, reference))
-    change = x - r
-    sum_change = (x.gather(-1, order_x) - r.gather(-1, order_r)).cumsum(-1)
-    rises = sum_change >= 0
-    subset_change = torch.where(rises, change.gather(-1, order_x).cumsum(-1), change.gather(-1, order_r).cumsum(-1))
-    shares = torch.where(subset_change == 0, 1.0, sum_change / subset_change).clamp(0, 1)
-    rank_x, rank_r = order_x.argsort(-1), order_r.argsort(-1)
+    sign = 1 if descending else -1
+    sums = _SumsOfLargest(*(sign * z.detach().clamp(-largest, largest).movedim(dim, -1) for z in (observed, reference)))
 
     def pullback(gradient: Tensor) -> Tensor:
-        gradient = gradient.movedim(dim, -1)
-        weight = (gradient - F.pad(gradient, (0, 1))[..., 1:]) * shares.to(gradient.dtype)
-        flow_x = torch.where(rises, weight, 0.0).flip(-1).cumsum(-1).flip(-1)
-        flow_r = torch.where(rises, 0.0, weight).flip(-1).cumsum(-1).flip(-1)
-        return (flow_x.gather(-1, rank_x) + flow_r.gather(-1, rank_r)).movedim(-1, dim)
+        return sums.pull_back(gradient.movedim(dim, -1)).movedim(-1, dim)
 
-    return torch.return_types.sort((pull_back(reference, value.movedim(-1, dim), pullback), order_r.movedim(-1, dim)))
+    return torch.return_types.sort((pull_back(reference, value, pullback), places))
