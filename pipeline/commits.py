@@ -99,6 +99,7 @@ class RunDirectory:
     def __init__(self, store_path: Path) -> None:
         self.store_path = store_path
         self.path = store_path.with_name(store_path.name + ".run")
+        self._made: list[Path] = []  # folders above it that were not there before
 
     @property
     def staged(self) -> Path:
@@ -123,6 +124,7 @@ class RunDirectory:
 
     def _lock(self, waiting: Callable[[str], None]) -> int:
         claim = self.path / "claim"
+        self._made = self._made or [folder for folder in self.path.parents if not folder.exists()]
         while True:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -162,8 +164,13 @@ class RunDirectory:
         write_atomically(self.path / "prepared", "")
 
     def discard(self) -> None:
-        """Remove everything of a run that never got a store."""
+        """Remove everything of a run that never got a store, and the folders that were made for it."""
         shutil.rmtree(self.path, ignore_errors=True)
+        for folder in self._made:
+            try:
+                folder.rmdir()
+            except OSError:  # someone else put something there
+                break
 
     def commit(self, record: DoneRecord) -> None:
         """Say that a shard is done; its files are durable already."""

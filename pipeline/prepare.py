@@ -24,7 +24,7 @@ from pipeline.sources import Rows, Source
 from pipeline.store import TABLE, StagedStore
 from pipeline.trial import Trial, not_exact, try_model
 
-N_NAMED = 3  # bad rows that an error names
+N_NAMED = 3  # rows left out that the store names
 
 
 class Sink(Protocol):
@@ -155,9 +155,9 @@ def _where(rows: Rows, i: int) -> str:
 def _refuse_bad_rows(intake: Intake, dataset: DatasetConfig) -> None:
     if intake.n_bad and (dataset.on_bad == "error" or intake.n_rows == 0):
         total = intake.n_rows + intake.n_bad
-        named = "; ".join(intake.problems) + ("; ..." if intake.n_bad > len(intake.problems) else "")
+        more = f"; and {intake.n_bad - 1} more" if intake.n_bad > 1 else ""
         fix = ". dataset.on_bad=skip leaves them out" if intake.n_rows else ""
-        raise UserError(f"{intake.n_bad} of {total} rows cannot be used: {named}{fix}")
+        raise UserError(f"{intake.n_bad} of {total} rows cannot be used: {intake.problems[0]}{more}{fix}")
     if intake.n_rows == 0:
         raise UserError("the input holds no sequences")
 

@@ -15,7 +15,7 @@ from pipeline.plan import Plan
 from pipeline.shards import Shard, plan_shards
 
 SHARDS = plan_shards(10, 4)
-PLAN = Plan(10, 5, [0], 3, 0, 32, 4, "float32", 1, True, "cpu", "any", True, 1e-3, {"a": 1})
+PLAN = Plan(10, 5, [0], {"name": "shuffle"}, 3, 0, 32, 4, "float32", 1, True, "cpu", "any", True, 1e-3, {"a": 1})
 HOLD = """
 import sys, pathlib
 from pipeline.commits import RunDirectory

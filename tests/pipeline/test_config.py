@@ -19,6 +19,9 @@ def test_defaults_are_the_example() -> None:
     config = compose_config([])
     assert (config.model.name, config.dataset.name, config.cluster.name) == ("example", "example", "local")
     assert (config.references.n_shuffles, config.seed, config.engine.targets) == (20, 0, [0])
+    assert config.store.rows_per_shard == 64, "two actors have as many of its shards"
+    assert compose_config(FASTA).store.rows_per_shard == 128
+    assert compose_config(["store.rows_per_shard=9"]).store.rows_per_shard == 9
     assert (config.engine.threads, config.dataset.min_known, config.dataset.on_bad) == (1, 0.5, "error")
 
 
@@ -86,9 +89,9 @@ def test_what_cannot_be_is_answered_in_one_line(overrides: list[str], parts: lis
 def test_every_key_of_the_files_is_in_the_schema_and_described() -> None:
     source = Path(str(Config.__init__.__globals__["__file__"])).read_text()
     for path in Path(str(conf.__file__)).parent.glob("*/*.yaml"):
-        loaded = OmegaConf.load(path)
-        if path.parent.name != "experiment":
-            assert {f"{path.parent.name}.{key}" for key in loaded} <= set(keys()), path
+        loaded, is_global = OmegaConf.load(path), "@package _global_" in path.read_text()
+        names = [f"{group}.{key}" for group in loaded for key in loaded[group]] if is_global else loaded
+        assert {name if is_global else f"{path.parent.name}.{name}" for name in names} <= set(keys()), path
     for key in keys():
         line = next(line for line in source.splitlines() if line.startswith(f"    {key.rpartition('.')[2]}: "))
         assert "  # " in line, f"{key} has no description"

@@ -22,7 +22,7 @@ from pipeline.driver import audit_config
 from pipeline.errors import UserError
 from pipeline.models import LoadedModel
 from pipeline.trial import cached_audit, not_exact, try_model
-from tests.pipeline.conftest import Inputs, random_sequences, write_fasta
+from tests.pipeline.conftest import N_ROWS, Inputs, random_sequences, write_fasta
 
 CODES = np.random.RandomState(0).randint(0, 4, 40).astype(np.uint8)
 
@@ -216,3 +216,22 @@ def test_the_first_sequence_that_can_be_used_is_taken(tmp_path: Path, inputs: In
     path = write_fasta(tmp_path / "none.fa", ["N" * 40, "N" * 40])
     with pytest.raises(UserError, match="2 of 2 rows cannot be used"):
         audit_config(compose_config(inputs.overrides("a.zarr", f"dataset.path={path}")))
+
+
+def test_targets_of_a_run_are_an_axis_and_as_when_run_alone(odd: list[str], in_folder: Path) -> None:
+    stores = {}
+    for number, chosen in enumerate(["all", "[2,0]", "[0]", "[1]", "[2]"]):
+        assert pipeline.run([*odd, f"engine.targets={chosen}", f"store.path={number}.zarr"]).complete
+        stores[chosen] = pipeline.open_store(f"{number}.zarr")
+    assert stores["all"].hypothetical.shape[:2] == (N_ROWS, 3)
+    assert [list(stores[chosen]["target"][:]) for chosen in ("all", "[2,0]")] == [["0", "1", "2"], ["2", "0"]]
+    assert stores["all"].attrs["plan"]["targets"] == [0, 1, 2]
+    for chosen, targets in {"all": [0, 1, 2], "[2,0]": [2, 0]}.items():
+        for name in ("attribution", "hypothetical", "prediction", "reference_prediction", "convergence_delta"):
+            together = np.asarray(stores[chosen][name][:])
+            assert together.shape[1] == len(targets)
+            for axis, target in enumerate(targets):
+                alone = np.asarray(stores[f"[{target}]"][name][:])
+                np.testing.assert_allclose(together[:, axis], alone[:, 0], atol=1e-6, err_msg=f"{name} {chosen}")
+    spread = np.asarray(stores["all"].prediction[:]).std(axis=1)
+    assert (spread > 1e-3).all(), "targets differ, or this shows nothing"
