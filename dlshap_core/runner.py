@@ -176,7 +176,7 @@ class PairRunner:
             raise UnsupportedModelError(_HOOKS_REFUSED) from error
         self._state.rewind()
         runs_by_itself = False
-        with torch.no_grad(), self._autocast(), contextlib.suppress(Exception):
+        with torch.enable_grad(), self._autocast(), contextlib.suppress(Exception):
             self._model(x.detach().clone(), *extra)
             runs_by_itself = True
         if runs_by_itself:
