@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config import Config
-    from pipeline.driver import Summary
     from pipeline.reader import Store
+    from pipeline.summary import Summary
 
 __all__ = ["open_store", "run"]
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,65 +12,20 @@ from dlshap_core.audit import Audit
 from pipeline.actor import Work, Worker
 from pipeline.commits import RunDirectory
 from pipeline.config import Config, to_dict
-from pipeline.deltas import QUANTILES, combine, complaint, describe_deltas, exceed, quantile
+from pipeline.deltas import QUANTILES, combine, complaint, exceed, quantile
 from pipeline.errors import RunError, UserError
 from pipeline.fingerprint import differences
 from pipeline.hardware import device_kind, resolve_device
 from pipeline.models import LoadedModel, load_model
 from pipeline.plan import Plan
 from pipeline.prepare import Machine, Nowhere, fingerprint_of, first_good, stage, take_in
-from pipeline.progress import RowProgress, duration, note
+from pipeline.progress import RowProgress, note
 from pipeline.references import settle, unused
 from pipeline.shards import Shard, gaps, plan_shards, remaining, select
 from pipeline.sources import open_source
 from pipeline.store import complete_store, read_attributes, read_names
+from pipeline.summary import Summary
 from pipeline.trial import audit_model
-
-N_NAMED = 3  # operations that a summary names
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a command did, and where the store stands.
-
-    Attributes:
-        store: its path.
-        complete: whether every row is there.
-        rows, shards: of the whole store.
-        rows_computed: by this command.
-        shards_done: of the whole store.
-        seconds: that this command took.
-        rows_per_second: while attributing.
-        deltas: the run's convergence deltas; None while the store is not complete.
-        not_exact: operations of the model that are attributed otherwise than by an exact rule.
-    """
-
-    store: str
-    complete: bool
-    rows: int
-    shards: int
-    rows_computed: int
-    shards_done: int
-    seconds: float
-    rows_per_second: float
-    deltas: dict[str, Any] | None
-    not_exact: list[str]
-
-    def text(self) -> str:
-        """For people, a few lines."""
-        if not self.complete:
-            return f"{self.store}: {self.shards_done} of {self.shards} shards are done, {self.rows_computed} rows now"
-        if self.rows_computed:
-            speed = f"{self.rows_computed} of them in {duration(self.seconds)}, {self.rows_per_second:.1f} rows/s"
-        else:
-            speed = "finished before, nothing to do"
-        lines = [f"{self.store}: {self.rows} rows, complete ({speed})"]
-        lines += [] if self.deltas is None else [describe_deltas(self.deltas)]
-        if self.not_exact:
-            named = "; ".join(self.not_exact[:N_NAMED])
-            more = f"; and {len(self.not_exact) - N_NAMED} more" if len(self.not_exact) > N_NAMED else ""
-            lines.append(f"not by an exact rule: {named}{more}")
-        return "\n".join(lines)
 
 
 def run_config(config: Config) -> Summary:

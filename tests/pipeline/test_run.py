@@ -304,7 +304,7 @@ def test_a_failing_shard_is_named_and_the_others_stay(
 ) -> None:
     cluster_overrides = ["cluster=none"] if cluster == "none" else ["cluster=local", "cluster.actors=1"]
     kept = [override for override in own_model if override != "cluster=none"]
-    command = ["run", *kept, *cluster_overrides, "model.init.refuse_rows=4"]  # the sequences of the last shard
+    command = ["run", *kept, *cluster_overrides, "model.init.refuse_rows=12"]  # the pairs of the last shard
     assert dispatch(command) == 1
     err = capfd.readouterr().err.splitlines()[-1]
     assert err.startswith("dlshap: error: shard 3 (rows 18 to 21), sequences 's18', 's19', 's20' and 1 more, failed: ")
