@@ -3,7 +3,6 @@
 The YAML files under conf/ hold the defaults of each choice; these schemas hold the types. `None` means not given.
 """
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.errors import UserError
+from pipeline.wording import did_you_mean, in_a_line, one_of
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 DRAWN = (
@@ -179,7 +179,7 @@ def _choices(config: Config) -> Iterator[str]:
     }
     for key, (value, choices) in allowed.items():
         if value not in choices:
-            yield f"{key}={value}; expected {_one_of(choices)}{_did_you_mean(str(value), choices)}"
+            yield f"{key}={value}; expected {one_of(choices)}{did_you_mean(str(value), choices)}"
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.engine.device):
         yield f"engine.device={config.engine.device}; expected auto, cpu, cuda or cuda:<number>"
 
@@ -276,48 +276,5 @@ def keys(schema: Any = Config, prefix: str = "") -> list[str]:
 
 
 def explain(error: Exception) -> str:
-    """One line for an error of Hydra or OmegaConf, which speak in several."""
-    text = " ".join(str(part) for part in _causes(error))
-    if match := re.search(r"Could not override '([^']+)'", text):
-        known = keys() + [item.name for item in fields(Config)]
-        if match[1] not in known:
-            return f"{match[1]} is not a setting{_did_you_mean(match[1], known)}"
-    if match := re.search(r"(?:Could not find|In '[^']+': Could not find) '(\w+)/([^']+)'", text):
-        options = re.findall(r"^\t(\w+)$", text, re.MULTILINE)
-        return f"{match[1]}={match[2]}; expected {_one_of(options)}{_did_you_mean(match[2], options)}"
-    key = re.search(r"full_key: ([\w.\[\]]+)", text)
-    if (match := re.search(r"Key '([^']+)' (?:is )?not in '?\w+'?", text)) and key:
-        return f"{key[1]} is not a setting{_did_you_mean(key[1], keys())}"
-    if (match := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text)) and key:
-        names = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-        return f"{key[1]}={match[1]}; expected {names.get(match[2], match[2])}"
-    if match := re.search(r"Error merging override (\S+)", text):
-        return f"{match[1]}: the value is not of the type that {key[1] if key else 'the setting'} takes"
-    if "parsing override" in text or "OverrideParseException" in type(error).__name__:
-        override = getattr(error, "override", "")
-        return (
-            f"{override!r} is not a setting; expected name=value, and quotes around a value with brackets, spaces or ="
-        )
-    first = str(error).strip().splitlines()[0]
-    return f"{key[1]}: {first}" if key else first
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _one_of(choices: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(choices[:-1]) + f" or {choices[-1]}" if len(choices) > 1 else "".join(choices)
-
-
-def _did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return (
-        f"; did you mean {close[0]}?"
-        if close
-        else "; `dlshap run --cfg job` prints all settings"
-        if "." in word
-        else ""
-    )
+    """One line for an error of Hydra or OmegaConf."""
+    return in_a_line(error, keys(), [item.name for item in fields(Config)])
