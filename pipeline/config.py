@@ -211,6 +211,10 @@ def _ranges(config: Config) -> Iterator[str]:
         yield f"engine.targets={targets}; expected a list of different output indices such as [0,2], or all"
     if config.run.shards is not None and not re.fullmatch(r"\d+(-\d+)?", config.run.shards):
         yield f"run.shards={config.run.shards}; expected first-last, such as 0-9 (both included, counted from 0)"
+    elif config.run.shards is not None and [*map(int, config.run.shards.split("-"))] != sorted(
+        map(int, config.run.shards.split("-"))
+    ):
+        yield f"run.shards={config.run.shards} ends before it begins; expected first-last, such as 0-9"
     if not config.store.path or "://" in config.store.path:
         yield f"store.path={config.store.path!r}; expected a path on a local or shared disk"
 

@@ -23,7 +23,7 @@ from pipeline.progress import RowProgress, note
 from pipeline.references import settle, unused
 from pipeline.shards import Shard, gaps, plan_shards, remaining, select
 from pipeline.sources import open_source
-from pipeline.store import complete_store, read_attributes, read_names
+from pipeline.store import complete_store, damaged_files, read_attributes, read_names
 from pipeline.summary import Summary
 from pipeline.trial import audit_model
 
@@ -55,6 +55,8 @@ def _run(config: Config) -> Summary:
         plan = agree_on_plan(config, path, loaded, machine)
         attributes = read_attributes(path)
         assert attributes is not None
+        if n_left_out := attributes["dataset"]["n_left_out"]:
+            note(f"{n_left_out} bad rows of the input are left out, as dataset.on_bad=skip says; the store lists them")
         if attributes["complete"]:
             return _finished(path, plan, attributes, started)
         shards = plan_shards(plan.n_rows, plan.rows_per_shard)
@@ -244,7 +246,13 @@ def _deltas(path: Path, plan: Plan, total: dict[str, Any], head: str) -> dict[st
 
 
 def _finished(path: Path, plan: Plan, attributes: dict[str, Any], started: float) -> Summary:
-    n_shards = len(plan_shards(plan.n_rows, plan.rows_per_shard))
+    shards = plan_shards(plan.n_rows, plan.rows_per_shard)
+    n_shards = len(shards)
+    if damaged := damaged_files(path, shards):
+        raise RunError(
+            f"{path} was complete, but {len(damaged)} of its files are gone or of another size, {damaged[0]} first; "
+            f"remove the store and run again"
+        )
     seconds = time.monotonic() - started
     return Summary(
         store=str(path),

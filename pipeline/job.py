@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,6 +21,7 @@ from pipeline.actor import ShardActor, Work
 from pipeline.config import ClusterConfig
 from pipeline.errors import RunError, ShardError, UserError
 from pipeline.hardware import device_kind, resolve_device
+from pipeline.progress import note
 from pipeline.shards import Shard, n_blocks
 
 QUIET = {
@@ -26,6 +29,7 @@ QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # it writes to stderr what Ray Data does on purpose
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; without it, a warning
 }
+ANSWER_TIMEOUT_S = 10
 OBJECT_STORE_BYTES = 200 * 2**20  # descriptors and small records are all that goes through it
 
 
@@ -40,7 +44,11 @@ def connected(cluster: ClusterConfig, threads: int) -> Iterator[None]:
         yield
         return
     options: dict[str, Any] = {"address": cluster.address}
-    if cluster.address is None:
+    if cluster.address is not None:
+        _require_answer(cluster.address)
+        note(f"connecting to the Ray cluster at {cluster.address}")
+    else:
+        note("starting Ray")
         wanted = threads if cluster.actors == "auto" else cluster.actors * threads
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
@@ -59,6 +67,24 @@ def connected(cluster: ClusterConfig, threads: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address where nothing listens at once: Ray itself goes on trying for minutes.
+
+    Raises:
+        UserError: nothing answers there within ANSWER_TIMEOUT_S.
+    """
+    match = re.fullmatch(r"(?:ray://)?(?P<host>[^:/]+):(?P<port>\d+)", address)
+    if match is None:
+        return  # "auto" and the like, which Ray looks up by itself
+    try:
+        socket.create_connection((match["host"], int(match["port"])), ANSWER_TIMEOUT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"cluster.address={address}: no Ray cluster answers there ({error.strerror or error}); start one with "
+            f"`ray start --head`, or leave cluster.address out"
+        ) from error
 
 
 @contextlib.contextmanager

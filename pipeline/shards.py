@@ -50,7 +50,8 @@ def select(shards: list[Shard], selection: str | None) -> list[Shard]:
     first, _, last = selection.partition("-")
     start, stop = int(first), int(last or first)
     if start > stop or stop >= len(shards):
-        raise UserError(f"run.shards={selection}, but there are {len(shards)} shards, 0-{len(shards) - 1}")
+        there_are = "is 1 shard, 0" if len(shards) == 1 else f"are {len(shards)} shards, 0-{len(shards) - 1}"
+        raise UserError(f"run.shards={selection}, but there {there_are}")
     return shards[start : stop + 1]
 
 

@@ -223,6 +223,18 @@ def shard_file(path: Path, array: zarr.Array, shard: Shard) -> FileRecord:
     return checksum(path, _shard_key(array, shard))
 
 
+def damaged_files(path: Path, shards: Sequence[Shard]) -> list[str]:
+    """Files of a complete store that are not there, or of another size than when it was completed."""
+    group = open_group(path, "r")
+    sizes = np.asarray(member(group, "shard_bytes")[:])
+    return [
+        str(key)
+        for column, name in enumerate(LAYOUT)
+        for shard, size in zip(shards, sizes[:, column], strict=True)
+        if not (file := path / (key := _shard_key(member(group, name), shard))).is_file() or file.stat().st_size != size
+    ]
+
+
 def read_codes(path: Path, shard: Shard) -> np.ndarray:
     """(n, L) uint8 codes of a shard's rows."""
     return np.asarray(member(open_group(path, "r"), "codes")[shard.start : shard.stop])

@@ -41,7 +41,8 @@ class Summary:
         if not self.complete:
             return f"{self.store}: {self.shards_done} of {self.shards} shards are done, {self.rows_computed} rows now"
         if self.rows_computed:
-            speed = f"{self.rows_computed} of them in {duration(self.seconds)}, {self.rows_per_second:.1f} rows/s"
+            took = duration(self.seconds)
+            speed = f"{self.rows_computed} of them in {took}, {self.rows_per_second:.1f} rows/s while attributing"
         else:
             speed = "finished before, nothing to do"
         lines = [f"{self.store}: {self.rows} rows, complete ({speed})"]

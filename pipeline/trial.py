@@ -136,7 +136,11 @@ def _explained(codes: np.ndarray, name: str, config: Config) -> Iterator[None]:
     except IndexError as error:
         raise UserError(f"engine.targets={config.engine.targets}: {error}") from error
     except Exception as error:
-        fix = " (engine.deterministic=false allows it)" if "deterministic" in str(error) else ""
+        fix = ""
+        if "deterministic" in str(error):
+            fix = " (engine.deterministic=false allows it)"
+        elif isinstance(error, RuntimeError):  # what torch raises where shapes do not fit
+            fix = f" (does the model take sequences of {len(codes)} bases? loci are cut to dataset.length)"
         raise UserError(f"{_failure(codes, name)}: {error}{fix}") from error
 
 

@@ -68,6 +68,7 @@ def test_values_reach_the_configuration() -> None:
         (["dataset.min_known=2"], ["dataset.min_known=2.0; expected a share between 0 and 1"]),
         (["dataset.on_bad=skp"], ["dataset.on_bad=skp; expected error or skip", "did you mean skip?"]),
         (["run.shards=x"], ["run.shards=x; expected first-last"]),
+        (["run.shards=3-1"], ["run.shards=3-1 ends before it begins"]),
         (["store.path=s3://bucket/x"], ["store.path='s3://bucket/x'; expected a path"]),
         (["dataset=fasta"], ["dataset=fasta needs dataset.path"]),
         (["dataset=loci", "dataset.loci=x.bed"], ["dataset=loci needs dataset.genome"]),

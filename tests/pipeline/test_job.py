@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import asdict
 from typing import Any
 
@@ -47,3 +48,15 @@ def test_what_the_cluster_has_no_room_for_is_refused_rather_than_waited_for(
 
 def test_descriptors_are_plain_and_small() -> None:
     assert asdict(job.Shard(3, 6, 9)) == {"index": 3, "start": 6, "stop": 9}
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"  # bound, so nobody else listens there either
+        with pytest.raises(UserError, match=rf"cluster\.address={address}: no Ray cluster answers there"):
+            job._require_answer(address)
+
+
+def test_addresses_that_ray_looks_up_are_left_to_it() -> None:
+    assert job._require_answer("auto") is None

@@ -20,7 +20,7 @@ import pipeline
 from pipeline import driver
 from pipeline.cli import dispatch
 from pipeline.commits import RunDirectory
-from pipeline.errors import UserError
+from pipeline.errors import RunError, UserError
 from tests.pipeline.conftest import LENGTH, N_ROWS, Inputs, random_sequences, values, write_fasta
 
 N_SHARDS = 4
@@ -72,6 +72,16 @@ def test_a_finished_store_is_left_alone(inputs: Inputs, finished: Path) -> None:
     assert (summary.complete, summary.rows_computed, summary.rows) == (True, 0, N_ROWS)
     assert "nothing to do" in summary.text()
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_a_finished_store_that_lost_data_is_not_called_finished(
+    inputs: Inputs, finished: Path, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    store = Path(shutil.copytree(finished, tmp_path / "a.zarr"))
+    damage(next(path for path in (store / "attribution").rglob("*") if path.is_file() and path.name != "zarr.json"))
+    with pytest.raises(RunError, match=r"was complete, but 1 of its files are gone or of another size, attribution/c/"):
+        pipeline.run(inputs.overrides(store))
 
 
 def test_a_finished_store_needs_nothing_beside_it(inputs: Inputs, finished: Path, tmp_path: Path) -> None:
