@@ -11,7 +11,7 @@ from dlshap_core.capture import Seen
 from dlshap_core.engine import TensorReferences, attribute
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.references import shuffle_codes
-from dlshap_core.sequences import to_codes
+from dlshap_core.sequences import one_hot, to_codes
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def audit(
     X = X[:2]
     if references is None:
         codes = shuffle_codes(to_codes(X).cpu().numpy(), range(random_state, random_state + 2), X.shape[1] + 1)
-        letters = torch.arange(X.shape[1], dtype=torch.uint8)
-        references = (torch.from_numpy(codes).unsqueeze(2) == letters[:, None]).to(X.dtype)
+        references = one_hot(codes, X.dtype, n_letters=X.shape[1])
     source = TensorReferences(references[:2, :2])
     n_pairs = X.shape[0] * source.n
     seen = Seen()

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.gradients import OWN_NODES
-from dlshap_core.rules.kinds import Call, Constant, Kind, Linear, Opened, replace_tensors, varying_tensors
+from dlshap_core.rules.kinds import Call, Constant, Integrated, Kind, Linear, Opened, replace_tensors, varying_tensors
 from dlshap_core.rules.masks import number_of
 from dlshap_core.rules.table import (
     CONVERTS_MASKS,
@@ -197,7 +197,11 @@ class ForwardPass(TorchFunctionMode):
         if name in RANDOM:
             self.refuse(name, "it draws random numbers in forward, so no two passes agree")
         if self._has_derived:
-            if name in CONVERTS_MASKS and (number := number_of(args[0])) is not None and torch.bool not in args:
+            if (
+                name in CONVERTS_MASKS
+                and (number := number_of(args[0])) is not None
+                and torch.bool not in (*args, *kwargs.values())
+            ):
                 return number
             args, kwargs = self._resolve_derived(name, args, kwargs)
         inputs = varying_tensors(args[:1] if name in LIKE_SECOND else (args, kwargs))
@@ -208,7 +212,8 @@ class ForwardPass(TorchFunctionMode):
         call = Call(func, name, in_place, args, kwargs, inputs)
         with contextlib.nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
             output = kind.run(self, call)
-        if self._seen is not None and not isinstance(kind, Opened):
+        # An integrated operation is listed by note_integration, with its nodes.
+        if self._seen is not None and not isinstance(kind, (Opened, Integrated)):
             self._seen.operations[OperationKey(self.module_path(), name, kind.describe(call))] += 1
         if not isinstance(kind, Constant):
             self._mark_derived(name, output, keeps_constants=isinstance(kind, Linear))

@@ -17,7 +17,7 @@ from dlshap_core.attributions import hypothetical_attributions, project
 from dlshap_core.engine import TensorReferences, attribute, resolve_device
 from dlshap_core.references import dinucleotide_shuffle, shuffle_codes, validate_one_hot
 from dlshap_core.runner import model_dtype
-from dlshap_core.sequences import to_codes
+from dlshap_core.sequences import one_hot, to_codes
 from dlshap_core.state import borrowed
 from dlshap_core.user_rules import UserRule
 
@@ -68,7 +68,7 @@ def deep_lift_shap(
         additional_nonlinear_ops: rules by module class, f(module, grad_input, grad_output) -> tuple.
         print_convergence_deltas: print the convergence deltas of each batch.
         raw_outputs: return the multipliers of every pair instead.
-        only_warn: a X or references that are not one-hot give a warning instead of an error.
+        only_warn: an X or references that are not one-hot give a warning instead of an error.
         dtype: of the computation; None for the model's, float16 and bfloat16 run under autocast.
         device: None for a GPU if there is one.
         random_state: seed; reference k of every sequence is drawn with random_state + k. None is not reproducible.
@@ -86,7 +86,7 @@ def deep_lift_shap(
     validate_one_hot(X, "X", only_warn=only_warn)
     if X.shape[0] == 0:
         raise ValueError("X holds no sequences")
-    source = _reference_source(references, X, n_shuffles, random_state, only_warn)
+    source = _reference_source(references, X, n_shuffles, random_state, only_warn, keeps=return_references)
     targets = [target] if isinstance(target, int) else list(target)
     watch = _Watch(X.shape[0] * source.n, warning_threshold, print_convergence_deltas, verbose)
     result = attribute(
@@ -172,8 +172,9 @@ def _captum_deep_lift_shap(
 class _DrawnReferences:
     """References drawn by a function, one call for each pair, so that nothing but the sequence and k enters."""
 
-    def __init__(self, function: ReferenceFunction, X: Tensor, n: int, random_state: int | None) -> None:
+    def __init__(self, function: ReferenceFunction, X: Tensor, n: int, random_state: int | None, keeps: bool) -> None:
         self.n = n
+        self._keeps = keeps
         self._function = function
         self._X = X
         self._random_state = random_state
@@ -181,7 +182,8 @@ class _DrawnReferences:
 
     def __call__(self, rows: slice, ks: slice) -> Tensor:
         drawn = self._draw(self._X[rows], range(ks.start, ks.stop))
-        self._drawn[rows.start, ks.start] = drawn.cpu()
+        if self._keeps:
+            self._drawn[rows.start, ks.start] = drawn.cpu()
         return drawn
 
     def all(self) -> Tensor:
@@ -197,8 +199,7 @@ class _DrawnReferences:
         if self._function is dinucleotide_shuffle:
             seeds = np.arange(ks.start, ks.stop) + self._random_state
             codes = shuffle_codes(to_codes(X).cpu().numpy(), seeds, n_characters=X.shape[1] + 1)
-            letters = torch.arange(X.shape[1], dtype=torch.uint8)
-            return (torch.from_numpy(codes).unsqueeze(2) == letters[:, None]).to(X.dtype)
+            return one_hot(codes, X.dtype, n_letters=X.shape[1])
         pairs = [
             torch.cat([self._function(X[i : i + 1], n=1, random_state=self._random_state + k) for k in ks], dim=1)
             for i in range(X.shape[0])
@@ -213,7 +214,12 @@ class _GivenReferences(TensorReferences):
 
 
 def _reference_source(
-    references: ReferenceFunction | Tensor, X: Tensor, n_shuffles: int, random_state: int | None, only_warn: bool
+    references: ReferenceFunction | Tensor,
+    X: Tensor,
+    n_shuffles: int,
+    random_state: int | None,
+    only_warn: bool,
+    keeps: bool,
 ) -> Any:
     if isinstance(references, Tensor):
         expected = (X.shape[0], "n", *X.shape[1:])
@@ -223,7 +229,7 @@ def _reference_source(
         return _GivenReferences(references)
     if n_shuffles < 1:
         raise RuntimeError(f"n_shuffles must be at least 1, not {n_shuffles}")
-    return _DrawnReferences(references, X, n_shuffles, random_state)
+    return _DrawnReferences(references, X, n_shuffles, random_state, keeps)
 
 
 class _Watch:

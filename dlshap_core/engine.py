@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dlshap_core.capture import Seen
 from dlshap_core.runner import Batch, PairRunner, model_dtype, uses_autocast
-from dlshap_core.state import borrowed, eager, unwrap
+from dlshap_core.state import borrowed, eager, full_precision, unwrap
 from dlshap_core.user_rules import UserRule, user_rules_active
 
 
@@ -158,6 +158,7 @@ def attribute(
         borrowed(model, target_device, converted) as state,
         user_rules_active(user_rules),
         eager(),
+        full_precision(),
     ):
         runner = PairRunner(model, state, target_device, dtype, tuple(args or ()), targets, seen)
         for block in plan_blocks(X.shape[0], source.n, batch_size):
@@ -212,8 +213,8 @@ class _Results:
         if not hasattr(self, "_sum"):
             self._allocate(batch)
         of_bases = batch.multipliers[:, :, :, : self._n_bases]
-        at_reference = torch.einsum("stkal,skal->stl", of_bases, batch.references[:, :, : self._n_bases])
-        total = of_bases.sum(2) - at_reference.unsqueeze(2)
+        references = batch.references[:, :, : self._n_bases].unsqueeze(1)
+        total = of_bases.sum(2) - (of_bases * references).sum((2, 3)).unsqueeze(2)
         if self._n_bases < batch.multipliers.shape[3]:
             contributions = batch.contributions[:, :, :, self._n_bases :].sum(2)
             total = torch.cat([total, contributions], dim=2)

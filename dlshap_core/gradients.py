@@ -111,7 +111,7 @@ def path_gradient(
             points = [
                 substitute(r, _between(r.detach(), x.to(r.dtype), t)) for x, r in zip(observed, reference, strict=True)
             ]
-            term = function(*points) * weight
+            term = function(*points) if weight == 1 else function(*points) * weight
             averaged = term if averaged is None else averaged + term
         assert averaged is not None
         return substitute(averaged, value)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlshap_core.sequences import to_codes
+from dlshap_core.sequences import one_hot, to_codes
 
 
 @numba.njit(nogil=True, cache=True)
@@ -259,10 +259,8 @@ def _shuffled(
     _shuffle_rows(codes, X.shape[1] + 1, seeds_N1, is_uniform, False, shuffled)
     _check_shuffled(shuffled[:, 0], verbose)
 
-    letters = torch.arange(X.shape[1], dtype=torch.uint8, device=X.device)
     result = X.unsqueeze(1).repeat(1, n, 1, 1)
-    drawn = torch.from_numpy(shuffled[:, 0]).to(X.device).unsqueeze(2)
-    result[..., start:end] = (drawn == letters[:, None]).to(X.dtype)
+    result[..., start:end] = one_hot(torch.from_numpy(shuffled[:, 0]).to(X.device), X.dtype, n_letters=X.shape[1])
     return result
 
 

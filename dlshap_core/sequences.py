@@ -56,15 +56,15 @@ def decode(codes: np.ndarray) -> str:
     return _BYTE_OF_CODE[np.asarray(codes, dtype=np.uint8)].tobytes().decode("ascii")
 
 
-def one_hot(codes: np.ndarray | Tensor, dtype: torch.dtype = torch.int8) -> Tensor:
-    """One-hot encoding of (..., L) codes: (..., 4, L) of `dtype`, on the codes' device; unknown is all zero."""
+def one_hot(codes: np.ndarray | Tensor, dtype: torch.dtype = torch.int8, n_letters: int = len(ALPHABET)) -> Tensor:
+    """One-hot encoding of (..., L) codes: (..., n_letters, L) of `dtype`, on the codes' device; unknown is all zero."""
     values = torch.as_tensor(codes)
-    letters = torch.arange(len(ALPHABET), dtype=torch.uint8, device=values.device)
+    letters = torch.arange(n_letters, dtype=torch.uint8, device=values.device)
     return (values.unsqueeze(-2) == letters[:, None]).to(dtype)
 
 
 def to_codes(encoded: Tensor) -> Tensor:
-    """Codes of a one-hot tensor (..., A, L): (..., L) uint8, where an all-zero column is code A (4 for DNA)."""
+    """Codes of a one-hot tensor (..., A, L): (..., L) uint8; an all-zero column has the code A (4 where A = 4)."""
     largest, codes = encoded.max(dim=-2)
     unknown = torch.tensor(encoded.shape[-2], dtype=torch.uint8, device=encoded.device)
     return torch.where(largest > 0, codes.to(torch.uint8), unknown)

@@ -4,6 +4,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,12 +85,12 @@ class Borrowed:
         modules = list(model.modules())
         self._attributes = [(module, dict(module.__dict__)) for module in modules]
         self._members = [(module._buffers, dict(module._buffers)) for module in modules]
-        self._parameters = [(p, p.data, p.requires_grad) for p in model.parameters()]
+        self._parameters = [(p, p.data, p.requires_grad, p.grad) for p in model.parameters()]
         self._buffers = _snapshots(model)
         self._working: list[_Snapshot] = []
         self._working_members: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
 
-    def is_ready(self, model: nn.Module) -> None:
+    def take_working_copy(self, model: nn.Module) -> None:
         """Take the buffers as they are now, on the device and in the dtype of the work, for `rewind`."""
         self._working = _snapshots(model)
         self._working_members = [(module._buffers, dict(module._buffers)) for module in model.modules()]
@@ -100,10 +101,11 @@ class Borrowed:
 
     def give_back(self) -> None:
         """Undo everything."""
-        for parameter, data, requires_grad in self._parameters:
+        for parameter, data, requires_grad, gradient in self._parameters:
             if parameter.data_ptr() != data.data_ptr() or parameter.dtype != data.dtype:
                 parameter.data = data
             parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
         _restore(self._members, self._buffers)
         for module, attributes in self._attributes:
             for name in module.__dict__.keys() - attributes.keys():
@@ -121,13 +123,28 @@ def borrowed(model: nn.Module, device: torch.device, dtype: torch.dtype | None =
     with _lock_of(model):
         state = Borrowed(model)
         try:
-            model.to(device=device, dtype=dtype).eval()
             for parameter in model.parameters():
+                parameter.grad = None  # or it would be moved along
                 parameter.requires_grad_(False)
-            state.is_ready(model)
+            model.to(device=device, dtype=dtype).eval()
+            state.take_working_copy(model)
             yield state
         finally:
             state.give_back()
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Without TF32: the two passes differ in shape, and a GPU may choose it in one of them alone."""
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 @contextlib.contextmanager

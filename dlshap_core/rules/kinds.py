@@ -159,17 +159,12 @@ class Pieces(Kind):
 
 @dataclass(frozen=True)
 class Picks(Kind):
-    """Indexing: linear in what is picked from; where to pick must not depend on the sequence.
+    """Indexing: linear in what is picked from, the first argument; where to pick must not depend on the sequence."""
 
-    `source` is the position of the argument that is picked from.
-    """
-
-    source: int = 0
     label: str = "linear"
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
-        others = [x for position, x in enumerate(call.args) if position != self.source]
-        if varying_tensors((others, {k: v for k, v in call.kwargs.items() if k != "input"})):
+        if varying_tensors((call.args[1:], {k: v for k, v in call.kwargs.items() if k != "input"})):
             forward.refuse(call.name, "its index is made from the input, so what it picks jumps with the input")
         return call.plain()
 
@@ -224,10 +219,19 @@ class Elementwise(Kind):
         args, kwargs = rest
         (reference,) = call.inputs
         value = call.with_inputs([reference.detach()])
+        if value.shape != reference.shape:  # broadcast to a tensor argument; autograd adds up what flows back
+            return self._run_expanded(forward, call, reference.expand(value.shape), value)
         has_tensor_arguments = any(isinstance(x, Tensor) for x in (*args, *kwargs.values()))
         observed, reference_view = forward.observed_beside(call, expand=has_tensor_arguments)
         multiplier = self.secant(_at_least_float32(observed), _at_least_float32(reference_view), *args, **kwargs)
         return call.finish(multiply(reference, value, multiplier.reshape(reference.shape)))
+
+    def _run_expanded(self, forward: "ForwardPass", call: Call, reference: Tensor, value: Tensor) -> Any:
+        args, kwargs = call.first_input_only() or ((), {})
+        (observed,) = forward.observed(call)
+        observed = _at_least_float32(observed).expand(value.shape)
+        multiplier = self.secant(observed, _at_least_float32(reference.detach()), *args, **kwargs)
+        return call.finish(multiply(reference, value, multiplier))
 
 
 @dataclass(frozen=True)
@@ -414,16 +418,19 @@ class Integrated(Kind):
     def _nodes_needed(self, forward: "ForwardPass", call: Call, observed: list[Tensor], value: Tensor) -> int:
         """The fewest nodes, by doubling, whose sum agrees with the difference of outputs."""
         n_nodes, error = 1, math.inf
+        try:
+            target = (call.with_inputs(observed).detach() - value).double()
+            size = max(target.abs().max().item(), torch.finfo(value.dtype).tiny)
+            tolerance = self.tolerance * size + 100 * torch.finfo(value.dtype).eps * value.abs().max().item()
+        except (RuntimeError, NotImplementedError) as problem:
+            forward.refuse(call.name, f"no rule is known for it, and it cannot be integrated: {problem}")
         while n_nodes <= self.largest:
             try:
-                target = (call.with_inputs(observed).detach() - value).double()
-                size = max(target.abs().max().item(), torch.finfo(value.dtype).tiny)
                 missing = (self._path_sum(call, observed, value, n_nodes) - target).abs().max().item()
             except (RuntimeError, NotImplementedError) as problem:
                 forward.refuse(call.name, f"no rule is known for it, and it cannot be integrated: {problem}")
-            rounding = 100 * torch.finfo(value.dtype).eps * value.abs().max().item()
             error = missing / size
-            if missing <= self.tolerance * size + rounding:
+            if missing <= tolerance:
                 forward.note_integration(call.name, n_nodes, error)
                 return n_nodes
             n_nodes *= 2

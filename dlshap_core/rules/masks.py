@@ -9,6 +9,7 @@ Where the mask is used (multiplied, converted, summed, in where or masked_fill) 
 x * (x > 0) has the multiplier of a ReLU.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -128,9 +129,7 @@ class Select(Kind):
         dtype = next((x.dtype for x in (chosen, other) if isinstance(x, Tensor)), condition.dtype)
         dtype = dtype if dtype.is_floating_point else condition.dtype
         operands = [torch.as_tensor(x, dtype=dtype, device=condition.device) for x in (condition, chosen, other)]
-        operands = [
-            x if x.requires_grad else x.clamp(-_MASKED_OUT, _MASKED_OUT) if x.isinf().any() else x for x in operands
-        ]
+        operands = [x if x.requires_grad else _finite(x) for x in operands]
         operands = list(torch.broadcast_tensors(*operands))
         value = torch.where(operands[0].detach() != 0, operands[1].detach(), operands[2].detach())
         varying = [x for x in operands if x.requires_grad]
@@ -173,6 +172,10 @@ class Select(Kind):
         else:
             other, condition, chosen = call.named("input", "mask", "value")
         return condition, chosen, other
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x.nan_to_num(nan=math.nan, posinf=_MASKED_OUT, neginf=-_MASKED_OUT)
 
 
 def _in_place_of_varying(operands: list[Tensor], replacements: list[Tensor]) -> list[Tensor]:

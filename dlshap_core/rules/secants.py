@@ -36,7 +36,7 @@ def finite_or_zero(multiplier: Tensor) -> Tensor:
 def ramp(x: Tensor, r: Tensor) -> Tensor:
     """Secant of max(x, 0): the share of [r, x] that is positive; f'(0) = 0."""
     difference = x - r
-    share = (x.clamp_min(0) - r.clamp_min(0)) / difference
+    share = (x.clamp_min(0) - r.clamp_min(0)).div_(difference)
     return torch.where(difference == 0, (x > 0).to(share.dtype), share)
 
 

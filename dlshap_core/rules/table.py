@@ -152,7 +152,6 @@ _ELEMENTWISE: dict[str, Callable[..., torch.Tensor]] = {
     "relu6": secants.relu6,
     "leaky_relu": secants.leaky_relu,
     "prelu": secants.prelu,
-    "rrelu": secants.rrelu,
     "abs": secants.absolute,
     "absolute": secants.absolute,
     "clamp": secants.clamp,
@@ -177,8 +176,6 @@ _ELEMENTWISE: dict[str, Callable[..., torch.Tensor]] = {
     "sqrt": secants.sqrt,
     "rsqrt": secants.rsqrt,
     "reciprocal": secants.reciprocal,
-    "pow": secants.power,
-    "float_power": secants.power,
     "tanh": secants.tanh,
     "sigmoid": secants.sigmoid,
     "special_expit": secants.sigmoid,
@@ -286,8 +283,9 @@ def _build_table() -> dict[str, Kind]:
     table: dict[str, Kind] = dict.fromkeys(_CONSTANT, Constant())
     table |= dict.fromkeys(_LINEAR, Linear())
     table |= dict.fromkeys(_MULTILINEAR, Multilinear())
-    table |= dict.fromkeys(_names("__getitem__ index_select gather take take_along_dim masked_select"), Picks())
-    table |= dict.fromkeys(_names("embedding embedding_bag"), Picks(source=1))
+    table |= dict.fromkeys(
+        _names("__getitem__ index_select gather take take_along_dim masked_select embedding"), Picks()
+    )
     table |= dict.fromkeys(_names("split split_with_sizes chunk tensor_split unbind"), Pieces())
     table |= dict.fromkeys(_DERIVED, Linear("no gradient"))
     table |= dict.fromkeys(_LEAVES_TORCH, Refused("the value leaves torch, so nothing can be followed through it"))
@@ -338,7 +336,7 @@ def _build_table() -> dict[str, Kind]:
 TABLE = _build_table()
 
 # These call the method of the same name, and would be opened for ever; or read values.
-_NEVER_OPENED = {*_LINEAR, "split", "__contains__", "__deepcopy__", "unique"}
+_NEVER_OPENED = {*_LINEAR, "__contains__", "__deepcopy__", "unique"}
 
 # Which of several equal inputs wins depends on their last bits, so both passes must compute them alike.
 BREAKS_TIES = frozenset(

@@ -440,3 +440,28 @@ def test_tracks_beside_the_bases_get_contributions_of_their_own(pairs: tuple[Ten
     observed = (result.hypothetical[:, 0, :4] * X).sum((1, 2)) + result.hypothetical[:, 0, 4:].sum((1, 2))
     difference = result.prediction[:, 0] - result.reference_prediction[:, 0].mean(1)
     torch.testing.assert_close(observed, difference)
+
+
+@pytest.mark.parametrize("n_references", [1, 2, 3])
+def test_ties_are_broken_alike_in_every_batch(n_references: int) -> None:
+    X = sequences(4).float()
+    references = shuffled(X, n_references)
+    model = seeded(lambda: nn.Sequential(nn.Conv1d(4, 6, 3), nn.MaxPool1d(4), nn.Flatten(), nn.Linear(54, 1)))
+    model = model.float()
+    together = explain(model, X, references, batch_size=n_references)
+    for row in range(4):
+        alone = explain(model, X[row : row + 1], references[row : row + 1], batch_size=n_references)
+        assert torch.equal(alone.hypothetical[0], together.hypothetical[row])
+
+
+def test_inputs_that_carry_gradients_do_not_leak_them(pairs: tuple[Tensor, Tensor]) -> None:
+    X, references = (z.double().requires_grad_() for z in pairs)
+    result = explain(seeded(lambda: Sandwich(torch.relu)), X, references)
+    assert not result.convergence_delta.requires_grad
+    assert not result.prediction.requires_grad
+
+
+def test_an_elementwise_function_may_broadcast_its_input(pairs: tuple[Tensor, Tensor]) -> None:
+    bounds = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    result = explain(seeded(lambda: Sandwich(lambda z: torch.clamp(z[..., :1], min=bounds))), *pairs)
+    assert worst_delta(result) < 1e-9

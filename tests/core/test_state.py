@@ -300,3 +300,15 @@ def test_one_model_in_two_threads_is_borrowed_by_one_at_a_time() -> None:
         results = list(pool.map(lambda _: multipliers(model, X, references), range(4)))
     assert all(torch.equal(result, expected) for result in results)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_gradients_of_parameters_are_given_back() -> None:
+    X = sequences(3)
+    model = seeded(lambda: Sandwich(torch.relu), dtype=torch.float32)
+    model(X.float()).sum().backward()
+    before = [(parameter.grad, parameter.grad.clone()) for parameter in model.parameters()]
+    explain(model, X, shuffled(X, 4), dtype=torch.float64)
+    for parameter, (gradient, value) in zip(model.parameters(), before, strict=True):
+        assert parameter.grad is gradient
+        assert gradient.dtype == torch.float32
+        assert torch.equal(gradient, value)
