@@ -23,6 +23,7 @@ from dlshap_core.rules.kinds import Call, is_varying
 
 UserRule = Callable[[nn.Module, tuple[Tensor | None, ...], tuple[Tensor, ...]], tuple[Tensor | None, ...]]
 
+_ONE_TENSOR = "a user's rule is for modules that take one tensor by position first and return one tensor"
 _active = threading.local()
 
 
@@ -50,8 +51,14 @@ def _current_pass() -> ForwardPass | None:
 def _enter(module: nn.Module, args: tuple[Any, ...]) -> None:
     """Before a module runs: let a module with a user rule run unseen."""
     forward = _current_pass()
-    if forward is None or type(module) not in getattr(_active, "rules", {}) or not any(map(is_varying, args)):
+    if (
+        forward is None
+        or type(module) not in getattr(_active, "rules", {})
+        or (args and not any(map(is_varying, args)))
+    ):
         return
+    if not args or not is_varying(args[0]):
+        forward.refuse(type(module).__name__, _ONE_TENSOR)
     suspension = forward.suspended()
     suspension.__enter__()
     # Cloned, as the module may work in place.
@@ -66,7 +73,11 @@ def _leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     _, suspension, value = opened.pop()
     suspension.__exit__(None, None, None)
     forward = _current_pass()
-    if forward is None or not isinstance(output, Tensor) or not output.requires_grad or forward.is_suspended:
+    if forward is None or forward.is_suspended:
+        return None
+    if not isinstance(output, Tensor):
+        forward.refuse(type(module).__name__, _ONE_TENSOR)
+    if not output.requires_grad:
         return None
     name = type(module).__name__
     call = Call(module, name, False, args, {}, [args[0]])

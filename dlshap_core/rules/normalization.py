@@ -6,6 +6,7 @@ rows of a batch and are refused.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,16 +88,9 @@ def var(
     return torch.square(centred).sum(axes, keepdim=keepdim) / degrees
 
 
-def std(
-    input: Tensor,
-    dim: int | tuple[int, ...] | bool | None = None,
-    unbiased: bool | None = None,
-    keepdim: bool = False,
-    *,
-    correction: float | None = None,
-) -> Tensor:
-    """The square root of `var`."""
-    return torch.sqrt(var(input, dim, unbiased, keepdim, correction=correction))
+def std(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The square root of `var`, with its arguments."""
+    return torch.sqrt(var(input, *args, **kwargs))
 
 
 def var_mean(
@@ -112,16 +106,9 @@ def var_mean(
     return variance, input.mean(dim, keepdim=keepdim)
 
 
-def std_mean(
-    input: Tensor,
-    dim: int | tuple[int, ...] | bool | None = None,
-    unbiased: bool | None = None,
-    keepdim: bool = False,
-    *,
-    correction: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`std` and the mean."""
-    variance, mean = var_mean(input, dim, unbiased, keepdim, correction=correction)
+def std_mean(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """`std` and the mean, with the arguments of `var_mean`."""
+    variance, mean = var_mean(input, *args, **kwargs)
     return torch.sqrt(variance), mean
 
 
