@@ -177,6 +177,8 @@ class _DrawnReferences:
         self._keeps = keeps
         self._function = function
         self._X = X
+        if random_state is None and function is dinucleotide_shuffle:
+            random_state = int(np.random.default_rng().integers(2**31 - n))
         self._random_state = random_state
         self._drawn: dict[tuple[int, int], Tensor] = {}
 

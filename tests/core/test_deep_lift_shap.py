@@ -381,3 +381,14 @@ def test_the_debugging_twin_takes_targets_args_and_shows_progress(
     assert isinstance(mine, Tensor)
     assert relative_difference(mine, attributed(model, X, references=drawn, **options)) < 1e-5
     assert f"{N} of {N} sequences" in capsys.readouterr().err
+
+
+def test_sequences_that_cannot_be_shuffled_need_no_seed() -> None:
+    X = torch.zeros(2, 4, 30)
+    X[:, 0] = 1
+    model = nn.Sequential(nn.Flatten(), nn.Linear(120, 1))
+    attributions = deep_lift_shap(model, X, n_shuffles=3, device="cpu")
+    assert attributions.abs().max() < 1e-6
+    X[:, 0, 4] = 0
+    with pytest.warns(RuntimeWarning, match="unknown characters"):
+        assert deep_lift_shap(model, X, n_shuffles=3, device="cpu", only_warn=True).shape == X.shape
