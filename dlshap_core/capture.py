@@ -227,7 +227,7 @@ class ForwardPass(TorchFunctionMode):
     def observed(self, call: Call, tensors: list[Tensor] | None = None) -> list[Tensor]:
         """What the observing pass recorded at this call, repeated to the rows of the call's inputs (or the tensors
         given)."""
-        recorded = self._take(call)
+        recorded = self._tape.take(call.name)
         reference = call.inputs if tensors is None else tensors
         if len(recorded) != len(reference):
             raise PassesDiffer(
@@ -237,7 +237,7 @@ class ForwardPass(TorchFunctionMode):
 
     def observed_beside(self, call: Call, expand: bool) -> tuple[Tensor, Tensor]:
         """Observed and reference input of a call of one input, as they broadcast, or both of the reference's shape."""
-        (recorded,) = self._take(call)
+        (recorded,) = self._tape.take(call.name)
         reference = call.inputs[0].detach()
         return (self._rows.expand(recorded, reference), reference) if expand else self._rows.beside(recorded, reference)
 
@@ -278,9 +278,6 @@ class ForwardPass(TorchFunctionMode):
             yield
         finally:
             self.is_suspended = before
-
-    def _take(self, call: Call) -> list[Tensor]:
-        return self._tape.take(call.name)
 
     def _without_gradient(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

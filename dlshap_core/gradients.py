@@ -79,7 +79,7 @@ def gauss_legendre(n_nodes: int) -> tuple[tuple[float, float], ...]:
     return tuple(((float(t) + 1) / 2, float(w) / 2) for t, w in zip(nodes, weights, strict=True))
 
 
-def _between(r: Tensor, x: Tensor, t: float) -> Tensor:
+def between(r: Tensor, x: Tensor, t: float) -> Tensor:
     """r + t (x - r), with infinities (masked logits) made finite: 0 flows back there, and 0 times inf is not 0."""
     largest = min(1e30, torch.finfo(r.dtype).max)
     return ((1 - t) * r + t * x).clamp_(-largest, largest)
@@ -109,7 +109,7 @@ def path_gradient(
     with torch.enable_grad():
         for t, weight in gauss_legendre(n_nodes):
             points = [
-                substitute(r, _between(r.detach(), x.to(r.dtype), t)) for x, r in zip(observed, reference, strict=True)
+                substitute(r, between(r.detach(), x.to(r.dtype), t)) for x, r in zip(observed, reference, strict=True)
             ]
             term = function(*points) if weight == 1 else function(*points) * weight
             averaged = term if averaged is None else averaged + term

@@ -122,11 +122,13 @@ class PairRunner:
         # Summed in float64: the delta should show the rules' error, not that of adding up.
         explained = contributions.sum((-2, -1), dtype=torch.float64)
         delta = explained - (prediction[..., None].double() - reference_prediction.double())
-        if bool(self._is_checked or y.isfinite().all()):
+        if not self._is_checked and bool(y.isfinite().all()):
             self._check_alone(leaf, y, rows)
             if sums:
                 self._check_sums(y, prediction, delta)
             self._is_checked = True
+        elif self._is_checked and sums and self._custom_function is not None:
+            self._check_sums(y, prediction, delta)
         return Batch(references, multipliers, contributions, prediction, reference_prediction, delta.to(self._dtype))
 
     def _observe(self, sequences: Tensor, rows: slice, n_repeats: int, tape: Tape, layout: Rows) -> Tensor:
@@ -203,7 +205,7 @@ class PairRunner:
         Raises:
             _DoesNotAddUp: they do not.
         """
-        if (self._is_checked and self._custom_function is None) or self._uses_autocast:
+        if self._uses_autocast:
             return
         scale = torch.maximum(y.abs().max(), prediction.abs().max()).clamp_min(torch.finfo(y.dtype).tiny)
         error = (delta.abs().max() / scale).item()
@@ -226,8 +228,6 @@ class PairRunner:
         Raises:
             UnsupportedModelError: it does not.
         """
-        if self._is_checked:
-            return
         last = slice(rows.stop - 1, rows.stop)
         extra = [self._extra_input(arg[last]).clone() for arg in self._args]
         self._state.rewind()

@@ -52,9 +52,15 @@ class _Snapshot:
         self._version = self._buffer._version
 
 
-def _restore(
-    members: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]], snapshots: list[_Snapshot]
-) -> None:
+# The dictionary of each module's buffers, and what it held.
+_Members = list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]]
+
+
+def _members(model: nn.Module) -> _Members:
+    return [(module._buffers, dict(module._buffers)) for module in model.modules()]
+
+
+def _restore(members: _Members, snapshots: list[_Snapshot]) -> None:
     for buffers, before in members:
         buffers.clear()
         buffers.update(before)
@@ -82,18 +88,17 @@ class Borrowed:
     """A model as it came: what to put back after a forward pass, and at the end."""
 
     def __init__(self, model: nn.Module) -> None:
-        modules = list(model.modules())
-        self._attributes = [(module, dict(module.__dict__)) for module in modules]
-        self._members = [(module._buffers, dict(module._buffers)) for module in modules]
+        self._attributes = [(module, dict(module.__dict__)) for module in model.modules()]
+        self._members = _members(model)
         self._parameters = [(p, p.data, p.requires_grad, p.grad) for p in model.parameters()]
         self._buffers = _snapshots(model)
         self._working: list[_Snapshot] = []
-        self._working_members: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
+        self._working_members: _Members = []
 
     def take_working_copy(self, model: nn.Module) -> None:
         """Take the buffers as they are now, on the device and in the dtype of the work, for `rewind`."""
         self._working = _snapshots(model)
-        self._working_members = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+        self._working_members = _members(model)
 
     def rewind(self) -> None:
         """Undo what a forward pass wrote into buffers, so that every pass begins with the same ones."""

@@ -209,12 +209,11 @@ def _ranges(config: Config) -> Iterator[str]:
     is_list = isinstance(targets, list) and all(type(target) is int and target >= 0 for target in targets)
     if targets != "all" and not (is_list and targets and len(set(targets)) == len(targets)):
         yield f"engine.targets={targets}; expected a list of different output indices such as [0,2], or all"
-    if config.run.shards is not None and not re.fullmatch(r"\d+(-\d+)?", config.run.shards):
-        yield f"run.shards={config.run.shards}; expected first-last, such as 0-9 (both included, counted from 0)"
-    elif config.run.shards is not None and [*map(int, config.run.shards.split("-"))] != sorted(
-        map(int, config.run.shards.split("-"))
-    ):
-        yield f"run.shards={config.run.shards} ends before it begins; expected first-last, such as 0-9"
+    if (shards := config.run.shards) is not None:
+        if not re.fullmatch(r"\d+(-\d+)?", shards):
+            yield f"run.shards={shards}; expected first-last, such as 0-9 (both included, counted from 0)"
+        elif (ends := [int(end) for end in shards.split("-")]) != sorted(ends):
+            yield f"run.shards={shards} ends before it begins; expected first-last, such as 0-9"
     if not config.store.path or "://" in config.store.path:
         yield f"store.path={config.store.path!r}; expected a path on a local or shared disk"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dlshap_core.gradients import gauss_legendre, multiply, path_gradient, substitute
+from dlshap_core.gradients import between, gauss_legendre, multiply, path_gradient, substitute
 from dlshap_core.rules.arithmetic import quotient_multipliers
 
 if TYPE_CHECKING:
@@ -141,10 +141,8 @@ class Linear(Kind):
 
 
 @dataclass(frozen=True)
-class Pieces(Kind):
-    """split, chunk, unbind: linear. Each piece is a view of its own, so that the model may work on it in place."""
-
-    label: str = "linear"
+class Pieces(Linear):
+    """split, chunk, unbind. Each piece is a view of its own, so that the model may work on it in place."""
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
         pieces = call.plain()
@@ -158,10 +156,8 @@ class Pieces(Kind):
 
 
 @dataclass(frozen=True)
-class Picks(Kind):
+class Picks(Linear):
     """Indexing: linear in what is picked from, the first argument; where to pick must not depend on the sequence."""
-
-    label: str = "linear"
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
         if varying_tensors((call.args[1:], {k: v for k, v in call.kwargs.items() if k != "input"})):
@@ -219,19 +215,12 @@ class Elementwise(Kind):
         args, kwargs = rest
         (reference,) = call.inputs
         value = call.with_inputs([reference.detach()])
-        if value.shape != reference.shape:  # broadcast to a tensor argument; autograd adds up what flows back
-            return self._run_expanded(forward, call, reference.expand(value.shape), value)
         has_tensor_arguments = any(isinstance(x, Tensor) for x in (*args, *kwargs.values()))
         observed, reference_view = forward.observed_beside(call, expand=has_tensor_arguments)
         multiplier = self.secant(_at_least_float32(observed), _at_least_float32(reference_view), *args, **kwargs)
-        return call.finish(multiply(reference, value, multiplier.reshape(reference.shape)))
-
-    def _run_expanded(self, forward: "ForwardPass", call: Call, reference: Tensor, value: Tensor) -> Any:
-        args, kwargs = call.first_input_only() or ((), {})
-        (observed,) = forward.observed(call)
-        observed = _at_least_float32(observed).expand(value.shape)
-        multiplier = self.secant(observed, _at_least_float32(reference.detach()), *args, **kwargs)
-        return call.finish(multiply(reference, value, multiplier))
+        if value.shape != reference.shape:  # broadcast to a tensor argument; autograd adds up what flows back
+            reference = reference.expand(value.shape)
+        return call.finish(multiply(reference, value, multiplier.reshape(value.shape)))
 
 
 @dataclass(frozen=True)
@@ -422,18 +411,15 @@ class Integrated(Kind):
             target = (call.with_inputs(observed).detach() - value).double()
             size = max(target.abs().max().item(), torch.finfo(value.dtype).tiny)
             tolerance = self.tolerance * size + 100 * torch.finfo(value.dtype).eps * value.abs().max().item()
+            while n_nodes <= self.largest:
+                missing = (self._path_sum(call, observed, value, n_nodes) - target).abs().max().item()
+                error = missing / size
+                if missing <= tolerance:
+                    forward.note_integration(call.name, n_nodes, error)
+                    return n_nodes
+                n_nodes *= 2
         except (RuntimeError, NotImplementedError) as problem:
             forward.refuse(call.name, f"no rule is known for it, and it cannot be integrated: {problem}")
-        while n_nodes <= self.largest:
-            try:
-                missing = (self._path_sum(call, observed, value, n_nodes) - target).abs().max().item()
-            except (RuntimeError, NotImplementedError) as problem:
-                forward.refuse(call.name, f"no rule is known for it, and it cannot be integrated: {problem}")
-            error = missing / size
-            if missing <= tolerance:
-                forward.note_integration(call.name, n_nodes, error)
-                return n_nodes
-            n_nodes *= 2
         return forward.refuse(
             call.name,
             f"no rule is known for it, and with {self.largest} nodes its integrated gradient still misses its own "
@@ -448,7 +434,7 @@ class Integrated(Kind):
         probe = torch.zeros_like(value, requires_grad=True)
         total = torch.zeros_like(value, dtype=torch.float64)
         for t, weight in gauss_legendre(n_nodes):
-            points = [torch.lerp(r, x, t).requires_grad_() for x, r in zip(observed, references, strict=True)]
+            points = [between(r, x, t).requires_grad_() for x, r in zip(observed, references, strict=True)]
             with torch.enable_grad():
                 gradients = torch.autograd.grad(call.with_inputs(points), points, probe, create_graph=True)
                 along = torch.stack([(g * step).sum() for g, step in zip(gradients, steps, strict=True)]).sum()

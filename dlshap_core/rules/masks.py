@@ -140,17 +140,18 @@ class Select(Kind):
         observed_operands = _in_place_of_varying(operands, observed)
         reference_operands = [x.detach() for x in operands]
         flips = observed_operands[0] != reference_operands[0]
-        defined = [x.isfinite() & r.isfinite() for x, r in zip(observed_operands, reference_operands, strict=True)]
-        all_to_condition = flips & ~(defined[1] & defined[2])
-        followed = [ok & ~all_to_condition for ok in defined]
+        defined = [
+            x.isfinite() & r.isfinite() for x, r in zip(observed_operands[1:], reference_operands[1:], strict=True)
+        ]
+        all_to_condition = flips & ~(defined[0] & defined[1])
         observed_value = torch.where(observed_operands[0] != 0, observed_operands[1], observed_operands[2])
         # Where the condition gets it all, each branch stands still at the value it has on the side that selects it.
         picked = reference_operands[0] != 0
         stand_in = [torch.where(picked, value, observed_value), torch.where(picked, observed_value, value)]
         ends = [(observed_operands[0], operands[0])]
-        for ok, still, x, r in zip(followed[1:], stand_in, observed_operands[1:], operands[1:], strict=True):
-            still = torch.where(all_to_condition, still, 0.0)
-            ends.append((torch.where(ok, x, still), torch.where(ok, r, still)))
+        for ok, still, x, r in zip(defined, stand_in, observed_operands[1:], operands[1:], strict=True):
+            followed, still = ok & ~all_to_condition, torch.where(all_to_condition, still, 0.0)
+            ends.append((torch.where(followed, x, still), torch.where(followed, r, still)))
         varying_ends = [end for end, operand in zip(ends, operands, strict=True) if operand.requires_grad]
         constants = [r for _, r in ends]  # replaced by points where they vary
 

@@ -66,6 +66,6 @@ def log_softmax(observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtyp
 def logsumexp(observed: Tensor, reference: Tensor, dim: int | tuple[int, ...], keepdim: bool = False) -> Tensor:
     """log s + c: the secant of log times the secants of exp; the multipliers of one output need not add up to 1."""
     value = torch.logsumexp(reference.detach(), dim, keepdim)
-    weights = _Exponentials(observed, reference, dim).logsumexp_multiplier()
-    kept_shape = torch.logsumexp(reference.detach(), dim, keepdim=True).shape
+    exponentials = _Exponentials(observed, reference, dim)
+    weights, kept_shape = exponentials.logsumexp_multiplier(), exponentials.sum_r.shape
     return pull_back(reference, value, lambda gradient: weights * gradient.reshape(kept_shape))
