@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.checks import cluster_problems, store_problems
 from pipeline.errors import UserError
 from pipeline.wording import did_you_mean, in_a_line, one_of
 
@@ -47,6 +48,7 @@ class DatasetConfig:
     genome: str | None = None  # dataset=loci: genome FASTA, plain or (b)gzip
     loci: str | None = None  # dataset=loci: BED or narrowPeak file, 0-based half-open
     length: int | None = None  # bases in a sequence; for loci the width of the windows
+    timeout_s: int = 300  # give up when the input gives nothing for this many seconds
     on_bad: str = "error"  # rows that cannot be used: error stops before anything is computed, skip leaves them out
     min_known: float = 0.5  # the least share of a sequence's bases that must be known (not N)
 
@@ -81,9 +83,14 @@ class EngineConfig:
 class ClusterConfig:
     """Where the work is done."""
 
-    name: str = "local"  # local: Ray; none: in this process
-    address: str | None = None  # a running Ray cluster to connect to
-    actors: Any = "auto"  # processes that hold the model, or auto: one for each GPU or group of engine.threads cores
+    name: str = "local"  # local: Ray on this machine; address: a running Ray cluster; none: in this process
+    address: str | None = None  # cluster=address: host:port of the cluster's head, or auto: the one this machine is in
+    actors: Any = "auto"  # processes that hold the model, or auto: all that there is room for
+    min_actors: int | None = None  # autoscaling clusters: begin with so many actors; needs cluster.max_actors
+    max_actors: int | None = None  # autoscaling clusters: ask for up to so many while there is work, instead of actors
+    gpus_per_actor: Any = "auto"  # 0.5 puts two actors on each GPU; auto: 1 on a GPU, 0 on a CPU
+    resources: dict[str, float] = field(default_factory=dict)  # custom Ray resources of each actor, by name
+    code: str | None = None  # a folder of your own modules, sent to the nodes of a cluster; null: nothing is sent
     wait_for_actors_s: int = 600  # give up when the actors have not started after this many seconds
     mixed_devices: str = "refuse"  # allow: devices of different kinds, giving up bit-identical results
 
@@ -92,7 +99,8 @@ class ClusterConfig:
 class StoreConfig:
     """Where the result goes."""
 
-    path: str = "attributions.zarr"  # the Zarr store to make, or to go on with
+    path: str = "attributions.zarr"  # the Zarr store to make, or to go on with: a path, s3://, gs:// or az://
+    options: dict[str, str] = field(default_factory=dict)  # of an object store: endpoint, region, ...; no credentials
     rows_per_shard: int = 128  # sequences in a shard, the unit of work; give it more where a shard takes below 10 s
 
 
@@ -174,7 +182,7 @@ def _choices(config: Config) -> Iterator[str]:
         "references.name": (config.references.name, (*DRAWN, *FIXED, "array")),
         "engine.dtype": (config.engine.dtype, DTYPES),
         "engine.on_nonconvergence": (config.engine.on_nonconvergence, ("warn", "fail")),
-        "cluster.name": (config.cluster.name, ("local", "none")),
+        "cluster.name": (config.cluster.name, ("local", "address", "none")),
         "cluster.mixed_devices": (config.cluster.mixed_devices, ("refuse", "allow")),
     }
     for key, (value, choices) in allowed.items():
@@ -190,7 +198,10 @@ def _ranges(config: Config) -> Iterator[str]:
         "engine.threads": config.engine.threads,
         "store.rows_per_shard": config.store.rows_per_shard,
         "cluster.wait_for_actors_s": config.cluster.wait_for_actors_s,
+        "cluster.min_actors": config.cluster.min_actors,
+        "cluster.max_actors": config.cluster.max_actors,
         "dataset.length": config.dataset.length,
+        "dataset.timeout_s": config.dataset.timeout_s,
         "engine.batch_size": None if config.engine.batch_size == "auto" else config.engine.batch_size,
         "cluster.actors": None if config.cluster.actors == "auto" else config.cluster.actors,
     }
@@ -214,8 +225,6 @@ def _ranges(config: Config) -> Iterator[str]:
             yield f"run.shards={shards}; expected first-last, such as 0-9 (both included, counted from 0)"
         elif (ends := [int(end) for end in shards.split("-")]) != sorted(ends):
             yield f"run.shards={shards} ends before it begins; expected first-last, such as 0-9"
-    if not config.store.path or "://" in config.store.path:
-        yield f"store.path={config.store.path!r}; expected a path on a local or shared disk"
 
 
 def _frequencies(frequencies: list[float]) -> Iterator[str]:
@@ -243,16 +252,9 @@ def _references(references: ReferencesConfig) -> Iterator[str]:
 
 def _contradictions(config: Config) -> Iterator[str]:
     yield from _references(config.references)
-    cluster, model, dataset = config.cluster, config.model, config.dataset
-    if cluster.name == "none" and cluster.address is not None:
-        yield "cluster=none and cluster.address contradict each other; use cluster=local to connect to a Ray cluster"
-    if cluster.name == "none" and cluster.actors not in ("auto", 1):
-        yield f"cluster=none and cluster.actors={cluster.actors} contradict each other; use cluster=local for several"
-    if cluster.name != "none" and config.engine.device.startswith("cuda:"):
-        yield (
-            f"cluster={cluster.name} and engine.device={config.engine.device} contradict each other; Ray gives each "
-            f"actor a GPU of its own: use engine.device=cuda, or cluster=none"
-        )
+    yield from cluster_problems(config.cluster, config.engine.device)
+    yield from store_problems(config.store)
+    model, dataset = config.model, config.dataset
     if model.name != "module" and model._target_ is not None:
         yield f"model={model.name} and model._target_ contradict each other; use model=module for a class of your own"
     used = {"example": (), "fasta": ("path",), "loci": ("genome", "loci")}[dataset.name]

@@ -69,13 +69,32 @@ def test_values_reach_the_configuration() -> None:
         (["dataset.on_bad=skp"], ["dataset.on_bad=skp; expected error or skip", "did you mean skip?"]),
         (["run.shards=x"], ["run.shards=x; expected first-last"]),
         (["run.shards=3-1"], ["run.shards=3-1 ends before it begins"]),
-        (["store.path=s3://bucket/x"], ["store.path='s3://bucket/x'; expected a path"]),
+        (["store.path=ftp://host/x"], ["store.path='ftp://host/x'; expected a path, or s3://bucket/prefix"]),
+        (["store.path=s3://"], ["store.path='s3://'; expected a path, or s3://bucket/prefix"]),
+        (["store.options.region=x"], ["store.path=attributions.zarr and store.options contradict"]),
+        (["dataset.timeout_s=0"], ["dataset.timeout_s=0; expected a whole number of at least 1"]),
+        (["cluster=slurm"], ["cluster=slurm; expected address, local or none"]),
+        (["cluster.address=h:1"], ["cluster=local and cluster.address contradict", "use cluster=address"]),
+        (["cluster=address", "cluster.address=null"], ["cluster=address needs cluster.address", "or =auto"]),
+        (["cluster=address", "cluster.address=ray://h:1"], ["ray://h:1 is an address of Ray Client", "=auto"]),
+        (["cluster.gpus_per_actor=1.5"], ["cluster.gpus_per_actor=1.5; expected a share such as 0.5"]),
+        (["cluster.gpus_per_actor=-1"], ["cluster.gpus_per_actor=-1; expected a share"]),
+        (["cluster.gpus_per_actor=0", "engine.device=cuda"], ["gpus_per_actor=0 and engine.device=cuda contradict"]),
+        (["cluster.resources.tpu=0"], ["cluster.resources.tpu=0.0; expected a number above 0"]),
+        (["cluster.resources.tpu=x"], ["cluster.resources.tpu=x; expected a number"]),
+        (["cluster.resources.GPU=1"], ["cluster.resources.GPU=1.0; expected custom", "use cluster.gpus_per_actor"]),
+        (["cluster.min_actors=2"], ["cluster.min_actors=2 needs cluster.max_actors"]),
+        (["cluster.max_actors=0"], ["cluster.max_actors=0; expected a whole number"]),
+        (["cluster.min_actors=3", "cluster.max_actors=2"], ["cluster.min_actors=3 is more than cluster.max_actors=2"]),
+        (["cluster.actors=3", "cluster.max_actors=4"], ["cluster.actors=3 and cluster.max_actors=4 contradict"]),
+        (["cluster=none", "cluster.code=x"], ["cluster=none and cluster.code contradict"]),
+        (["cluster=none", "cluster.resources.tpu=1"], ["cluster=none and cluster.resources contradict"]),
         (["dataset=fasta"], ["dataset=fasta needs dataset.path"]),
         (["dataset=loci", "dataset.loci=x.bed"], ["dataset=loci needs dataset.genome"]),
         ([*FASTA, "dataset.loci=x.bed"], ["dataset=fasta and dataset.loci contradict", "dataset=loci"]),
         (["dataset.path=x.fa"], ["dataset=example and dataset.path contradict", "use dataset=fasta"]),
         (["cluster=none", "cluster.actors=3"], ["cluster=none and cluster.actors=3 contradict", "cluster=local"]),
-        (["cluster=none", "cluster.address=auto"], ["cluster=none and cluster.address contradict", "cluster=local"]),
+        (["cluster=none", "cluster.address=auto"], ["cluster=none and cluster.address contradict", "=address"]),
         (["engine.device=cuda:1"], ["cluster=local and engine.device=cuda:1 contradict", "cluster=none"]),
         (["model._target_=a.B"], ["model=example and model._target_ contradict", "model=module"]),
     ],
@@ -85,6 +104,23 @@ def test_what_cannot_be_is_answered_in_one_line(overrides: list[str], parts: lis
         compose_config(overrides)
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["aws_access_key_id", "secret_access_key", "session_token", "account_key", "sas_token", "SecretKey", "password"],
+)
+def test_credentials_are_kept_out_of_what_a_store_tells(name: str) -> None:
+    with pytest.raises(UserError, match=rf"store\.options\.{name} looks like a credential.*environment variable"):
+        compose_config(["store.path=s3://bucket/x", f"store.options.{name}=hunter2"])
+
+
+def test_mappings_take_names_of_their_own() -> None:
+    chosen = ["store.path=s3://b/x", "store.options.endpoint='http://127.0.0.1:9'", "store.options={region: eu}"]
+    config = compose_config([*chosen, "cluster.resources.tpu=2", "cluster.gpus_per_actor=0.5", "cluster=address"])
+    assert config.store.options == {"endpoint": "http://127.0.0.1:9", "region": "eu"}
+    assert config.cluster.resources == {"tpu": 2.0}
+    assert (config.cluster.gpus_per_actor, config.cluster.address) == (0.5, "auto")
 
 
 def test_every_key_of_the_files_is_in_the_schema_and_described() -> None:

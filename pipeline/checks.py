@@ -1,0 +1,94 @@
+"""What may be said of the cluster and of the place of a store: each problem is a line, with the fix."""
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.config import ClusterConfig, StoreConfig
+
+SCHEMES = ("s3", "gs", "az")  # object stores that a store may lie in
+CREDENTIALS = (  # in the name of an option of a store
+    r"secret|token|password|passwd|credential|access_?key|account_?key|api_?key|master_?key|sas|signature|private|"
+    r"service_?account|^key$"
+)
+
+
+def _resources(cluster: "ClusterConfig") -> Iterator[str]:
+    gpus = cluster.gpus_per_actor
+    is_number = isinstance(gpus, (int, float)) and not isinstance(gpus, bool)
+    if gpus != "auto" and not (is_number and (0 <= gpus <= 1 or (gpus > 1 and gpus == int(gpus)))):
+        yield f"cluster.gpus_per_actor={gpus}; expected a share such as 0.5, a whole number of GPUs, or auto"
+    for name, amount in cluster.resources.items():
+        if name in ("CPU", "GPU", "memory", "object_store_memory"):
+            field_of_its_own = "engine.threads" if name == "CPU" else "cluster.gpus_per_actor"
+            instead = f"; use {field_of_its_own}" if name in ("CPU", "GPU") else ""
+            yield f"cluster.resources.{name}={amount}; expected custom resources of the cluster{instead}"
+        if not amount > 0:
+            yield f"cluster.resources.{name}={amount}; expected a number above 0"
+
+
+def store_problems(store: "StoreConfig") -> Iterator[str]:
+    """Of the group `store`, but for its numbers."""
+    scheme, found, rest = store.path.partition("://")
+    if not store.path or (found and (scheme not in SCHEMES or not rest.strip("/"))):
+        yield f"store.path={store.path!r}; expected a path, or s3://bucket/prefix, gs://bucket/prefix, az://container/prefix"
+    if not found and store.options:
+        yield (
+            f"store.path={store.path} and store.options contradict each other; options are those of an object store: "
+            f"give an s3://, gs:// or az:// path, or leave store.options out"
+        )
+    for key in store.options:
+        if re.search(CREDENTIALS, key, re.IGNORECASE):
+            yield (
+                f"store.options.{key} looks like a credential, which would be written into the store; leave it out, "
+                f"and set the environment variable of your provider, such as AWS_SECRET_ACCESS_KEY, on every machine"
+            )
+
+
+def cluster_problems(cluster: "ClusterConfig", device: str) -> Iterator[str]:
+    """Of the group `cluster` and engine.device, but for its numbers."""
+    if cluster.name != "address" and cluster.address is not None:
+        yield (
+            f"cluster={cluster.name} and cluster.address contradict each other; "
+            f"use cluster=address to connect to a running Ray cluster, or leave cluster.address out"
+        )
+    if cluster.name == "address" and not cluster.address:
+        yield "cluster=address needs cluster.address; add cluster.address=host:port to the command, or =auto"
+    if (cluster.address or "").startswith("ray://"):
+        yield (
+            f"cluster.address={cluster.address} is an address of Ray Client, which cannot do this work; run "
+            f"the command on a machine of the cluster with cluster.address=auto, or submit it with `ray job submit`"
+        )
+    if cluster.name == "none" and cluster.actors not in ("auto", 1):
+        yield f"cluster=none and cluster.actors={cluster.actors} contradict each other; use cluster=local for several"
+    if cluster.name != "none" and device.startswith("cuda:"):
+        yield (
+            f"cluster={cluster.name} and engine.device={device} contradict each other; Ray gives each "
+            f"actor a GPU of its own: use engine.device=cuda, or cluster=none"
+        )
+    if cluster.name == "none":
+        given = {"gpus_per_actor": "auto", "resources": {}, "code": None, "min_actors": None, "max_actors": None}
+        for key, default in given.items():
+            if getattr(cluster, key) != default:
+                yield f"cluster=none and cluster.{key} contradict each other; leave cluster.{key} out, or use Ray"
+    if cluster.gpus_per_actor == 0 and device.startswith("cuda"):
+        yield (
+            f"cluster.gpus_per_actor=0 and engine.device={device} contradict each other; "
+            f"an actor without a share of a GPU sees none: use cluster.gpus_per_actor=auto, or engine.device=cpu"
+        )
+    yield from _resources(cluster)
+    yield from _pool(cluster)
+
+
+def _pool(cluster: "ClusterConfig") -> Iterator[str]:
+    least, most = cluster.min_actors, cluster.max_actors
+    if most is not None and cluster.actors != "auto":
+        yield (
+            f"cluster.actors={cluster.actors} and cluster.max_actors={most} contradict each other; give cluster.actors "
+            f"for a fixed number, or cluster.min_actors and cluster.max_actors for a growing one"
+        )
+    if least is not None and most is None:
+        yield f"cluster.min_actors={least} needs cluster.max_actors; add cluster.max_actors=... to the command"
+    if least is not None and most is not None and least > most:
+        yield f"cluster.min_actors={least} is more than cluster.max_actors={most}; lower the one or raise the other"
