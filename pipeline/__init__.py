@@ -43,12 +43,14 @@ def run(config: Config | Mapping[str, Any] | Sequence[str] = ()) -> Summary:
     return run_config(from_mapping(config) if isinstance(config, Mapping) else compose_config(list(config)))
 
 
-def open_store(path: str | os.PathLike[str], allow_incomplete: bool = False) -> Store:
-    """Open a store for reading; see `pipeline.reader.Store`.
+def open_store(
+    path: str | os.PathLike[str], allow_incomplete: bool = False, options: Mapping[str, str] | None = None
+) -> Store:
+    """Open a store for reading, of a disk or an object store; see `pipeline.reader.open_store`.
 
     Raises:
         UserError: a ValueError; nothing or something else lies there, or the run is not complete.
     """
     from pipeline.reader import open_store as open_
 
-    return open_(path, allow_incomplete)
+    return open_(os.fspath(path), allow_incomplete, options)

@@ -1,13 +1,13 @@
 """One shard: its references, its attributions, its part of the store, its done record.
 
-`attribute_shard` is the whole of the work, the same in a Ray actor and in this process.
+`Worker.do` is the whole of the work, the same in a Ray actor, in this process, and in a process of its own.
 """
 
-import os
-import socket
+import importlib.metadata
 import sys
 import time
 import traceback
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,46 +17,156 @@ import torch
 from torch import nn
 
 from dlshap_core.attributions import observed
-from dlshap_core.engine import Attribution, attribute
+from dlshap_core.engine import Attribution
 from dlshap_core.sequences import one_hot
-from pipeline.commits import DoneRecord, RunDirectory
+from pipeline import confined
+from pipeline.blame import attribute_rows, explain
+from pipeline.commits import DoneRecord, Failure, RunDirectory, whoami
 from pipeline.config import model_from_dict
 from pipeline.deltas import summarise
-from pipeline.errors import RunError, ShardError
-from pipeline.hardware import device_kind, repeatable
+from pipeline.errors import RunError, ShardError, UserError
+from pipeline.hardware import device_kind
 from pipeline.models import load_model
 from pipeline.plan import Plan
 from pipeline.references import Draw, ShardReferences, open_references
+from pipeline.resume import is_done
 from pipeline.shards import Shard
-from pipeline.store import read_codes, read_names, write_shard
+from pipeline.store import POOL, ShardCodec, file_record, read_array, read_names, shard_key, write_shard
 
 N_NAMED = 3  # sequences that an error names
+MAX_UNEXPLAINED = 2  # processes that may vanish while they work on a shard before it gets one of its own
 
 
 @dataclass(frozen=True)
 class Work:
-    """What an actor is given, all of it plain values.
+    """What a worker is given, all of it plain values.
 
     Attributes:
-        store_path: absolute.
+        store: url of the store.
+        options: of its place.
         plan: of the run.
         model: the model's configuration.
         search: folders to look for the user's own modules in, after all others.
         mixed_devices: whether a device of another kind than the plan's may compute.
     """
 
-    store_path: str
+    store: str
+    options: dict[str, str]
     plan: Plan
     model: dict[str, Any]
     search: list[str]
     mixed_devices: bool
 
 
-def attribute_shard(store_path: Path, plan: Plan, shard: Shard, model: nn.Module, draw: Draw) -> DoneRecord:
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one shard.
+
+    Attributes:
+        shard: its index.
+        n_rows: sequences in it.
+        error: one line; "" where the shard is committed.
+        fatal: whether the error is of the place or the machine rather than of the shard, so that others will meet it.
+    """
+
+    shard: int
+    n_rows: int
+    error: str = ""
+    fatal: bool = False
+
+
+class Worker:
+    """Holds the model and the references, loaded when the first shard comes, and works on one shard at a time."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._directory = RunDirectory(work.store, work.options)
+        self._codec = ShardCodec(self._directory.store)
+        self._loaded: tuple[nn.Module, Draw] | None = None
+
+    def do(self, shard: Shard) -> Outcome:
+        """Compute and commit one shard, unless it is done; every error becomes an outcome.
+
+        A shard that took processes with it before is done in a process of its own, so that it is known whether it is
+        the shard that ends them or something from outside.
+        """
+        try:
+            if is_done(self._directory, shard):
+                return Outcome(shard.index, len(shard))
+            if self._directory.n_attempts(shard) >= MAX_UNEXPLAINED:
+                return self._confine(shard)
+            return self.attribute(shard)
+        except Exception as error:
+            return self._fatal(shard, error)
+
+    def attribute(self, shard: Shard) -> Outcome:
+        """Compute and commit one shard in this process.
+
+        Raises:
+            OSError: the place of the store failed.
+            RunError, UserError: this machine or its files cannot do the work.
+        """
+        attempt = self._directory.begin(shard)
+        try:
+            model, draw = self._load()
+            try:
+                attribute_shard(self._directory, self._codec, self._work.plan, shard, model, draw)
+            except ShardError as error:
+                log = self._directory.log(shard, "".join(traceback.format_exception(error)))
+                return self.give_up(shard, f"{error}; in full in {log}", log)
+            return Outcome(shard.index, len(shard))
+        finally:
+            self._directory.end(attempt)
+
+    def give_up(self, shard: Shard, text: str, log: str = "") -> Outcome:
+        """Record that a shard failed, with the names of its sequences."""
+        names = ", ".join(
+            repr(name) for name in read_names(self._directory.store, range(shard.start, shard.stop)[:N_NAMED])
+        )
+        more = f" and {len(shard) - N_NAMED} more" if len(shard) > N_NAMED else ""
+        error = f"{shard}, sequences {names}{more}, failed: {text}"
+        self._directory.fail(Failure(shard.index, shard.start, shard.stop, error, log))
+        return Outcome(shard.index, len(shard), error)
+
+    def _confine(self, shard: Shard) -> Outcome:
+        ended = confined.attribute(self._work, shard)
+        if isinstance(ended, Outcome):
+            return ended
+        return self.give_up(shard, f"it ends the process that works on it ({'; '.join(ended)}); is memory short?")
+
+    def _fatal(self, shard: Shard, error: Exception) -> Outcome:
+        """Unless someone else has committed the shard meanwhile, and tidied up."""
+        try:
+            if is_done(self._directory, shard):
+                return Outcome(shard.index, len(shard))
+        except (OSError, ValueError) as second:
+            error.add_note(f"and then: {second}")
+        kind = "" if isinstance(error, (OSError, RunError, UserError)) else f"{type(error).__name__}: "
+        text = f"{shard} could not be worked on by {whoami()}: {kind}{' '.join(str(error).split())}"
+        return Outcome(shard.index, len(shard), text, fatal=True)
+
+    def _load(self) -> tuple[nn.Module, Draw]:
+        if self._loaded is None:
+            work, plan = self._work, self._work.plan
+            sys.path.extend(folder for folder in work.search if folder not in sys.path)
+            kind = device_kind(plan.device)
+            if kind != plan.device_kind and not work.mixed_devices:
+                raise RunError(_other_kind(kind, plan))
+            loaded = load_model(model_from_dict(work.model))
+            if loaded.weights_hash != plan.fingerprint["model.weights"]:
+                raise RunError("the checkpoint's weights are not those that the run was planned with")
+            draw = open_references(plan, lambda: read_array(self._directory.store, POOL))
+            self._loaded = loaded.module, draw
+        return self._loaded
+
+
+def attribute_shard(
+    directory: RunDirectory, codec: ShardCodec, plan: Plan, shard: Shard, model: nn.Module, draw: Draw
+) -> DoneRecord:
     """Compute one shard, write it, commit it.
 
     Args:
-        store_path: of a prepared store.
+        directory, codec: of a prepared store.
         plan: of the run.
         shard: whose rows.
         model: (N, 4, L) -> (N, T).
@@ -64,21 +174,25 @@ def attribute_shard(store_path: Path, plan: Plan, shard: Shard, model: nn.Module
 
     Returns:
         The record that was committed.
+
+    Raises:
+        ShardError: the sequences or the model failed.
+        OSError: the place of the store failed.
     """
     started = time.perf_counter()
-    codes_NL = read_codes(store_path, shard)
-    references = draw(codes_NL, shard.start)
-    with repeatable(plan.threads, plan.deterministic):
-        result = attribute(
-            model,
-            one_hot(codes_NL),
-            references,
-            targets=plan.targets,
-            batch_size=plan.batch_size,
-            device=plan.device,
-            dtype=getattr(torch, plan.dtype),
-        )
-    files = write_shard(store_path, shard, _values(codes_NL, references, result))
+    data = directory.store.read(shard_key("codes", shard.index))
+    try:
+        codes_NL = codec.decode("codes", shard, data)
+    except ValueError as error:
+        raise ShardError(f"{error}; `dlshap verify --repair` and the same command make it anew") from error
+    try:
+        references = draw(codes_NL, shard.start)
+        result = attribute_rows(model, plan, codes_NL, references)
+        values = _values(codes_NL, references, result)
+    except Exception as error:
+        names = _names(directory, shard)
+        raise ShardError(explain(error, model, plan, codes_NL, draw, shard, names)) from error
+    files = {"codes": file_record(data), **write_shard(directory.store, codec, shard, values)}
     record = DoneRecord(
         shard=shard.index,
         start=shard.start,
@@ -86,10 +200,14 @@ def attribute_shard(store_path: Path, plan: Plan, shard: Shard, model: nn.Module
         files=files,
         seconds=time.perf_counter() - started,
         deltas=summarise(result.convergence_delta.numpy(), shard.start, plan.warning_threshold),
-        worker=f"{socket.gethostname()}:{os.getpid()}",
+        worker=whoami(),
     )
-    RunDirectory(store_path).commit(record)
+    directory.commit(record)
     return record
+
+
+def _names(directory: RunDirectory, shard: Shard) -> list[str]:
+    return read_names(directory.store, range(shard.start, shard.stop))
 
 
 def _values(codes_NL: np.ndarray, references: ShardReferences, result: Attribution) -> dict[str, np.ndarray]:
@@ -105,68 +223,38 @@ def _values(codes_NL: np.ndarray, references: ShardReferences, result: Attributi
     }
 
 
-class Worker:
-    """Holds the model and the references, loaded when the first shard comes, and works on one shard at a time."""
+def _other_kind(kind: str, plan: Plan) -> str:
+    return (
+        f"this worker computes on {kind} and the run was planned on {plan.device_kind}; they may differ in the last "
+        f"bits: use nodes of one kind, or cluster.mixed_devices=allow from the start"
+    )
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._loaded: tuple[nn.Module, Draw] | None = None
 
-    def do(self, shard: Shard) -> DoneRecord:
-        """Compute and commit one shard.
-
-        Raises:
-            ShardError: whatever went wrong, in one line with the shard, its rows and its sequences; in full in a log.
-        """
+def check_node(work: Work) -> list[str]:
+    """What keeps this machine from working on a run, one phrase each; nothing where all is well."""
+    problems, plan = [], work.plan
+    for library in ("dlshap", "torch"):
+        here = importlib.metadata.version(library) if library == "dlshap" else torch.__version__
+        planned = plan.fingerprint["machine.engine" if library == "dlshap" else "machine.torch"]
+        if here != planned:
+            problems.append(f"it has {library} {here} where the run was planned with {planned}")
+    if plan.device == "cpu" and device_kind("cpu") != plan.device_kind and not work.mixed_devices:
+        problems.append(_other_kind(device_kind("cpu"), plan))
+    directory, probe = RunDirectory(work.store, work.options), f"partial/check-{uuid.uuid4().hex}"
+    try:
+        directory.store.read("zarr.json")
+        directory.run.write(probe, b"")
+        directory.run.delete(probe)
+    except FileNotFoundError:
+        problems.append(f"the store {work.store} is not there; put it where every node finds it")
+    except OSError as error:
+        problems.append(f"the store {work.store} cannot be used: {error}")
+    sys.path.extend(folder for folder in work.search if folder not in sys.path)
+    files = filter(None, [work.model["checkpoint"], plan.references.get("path")])
+    problems += [f"{path} is not there" for path in files if not Path(path).exists()]
+    if not problems:
         try:
-            return attribute_shard(Path(self._work.store_path), self._work.plan, shard, *self._load())
-        except Exception as error:
-            raise self._explain(shard, error) from error
-
-    def _load(self) -> tuple[nn.Module, Draw]:
-        if self._loaded is None:
-            sys.path.extend(folder for folder in self._work.search if folder not in sys.path)
-            plan = self._work.plan
-            kind = device_kind(plan.device)
-            if kind != plan.device_kind and not self._work.mixed_devices:
-                raise RunError(
-                    f"this worker computes on {kind} and the run was planned on {plan.device_kind}; they may differ "
-                    f"in the last bits: use nodes of one kind, or cluster.mixed_devices=allow from the start"
-                )
-            loaded = load_model(model_from_dict(self._work.model))
-            if loaded.weights_hash != plan.fingerprint["model.weights"]:
-                raise RunError("the checkpoint's weights are not those that the run was planned with")
-            draw = open_references(plan, RunDirectory(Path(self._work.store_path)).path)
-            self._loaded = loaded.module, draw
-        return self._loaded
-
-    def _explain(self, shard: Shard, error: Exception) -> ShardError:
-        path = Path(self._work.store_path)
-        names = ", ".join(repr(name) for name in read_names(path, range(shard.start, shard.stop)[:N_NAMED]))
-        more = f" and {len(shard) - N_NAMED} more" if len(shard) > N_NAMED else ""
-        log = RunDirectory(path).log(shard, "".join(traceback.format_exception(error)))
-        text = " ".join(str(error).split()) or type(error).__name__
-        return ShardError(f"{shard}, sequences {names}{more}, failed: {type(error).__name__}: {text}; in full in {log}")
-
-
-class ShardActor:
-    """The face of `Worker` for Ray Data: shard descriptors in, records out, errors as values.
-
-    An exception would reach the driver wrapped in several layers of Ray's; a value arrives as it is.
-    """
-
-    def __init__(self, work: Work) -> None:
-        self._worker = Worker(work)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Work on the shards described by columns index, start, stop."""
-        rows, errors = [], []
-        for index, start, stop in zip(batch["index"], batch["start"], batch["stop"], strict=True):
-            shard = Shard(int(index), int(start), int(stop))
-            try:
-                self._worker.do(shard)
-                errors.append("")
-            except ShardError as error:
-                errors.append(str(error))
-            rows.append(len(shard))
-        return {"rows": rows, "error": errors}
+            load_model(model_from_dict(work.model))
+        except UserError as error:
+            problems.append(str(error))
+    return problems

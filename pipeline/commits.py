@@ -1,40 +1,43 @@
-"""What is known to be done: the protocol files of a run, in `<store>.run/` beside the store.
+"""What is known to be done: the protocol files of a run, in `<store>.run` beside the store.
 
-    claim       locked by whoever prepares or finalizes; the lock goes with the process that held it
-    staged.zarr the store in the making, moved to the store's path once the whole input has been checked
-    references.npy  windows of a genome that references are drawn from, where they are
+    claim       held by whoever prepares or finalizes
+    staged.zarr the store in the making, where it lies on a disk
+    partial/    files on their way to their place, where it lies on a disk
     plan.json   all that a worker must know; written before the store appears
-    prepared    marker: store and plan are whole
+    files.json  size and checksum of every file that `prepare` made, but for the sequences' own
+    prepared    marker: store, plan and files.json are whole
+    restore.json  files of a damaged store that are to be made from the input again
+    attempts/   one file for each shard that is being worked on; a killed worker leaves its own behind
     done/       one record for each committed shard, with the size and checksum of each file
-    logs/       what went wrong in a shard, in full
+    failures/   one record for each shard that was given up
+    logs/       what happened, as JSON lines, and the full text of failures
     result.json the outcome of the last command, for programs
 
-Every file appears at once: written beside its place, made durable, then renamed. A crash between any two steps leaves
-what the same command can go on from.
+Every file but the logs appears at once or not at all. A crash between any two steps leaves what the same command can go
+on from.
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import shutil
 import socket
-import zlib
-from collections.abc import Callable, Iterator
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.places import LocalPlace, open_place
 from pipeline.plan import Plan
 from pipeline.shards import Shard
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file as it was when it was committed; the path is relative to the store."""
+    """A file as it was when it was committed."""
 
-    path: str
     n_bytes: int
     crc32: int
 
@@ -45,7 +48,7 @@ class DoneRecord:
 
     Attributes:
         shard, start, stop: which rows.
-        files: the file of each array.
+        files: the file of each array, by the array's name.
         seconds: the time it took.
         deltas: summary of its convergence deltas; see deltas.py.
         worker: host and process that wrote it.
@@ -60,19 +63,237 @@ class DoneRecord:
     worker: str
 
     @staticmethod
-    def from_json(text: str) -> "DoneRecord":
+    def from_json(text: str | bytes) -> "DoneRecord":
         values = json.loads(text)
         files = {name: FileRecord(**record) for name, record in values.pop("files").items()}
         return DoneRecord(files=files, **values)
 
 
-def checksum(root: Path, relative: Path) -> FileRecord:
-    """Size and CRC-32 of a file."""
-    crc32, n_bytes = 0, 0
-    with (root / relative).open("rb") as file:
-        while block := file.read(1 << 20):
-            crc32, n_bytes = zlib.crc32(block, crc32), n_bytes + len(block)
-    return FileRecord(relative.as_posix(), n_bytes, crc32)
+@dataclass(frozen=True)
+class Failure:
+    """A shard that was given up.
+
+    Attributes:
+        shard, start, stop: which rows.
+        error: in one line, with the names of its sequences.
+        log: where the full text is; "" where there is none.
+    """
+
+    shard: int
+    start: int
+    stop: int
+    error: str
+    log: str
+
+
+def whoami() -> str:
+    """Host and process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+class RunDirectory:
+    """The protocol files of the run that fills one store.
+
+    Attributes:
+        url: of the store.
+        store: the place of the store.
+        run: the place of the protocol files.
+    """
+
+    def __init__(self, url: str | Path, options: Mapping[str, str] | None = None) -> None:
+        url = os.fspath(url).rstrip("/")
+        scratch = None if "://" in url else Path(url + ".run").absolute() / "partial"
+        self.store = open_place(url, options, scratch)
+        self.run = open_place(url + ".run", options, scratch)
+        self.url = self.store.url
+        self._made: list[Path] = []  # folders above it that were not there before
+
+    # --- preparing --------------------------------------------------------------------------------------------------
+
+    def claim(self, waiting: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Hold the run for oneself, waiting for whoever holds it; `waiting` is told who that is.
+
+        Raises:
+            OSError: the place cannot be written.
+        """
+        if isinstance(self.run, LocalPlace):
+            self._made = self._made or [folder for folder in self.run.path.parents if not folder.exists()]
+        return self.run.lock("claim", waiting)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether store and plan are whole."""
+        return self.run.size("prepared") is not None
+
+    def read_plan(self) -> Plan | None:
+        """The plan of the run that is under way; None when there is none."""
+        try:
+            return Plan.from_json(self.run.read("plan.json").decode())
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A folder for the store in the making: beside its place on a disk, on this machine's disk for an object store.
+
+        What is still there at the end is removed.
+        """
+        beside = isinstance(self.run, LocalPlace)
+        folder = self.run.path if isinstance(self.run, LocalPlace) else Path(tempfile.mkdtemp(prefix="dlshap-"))
+        staged = folder / "staged.zarr"
+        try:
+            yield staged
+        finally:
+            shutil.rmtree(staged if beside else folder, ignore_errors=True)
+
+    def publish(self, staged: Path, plan: Plan, files: Mapping[str, FileRecord]) -> None:
+        """Put the staged store in its place, then mark the run as prepared.
+
+        On an object store the file that makes a group of the others, `zarr.json`, is the last.
+        """
+        self._write_plan(plan, files)
+        if isinstance(self.store, LocalPlace):
+            staged.rename(self.store.path)
+        else:
+            self.store.clear()  # what an upload that was cut off has left
+            keys = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
+            for key in sorted(keys, key=lambda key: key == "zarr.json"):
+                self.store.write(key, (staged / key).read_bytes())
+        self.mark_prepared()
+
+    def _write_plan(self, plan: Plan, files: Mapping[str, FileRecord]) -> None:
+        self.run.write("plan.json", plan.to_json().encode())
+        self._write_files(files)
+
+    def _write_files(self, files: Mapping[str, FileRecord]) -> None:
+        text = json.dumps({key: [file.n_bytes, file.crc32] for key, file in files.items()})
+        self.run.write("files.json", text.encode())
+
+    def mark_prepared(self) -> None:
+        """The store is in its place: say so, last."""
+        if isinstance(self.store, LocalPlace):
+            sync(self.store.path.parent)
+        self.run.write("prepared", b"")
+
+    def prepared_files(self) -> dict[str, FileRecord]:
+        """What `publish` was given."""
+        return {key: FileRecord(*values) for key, values in json.loads(self.run.read("files.json")).items()}
+
+    # --- making damaged files anew ----------------------------------------------------------------------------------
+
+    def recall(self, plan: Plan, files: Mapping[str, FileRecord]) -> None:
+        """Write the protocol files of `prepare` for a store that is there."""
+        self._write_plan(plan, files)
+        self.mark_prepared()
+
+    def ask_for(self, keys: Iterable[str]) -> None:
+        """Files of the store that `prepare` made are to be made again; those asked for before too."""
+        wanted = sorted({*keys, *self.asked_for()})
+        if wanted:
+            self.run.write("restore.json", json.dumps(wanted).encode())
+
+    def asked_for(self) -> list[str]:
+        """The files that are to be made again."""
+        try:
+            return [str(key) for key in json.loads(self.run.read("restore.json"))]
+        except FileNotFoundError:
+            return []
+
+    def restore(self, staged: Path, files: Mapping[str, FileRecord]) -> None:
+        """Copy the files that were asked for from a store made anew, the group's own last."""
+        keys = sorted(self.asked_for(), key=lambda key: key == "zarr.json")
+        self._write_files({**self.prepared_files(), **{key: files[key] for key in keys if key in files}})
+        for key in keys:
+            self.store.write(key, (staged / key).read_bytes())
+        self.run.delete("restore.json")
+
+    def discard(self) -> None:
+        """Remove everything of a run that never got a store, and the folders that were made for it."""
+        self.run.clear()
+        for folder in self._made:
+            try:
+                folder.rmdir()
+            except OSError:  # someone else put something there
+                break
+
+    # --- shards -----------------------------------------------------------------------------------------------------
+
+    def begin(self, shard: Shard) -> str:
+        """Say that this process works on a shard; returns what `end` takes."""
+        key = f"attempts/{shard.index:08d}-{uuid.uuid4().hex[:12]}"
+        self.run.write(key, whoami().encode())
+        return key
+
+    def end(self, attempt: str) -> None:
+        """This process is alive and no longer works on the shard."""
+        self.run.delete(attempt)
+
+    def n_attempts(self, shard: Shard) -> int:
+        """How many processes work on the shard, or were killed while they did."""
+        return sum(1 for _ in self.run.files(f"attempts/{shard.index:08d}-"))
+
+    def commit(self, record: DoneRecord) -> None:
+        """Say that a shard is done; its files are durable already."""
+        self.run.write(_record_key(record.shard), json.dumps(asdict(record)).encode())
+        self.run.clear(f"attempts/{record.shard:08d}-")
+        self.run.delete(_failure_key(record.shard))
+
+    def revoke(self, index: int) -> None:
+        """A shard is not done after all."""
+        self.run.delete(_record_key(index))
+
+    def read_record(self, index: int) -> DoneRecord | None:
+        """The done record of one shard; None where there is none."""
+        try:
+            return DoneRecord.from_json(self.run.read(_record_key(index)))
+        except FileNotFoundError:
+            return None
+
+    def done_indices(self) -> list[int]:
+        """Shards that have a done record, ascending."""
+        names = (entry.key.rpartition("/")[2] for entry in self.run.files("done/"))
+        return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
+
+    # --- what went wrong --------------------------------------------------------------------------------------------
+
+    def fail(self, failure: Failure) -> None:
+        """Say that a shard was given up."""
+        self.run.write(_failure_key(failure.shard), json.dumps(asdict(failure)).encode())
+
+    def failures(self) -> list[Failure]:
+        """The shards that were given up, by their index."""
+        keys = sorted(entry.key for entry in self.run.files("failures/"))
+        return [Failure(**json.loads(self.run.read(key))) for key in keys if key.endswith(".json")]
+
+    def forget_failures(self) -> None:
+        """Everything is tried again."""
+        self.run.clear("failures/")
+
+    def log(self, shard: Shard, text: str) -> str:
+        """Keep what went wrong in a shard, in full; returns where."""
+        key = f"logs/shard-{shard.index:08d}.txt"
+        self.run.write(key, text.encode())
+        return f"{self.run.url}/{key}"
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """The outcome of a command, for programs."""
+        self.run.write("result.json", (json.dumps(result, indent=1) + "\n").encode())
+
+    def tidy(self) -> None:
+        """The store is complete: what kills have left behind means nothing any more."""
+        self.run.clear("attempts/")
+        self.run.clear("partial/")
+        self.run.clear("failures/")
+
+
+def _record_key(index: int) -> str:
+    return f"done/{index:08d}.json"
+
+
+def _failure_key(index: int) -> str:
+    return f"failures/{index:08d}.json"
 
 
 def sync(path: Path) -> None:
@@ -82,141 +303,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all, and durable when this returns."""
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    partial.write_text(text)
-    sync(partial)
-    partial.replace(path)
-    sync(path.parent)
-
-
-class RunDirectory:
-    """The protocol files of the run that fills one store."""
-
-    def __init__(self, store_path: Path) -> None:
-        self.store_path = store_path
-        self.path = store_path.with_name(store_path.name + ".run")
-        self._made: list[Path] = []  # folders above it that were not there before
-
-    @property
-    def staged(self) -> Path:
-        return self.path / "staged.zarr"
-
-    @property
-    def prepared(self) -> bool:
-        return (self.path / "prepared").exists()
-
-    @contextlib.contextmanager
-    def claim(self, waiting: Callable[[str], None]) -> Iterator[None]:
-        """Hold the run for oneself, waiting for whoever holds it; `waiting` is told who that is.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
-        descriptor = self._lock(waiting)
-        try:
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _lock(self, waiting: Callable[[str], None]) -> int:
-        claim = self.path / "claim"
-        self._made = self._made or [folder for folder in self.path.parents if not folder.exists()]
-        while True:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(claim, os.O_RDWR | os.O_CREAT, 0o644)
-            except OSError as error:
-                raise UserError(f"cannot write to {self.path}: {error.strerror}; check store.path") from None
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting(os.read(descriptor, 200).decode(errors="replace").strip() or "another process")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Whoever held it may have removed the folder, and the lock is then on a file that is no longer there.
-            if claim.exists() and os.fstat(descriptor).st_ino == claim.stat().st_ino:
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-                return descriptor
-            os.close(descriptor)
-
-    def read_plan(self) -> Plan | None:
-        """The plan of the run that is under way; None when there is none."""
-        try:
-            return Plan.from_json((self.path / "plan.json").read_text())
-        except FileNotFoundError:
-            return None
-
-    def publish(self, plan: Plan) -> None:
-        """Put the staged store in its place, then mark the run as prepared."""
-        write_atomically(self.path / "plan.json", plan.to_json())
-        (self.path / "done").mkdir(exist_ok=True)
-        self.staged.rename(self.store_path)
-        self.mark_prepared()
-
-    def mark_prepared(self) -> None:
-        """The store is in its place: say so, last."""
-        sync(self.store_path.parent)
-        (self.path / "done").mkdir(exist_ok=True)
-        write_atomically(self.path / "prepared", "")
-
-    def discard(self) -> None:
-        """Remove everything of a run that never got a store, and the folders that were made for it."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        for folder in self._made:
-            try:
-                folder.rmdir()
-            except OSError:  # someone else put something there
-                break
-
-    def commit(self, record: DoneRecord) -> None:
-        """Say that a shard is done; its files are durable already."""
-        write_atomically(self._record_path(record.shard), json.dumps(asdict(record)))
-
-    def _record_path(self, index: int) -> Path:
-        return self.path / "done" / f"{index:08d}.json"
-
-    def done_indices(self) -> set[int]:
-        """Shards that have a done record."""
-        folder = self.path / "done"
-        names = os.listdir(folder) if folder.is_dir() else []
-        return {int(name[:-5]) for name in names if name.endswith(".json") and not name.startswith(".")}
-
-    def read_record(self, index: int) -> DoneRecord:
-        """The done record of one shard."""
-        return DoneRecord.from_json(self._record_path(index).read_text())
-
-    def done(self, shards: list[Shard]) -> dict[int, DoneRecord]:
-        """The shards that are done: a record for the same rows, and every file there with the size it had."""
-        found = {}
-        indices = self.done_indices()
-        for shard in shards:
-            if shard.index in indices:
-                record = self.read_record(shard.index)
-                if (record.start, record.stop) == (shard.start, shard.stop) and self._holds(record):
-                    found[shard.index] = record
-        return found
-
-    def _holds(self, record: DoneRecord) -> bool:
-        for file in record.files.values():
-            try:
-                if (self.store_path / file.path).stat().st_size != file.n_bytes:
-                    return False
-            except FileNotFoundError:
-                return False
-        return True
-
-    def log(self, shard: Shard, text: str) -> Path:
-        """Keep what went wrong in a shard, in full."""
-        folder = self.path / "logs"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"shard-{shard.index:08d}.txt"
-        write_atomically(path, text)
-        return path
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        """The outcome of a command, for programs."""
-        write_atomically(self.path / "result.json", json.dumps(result, indent=1) + "\n")

@@ -3,29 +3,36 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dlshap_core.audit import Audit
-from pipeline.actor import Work, Worker
+from pipeline.actor import Outcome, Work, Worker
 from pipeline.commits import RunDirectory
 from pipeline.config import Config, to_dict
-from pipeline.deltas import QUANTILES, combine, complaint, exceed, quantile
+from pipeline.deltas import QUANTILES, complaint, exceed, quantile
 from pipeline.errors import RunError, UserError
 from pipeline.fingerprint import differences
 from pipeline.hardware import device_kind, resolve_device
+from pipeline.journal import Journal, journal
 from pipeline.models import LoadedModel, load_model
 from pipeline.plan import Plan
-from pipeline.prepare import Machine, Nowhere, fingerprint_of, first_good, stage, take_in
+from pipeline.prepare import Machine, Nowhere, absolute, fingerprint_of, first_good, settle_batch_size, stage, take_in
 from pipeline.progress import RowProgress, note
+from pipeline.reader import plan_of
 from pipeline.references import settle, unused
-from pipeline.shards import Shard, gaps, plan_shards, remaining, select
+from pipeline.resume import Standing, take_stock
+from pipeline.shards import remaining, select
 from pipeline.sources import open_source
-from pipeline.store import complete_store, damaged_files, read_attributes, read_names
+from pipeline.store import ROOT, complete_store, read_attributes, read_names
 from pipeline.summary import Summary
 from pipeline.trial import audit_model
+from pipeline.verify import wrong_sizes
+
+MAX_FAILURES = 10  # shards that may fail before the first succeeds
 
 
 def run_config(config: Config) -> Summary:
@@ -37,6 +44,8 @@ def run_config(config: Config) -> Summary:
             engine.on_nonconvergence=fail.
     """
     summary = _run(config)
+    if summary.failures:
+        raise RunError(failed(summary))
     threshold = config.engine.warning_threshold
     if summary.deltas is not None and exceed(summary.deltas, threshold):
         if config.engine.on_nonconvergence == "fail":
@@ -45,32 +54,75 @@ def run_config(config: Config) -> Summary:
     return summary
 
 
+def failed(summary: Summary) -> str:
+    """What to say of shards that failed."""
+    n, more = len(summary.failures), ""
+    if n > 1:
+        more = f"; and {n - 1} more, which `dlshap status {summary.store}` lists"
+    return (
+        f"{n} of {summary.shards} shards failed, {summary.shards_done} are done, and the same command tries the others "
+        f"again: {summary.failures[0]}{more}"
+    )
+
+
 def _run(config: Config) -> Summary:
     started = time.monotonic()
-    path = Path(config.store.path).absolute()
-    read_attributes(path)  # refuses what is not a store before anything is loaded
+    directory = RunDirectory(config.store.path, config.store.options)
+    _attributes(directory)  # refuses what is not a store before anything is loaded
     with contextlib.ExitStack() as stack:
         machine = _find_machine(config, stack)
         loaded = load_model(config.model)
-        plan = agree_on_plan(config, path, loaded, machine)
-        attributes = read_attributes(path)
+        plan = agree_on_plan(config, directory, loaded, machine)
+        attributes = _attributes(directory)
         assert attributes is not None
         if n_left_out := attributes["dataset"]["n_left_out"]:
             note(f"{n_left_out} bad rows of the input are left out, as dataset.on_bad=skip says; the store lists them")
         if attributes["complete"]:
-            return _finished(path, plan, attributes, started)
-        shards = plan_shards(plan.n_rows, plan.rows_per_shard)
-        chosen = select(shards, config.run.shards)
-        directory = RunDirectory(path)
-        todo = remaining(chosen, directory.done(shards))
-        n_before = sum(map(len, chosen)) - sum(map(len, todo))
-        if todo:
+            return _finished(directory, plan, attributes, started)
+        log = stack.enter_context(journal(directory.run, store=directory.url, rows=plan.n_rows, shards=plan.n_shards))
+        directory.forget_failures()
+        chosen = select(plan.n_shards, config.run.shards)
+        standing = take_stock(directory, plan)
+        todo = remaining(chosen, standing.is_done)
+        log.note("stock", done=standing.n_done, chosen=len(chosen), todo=len(todo))
+        if len(todo):
             _connect(config, machine, stack)
         began = time.monotonic()
-        with RowProgress("attributing", n_before + sum(map(len, todo)), n_before) as progress:
-            for n_rows in _work(config, plan, path, todo):
-                progress.advance(n_rows)
-        return finalize(path, plan, shards, sum(map(len, todo)), began, started, loaded.description["head"])
+        n_rows = _work_through(_work(config, plan, directory, todo), plan, chosen, todo, log)
+        return finalize(directory, plan, n_rows, began, started, loaded.description["head"])
+
+
+def _work_through(outcomes: Iterator[Outcome], plan: Plan, chosen: range, todo: np.ndarray, log: Journal) -> int:
+    """Follow the work, and stop it where going on makes no sense; returns the rows that were committed.
+
+    Raises:
+        RunError: the place or a machine fails, or shards fail and none succeeds.
+    """
+    n_todo, n_chosen = _n_rows(plan, todo), _n_rows(plan, np.arange(chosen.start, chosen.stop))
+    n_done = n_failed = 0
+    with RowProgress("attributing", n_chosen, n_chosen - n_todo) as progress:
+        for outcome in outcomes:
+            if not outcome.error:
+                n_done += outcome.n_rows
+                progress.advance(outcome.n_rows)
+                log.note("shard", shard=outcome.shard, rows=outcome.n_rows)
+                continue
+            n_failed += 1
+            log.note("failure", shard=outcome.shard, error=outcome.error, fatal=outcome.fatal)
+            if outcome.fatal:
+                raise RunError(outcome.error)
+            if n_failed >= MAX_FAILURES and not n_done:
+                raise RunError(f"the first {n_failed} shards failed, and none succeeded: {outcome.error}")
+            if n_failed < MAX_FAILURES:
+                progress.say(outcome.error)
+    return n_done
+
+
+def _n_rows(plan: Plan, shards: np.ndarray) -> int:
+    """Rows in some shards; indices ascending."""
+    full = len(shards) * plan.rows_per_shard
+    has_last = len(shards) > 0 and int(shards[-1]) == plan.n_shards - 1
+    return full - (plan.n_shards * plan.rows_per_shard - plan.n_rows if has_last else 0)
 
 
 def audit_config(config: Config) -> Audit:
@@ -86,153 +138,192 @@ def audit_config(config: Config) -> Audit:
     return audit_model(loaded, codes, name, config, device)
 
 
+def _attributes(directory: RunDirectory) -> dict[str, Any] | None:
+    """Attributes of the store; None where there is none, or one whose own file is not there yet or no longer."""
+    if directory.store.size(ROOT) is None and directory.read_plan() is not None:
+        return None
+    return read_attributes(directory.store)
+
+
 def _find_machine(config: Config, stack: contextlib.ExitStack) -> Machine:
     """Where the numbers will be computed; for a cluster elsewhere, as the cluster says."""
-    if config.cluster.name == "local" and config.cluster.address is not None:
-        from pipeline.job import connected, remote_device
+    if config.cluster.name == "address":
+        from pipeline.cluster import connected, remote_device
 
         stack.enter_context(connected(config.cluster, config.engine.threads))
-        return Machine(*remote_device(config.engine.device))
+        return Machine(*remote_device(config.engine.device, config.cluster))
     device = resolve_device(config.engine.device)
     return Machine(device, device_kind(device))
 
 
 def _connect(config: Config, machine: Machine, stack: contextlib.ExitStack) -> None:
-    if config.cluster.name == "local" and config.cluster.address is None:
-        from pipeline.job import connected  # Ray takes seconds to import, and is not needed without work
+    if config.cluster.name == "local":
+        from pipeline.cluster import connected  # Ray takes seconds to import, and is not needed without work
 
         stack.enter_context(connected(config.cluster, config.engine.threads))
 
 
-def agree_on_plan(config: Config, path: Path, loaded: LoadedModel, machine: Machine) -> Plan:
+def agree_on_plan(config: Config, directory: RunDirectory, loaded: LoadedModel, machine: Machine) -> Plan:
     """The plan of the run: the one that is there, if it is the same run, or a new one with a prepared store.
 
     Raises:
         UserError: the store belongs to another run, or the input is bad.
     """
-    attributes = read_attributes(path)
-    if attributes is not None and attributes.get("complete"):
-        _require_same(path, attributes["fingerprint"], config, loaded, machine)
-        return Plan(**attributes["plan"], fingerprint=attributes["fingerprint"])
-    directory = RunDirectory(path)
+    attributes = _attributes(directory)
+    if attributes is not None and attributes["complete"]:
+        plan = plan_of(attributes)
+        _require_same(directory, plan, config, loaded, machine)
+        return plan
     if not directory.prepared:
-        with directory.claim(lambda who: note(f"waiting for {who}, which is preparing {path}")):
-            return _prepare(config, path, directory, loaded, machine)
-    return _resume(config, path, directory, loaded, machine)
+        with _claimed(directory, "preparing"):
+            return _prepare(config, directory, loaded, machine)
+    return _resume(config, directory, loaded, machine)
 
 
-def _prepare(config: Config, path: Path, directory: RunDirectory, loaded: LoadedModel, machine: Machine) -> Plan:
+@contextlib.contextmanager
+def _claimed(directory: RunDirectory, doing: str) -> Iterator[None]:
+    """Alone with the run.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            claim = directory.claim(lambda who: note(f"waiting for {who}, which is {doing} {directory.url}"))
+            stack.enter_context(claim)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot write to {directory.run.url}: {reason}; check store.path") from error
+        yield
+
+
+def _prepare(config: Config, directory: RunDirectory, loaded: LoadedModel, machine: Machine) -> Plan:
     """Under the claim: make the store, unless someone else just did or stopped right before saying so."""
-    if path.exists():
+    if directory.store.size(ROOT) is not None:
         if directory.read_plan() is None:
             directory.discard()
-            raise UserError(f"{path} is not complete and its plan is gone; remove it, or give another store.path")
+            raise UserError(
+                f"{directory.url} is not complete and its plan is gone; remove it, or give another store.path"
+            )
         directory.mark_prepared()
-        return _resume(config, path, directory, loaded, machine)
+        return _resume(config, directory, loaded, machine)
     if (line := unused(config.references)) is not None:
         note(line)
-    try:
-        with RowProgress("reading", None) as progress:
-            plan = stage(directory.staged, config, open_source(config.dataset), loaded, machine, progress.advance)
-    except ValueError:
-        directory.discard()
-        raise
-    directory.publish(plan)
+    with directory.staging() as staged:
+        try:
+            with RowProgress("reading", None) as progress:
+                plan, files = stage(staged, config, open_source(config.dataset), loaded, machine, progress.advance)
+        except ValueError:
+            directory.discard()
+            raise
+        directory.publish(staged, plan, files)
     return plan
 
 
-def _resume(config: Config, path: Path, directory: RunDirectory, loaded: LoadedModel, machine: Machine) -> Plan:
+def _resume(config: Config, directory: RunDirectory, loaded: LoadedModel, machine: Machine) -> Plan:
     plan = directory.read_plan()
-    if plan is None or not path.exists():
-        raise UserError(f"{directory.path} is there without its store; remove it to begin again")
-    _require_same(path, plan.fingerprint, config, loaded, machine)
+    if plan is not None and directory.asked_for():
+        with _claimed(directory, "restoring"):
+            _restore(config, directory, loaded, machine, plan)
+        return plan
+    if plan is None or directory.store.size(ROOT) is None:
+        raise UserError(f"{directory.run.url} is there without its store; remove it to begin again")
+    _require_same(directory, plan, config, loaded, machine)
     return plan
 
 
-def _require_same(
-    path: Path, fingerprint: dict[str, Any], config: Config, loaded: LoadedModel, machine: Machine
-) -> None:
+def _restore(config: Config, directory: RunDirectory, loaded: LoadedModel, machine: Machine, plan: Plan) -> None:
+    """Make the damaged files of the sequences and the layout from the input again."""
+    if not directory.asked_for():
+        return  # someone else just did
+    note(f"making {len(directory.asked_for())} damaged files of {directory.url} from the input again")
+    with directory.staging() as staged:
+        with RowProgress("reading", None) as progress:
+            again, files = stage(staged, config, open_source(config.dataset), loaded, machine, progress.advance)
+        _require_equal(directory, plan.fingerprint, again.fingerprint)
+        directory.restore(staged, files)
+
+
+def _require_same(directory: RunDirectory, plan: Plan, config: Config, loaded: LoadedModel, machine: Machine) -> None:
     """Refuse to go on with a store whose values depend on something else than this run's would."""
     with RowProgress("comparing the input", None) as progress:
         intake = take_in(open_source(config.dataset), config.dataset, lambda codes, name: Nowhere(), progress.advance)
     references = settle(config.references, intake)
-    different = differences(fingerprint, fingerprint_of(config, loaded, intake, machine, references))
-    if different:
-        raise UserError(f"{path} belongs to another run: {'; '.join(different)}. Give another store.path, or remove it")
+    batch_size = settle_batch_size(config, intake, machine, references, plan.batch_size)
+    wanted = fingerprint_of(config, loaded, intake, machine, references, batch_size)
+    _require_equal(directory, plan.fingerprint, wanted)
 
 
-def _work(config: Config, plan: Plan, path: Path, shards: Sequence[Shard]) -> Iterator[int]:
-    """Work on shards, here or on Ray; yields the rows of each that is committed."""
-    if not shards:
+def _require_equal(directory: RunDirectory, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    if different := differences(stored, wanted):
+        raise UserError(
+            f"{directory.url} belongs to another run: {'; '.join(different)}. Give another store.path, or remove it"
+        )
+
+
+def _work(config: Config, plan: Plan, directory: RunDirectory, shards: np.ndarray) -> Iterator[Outcome]:
+    """Work on shards, here or on Ray; yields what comes of each."""
+    if not len(shards):
         return
-    model = to_dict(config.model)
-    if model["checkpoint"] is not None:
-        model["checkpoint"] = os.path.abspath(model["checkpoint"])
-    work = Work(str(path), plan, model, [os.getcwd()], config.cluster.mixed_devices == "allow")
+    model = absolute(to_dict(config))["model"]
+    work = Work(
+        directory.url, config.store.options, plan, model, [os.getcwd()], config.cluster.mixed_devices == "allow"
+    )
     if config.cluster.name == "none":
         worker = Worker(work)
-        for shard in shards:
-            worker.do(shard)
-            yield len(shard)
+        for index in shards:
+            yield worker.do(plan.shard(int(index)))
     else:
         from pipeline.job import run_shards
 
-        yield from run_shards(work, shards, config.cluster)
+        yield from run_shards(work, shards.tolist(), config.cluster)
 
 
 def finalize(
-    path: Path, plan: Plan, shards: list[Shard], rows_computed: int, began: float, started: float, head: str
+    directory: RunDirectory, plan: Plan, rows_computed: int, began: float, started: float, head: str
 ) -> Summary:
     """Complete the store if every shard is done, and say how things stand.
 
     Args:
-        path: of the store.
-        plan, shards: of the run.
+        directory, plan: of the run.
         rows_computed: by this command.
         began, started: when attributing and when the command began (monotonic, seconds).
         head: the model's.
-
-    Raises:
-        RunError: the done records contradict each other or the files.
     """
-    directory = RunDirectory(path)
-    with directory.claim(lambda who: note(f"waiting for {who}, which is completing {path}")):
-        done = directory.done(shards)
-        deltas = None
-        attributes = read_attributes(path)
-        seconds = time.monotonic() - began
-        if attributes is not None and attributes["complete"]:
-            deltas = attributes["run"]["deltas"]
-        elif len(done) == len(shards):
-            records = [done[shard.index] for shard in shards]
-            missing = gaps([(record.start, record.stop) for record in records], plan.n_rows)
-            if missing:
-                raise RunError(f"the done records of {path} do not tile its rows: {missing[:3]}")
-            deltas = _deltas(path, plan, combine(record.deltas for record in records), head)
-            run = {"deltas": deltas, "shard_seconds": sum(record.seconds for record in records), "rows": plan.n_rows}
-            convergence = (
-                "not judged" if not plan.judged else "failed" if exceed(deltas, plan.warning_threshold) else "passed"
-            )
-            complete_store(path, plan, [record.files for record in records], {"run": run, "convergence": convergence})
+    seconds = time.monotonic() - began
+    with _claimed(directory, "completing"):
+        attributes = _attributes(directory)
+        assert attributes is not None
+        deltas, failures = None, []
+        if attributes["complete"]:
+            deltas, n_done = attributes["run"]["deltas"], plan.n_shards
+        else:
+            standing = take_stock(directory, plan)
+            n_done, failures = standing.n_done, directory.failures()
+            if standing.complete:
+                deltas = _complete(directory, plan, standing, head)
         summary = Summary(
-            store=str(path),
+            store=directory.url,
             complete=deltas is not None,
             rows=plan.n_rows,
-            shards=len(shards),
+            shards=plan.n_shards,
             rows_computed=rows_computed,
-            shards_done=len(done),
+            shards_done=n_done,
             seconds=time.monotonic() - started,
             rows_per_second=rows_computed / max(seconds, 1e-9),
             deltas=deltas,
-            not_exact=(attributes or {}).get("not_exact", []),
+            not_exact=attributes.get("not_exact", []),
+            failures=[failure.error for failure in failures],
         )
         directory.write_result(asdict(summary))
     return summary
 
 
-def _deltas(path: Path, plan: Plan, total: dict[str, Any], head: str) -> dict[str, Any]:
-    """The convergence deltas of the run, for the store and for people."""
-    return {
+def _complete(directory: RunDirectory, plan: Plan, standing: Standing, head: str) -> dict[str, Any]:
+    """Every shard is done: say so in the store; returns the convergence deltas of the run."""
+    assert standing.deltas is not None
+    total = standing.deltas
+    deltas = {
         "judged": plan.judged,
         "head": head,
         "threshold": plan.warning_threshold,
@@ -240,29 +331,35 @@ def _deltas(path: Path, plan: Plan, total: dict[str, Any], head: str) -> dict[st
         "n_not_finite": total["n_not_finite"],
         **{name: quantile(total, share) for name, share in QUANTILES.items()},
         "largest": total["largest"],
-        "worst": read_names(path, [total["worst_row"]])[0],
+        "worst": read_names(directory.store, [total["worst_row"]])[0],
         "worst_row": total["worst_row"],
     }
+    passed = "failed" if exceed(deltas, plan.warning_threshold) else "passed"
+    attributes = {
+        "run": {"deltas": deltas, "shard_seconds": standing.seconds, "rows": plan.n_rows},
+        "convergence": passed if plan.judged else "not judged",
+    }
+    complete_store(directory.store, plan, standing.n_bytes, standing.crc32, directory.prepared_files(), attributes)
+    directory.tidy()
+    return deltas
 
 
-def _finished(path: Path, plan: Plan, attributes: dict[str, Any], started: float) -> Summary:
-    shards = plan_shards(plan.n_rows, plan.rows_per_shard)
-    n_shards = len(shards)
-    if damaged := damaged_files(path, shards):
+def _finished(directory: RunDirectory, plan: Plan, attributes: dict[str, Any], started: float) -> Summary:
+    if damaged := wrong_sizes(directory.store, plan):
         raise RunError(
-            f"{path} was complete, but {len(damaged)} of its files are gone or of another size, {damaged[0]} first; "
-            f"remove the store and run again"
+            f"{directory.url} was complete, but {len(damaged)} of its files are gone or of another size, {damaged[0]} "
+            f"first; `dlshap verify {directory.url}` reads all of it, with --repair the same command makes them anew"
         )
-    seconds = time.monotonic() - started
     return Summary(
-        store=str(path),
+        store=directory.url,
         complete=True,
         rows=plan.n_rows,
-        shards=n_shards,
+        shards=plan.n_shards,
         rows_computed=0,
-        shards_done=n_shards,
-        seconds=seconds,
+        shards_done=plan.n_shards,
+        seconds=time.monotonic() - started,
         rows_per_second=0.0,
         deltas=attributes["run"]["deltas"],
         not_exact=attributes.get("not_exact", []),
+        failures=[],
     )

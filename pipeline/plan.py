@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.shards import Shard, n_shards, shard_at
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ class Plan:
     judged: bool
     warning_threshold: float
     fingerprint: dict[str, Any]
+
+    @property
+    def n_shards(self) -> int:
+        return n_shards(self.n_rows, self.rows_per_shard)
+
+    def shard(self, index: int) -> Shard:
+        """The rows of a shard."""
+        return shard_at(index, self.n_rows, self.rows_per_shard)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)

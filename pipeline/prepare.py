@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 from dlshap_core.sequences import UNKNOWN
+from pipeline.commits import FileRecord
 from pipeline.config import Config, DatasetConfig, to_dict
 from pipeline.errors import UserError
 from pipeline.fingerprint import InputHash, auto_batch_size, make_fingerprint
 from pipeline.hardware import describe
 from pipeline.models import LoadedModel
 from pipeline.plan import Plan
-from pipeline.references import Settled, keep, require_files, settle
+from pipeline.references import Settled, require_files, settle
 from pipeline.sources import Rows, Source
 from pipeline.store import TABLE, StagedStore
 from pipeline.trial import Trial, not_exact, try_model
@@ -163,7 +164,7 @@ def _refuse_bad_rows(intake: Intake, dataset: DatasetConfig) -> None:
 
 
 def fingerprint_of(
-    config: Config, loaded: LoadedModel, intake: Intake, machine: Machine, references: Settled
+    config: Config, loaded: LoadedModel, intake: Intake, machine: Machine, references: Settled, batch_size: int
 ) -> dict[str, Any]:
     """What the values of this run depend on."""
     return make_fingerprint(
@@ -179,7 +180,7 @@ def fingerprint_of(
             "seed": config.seed,
             "engine.targets": config.engine.targets,
             "engine.dtype": config.engine.dtype,
-            "engine.batch_size": _batch_size(config, intake, machine, references),
+            "engine.batch_size": batch_size,
             "engine.threads": config.engine.threads,
             "engine.deterministic": config.engine.deterministic,
             "store.rows_per_shard": config.store.rows_per_shard,
@@ -192,16 +193,20 @@ def fingerprint_of(
     )
 
 
-def _batch_size(config: Config, intake: Intake, machine: Machine, references: Settled) -> int:
+def settle_batch_size(
+    config: Config, intake: Intake, machine: Machine, references: Settled, planned: int | None = None
+) -> int:
+    """Pairs in a batch; auto is settled once: a run that goes on uses what was `planned`."""
     if config.engine.batch_size != "auto":
         return int(config.engine.batch_size)
-    return auto_batch_size(intake.length, references.n, machine.device)
+    return planned or auto_batch_size(intake.length, references.n, machine.device)
 
 
 def make_plan(
     config: Config, loaded: LoadedModel, intake: Intake, machine: Machine, references: Settled, targets: list[int]
 ) -> Plan:
     """Everything resolved."""
+    batch_size = settle_batch_size(config, intake, machine, references)
     return Plan(
         n_rows=intake.n_rows,
         length=intake.length,
@@ -209,7 +214,7 @@ def make_plan(
         references=references.plan,
         n_references=references.n,
         seed=config.seed,
-        batch_size=_batch_size(config, intake, machine, references),
+        batch_size=batch_size,
         rows_per_shard=config.store.rows_per_shard,
         dtype=config.engine.dtype,
         threads=config.engine.threads,
@@ -218,8 +223,30 @@ def make_plan(
         device_kind=machine.kind,
         judged=loaded.sums_to_delta,
         warning_threshold=config.engine.warning_threshold,
-        fingerprint=fingerprint_of(config, loaded, intake, machine, references),
+        fingerprint=fingerprint_of(config, loaded, intake, machine, references, batch_size),
     )
+
+
+FILES = {
+    "model": ["checkpoint"],
+    "dataset": ["path", "genome", "loci"],
+    "references": ["path", "genome"],
+    "store": ["path"],
+}
+
+
+def absolute(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the paths of files as they are from anywhere."""
+    found = {**config}
+    for group, names in FILES.items():
+        paths = {
+            name: config[group][name] for name in names if config[group][name] and "://" not in config[group][name]
+        }
+        found[group] = {
+            **config[group],
+            **{name: str(Path(path).expanduser().absolute()) for name, path in paths.items()},
+        }
+    return found
 
 
 def stage(
@@ -229,13 +256,16 @@ def stage(
     loaded: LoadedModel,
     machine: Machine,
     progress: Callable[[int], None],
-) -> Plan:
+) -> tuple[Plan, dict[str, FileRecord]]:
     """Read the input into a store in the making, and plan the run.
 
     Args:
-        path: where to make it, in the run's folder.
+        path: where to make it.
         config, source, loaded, machine: the run.
         progress: told the number of rows of each batch.
+
+    Returns:
+        The plan, and a record of the files made; see `StagedStore.finish`.
 
     Raises:
         UserError: bad input, or a model that cannot be attributed; the caller removes what was begun.
@@ -251,11 +281,10 @@ def stage(
     require_files(config.references)
     intake = take_in(source, config.dataset, begin, progress)
     references = settle(config.references, intake)
-    keep(references, path.parent)
     plan = make_plan(config, loaded, intake, machine, references, trials[0].targets)
     attributes = {
         "title": "DeepLIFT/SHAP attributions of DNA sequences",
-        "config": to_dict(config),
+        "config": absolute(to_dict(config)),
         "fingerprint": plan.fingerprint,
         "plan": {key: value for key, value in asdict(plan).items() if key != "fingerprint"},
         "model": loaded.description,
@@ -269,5 +298,4 @@ def stage(
         "bit_identical": config.cluster.mixed_devices != "allow",
         **describe(),
     }
-    staged[0].finish(plan, attributes)
-    return plan
+    return plan, staged[0].finish(plan, attributes, references.pool)

@@ -60,6 +60,13 @@ class RowProgress:
             self._last_line = time.monotonic()
             note(f"{self.doing}: {self.line()}")
 
+    def say(self, text: str) -> None:
+        """One line for the person who watches, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(f"dlshap: {text}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            note(text)
+
     @property
     def rows_per_second(self) -> float:
         return self._new / max(time.monotonic() - self._started, 1e-9)

@@ -1,12 +1,16 @@
 """The store: one Zarr v3 group, laid out in advance, written one whole Zarr shard at a time; reader.py reads it.
 
 Axis order is that of `LAYOUT`; bases are A, C, G, T; positions and rows are 0-based, coordinates half-open. Nothing but
-Zarr's own files lies inside the group; what belongs to the run lies beside it (see commits.py).
+Zarr's own files lies inside the group; what belongs to the run lies beside it (see commits.py). Zarr shards are encoded
+and decoded in memory, so that a place only ever sees whole files.
 """
 
+import json
 import os
+import re
 import shutil
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +18,21 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.errors import GroupNotFoundError
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
 
 from dlshap_core.sequences import ALPHABET
-from pipeline.commits import FileRecord, checksum, sync
+from pipeline.commits import FileRecord, sync
 from pipeline.errors import UserError
+from pipeline.places import Place
 from pipeline.plan import Plan
-from pipeline.shards import Shard, n_shards
+from pipeline.shards import Shard
 
 FORMAT_VERSION = 1
+ROOT = "zarr.json"  # metadata and attributes of the group
 CHUNK_ROWS = 64  # rows of an inner chunk: one row is read in about 2 ms
 TABLE_CHUNK_ROWS = 8192
+FLAT_KEYS: dict[str, Any] = {"name": "default", "separator": "."}  # an array's files in one folder: no more to sync
 
 LAYOUT: dict[str, tuple[tuple[str, ...], str]] = {
     "codes": (("sequence", "position"), "uint8"),
@@ -44,6 +52,8 @@ TABLE: dict[str, type] = {
     "end": np.int64,
     "strand": str,
 }
+MADE_AT_THE_END = ("shard_crc32", "shard_bytes", "array", "file", "file_crc32", "file_bytes")  # see complete_store
+POOL = "reference_pool"  # (window, position) codes that references are drawn from, where they are
 DESCRIPTIONS = {
     "codes": "the sequence: 0..3 are A, C, G, T; 4 is N",
     "attribution": "of the base that is there; 0 at an N, so that a row with N sums short by what lies on it",
@@ -55,12 +65,38 @@ DESCRIPTIONS = {
     "source_row": "0-based record or data line of the input",
     "start": "0-based; -1 where the input has none",
     "end": "exclusive; -1 where the input has none",
+    POOL: "codes of the windows that references are drawn from",
+    "shard_crc32": "CRC-32 of the file of each shard and array, as committed",
+    "shard_bytes": "size of the file of each shard and array, as committed",
+    "file": "every file that was made before the first shard, but for the group's own and the sequences' shards",
+    "file_crc32": "CRC-32 of each of them",
+    "file_bytes": "size of each of them",
 }
+
+
+# --- layout ---------------------------------------------------------------------------------------------------------
+
+
+def shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of `LAYOUT` in the store of a run."""
+    sizes = {
+        "sequence": plan.n_rows,
+        "target": len(plan.targets),
+        "base": len(ALPHABET),
+        "position": plan.length,
+        "reference": plan.n_references,
+    }
+    return {name: tuple(sizes[dim] for dim in dims) for name, (dims, _) in LAYOUT.items()}
 
 
 def chunk_rows(rows_per_shard: int) -> int:
     """Rows of an inner chunk: the largest divisor of rows_per_shard that is at most CHUNK_ROWS."""
     return max(rows for rows in range(1, CHUNK_ROWS + 1) if rows_per_shard % rows == 0)
+
+
+def shard_key(name: str, index: int) -> str:
+    """The file that holds one shard of an array of `LAYOUT`."""
+    return f"{name}/c.{index}" + ".0" * (len(LAYOUT[name][0]) - 1)
 
 
 def _create(
@@ -77,26 +113,34 @@ def _create(
         fill_value=np.nan if dtype == "float32" else 0,
         compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
         dimension_names=dims,
+        chunk_key_encoding=FLAT_KEYS,
         attributes=_described(name),
         config={"write_empty_chunks": True},
     )
 
 
-def _create_column(group: zarr.Group, name: str, dtype: Any, n: int = 0, dim: str = "sequence") -> zarr.Array:
-    """A column of the row table, or the labels of a dimension."""
+def _create_small(
+    group: zarr.Group, name: str, dtype: Any, shape: tuple[int, ...], chunks: tuple[int, ...], dims: tuple[str, ...]
+) -> zarr.Array:
+    """A column of the row table, the labels of a dimension, or a record of files."""
     return group.create_array(
         name,
-        shape=(n,),
-        chunks=(TABLE_CHUNK_ROWS,),
+        shape=shape,
+        chunks=tuple(max(1, size) for size in chunks),
         dtype=dtype,
         compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
-        dimension_names=(dim,),
+        dimension_names=dims,
+        chunk_key_encoding=FLAT_KEYS,
         attributes=_described(name),
+        config={"write_empty_chunks": True},
     )
 
 
 def _described(name: str) -> dict[str, Any]:
     return {"description": DESCRIPTIONS[name]} if name in DESCRIPTIONS else {}
+
+
+# --- making a store -------------------------------------------------------------------------------------------------
 
 
 class _Appender:
@@ -123,9 +167,9 @@ class _Appender:
 
 
 class StagedStore:
-    """A store in the making: rows are appended, then the arrays to be computed are laid out.
+    """A store in the making, on a disk: rows are appended, then the arrays to be computed are laid out.
 
-    It lies in the run's own folder, so that nothing at the store's path can be taken for a store until the whole input
+    It lies elsewhere than at the store's place, so that nothing there can be taken for a store until the whole input
     has been checked.
     """
 
@@ -139,178 +183,254 @@ class StagedStore:
         codes = _create(self._group, "codes", (0, length), rows_per_shard, dims, dtype)
         self._appenders = {"codes": _Appender(codes, rows_per_shard)}
         for name, kind in TABLE.items():
-            self._appenders[name] = _Appender(_create_column(self._group, name, kind), TABLE_CHUNK_ROWS)
+            column = _create_small(self._group, name, kind, (0,), (TABLE_CHUNK_ROWS,), ("sequence",))
+            self._appenders[name] = _Appender(column, TABLE_CHUNK_ROWS)
 
     def append(self, **row: Any) -> None:
         """Add a row: its (L,) uint8 `codes`, and a value for every column of the row table."""
         for name, appender in self._appenders.items():
             appender.append(row[name])
 
-    def finish(self, plan: Plan, attributes: Mapping[str, Any]) -> None:
-        """Lay out the arrays to be computed, and say what the store is."""
+    def finish(self, plan: Plan, attributes: Mapping[str, Any], pool: np.ndarray | None) -> dict[str, FileRecord]:
+        """Lay out the arrays to be computed, and say what the store is.
+
+        Args:
+            plan: of the run.
+            attributes: of the group, plain values.
+            pool: (P, L) uint8 codes that references are drawn from, if any.
+
+        Returns:
+            A record of every file but the group's own and those of the sequences.
+        """
         for appender in self._appenders.values():
             appender.flush()
-        sizes = {
-            "sequence": plan.n_rows,
-            "target": len(plan.targets),
-            "base": len(ALPHABET),
-            "position": plan.length,
-            "reference": plan.n_references,
-        }
         for name in COMPUTED:
             dims, dtype = LAYOUT[name]
-            _create(self._group, name, tuple(sizes[dim] for dim in dims), self._rows_per_shard, dims, dtype)
+            _create(self._group, name, shapes(plan)[name], self._rows_per_shard, dims, dtype)
         for name, labels in [("target", [str(target) for target in plan.targets]), ("base", list(ALPHABET))]:
-            _create_column(self._group, name, str, len(labels), name)[:] = np.array(labels, dtype=object)
+            n = (len(labels),)
+            _create_small(self._group, name, str, n, n, (name,))[:] = np.array(labels, dtype=object)
+        if pool is not None:
+            chunks = (max(1, (1 << 24) // pool.shape[1]), pool.shape[1])
+            _create_small(self._group, POOL, "uint8", pool.shape, chunks, ("window", "position"))[:] = pool
         self._group.attrs.update({**attributes, "complete": False})
-        for folder, _, files in os.walk(self.path):
-            for file in files:
-                sync(Path(folder) / file)
+        files = {}
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                sync(Path(folder) / name)
+                key = (Path(folder) / name).relative_to(self.path).as_posix()
+                if key != ROOT and not key.startswith("codes/c."):
+                    files[key] = file_record((self.path / key).read_bytes())
             sync(Path(folder))
+        return files
 
 
-def write_shard(path: Path, shard: Shard, values: Mapping[str, np.ndarray]) -> dict[str, FileRecord]:
-    """Write one shard of every computed array, read it back, and make it durable.
+def file_record(data: bytes) -> FileRecord:
+    """Size and CRC-32 of a file's content."""
+    return FileRecord(len(data), zlib.crc32(data))
+
+
+# --- one shard ------------------------------------------------------------------------------------------------------
+
+
+class ShardCodec:
+    """Takes the files of shards apart and puts them together, in memory."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._metadata: dict[str, bytes] = {}
+
+    def encode(self, name: str, shard: Shard, values: np.ndarray) -> bytes:
+        """The file of a shard's part of an array of `LAYOUT`; values has len(shard) rows.
+
+        Raises:
+            ValueError: it does not decode to the values that went in.
+        """
+        files: dict[str, Any] = {}
+        array = self._array(name, files)
+        values = np.ascontiguousarray(values, dtype=array.dtype)
+        array[shard.start : shard.stop] = values
+        if np.asarray(array[shard.start : shard.stop]).tobytes() != values.tobytes():
+            raise ValueError(
+                f"{name} of {shard} does not decode to what was encoded; is this machine's memory damaged?"
+            )
+        data: bytes = files[shard_key(name, shard.index).partition("/")[2]].to_bytes()
+        return data
+
+    def decode(self, name: str, shard: Shard, data: bytes) -> np.ndarray:
+        """The rows of a shard.
+
+        Raises:
+            ValueError: the data is damaged.
+        """
+        key = shard_key(name, shard.index).partition("/")[2]
+        try:
+            found = np.asarray(self._array(name, {key: _buffer(data)})[shard.start : shard.stop])
+        except Exception as error:  # whatever the codecs make of damaged data
+            raise ValueError(f"{name} of {shard} in {self._place.url} is damaged ({error})") from error
+        return found
+
+    def _array(self, name: str, files: dict[str, Any]) -> zarr.Array:
+        if name not in self._metadata:
+            self._metadata[name] = self._place.read(f"{name}/{ROOT}")
+        files[ROOT] = _buffer(self._metadata[name])
+        return zarr.open_array(MemoryStore(files), mode="r+").with_config({"write_empty_chunks": True})
+
+
+def _buffer(data: bytes) -> Any:
+    return default_buffer_prototype().buffer.from_bytes(data)
+
+
+def write_shard(
+    place: Place, codec: ShardCodec, shard: Shard, values: Mapping[str, np.ndarray]
+) -> dict[str, FileRecord]:
+    """Write one shard of every computed array, whole files, and read them back.
 
     Args:
-        path: of the store.
+        place, codec: of the store.
         shard: whose rows.
         values: for each name in COMPUTED, an array with len(shard) rows.
 
     Returns:
-        Size and checksum of the file of each array, that of the codes included.
+        Size and checksum of the file of each of these arrays.
 
     Raises:
-        OSError: the disk gave back something else than was written.
+        OSError: the place cannot be written, or gave back something else than was written.
     """
-    group = open_group(path, "r+")
-    files = {"codes": shard_file(path, member(group, "codes"), shard)}
+    files = {}
     for name in COMPUTED:
-        array = member(group, name).with_config({"write_empty_chunks": True})
-        written = np.ascontiguousarray(values[name], dtype=array.dtype)
-        _overwrite(path, array, shard, written)
-        if np.asarray(array[shard.start : shard.stop]).tobytes() != written.tobytes():
-            raise OSError(f"{name} of {shard} reads back from {path} other than it was written")
-        files[name] = shard_file(path, array, shard)
-        for place in [path / files[name].path, *(path / files[name].path).parents]:
-            if place == path:
-                break
-            sync(place)
+        data, key = codec.encode(name, shard, values[name]), shard_key(name, shard.index)
+        place.write(key, data)
+        if place.read(key) != data:
+            raise OSError(f"{place.url}/{key} ({name} of {shard}) reads back other than it was written")
+        files[name] = file_record(data)
     return files
 
 
-def _overwrite(path: Path, array: zarr.Array, shard: Shard, values: np.ndarray) -> None:
-    """Write a whole shard over whatever a crash left there.
-
-    Zarr reads the last shard before it overwrites it when it is shorter than the others, and fails if it is damaged.
-    """
-    try:
-        array[shard.start : shard.stop] = values
-    except Exception:
-        file = path / _shard_key(array, shard)
-        if not file.exists():
-            raise
-        file.unlink()
-        array[shard.start : shard.stop] = values
+def shard_sizes(place: Place, n: int) -> np.ndarray:
+    """(n shards, arrays of `LAYOUT`) int64: the size of each file in bytes, -1 where it is not there."""
+    sizes = np.full((n, len(LAYOUT)), -1, dtype=np.int64)
+    for column, name in enumerate(LAYOUT):
+        for entry in place.files(f"{name}/c."):
+            index = entry.key.removeprefix(f"{name}/c.").partition(".")[0]
+            if index.isdigit() and int(index) < n and entry.key == shard_key(name, int(index)):
+                sizes[int(index), column] = entry.n_bytes
+    return sizes
 
 
-def _shard_key(array: zarr.Array, shard: Shard) -> Path:
-    return Path(array.basename) / array.metadata.encode_chunk_key((shard.index, *(0 for _ in array.shape[1:])))
-
-
-def shard_file(path: Path, array: zarr.Array, shard: Shard) -> FileRecord:
-    """Size and checksum of the file that holds one shard of an array of the store at a path."""
-    return checksum(path, _shard_key(array, shard))
-
-
-def damaged_files(path: Path, shards: Sequence[Shard]) -> list[str]:
-    """Files of a complete store that are not there, or of another size than when it was completed."""
-    group = open_group(path, "r")
-    sizes = np.asarray(member(group, "shard_bytes")[:])
-    return [
-        str(key)
-        for column, name in enumerate(LAYOUT)
-        for shard, size in zip(shards, sizes[:, column], strict=True)
-        if not (file := path / (key := _shard_key(member(group, name), shard))).is_file() or file.stat().st_size != size
-    ]
-
-
-def read_codes(path: Path, shard: Shard) -> np.ndarray:
-    """(n, L) uint8 codes of a shard's rows."""
-    return np.asarray(member(open_group(path, "r"), "codes")[shard.start : shard.stop])
-
-
-def read_names(path: Path, rows: Iterable[int]) -> list[str]:
+def read_names(place: Place, rows: Iterable[int]) -> list[str]:
     """What the input calls each of some rows."""
-    names = member(open_group(path, "r"), "name")
-    return [str(names[row]) for row in rows]
+    column: dict[str, Any] = {ROOT: _buffer(place.read(f"name/{ROOT}"))}
+    wanted = list(rows)
+    for chunk in {row // TABLE_CHUNK_ROWS for row in wanted}:
+        column[f"c.{chunk}"] = _buffer(place.read(f"name/c.{chunk}"))
+    names = zarr.open_array(MemoryStore(column), mode="r")
+    return [str(names[row]) for row in wanted]
 
 
-def read_attributes(path: Path) -> dict[str, Any] | None:
-    """Attributes of the store at a path; None where nothing lies there.
+def read_array(place: Place, name: str) -> np.ndarray:
+    """A whole array that is not sharded.
+
+    Raises:
+        ValueError: it is damaged or not there.
+    """
+    prefix = f"{name}/"
+    files = {entry.key.removeprefix(prefix): _buffer(place.read(entry.key)) for entry in place.files(prefix)}
+    try:
+        return np.asarray(zarr.open_array(MemoryStore(files), mode="r")[:])
+    except Exception as error:  # whatever the codecs make of damaged data
+        raise ValueError(f"{name} in {place.url} is damaged ({error})") from error
+
+
+# --- the group itself -----------------------------------------------------------------------------------------------
+
+
+def read_attributes(place: Place) -> dict[str, Any] | None:
+    """Attributes of the store at a place; None where nothing lies there.
 
     Raises:
         UserError: something else than a dlshap store lies there.
     """
-    if not path.exists():
-        return None
     try:
-        attributes = open_group(path, "r").attrs.asdict()
-    except (GroupNotFoundError, FileNotFoundError, NotADirectoryError, ValueError):
-        attributes = {}
-    if "format_version" not in attributes:
-        raise UserError(f"store.path={path} exists and is not a dlshap store; give another path")
-    return attributes
+        attributes = json.loads(place.read(ROOT))["attributes"]
+        if "format_version" in attributes and "complete" in attributes:
+            return dict(attributes)
+    except (FileNotFoundError, NotADirectoryError):
+        if next(place.files(), None) is None:
+            return None
+    except (ValueError, KeyError, TypeError):
+        pass  # not what Zarr writes
+    raise UserError(f"store.path={place.url} exists and is not a dlshap store; give another path")
 
 
 def complete_store(
-    path: Path, plan: Plan, files: Sequence[Mapping[str, FileRecord]], attributes: Mapping[str, Any]
+    place: Place,
+    plan: Plan,
+    n_bytes: np.ndarray,
+    crc32: np.ndarray,
+    prepared: Mapping[str, FileRecord],
+    attributes: Mapping[str, Any],
 ) -> None:
-    """Move the checksums and the record of the run into the store; the mark that it is complete is the last write.
+    """Move the record of every file and of the run into the store; the mark that it is complete is the last write.
 
     Args:
-        path: of the store.
+        place: of the store.
         plan: of the run.
-        files: for each shard in order, the record of the file of each array.
+        n_bytes, crc32: (shards, arrays of `LAYOUT`) as committed.
+        prepared: what `StagedStore.finish` returned.
         attributes: what came of the run, plain values.
     """
-    group = open_group(path, "r+")
-    for name, dtype, values in [
-        ("shard_crc32", "uint32", [[record[array].crc32 for array in LAYOUT] for record in files]),
-        ("shard_bytes", "int64", [[record[array].n_bytes for array in LAYOUT] for record in files]),
-    ]:
-        array = group.create_array(
-            name,
-            shape=(n_shards(plan.n_rows, plan.rows_per_shard), len(LAYOUT)),
-            dtype=dtype,
-            dimension_names=("shard", "array"),
-            overwrite=True,
-        )
-        array[:] = np.array(values, dtype=dtype)
-    if "array" not in group:
-        _create_column(group, "array", str, len(LAYOUT), "array")
-    member(group, "array")[:] = np.array(list(LAYOUT), dtype=object)
-    group.attrs.update(attributes)
+    memory = {key: _buffer(place.read(key)) for key in [ROOT, *prepared] if key.endswith(ROOT)}
+    before = set(memory)
+    group = zarr.open_group(MemoryStore(memory), mode="r+", zarr_format=3, use_consolidated=False)
+    n, dims = plan.n_shards, ("shard", "array")
+    for name, values in [("shard_crc32", crc32), ("shard_bytes", n_bytes)]:
+        _create_small(group, name, values.dtype, values.shape, (min(n, 1 << 16), len(LAYOUT)), dims)[:] = values
+    labels, keys = np.array(list(LAYOUT), dtype=object), sorted(prepared)
+    columns: list[tuple[str, Any, str, np.ndarray]] = [
+        ("array", str, "array", labels),
+        ("file", str, "file", np.array(keys, dtype=object)),
+        ("file_crc32", "uint32", "file", np.array([prepared[key].crc32 for key in keys])),
+        ("file_bytes", "int64", "file", np.array([prepared[key].n_bytes for key in keys])),
+    ]
+    for name, dtype, dim, column in columns:
+        _create_small(group, name, dtype, column.shape, column.shape, (dim,))[:] = column
+    records = {key: file_record(memory[key].to_bytes()) for key in sorted(set(memory) - before)}
     with warnings.catch_warnings():
         # Inline copies of the arrays' metadata, marked `must_understand: false`: readers that do not know them skip
         # them, and xarray asks for them.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(path, zarr_format=3)
-    for folder, _, names in os.walk(path):
-        if "zarr.json" in names:
-            sync(Path(folder) / "zarr.json")
-    open_group(path, "r+").attrs["complete"] = True
-    sync(path / "zarr.json")
-    sync(path)
+        zarr.consolidate_metadata(MemoryStore(memory), zarr_format=3)
+    for key in records:
+        place.write(key, memory[key].to_bytes())
+    root = json.loads(memory[ROOT].to_bytes())
+    root["attributes"] = {
+        "checksum": NO_CHECKSUM,  # first, where `root_checksum` looks for it
+        **root["attributes"],
+        **attributes,
+        "files": {key: [record.n_bytes, record.crc32] for key, record in records.items()},
+        "complete": True,
+    }
+    text = json.dumps(root, indent=2)
+    place.write(ROOT, text.replace(NO_CHECKSUM, root_checksum(text.encode())[1], 1).encode())
 
 
-def open_group(path: Path, mode: Any) -> zarr.Group:
-    """The group of a store."""
-    return zarr.open_group(path, mode=mode, zarr_format=3)
+NO_CHECKSUM = "crc32:00000000"
+_CHECKSUM = re.compile(rb"crc32:[0-9a-f]{8}")
 
 
-def member(group: zarr.Group, name: str) -> zarr.Array:
-    """One array of a store."""
-    array = group[name]
-    assert isinstance(array, zarr.Array)
-    return array
+def root_checksum(data: bytes) -> tuple[str, str]:
+    """The checksum that the group's own file states of itself ("" where it states none), and the one that it has."""
+    stated = _CHECKSUM.search(data)
+    actual = zlib.crc32(_CHECKSUM.sub(NO_CHECKSUM.encode(), data, count=1))
+    return stated.group().decode() if stated else "", f"crc32:{actual:08x}"
+
+
+def reopen(place: Place) -> None:
+    """Say that a store is not complete after all."""
+    root = json.loads(place.read(ROOT))
+    root.pop("consolidated_metadata", None)
+    for key in ("checksum", "files"):
+        root["attributes"].pop(key, None)
+    root["attributes"]["complete"] = False
+    place.write(ROOT, json.dumps(root, indent=2).encode())

@@ -22,6 +22,7 @@ class Summary:
         seconds: that this command took.
         rows_per_second: while attributing.
         deltas: the run's convergence deltas; None while the store is not complete.
+        failures: of the shards that were given up, a line each.
         not_exact: operations of the model that are attributed otherwise than by an exact rule.
     """
 
@@ -35,6 +36,7 @@ class Summary:
     rows_per_second: float
     deltas: dict[str, Any] | None
     not_exact: list[str]
+    failures: list[str]
 
     def text(self) -> str:
         """For people, a few lines."""

@@ -21,11 +21,11 @@ from dlshap_core.audit import Audit, AuditedOperation, audit
 from dlshap_core.engine import attribute
 from dlshap_core.references import shuffle_codes
 from dlshap_core.sequences import one_hot
-from pipeline.commits import write_atomically
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.hardware import repeatable
 from pipeline.models import LoadedModel
+from pipeline.places import LocalPlace
 
 NOT_EXACT = ("integrated", "detach followed")  # how treatments begin that are right to a stated error, or by choice
 
@@ -173,7 +173,6 @@ def _engine_hash() -> str:
 def _keep(path: Path, found: Audit) -> None:
     """Keep an audit for the next run, which can do without: a cache that cannot be written is no error."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(found.to_dict(), indent=1) + "\n")
+        LocalPlace(path.parent).write(path.name, (json.dumps(found.to_dict(), indent=1) + "\n").encode())
     except OSError:
         return

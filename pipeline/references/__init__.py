@@ -5,19 +5,18 @@ values, `opened` turns those into a function of a shard. Nothing but the row's s
 reference's number may decide a reference.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from pipeline.commits import sync
 from pipeline.config import DRAWN, ReferencesConfig
 from pipeline.plan import Plan
 from pipeline.references import arrays, fixed, genomic, shuffles
 from pipeline.references.base import Draw, Facts, Settled, ShardReferences
 from pipeline.sources.text import require_file
 
-__all__ = ["Draw", "Settled", "ShardReferences", "keep", "open_references", "require_files", "settle", "unused"]
+__all__ = ["Draw", "Settled", "ShardReferences", "open_references", "require_files", "settle", "unused"]
 
 
 def require_files(config: ReferencesConfig) -> None:
@@ -54,15 +53,9 @@ def settle(config: ReferencesConfig, facts: Facts) -> Settled:
     return replace(settled, fingerprint={f"references.{key}": value for key, value in fingerprint.items()})
 
 
-def keep(settled: Settled, folder: Path) -> None:
-    """Write what the actors read, if anything, into the run's folder."""
-    if settled.pool is not None:
-        np.save(folder / genomic.POOL_FILE, settled.pool)
-        sync(folder / genomic.POOL_FILE)
-
-
-def open_references(plan: Plan, folder: Path) -> Draw:
-    """The references of a run, from its plan and the run's folder.
+def open_references(plan: Plan, pool: Callable[[], np.ndarray]) -> Draw:
+    """The references of a run, from its plan and, where they are drawn from windows of a genome, those that the store
+    keeps.
 
     Raises:
         UserError: a file that is gone.
@@ -72,4 +65,4 @@ def open_references(plan: Plan, folder: Path) -> Draw:
         return shuffles.opened(plan)
     if name == "array":
         return arrays.opened(plan)
-    return genomic.opened(plan, folder) if name == "genomic" else fixed.opened(plan)
+    return genomic.opened(plan, pool()) if name == "genomic" else fixed.opened(plan)

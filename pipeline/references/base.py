@@ -31,7 +31,7 @@ class Settled:
         n: references of each sequence.
         plan: plain values, all that an actor must know.
         fingerprint: what the references depend on, beside the sequences and the seed.
-        pool: (P, L) uint8 codes to be kept beside the store, where references are drawn from such.
+        pool: (P, L) uint8 codes to be kept in the store, where references are drawn from such.
     """
 
     n: int

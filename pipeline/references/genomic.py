@@ -1,7 +1,7 @@
 """Windows of a genome with the GC content of each sequence.
 
 The windows lie end to end from the start of each chromosome; those with an unknown base are left out, and of more than
-fit in MAX_POOL_BYTES every second, third, ... is taken. They are kept beside the store, sorted by their GC content in
+fit in MAX_POOL_BYTES every second, third, ... is taken. They are kept in the store, sorted by their GC content in
 percent, so that actors need no genome. Reference k of a sequence is drawn from the windows of the nearest percentage by
 numpy's legacy generator with the seed `seed + k`.
 """
@@ -21,7 +21,6 @@ from pipeline.sources.genome import open_genome
 from pipeline.sources.text import require_file
 
 MAX_POOL_BYTES = 1 << 27
-POOL_FILE = "references.npy"
 
 
 def settle(config: ReferencesConfig, facts: Facts) -> Settled:
@@ -45,9 +44,8 @@ def settle(config: ReferencesConfig, facts: Facts) -> Settled:
     return Settled(config.n_shuffles, {"name": config.name, "bins": bins}, fingerprint, pool)
 
 
-def opened(plan: Plan, folder: Path) -> Draw:
-    """Draws from the windows that lie in the run's folder."""
-    pool = np.load(folder / POOL_FILE, mmap_mode="r")
+def opened(plan: Plan, pool: np.ndarray) -> Draw:
+    """Draws from the (P, L) windows that the store keeps."""
     bins = np.array(plan.references["bins"])
 
     def indices(bin_: int) -> list[int]:

@@ -1,0 +1,92 @@
+"""A shard in a process of its own: whoever started it sees how it ends.
+
+A process that is killed cannot say by whom. Where a shard has taken its worker with it twice, the worker starts this
+one: if this one dies and the worker lives, it is the shard that kills; if the worker dies, it was something from
+outside, and the shard is not to blame.
+"""
+
+import ctypes
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.actor import Outcome, Work
+    from pipeline.shards import Shard
+
+MAX_DEATHS = 2  # processes that a shard may end before it is given up
+_PR_SET_PDEATHSIG = 1
+
+
+def attribute(work: "Work", shard: "Shard") -> "Outcome | list[str]":
+    """Work on a shard in a process of its own.
+
+    Returns:
+        What came of it; or, where it ended every process that tried, how each ended.
+
+    Raises:
+        OSError: the process cannot be started.
+        RunError, UserError: it could not do the work for a reason that is not the shard's.
+    """
+    ends: list[str] = []
+    while len(ends) < MAX_DEATHS:
+        result, how = _run(pickle.dumps((work, shard)))
+        if result is not None:
+            came_of_it = pickle.loads(result)
+            if isinstance(came_of_it, Exception):
+                raise came_of_it
+            outcome: Outcome = came_of_it
+            return outcome
+        ends.append(how)
+    return ends
+
+
+def _run(task: bytes) -> tuple[bytes | None, str]:
+    """What the process wrote back, or None and how it ended."""
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "pipeline.confined", str(writer), str(os.getpid())]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[writer], env=environment) as process:
+        os.close(writer)
+        assert process.stdin is not None
+        try:
+            process.stdin.write(task)
+            process.stdin.close()
+        except BrokenPipeError:
+            pass  # it is dead: its exit code says how
+        with os.fdopen(reader, "rb") as pipe:
+            result = pipe.read()
+        code = process.wait()
+    if code == 0 and result:
+        return result, ""
+    return None, f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _die_with(parent: int) -> None:
+    """Nobody waits for what this process does once its parent is gone, and another may work on the same shard."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def main() -> None:
+    """In the process: the work arrives at stdin, and what comes of it leaves by the pipe."""
+    writer, parent = int(sys.argv[1]), int(sys.argv[2])
+    _die_with(parent)
+    work, shard = pickle.load(sys.stdin.buffer)
+
+    from pipeline.actor import Worker
+
+    try:
+        came_of_it: Outcome | Exception = Worker(work).attribute(shard)
+    except Exception as error:
+        came_of_it = error
+    with os.fdopen(writer, "wb") as pipe:
+        pickle.dump(came_of_it, pipe)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Making a damaged store unfinished again, so that the command of its run makes what is damaged anew.
+
+Shards are computed again. What `prepare` made (the sequences, the row table, the layout) is read from the input again:
+`restore.json` beside the store lists those files.
+"""
+
+import numpy as np
+
+from pipeline.commits import DoneRecord, FileRecord, RunDirectory
+from pipeline.deltas import summarise
+from pipeline.errors import UserError
+from pipeline.plan import Plan
+from pipeline.reader import plan_of
+from pipeline.store import LAYOUT, MADE_AT_THE_END, ROOT, ShardCodec, read_array, read_attributes, reopen, shard_key
+from pipeline.verify import Verdict
+
+
+def repair(directory: RunDirectory, verdict: Verdict) -> str:
+    """Do so for what a verdict found; returns what was done, in a line.
+
+    A crash in the middle leaves what the same command can go on from.
+
+    Raises:
+        UserError: what the store holds is not known any more.
+    """
+    keys = {problem.key for problem in verdict.problems}
+    shards = sorted({problem.shard for problem in verdict.problems if problem.shard is not None})
+    prepared = sorted(key for key in keys if _is_prepared(key))
+    root_is_damaged = ROOT in keys
+    if not directory.prepared:
+        if root_is_damaged:
+            raise UserError(
+                f"{directory.url}/{ROOT} is damaged and {directory.run.url} is gone: what the run was is not known any "
+                f"more. Remove the store and run again"
+            )
+        _recall(directory, set(shards))
+    directory.run.delete("result.json")
+    directory.ask_for([*prepared, ROOT] if root_is_damaged else prepared)
+    for index in shards:
+        directory.revoke(index)
+    if root_is_damaged:
+        directory.store.delete(ROOT)
+    else:
+        reopen(directory.store)
+    parts = [f"{len(shards)} shards are to be computed again"] if shards else []
+    parts += [f"{len(prepared)} files are to be made from the input again"] if prepared else []
+    return f"{directory.url}: {' and '.join(parts) or 'its records are to be written again'}, by the command of its run"
+
+
+def _is_prepared(key: str) -> bool:
+    """Whether a file is made from the input: all but the computed ones and the records."""
+    name, _, rest = key.partition("/")
+    return key != ROOT and name not in MADE_AT_THE_END and (name not in LAYOUT or name == "codes" or rest == ROOT)
+
+
+def _recall(directory: RunDirectory, damaged: set[int]) -> None:
+    """Write the protocol files of a complete store that has lost them, from what the store says."""
+    attributes = read_attributes(directory.store)
+    assert attributes is not None  # verify would have refused
+    plan = plan_of(attributes)
+    columns = [read_array(directory.store, name).tolist() for name in ("file", "file_bytes", "file_crc32")]
+    files = {key: FileRecord(n_bytes, crc32) for key, n_bytes, crc32 in zip(*columns, strict=True)}
+    n_bytes, crc32 = read_array(directory.store, "shard_bytes"), read_array(directory.store, "shard_crc32")
+    codec = ShardCodec(directory.store)
+    for index in range(plan.n_shards):
+        if index not in damaged:
+            directory.commit(_record(directory, codec, plan, index, n_bytes[index], crc32[index]))
+    directory.recall(
+        plan, {key: record for key, record in files.items() if key.partition("/")[0] not in MADE_AT_THE_END}
+    )
+
+
+def _record(
+    directory: RunDirectory, codec: ShardCodec, plan: Plan, index: int, n_bytes: np.ndarray, crc32: np.ndarray
+) -> DoneRecord:
+    """The done record of a shard that is in order."""
+    shard = plan.shard(index)
+    data = directory.store.read(shard_key("convergence_delta", index))
+    deltas = codec.decode("convergence_delta", shard, data)
+    records = zip(LAYOUT, n_bytes.tolist(), crc32.tolist(), strict=True)
+    return DoneRecord(
+        shard=index,
+        start=shard.start,
+        stop=shard.stop,
+        files={name: FileRecord(size, checksum) for name, size, checksum in records},
+        seconds=0.0,
+        deltas=summarise(deltas, shard.start, plan.warning_threshold),
+        worker="",
+    )

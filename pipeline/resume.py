@@ -1,0 +1,96 @@
+"""How far a run has come, from its done records and the files of its store."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.commits import DoneRecord, RunDirectory
+from pipeline.deltas import combine
+from pipeline.places import LocalPlace
+from pipeline.plan import Plan
+from pipeline.shards import Shard
+from pipeline.store import LAYOUT, shard_key, shard_sizes
+
+READERS = 32  # requests at a time to an object store
+RECORDS_AT_A_TIME = 4096  # in memory
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is done, S shards of it in all.
+
+    Attributes:
+        is_done: (S,) bool; a shard with a record for its rows, and every file there with the size it had.
+        n_bytes, crc32: (S, arrays of `LAYOUT`), of the files of the shards that are done.
+        seconds: that the shards took, together.
+        deltas: summary of their convergence deltas; None where no shard is done.
+    """
+
+    is_done: np.ndarray
+    n_bytes: np.ndarray
+    crc32: np.ndarray
+    seconds: float
+    deltas: dict[str, Any] | None
+
+    @property
+    def n_done(self) -> int:
+        return int(self.is_done.sum())
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.is_done.all())
+
+
+def take_stock(directory: RunDirectory, plan: Plan) -> Standing:
+    """Read every done record and compare it with what lies in the store.
+
+    Memory grows by 100 bytes with each shard.
+    """
+    n = plan.n_shards
+    there = shard_sizes(directory.store, n)
+    n_bytes, crc32 = np.zeros_like(there), np.zeros(there.shape, dtype=np.uint32)
+    is_done, seconds, deltas = np.zeros(n, dtype=bool), 0.0, None
+    for record in records(directory, n):
+        if not describes(record, plan.shard(record.shard)):
+            continue
+        n_bytes[record.shard] = [record.files[name].n_bytes for name in LAYOUT]
+        if not (n_bytes[record.shard] == there[record.shard]).all():
+            continue
+        crc32[record.shard] = [record.files[name].crc32 for name in LAYOUT]
+        is_done[record.shard] = True
+        seconds += record.seconds
+        deltas = record.deltas if deltas is None else combine([deltas, record.deltas])
+    return Standing(is_done, n_bytes, crc32, seconds, deltas)
+
+
+def is_done(directory: RunDirectory, shard: Shard) -> bool:
+    """Whether one shard is done."""
+    record = directory.read_record(shard.index)
+    return (
+        record is not None
+        and describes(record, shard)
+        and all(
+            directory.store.size(shard_key(name, shard.index)) == file.n_bytes for name, file in record.files.items()
+        )
+    )
+
+
+def describes(record: DoneRecord, shard: Shard) -> bool:
+    """Whether a record is of the same rows and arrays."""
+    return (record.start, record.stop) == (shard.start, shard.stop) and set(record.files) == set(LAYOUT)
+
+
+def records(directory: RunDirectory, n: int) -> Iterator[DoneRecord]:
+    """Every done record of the n shards, by index."""
+    indices = [index for index in directory.done_indices() if index < n]
+    if isinstance(directory.run, LocalPlace):
+        found: Iterator[DoneRecord | None] = map(directory.read_record, indices)
+        yield from (record for record in found if record is not None)
+        return
+    with ThreadPoolExecutor(READERS) as readers:
+        for start in range(0, len(indices), RECORDS_AT_A_TIME):
+            some = readers.map(directory.read_record, indices[start : start + RECORDS_AT_A_TIME])
+            yield from (record for record in some if record is not None)
