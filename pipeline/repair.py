@@ -4,14 +4,12 @@ Shards are computed again. What `prepare` made (the sequences, the row table, th
 `restore.json` beside the store lists those files.
 """
 
-import numpy as np
-
-from pipeline.commits import DoneRecord, FileRecord, RunDirectory
+from pipeline.commits import DoneRecord, RunDirectory
 from pipeline.deltas import summarise
 from pipeline.errors import UserError
 from pipeline.plan import Plan
 from pipeline.reader import plan_of
-from pipeline.store import LAYOUT, MADE_AT_THE_END, ROOT, ShardCodec, read_array, read_attributes, reopen, shard_key
+from pipeline.store import LAYOUT, MADE_AT_THE_END, ROOT, ShardCodec, file_record, read_attributes, reopen, shard_key
 from pipeline.verify import Verdict
 
 
@@ -33,7 +31,7 @@ def repair(directory: RunDirectory, verdict: Verdict) -> str:
                 f"{directory.url}/{ROOT} is damaged and {directory.run.url} is gone: what the run was is not known any "
                 f"more. Remove the store and run again"
             )
-        _recall(directory, set(shards))
+        _recall(directory, set(shards), keys)
     directory.run.delete("result.json")
     directory.ask_for([*prepared, ROOT] if root_is_damaged else prepared)
     for index in shards:
@@ -53,36 +51,29 @@ def _is_prepared(key: str) -> bool:
     return key != ROOT and name not in MADE_AT_THE_END and (name not in LAYOUT or name == "codes" or rest == ROOT)
 
 
-def _recall(directory: RunDirectory, damaged: set[int]) -> None:
-    """Write the protocol files of a complete store that has lost them, from what the store says."""
+def _recall(directory: RunDirectory, damaged: set[int], keys: set[str]) -> None:
+    """Write the protocol files of a complete store that has lost them, from the files that are in order."""
     attributes = read_attributes(directory.store)
     assert attributes is not None  # verify would have refused
-    plan = plan_of(attributes)
-    columns = [read_array(directory.store, name).tolist() for name in ("file", "file_bytes", "file_crc32")]
-    files = {key: FileRecord(n_bytes, crc32) for key, n_bytes, crc32 in zip(*columns, strict=True)}
-    n_bytes, crc32 = read_array(directory.store, "shard_bytes"), read_array(directory.store, "shard_crc32")
-    codec = ShardCodec(directory.store)
+    plan, codec = plan_of(attributes), ShardCodec(directory.store)
+    prepared = [entry.key for entry in directory.store.files() if _is_prepared(entry.key)]
+    small = [key for key in prepared if not key.startswith("codes/c.") and key not in keys]
     for index in range(plan.n_shards):
         if index not in damaged:
-            directory.commit(_record(directory, codec, plan, index, n_bytes[index], crc32[index]))
-    directory.recall(
-        plan, {key: record for key, record in files.items() if key.partition("/")[0] not in MADE_AT_THE_END}
-    )
+            directory.commit(_record(directory, codec, plan, index))
+    directory.recall(plan, {key: file_record(directory.store.read(key)) for key in small})
 
 
-def _record(
-    directory: RunDirectory, codec: ShardCodec, plan: Plan, index: int, n_bytes: np.ndarray, crc32: np.ndarray
-) -> DoneRecord:
+def _record(directory: RunDirectory, codec: ShardCodec, plan: Plan, index: int) -> DoneRecord:
     """The done record of a shard that is in order."""
     shard = plan.shard(index)
-    data = directory.store.read(shard_key("convergence_delta", index))
-    deltas = codec.decode("convergence_delta", shard, data)
-    records = zip(LAYOUT, n_bytes.tolist(), crc32.tolist(), strict=True)
+    data = {name: directory.store.read(shard_key(name, index)) for name in LAYOUT}
+    deltas = codec.decode("convergence_delta", shard, data["convergence_delta"])
     return DoneRecord(
         shard=index,
         start=shard.start,
         stop=shard.stop,
-        files={name: FileRecord(size, checksum) for name, size, checksum in records},
+        files={name: file_record(content) for name, content in data.items()},
         seconds=0.0,
         deltas=summarise(deltas, shard.start, plan.warning_threshold),
         worker="",

@@ -265,6 +265,8 @@ class ShardCodec:
         """
         key = shard_key(name, shard.index).partition("/")[2]
         try:
+            if not data:
+                raise ValueError("it is empty")  # which Zarr would fill
             found = np.asarray(self._array(name, {key: _buffer(data)})[shard.start : shard.stop])
         except Exception as error:  # whatever the codecs make of damaged data
             raise ValueError(f"{name} of {shard} in {self._place.url} is damaged ({error})") from error
@@ -337,7 +339,10 @@ def read_array(place: Place, name: str) -> np.ndarray:
     prefix = f"{name}/"
     files = {entry.key.removeprefix(prefix): _buffer(place.read(entry.key)) for entry in place.files(prefix)}
     try:
-        return np.asarray(zarr.open_array(MemoryStore(files), mode="r")[:])
+        array = zarr.open_array(MemoryStore(files), mode="r")
+        if len(files) != array.nchunks + 1:  # Zarr fills what is missing
+            raise ValueError(f"{len(files) - 1} of {array.nchunks} chunks are there")
+        return np.asarray(array[:])
     except Exception as error:  # whatever the codecs make of damaged data
         raise ValueError(f"{name} in {place.url} is damaged ({error})") from error
 

@@ -378,8 +378,12 @@ def _other_shapes(place: Place, plan: Plan, damaged: Iterable[str]) -> Iterator[
         key = f"{name}/{ROOT}"
         if key in damaged:
             continue
-        metadata = json.loads(place.read(key))
-        found = tuple(metadata["shape"]), tuple(metadata["dimension_names"]), metadata["data_type"]
+        try:
+            metadata = json.loads(place.read(key))
+            found = tuple(metadata["shape"]), tuple(metadata["dimension_names"]), metadata["data_type"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            yield Problem(key, f"cannot be read: {error}")
+            continue
         if found != (shape, *LAYOUT[name]):
             yield Problem(key, f"lays it out as {found} where the plan has {(shape, *LAYOUT[name])}")
 
