@@ -45,6 +45,8 @@ def open_place(url: str | Path, options: Mapping[str, str] | None = None, scratc
         raise UserError(
             f"{url}: a place is a path, or starts with file://, s3://, gs:// or az://, not with {scheme}://"
         )
+    if not urlsplit(str(url)).netloc:
+        raise UserError(f"{url}: there is no bucket in it; expected {scheme}://bucket/prefix")
     return ObjectPlace(str(url), options)
 
 

@@ -18,6 +18,9 @@ FAILURES = (BaseError, OSError)
 # Of these, what another try may mend.
 TRANSIENT = (TimeoutError, ConnectionError)
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
+# Where machines of a cloud get credentials; the last that is tried.
+METADATA_HOSTS = ("169.254.169.254", "metadata.google.internal")
+NEEDED = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_KEY)"
 CHECK_ACCESS = "check the credentials in the environment, and what they may do there"
 
 
@@ -43,11 +46,13 @@ def as_os_error(error: Exception, url: str, key: str) -> OSError:
         return FileNotFoundError(f"{where}: nothing is there")
     if isinstance(error, AlreadyExistsError | PreconditionError) or status in (409, 412):
         return FileExistsError(f"{where}: someone else has written it")
+    if any(host in text for host in METADATA_HOSTS):
+        return PermissionError(f"{where}: no credentials in the environment, and this machine has none; set {NEEDED}")
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403):
         return PermissionError(f"{where}: access denied ({_reason(text)}); {CHECK_ACCESS}")
     if status in (408, 429) or status >= 500:
         return ConnectionError(f"{where}: the store cannot serve it now ({_reason(text)})")
-    if status == 0 and re.search(r"timed? ?out", text, re.IGNORECASE):
+    if status == 0 and re.search(r"kind: Timeout|TimedOut", text):
         return TimeoutError(f"{where}: no answer in time ({_reason(text)})")
     if status == 0 and re.search(r"error sending request|connection|HTTP error", text, re.IGNORECASE):
         return ConnectionError(f"{where}: the store cannot be reached ({_reason(text)})")
@@ -61,4 +66,4 @@ def _reason(text: str) -> str:
         status = re.search(r"status code: (\d+)", text)
         return " ".join(f"{status[1] if status else ''} {code[1]}: {message[1]}".split())
     first = text.partition("\n")[0].strip()
-    return re.sub(r"^Generic \w+ error: ", "", first)[:400]
+    return re.sub(r"^Generic \w+ error: |, max_retries: .*?(?= - )", "", first)[:400]

@@ -144,16 +144,25 @@ class Lease:
                 self._lost_to = found[1].holder
 
     def _release(self) -> None:
-        """Renew once more, which shows that it is ours for a while yet, and delete it then."""
-        deadline = time.monotonic() + self._lease_s
+        """Renew once more, which shows that it is ours for a while yet, and delete it then.
+
+        Where the store does not answer, the lock runs out by itself.
+        """
+        deadline, sent = time.monotonic() + self._lease_s, False
         while not self._lost_to and time.monotonic() < deadline:
-            try:
+            with contextlib.suppress(*FAILURES):
+                # A delete whose answer was lost may have been done, and the lock be someone else's by now.
+                if sent and not self._is_ours(self._look()):
+                    return
                 self._renew()
                 if not self._lost_to:
+                    sent = True
                     obstore.delete(self._store, self._key)
                 return
-            except (*FAILURES, OSError):  # it runs out by itself at the latest
-                time.sleep(self._lease_s / 20)
+            time.sleep(self._lease_s / 20)
+
+    def _is_ours(self, found: "tuple[UpdateVersion, Claim] | None") -> bool:
+        return found is not None and found[1].token == self._claim.token
 
     def _look(self) -> "tuple[UpdateVersion, Claim] | None":
         """The lock as it is; None where nothing is."""

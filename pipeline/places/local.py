@@ -10,6 +10,7 @@ import fcntl
 import itertools
 import os
 import socket
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,9 +44,10 @@ class LocalPlace:
 
     def size(self, key: str) -> int | None:
         try:
-            return self._target(key).stat().st_size
+            status = self._target(key).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return None if stat.S_ISDIR(status.st_mode) else status.st_size
 
     def write(self, key: str, data: bytes) -> None:
         target = self._target(key)

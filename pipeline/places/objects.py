@@ -4,13 +4,15 @@ import contextlib
 import itertools
 import os
 import random
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
 from obstore.store import ObjectStore, from_url
@@ -19,6 +21,9 @@ from pipeline.errors import UserError
 from pipeline.places.failures import FAILURES, TRANSIENT, as_os_error
 from pipeline.places.lease import Lease
 from pipeline.places.place import Entry, check_key
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 T = TypeVar("T")
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
@@ -135,18 +140,24 @@ class ObjectPlace:
         self._delete([check_key(key)])
 
     def files(self, prefix: str = "") -> Iterator[Entry]:
-        # The store's own prefixes are whole parts of keys.
-        pages = obstore.list(self.store, prefix.rpartition("/")[0] or None, chunk_size=PAGE)
-        while (page := self._persist(prefix, lambda: next(pages, None))) is not None:
+        folder = prefix.rpartition("/")[0] or None  # the store's own prefixes are whole parts of keys
+        last = None
+        while page := self._persist(prefix, partial(self._page, folder, last)):
+            last = page[-1]["path"]
             for found in page:
                 if found["path"].startswith(prefix):
                     yield Entry(found["path"], found["size"], found["last_modified"].timestamp())
+
+    def _page(self, folder: str | None, last: str | None) -> "Sequence[ObjectMeta]":
+        """What comes after a key. After a failure obstore's own stream says that it is at its end, so each is new."""
+        return next(iter(obstore.list(self.store, folder, offset=last, chunk_size=PAGE)), [])
 
     def clear(self, prefix: str = "") -> None:
         """Delete everything under the prefix but the locks that this place holds; they go when they are released."""
         keys = (entry.key for entry in self.files(prefix) if entry.key not in self._locks)
         while page := list(itertools.islice(keys, PAGE)):
             self._delete(page)
+        self._parts.clear()
 
     @contextlib.contextmanager
     def lock(self, key: str, waiting: Callable[[str], None]) -> Iterator[None]:
@@ -174,16 +185,35 @@ class ObjectPlace:
     def _persist(self, key: str, request: Callable[[], T]) -> T:
         """The answer to a request that may be sent twice.
 
-        obstore does not repeat on its own what could have had an effect, such as a conditional write without an answer.
+        obstore itself sends again what fails with 5xx, and reads and plain writes without an answer; but not, without
+        an answer, deletions and conditional writes, nor any request whose answer breaks off.
         """
         deadline, pause = time.monotonic() + self._patience.retry_s, 0.1
         while True:
             try:
-                return request()
+                return interruptible(request)
             except FAILURES as error:
                 failure = as_os_error(error, self.url, key)
-                again = isinstance(failure, TRANSIENT) and time.monotonic() + pause < deadline
-                if not again:
+                if not isinstance(failure, TRANSIENT) or time.monotonic() + pause > deadline:
                     raise failure from error
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, 5.0)
+
+
+def interruptible(request: Callable[[], T]) -> T:
+    """The result of a request; on the main thread a signal (Ctrl-C, SIGTERM) need not wait for the answer.
+
+    While obstore waits, no handler of Python's runs in its thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return request()
+    outcome: Future[T] = Future()
+
+    def answer() -> None:
+        try:
+            outcome.set_result(request())
+        except Exception as error:  # noqa: BLE001 - it is raised where the request was made
+            outcome.set_exception(error)
+
+    threading.Thread(target=answer, daemon=True).start()
+    return outcome.result()

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import pipeline
 from pipeline.models.example import ExampleNet
 from pipeline.store import LAYOUT
+from tests.pipeline.object_store import Bucket, FaultyProxy, faulty_proxy, make_bucket, s3_server
 
 N_ROWS, LENGTH, ROWS_PER_SHARD = 22, 40, 6  # 4 shards, the last one short
 
@@ -93,12 +94,32 @@ def values(store: Path) -> dict[str, bytes]:
 def ray_instance() -> Iterator[None]:
     """One Ray for the whole session; the pipeline uses a Ray that is already up."""
     from pipeline.config import ClusterConfig
-    from pipeline.job import connected
+    from pipeline.cluster import connected
 
     # Ray leaves sockets and processes to the garbage collector.
     warnings.filterwarnings("ignore", category=ResourceWarning)
     with connected(ClusterConfig(actors=2), threads=1):
         yield
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The endpoint of an S3 server on loopback, started when a test asks for it."""
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty bucket, and credentials in the environment while the test runs."""
+    return make_bucket(s3, monkeypatch)
+
+
+@pytest.fixture
+def proxy(s3: str) -> Iterator[FaultyProxy]:
+    """In front of the server, and handing everything on until it is told otherwise."""
+    with faulty_proxy(s3) as proxy:
+        yield proxy
 
 
 @pytest.fixture
