@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 MAX_BLOCKS = 10_000  # Ray Data takes 0.7 ms for a block: beyond this many, blocks hold several shards
 MAX_SINGLE = 5_000  # of the last shards, which stay single so that the actors end together
 
 
-def blocks(shards: Sequence[int]) -> Iterator[list[int]]:
+def blocks(shards: Sequence[int] | np.ndarray) -> Iterator[list[int]]:
     """The shards, in order: one in each block, or, where they are more than MAX_BLOCKS, equal groups first."""
     n_grouped = len(shards) - MAX_SINGLE if len(shards) > MAX_BLOCKS else 0
     n_groups = MAX_BLOCKS - MAX_SINGLE if n_grouped else 0

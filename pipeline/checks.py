@@ -68,7 +68,13 @@ def cluster_problems(cluster: "ClusterConfig", device: str) -> Iterator[str]:
             f"actor a GPU of its own: use engine.device=cuda, or cluster=none"
         )
     if cluster.name == "none":
-        given = {"gpus_per_actor": "auto", "resources": {}, "code": None, "min_actors": None, "max_actors": None}
+        given: dict[str, object] = {
+            "gpus_per_actor": "auto",
+            "resources": {},
+            "code": None,
+            "min_actors": None,
+            "max_actors": None,
+        }
         for key, default in given.items():
             if getattr(cluster, key) != default:
                 yield f"cluster=none and cluster.{key} contradict each other; leave cluster.{key} out, or use Ray"

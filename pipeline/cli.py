@@ -6,18 +6,23 @@ Results go to stdout, everything else to stderr. Errors of the user are one line
 import argparse
 import contextlib
 import importlib.metadata
+import json
 import os
+import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import errors
@@ -35,7 +40,7 @@ RUN_DESCRIPTION = """Attribute every sequence of an input, and write one Zarr st
 The same command again goes on where it stopped, and does nothing when the store is finished. With no settings it is the
 packaged example. `dlshap run --cfg job` prints all settings; pipeline/config.py describes each of them.
 
-  model=example|bpnet|module   dataset=example|fasta|loci   references=dinucleotide_shuffle   cluster=local|none
+  model=example|bpnet|module   dataset=example|fasta|loci   references=dinucleotide_shuffle   cluster=local|address|none
   model.checkpoint=...         dataset.path=...             references.n_shuffles=20          cluster.actors=auto
   engine.targets=[0]|all       engine.device=auto           seed=0                            store.path=...
 
@@ -49,30 +54,60 @@ code is 1 where an operation is refused: such a model cannot be run.
 """
 
 
-def compose_config(overrides: Sequence[str], config_dir: str | None = None) -> Config:
+def compose_config(overrides: Sequence[str], config_dir: str | None = None, store: str | None = None) -> Config:
     """The configuration that a list of Hydra overrides (`name=value`) describes.
 
     Args:
         overrides: as on the command line.
         config_dir: a folder with further choices for the groups.
+        store: one whose run is to be repeated, but for the overrides.
 
     Raises:
-        UserError: one line about the first override that cannot be used.
+        UserError: one line about the first override that cannot be used, or the store does not say how it was made.
     """
     ConfigStore.instance().store(name="schema", node=Config)
     search = [] if config_dir is None else [f"hydra.searchpath=[file://{_require_folder(config_dir)}]"]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("conf", version_base="1.3"):
-            composed = compose("config", [*search, *(_arguments_of_the_model(override) for override in overrides)])
+            composed = compose("config", [*search, *map(_with_new_keys, overrides)])
+        if store is not None:
+            composed = _repeated(store, composed, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from None
-    return from_mapping(composed)
+    config = from_mapping(composed)
+    if config.cluster.code is not None:
+        _search(str(Path(config.cluster.code).absolute()))
+    return config
 
 
-def _arguments_of_the_model(override: str) -> str:
-    """model.init holds whatever the user's class takes: each of its keys is new."""
-    return f"++{override}" if override.startswith("model.init.") else override
+def _repeated(store: str, composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration that a store was made with, under the overrides that `composed` was made with.
+
+    A group that is chosen anew comes from `composed` whole; other settings are replaced one by one.
+    """
+    from pipeline.places import open_place
+    from pipeline.store import read_attributes
+
+    options = OmegaConf.to_container(composed.store.options)
+    assert isinstance(options, dict)
+    attributes = read_attributes(open_place(store, {str(name): str(value) for name, value in options.items()}))
+    if attributes is None or "config" not in attributes:
+        raise UserError(f"--config-from {store}: there is no store there that says how it was made")
+    repeated = OmegaConf.create(attributes["config"])
+    assert isinstance(repeated, DictConfig)
+    repeated.store.path, repeated.run.shards = store, None  # the whole of it, in the same place unless it is named
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if key == "experiment":
+            raise UserError("--config-from and experiment=... contradict each other; give the experiment's settings")
+        OmegaConf.update(repeated, key, OmegaConf.select(composed, key), merge=False, force_add=True)
+    return repeated
+
+
+def _with_new_keys(override: str) -> str:
+    """Settings that are mappings hold whatever the user's class, object store or cluster takes: their keys are new."""
+    return f"++{override}" if re.match(r"(model\.init|store\.options|cluster\.resources)[.=]", override) else override
 
 
 def _require_folder(path: str) -> Path:
@@ -96,8 +131,10 @@ def run_command(arguments: Sequence[str]) -> int:
     """`dlshap run`: returns the exit code."""
     parser = _settings_parser("run", RUN_DESCRIPTION)
     parser.add_argument("--cfg", choices=["job"], help="print the whole configuration and stop")
+    parser.add_argument("--config-from", metavar="STORE", help="repeat the run that made a store, but for the settings")
+    parser.add_argument("--json", action="store_true", help="print the summary, or the error, as a JSON object")
     options = parser.parse_intermixed_args(arguments)
-    config = compose_config(options.overrides, options.config_dir)
+    config = compose_config(options.overrides, options.config_dir, options.config_from)
     if options.cfg:
         print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
         return errors.EXIT_DONE
@@ -106,7 +143,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
     with stdout_to_stderr():
         summary = run_config(config)
-    print(summary.text())
+    print(json.dumps(asdict(summary)) if options.json else summary.text())
     return errors.EXIT_DONE
 
 
@@ -123,6 +160,9 @@ def audit_command(arguments: Sequence[str]) -> int:
     return errors.EXIT_FAILED if found.refused else errors.EXIT_DONE
 
 
+STOPPED = {signal.SIGTERM: errors.EXIT_STOPPED, signal.SIGINT: errors.EXIT_INTERRUPTED}
+GRACE_S = 20  # for the way out after a signal; what is not finished by then is done again by the same command
+END_S = 5  # for the end of the interpreter after that
 COMMANDS = {
     "run": (run_command, "attribute every sequence of an input"),
     "audit": (audit_command, "list how each operation of a model is treated"),
@@ -131,7 +171,12 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script; ends the process with an exit code (see errors.py)."""
-    sys.exit(dispatch(sys.argv[1:] if arguments is None else arguments))
+    exit_code = dispatch(sys.argv[1:] if arguments is None else arguments)
+    if exit_code in STOPPED.values():
+        for number in STOPPED:
+            signal.signal(number, signal.SIG_IGN)
+        _end_after(END_S, exit_code)
+    sys.exit(exit_code)
 
 
 def dispatch(arguments: Sequence[str]) -> int:
@@ -149,42 +194,69 @@ def dispatch(arguments: Sequence[str]) -> int:
     if options.command is None:
         parser.print_help()
         return errors.EXIT_DONE
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for a user's own classes; last, so that no file here shadows an installed module
+    _search(os.getcwd())
+    as_json = "--json" in arguments
     try:
         with signals_stop():
             return COMMANDS[options.command][0](arguments[1:])
     except UserError as error:
-        return complain(error, errors.EXIT_BAD_INPUT)
+        return complain(error, errors.EXIT_BAD_INPUT, as_json)
     except (RunError, OSError) as error:  # OSError: a disk that is full or gone
-        return complain(error, errors.EXIT_FAILED)
+        return complain(error, errors.EXIT_FAILED, as_json)
     except Stopped as stop:
-        print("dlshap: stopped; what is committed is kept, and the same command goes on from there", file=sys.stderr)
+        text = "stopped; what is committed is kept, and the same command goes on from there"
+        print(f"dlshap: {text}", file=sys.stderr)
+        if as_json:
+            print(json.dumps({"error": text, "exit_code": stop.exit_code}))
         return stop.exit_code
 
 
-def complain(error: Exception, exit_code: int) -> int:
-    """One line on stderr."""
-    print(f"dlshap: error: {' '.join(str(error).split())}", file=sys.stderr)
+def _search(folder: str) -> None:
+    """Look for a user's own classes in a folder too; last, so that no file there shadows an installed module."""
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def complain(error: Exception, exit_code: int, as_json: bool = False) -> int:
+    """One line on stderr; for programs an object on stdout."""
+    text = " ".join(str(error).split())
+    print(f"dlshap: error: {text}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": text, "exit_code": exit_code}))
     return exit_code
 
 
 @contextlib.contextmanager
 def signals_stop() -> Iterator[None]:
-    """SIGTERM (a time limit, a spot notice) and Ctrl-C raise `Stopped`, with the exit code of each."""
-    codes = {signal.SIGTERM: errors.EXIT_STOPPED, signal.SIGINT: errors.EXIT_INTERRUPTED}
+    """SIGTERM (a time limit, a spot notice) and Ctrl-C raise `Stopped`, with the exit code of each.
+
+    The way out takes no longer than GRACE_S: then the process ends all the same, with that code.
+    """
+    watchdogs: list[threading.Timer] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for name in codes:
+        for name in STOPPED:
             signal.signal(name, signal.SIG_IGN)  # a second signal must not interrupt the way out
-        raise Stopped(codes[signal.Signals(number)])
+        exit_code = STOPPED[signal.Signals(number)]
+        watchdogs.append(_end_after(GRACE_S, exit_code))
+        raise Stopped(exit_code)
 
-    before = {number: signal.signal(number, stop) for number in codes}
+    before = {number: signal.signal(number, stop) for number in STOPPED}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        for watchdog in watchdogs:
+            watchdog.cancel()
+
+
+def _end_after(seconds: float, exit_code: int) -> threading.Timer:
+    """End this process after a time, whatever it is doing then."""
+    watchdog = threading.Timer(seconds, os._exit, [exit_code])
+    watchdog.daemon = True
+    watchdog.start()
+    return watchdog
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ from pipeline.cluster import Pool, check_nodes, describe, inventory, nodes, size
 from pipeline.config import ClusterConfig
 from pipeline.errors import RunError
 
-
 NAMES = [field.name for field in fields(Outcome)]
 REPORT_S = 0.5  # an output of a busy actor costs it about 0.1 s: shards shorter than this are reported together
 
