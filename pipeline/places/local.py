@@ -66,9 +66,8 @@ class LocalPlace:
                 _write_all(file.fileno(), data)
 
     def delete(self, key: str) -> None:
-        target = self._target(key)
-        with contextlib.suppress(NotADirectoryError):
-            target.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(f"{self.path}/{check_key(key)}")
 
     def files(self, prefix: str = "") -> Iterator[Entry]:
         folder, _, _ = prefix.rpartition("/")
@@ -76,7 +75,8 @@ class LocalPlace:
 
     def clear(self, prefix: str = "") -> None:
         for entry in self.files(prefix):
-            self.delete(entry.key)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self.path}/{entry.key}")
         start = self.path / prefix.rpartition("/")[0]
         for folder, _, _ in os.walk(start, topdown=False):
             key = Path(folder).relative_to(self.path).as_posix() + "/"
@@ -220,23 +220,28 @@ def _is_at(descriptor: int, target: Path) -> bool:
 
 def _scan(root: str, folder: str, prefix: str) -> Iterator[Entry]:
     """Files below one folder (a key that ends in /, or "") whose keys start with the prefix."""
-    try:
-        entries = os.scandir(f"{root}/{folder}")
-    except (FileNotFoundError, NotADirectoryError):  # never there, or removed meanwhile
-        return
-    with entries:
-        for entry in entries:
-            key = folder + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                if key.startswith(prefix) or prefix.startswith(key + "/"):
-                    yield from _scan(root, key + "/", prefix)
-            elif key.startswith(prefix) and (status := _status(entry)):
-                yield Entry(key, status.st_size, status.st_mtime)
+    folders = [folder]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = os.scandir(f"{root}/{folder}")
+        except (FileNotFoundError, NotADirectoryError):  # never there, or removed meanwhile
+            continue
+        with entries:
+            for entry in entries:
+                key = folder + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    if key.startswith(prefix) or prefix.startswith(key + "/"):
+                        folders.append(key + "/")
+                elif key.startswith(prefix) and (status := _status(entry)):
+                    yield Entry(key, status.st_size, status.st_mtime)
 
 
 def _status(entry: "os.DirEntry[str]") -> os.stat_result | None:
     """Of what a link points at, or of the link where that is not there; None for a file that has just been removed."""
-    for follow in (True, False):
+    try:
+        return entry.stat()
+    except FileNotFoundError:
         with contextlib.suppress(FileNotFoundError):
-            return entry.stat(follow_symlinks=follow)
+            return entry.stat(follow_symlinks=False)
     return None

@@ -109,6 +109,8 @@ class FaultyProxy:
         upstream: host:port that requests go to.
         requests: method and path of each one, as they came.
         done: how often each fault was met; "" counts what went through.
+        rule: what to do with a request; set by the methods below, or by a test.
+        endpoint: http://host:port of the proxy.
     """
 
     upstream: str
@@ -116,7 +118,7 @@ class FaultyProxy:
     done: Counter[Fault] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._rule: Rule = lambda method, path: ""
+        self.rule: Rule = lambda method, path: ""
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._server = _Server(self)
@@ -125,23 +127,23 @@ class FaultyProxy:
 
     def always(self, fault: Fault, method: str = "", path: str = "") -> None:
         """Fail every request of this method (any, when empty) that has this text in its path."""
-        self._rule = lambda its_method, its_path: fault if method in ("", its_method) and path in its_path else ""
+        self.rule = lambda its_method, its_path: fault if method in ("", its_method) and path in its_path else ""
 
     def every(self, n: int, fault: Fault) -> None:
         """Fail every n-th request, the first one among them."""
         numbers = itertools.count()
-        self._rule = lambda method, path: fault if next(numbers) % n == 0 else ""
+        self.rule = lambda method, path: fault if next(numbers) % n == 0 else ""
 
     def times(self, n: int, fault: Fault, method: str = "", path: str = "") -> None:
         """Fail the next n requests of this method that have this text in their path."""
         left = itertools.repeat(fault, n)
-        self._rule = lambda its_method, its_path: (
+        self.rule = lambda its_method, its_path: (
             next(left, "") if method in ("", its_method) and path in its_path else ""
         )
 
     def decide(self, method: str, path: str) -> Fault:
         with self._lock:
-            fault = self._rule(method, path)
+            fault = self.rule(method, path)
             self.requests.append((method, path))
             self.done[fault] += 1
             return fault

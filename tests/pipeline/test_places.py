@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -389,12 +390,11 @@ def test_a_disk_without_locks_says_so(error: int, tmp_path: Path, monkeypatch: p
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     place = LocalPlace(tmp_path / "file" / "place")
-    uses: list[Callable[[], object]] = [
+    for use in (
         lambda: place.write("x", b""),
         lambda: place.append("x", b""),
         lambda: place.lock("x", pytest.fail).__enter__(),
-    ]
-    for use in uses:
+    ):
         with pytest.raises(OSError, match=rf"{place.url}/x"):
             use()
     assert place.size("x") is None
@@ -457,13 +457,8 @@ def test_large_objects_survive_faults(shaky: ObjectPlace, proxy: FaultyProxy) ->
     assert shaky.read("x") == data
 
 
-@pytest.mark.parametrize(
-    ("fault", "kind"), [("later", ConnectionError), ("reset", ConnectionError), ("hang", TimeoutError)]
-)
-def test_retries_end(bucket: Bucket, proxy: FaultyProxy, fault: Fault, kind: type[OSError]) -> None:
-    place = ObjectPlace(f"{bucket.url}/p", bucket.behind(proxy).options, Patience(0.3, 0.5), LEASE_S)
-    proxy.always(fault)
-    uses: list[Callable[[], object]] = [
+def every_use(place: Place) -> list[Callable[[], object]]:
+    return [
         lambda: place.write("x", b""),
         lambda: place.read("x"),
         lambda: place.delete("x"),
@@ -471,34 +466,34 @@ def test_retries_end(bucket: Bucket, proxy: FaultyProxy, fault: Fault, kind: typ
         lambda: place.append("x", b""),
         lambda: place.lock("x", pytest.fail).__enter__(),
     ]
-    for use in uses:
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"), [("later", ConnectionError), ("reset", ConnectionError), ("hang", TimeoutError)]
+)
+def test_retries_end(bucket: Bucket, proxy: FaultyProxy, fault: Fault, error: type[OSError]) -> None:
+    place = ObjectPlace(f"{bucket.url}/p", bucket.behind(proxy).options, Patience(0.3, 0.5), LEASE_S)
+    proxy.always(fault)
+    for n_uses, use in enumerate(every_use(place), start=1):
         began = time.monotonic()
-        with pytest.raises(kind, match=rf"^{place.url}/x") as caught:
+        with pytest.raises(error, match=rf"^{place.url}/x") as caught:
             use()
         assert time.monotonic() - began < 3
         assert "\n" not in str(caught.value)
-    assert proxy.done[fault] >= 2 * len(uses)
+        assert proxy.done[fault] >= 2 * n_uses
 
 
 def test_what_another_try_cannot_mend_is_said_at_once(bucket: Bucket, proxy: FaultyProxy) -> None:
     nowhere = ObjectPlace("s3://no-such-bucket/p", bucket.options)
     denied = ObjectPlace(f"{bucket.url}/p", bucket.behind(proxy).options)
     proxy.always("denied")
-    for place, kind, message in (
+    for place, error, message in (
         (nowhere, OSError, "the bucket does not exist"),
         (denied, PermissionError, r"access denied \(403 InvalidAccessKeyId: .*\); check the credentials"),
     ):
-        uses: list[Callable[[], object]] = [
-            lambda place=place: place.write("x", b""),  # type: ignore[misc]
-            lambda place=place: place.read("x"),  # type: ignore[misc]
-            lambda place=place: place.delete("x"),  # type: ignore[misc]
-            lambda place=place: list(place.files("x")),  # type: ignore[misc]
-            lambda place=place: place.append("x", b""),  # type: ignore[misc]
-            lambda place=place: place.lock("x", pytest.fail).__enter__(),  # type: ignore[misc]
-        ]
         began = time.monotonic()
-        for use in uses:
-            with pytest.raises(kind, match=rf"^{place.url}/x-?: {message}") as caught:
+        for use in every_use(place):
+            with pytest.raises(error, match=rf"^{place.url}/x-?: {message}") as caught:
                 use()
             assert not isinstance(caught.value, FileNotFoundError)
             assert "\n" not in str(caught.value)
@@ -542,6 +537,30 @@ def test_a_lock_is_kept_through_faults(shaky: ObjectPlace, bucket: Bucket, proxy
     assert proxy.done["lost"] > 2
 
 
+def test_a_release_whose_answer_is_lost_takes_nothing_from_the_next_holder(
+    shaky: ObjectPlace, bucket: Bucket, proxy: FaultyProxy
+) -> None:
+    direct = ObjectPlace(shaky.url, bucket.options, HASTY, LEASE_S)
+    sent: list[str] = []
+    rivals: list[AbstractContextManager[None]] = []
+
+    def rule(method: str, path: str) -> Fault:
+        if method == "POST" and not sent:
+            sent.append(path)
+            return "lost"
+        if sent and not rivals:  # whatever comes after the delete comes after the next holder
+            rivals.append(direct.lock("claim", pytest.fail))
+            rivals[0].__enter__()
+        return ""
+
+    proxy.rule = rule
+    with shaky.lock("claim", pytest.fail):
+        pass
+    assert direct.size("claim")
+    rivals[0].__exit__(None, None, None)
+    assert keys(direct) == []
+
+
 def test_a_holder_learns_that_its_lock_was_taken_over(shaky: ObjectPlace, bucket: Bucket, proxy: FaultyProxy) -> None:
     direct = ObjectPlace(shaky.url, bucket.options, HASTY, LEASE_S)
     holding = shaky.lock("claim", pytest.fail)
@@ -569,7 +588,7 @@ def test_zarr_reads_from_the_same_store(bucket: Bucket) -> None:
     place = ObjectPlace(f"{bucket.url}/p.zarr", bucket.options)
     group = zarr.create_group(zarr.storage.MemoryStore())
     group.create_array("x", data=np.arange(6.0))
-    for key, value in group.store._store_dict.items():  # type: ignore[attr-defined]
+    for key, value in group.store._store_dict.items():
         place.write(key, value.to_bytes())
     opened = zarr.open_group(zarr.storage.ObjectStore(place.store, read_only=True), mode="r")
-    assert np.asarray(opened["x"][:]).tolist() == list(range(6))  # type: ignore[index]
+    assert np.asarray(opened["x"][:]).tolist() == list(range(6))
