@@ -24,7 +24,7 @@ from zarr.storage import MemoryStore
 from dlshap_core.sequences import ALPHABET
 from pipeline.commits import FileRecord, sync
 from pipeline.errors import UserError
-from pipeline.places import Place
+from pipeline.places import LocalPlace, Place
 from pipeline.plan import Plan
 from pipeline.shards import Shard
 
@@ -361,7 +361,8 @@ def read_attributes(place: Place) -> dict[str, Any] | None:
         if "format_version" in attributes and "complete" in attributes:
             return dict(attributes)
     except (FileNotFoundError, NotADirectoryError):
-        if next(place.files(), None) is None:
+        is_file = isinstance(place, LocalPlace) and place.path.is_file()
+        if not is_file and next(place.files(), None) is None:
             return None
     except (ValueError, KeyError, TypeError):
         pass  # not what Zarr writes

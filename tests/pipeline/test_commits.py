@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipeline.commits import DoneRecord, FileRecord, RunDirectory, checksum, write_atomically
+from pipeline.commits import DoneRecord, Failure, FileRecord, RunDirectory
 from pipeline.errors import UserError
 from pipeline.plan import Plan
-from pipeline.shards import Shard, plan_shards
+from pipeline.resume import is_done, take_stock
+from pipeline.store import LAYOUT, file_record, shard_key
 
-SHARDS = plan_shards(10, 4)
 PLAN = Plan(10, 5, [0], {"name": "shuffle"}, 3, 0, 32, 4, "float32", 1, True, "cpu", "any", True, 1e-3, {"a": 1})
+DELTAS = {"n": 3, "n_over": 1, "n_not_finite": 0, "largest": 0.5, "worst_row": 2, "counts": {"7": 3}}
 HOLD = """
-import sys, pathlib
+import sys
 from pipeline.commits import RunDirectory
-with RunDirectory(pathlib.Path(sys.argv[1])).claim(print):
+with RunDirectory(sys.argv[1]).claim(print):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def commit(directory: RunDirectory, shard: Shard) -> DoneRecord:
-    path = directory.store_path / f"x{shard.index}"
-    path.write_bytes(bytes([shard.index]) * 9)
-    files = {"x": checksum(directory.store_path, Path(path.name))}
-    record = DoneRecord(shard.index, shard.start, shard.stop, files, 0.5, {"n": 1}, "host:1")
+def commit(directory: RunDirectory, index: int) -> DoneRecord:
+    shard, files = PLAN.shard(index), {}
+    for name in LAYOUT:
+        data = f"{name} {index}".encode()
+        directory.store.write(shard_key(name, index), data)
+        files[name] = file_record(data)
+    record = DoneRecord(index, shard.start, shard.stop, files, 0.5, DELTAS, "host:1")
     directory.commit(record)
     return record
 
@@ -37,34 +40,95 @@ def commit(directory: RunDirectory, shard: Shard) -> DoneRecord:
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
     directory = RunDirectory(tmp_path / "a.zarr")
-    with directory.claim(pytest.fail):
-        directory.staged.mkdir()
-        directory.publish(PLAN)
+    with directory.claim(pytest.fail), directory.staging() as staged:
+        staged.mkdir()
+        directory.publish(staged, PLAN, {"name/c.0": FileRecord(1, 2)})
     return directory
 
 
 def test_records_come_back_as_they_were_committed(directory: RunDirectory) -> None:
-    records = {shard.index: commit(directory, shard) for shard in SHARDS[1:]}
-    assert directory.done(SHARDS) == records
-    assert directory.done_indices() == {1, 2}
-    assert records[1].files["x"] == FileRecord("x1", 9, zlib.crc32(bytes([1]) * 9))
+    records = [commit(directory, index) for index in (1, 2)]
+    assert directory.done_indices() == [1, 2]
+    assert [directory.read_record(index) for index in range(3)] == [None, *records]
+    standing = take_stock(directory, PLAN)
+    assert standing.is_done.tolist() == [False, True, True]
+    assert (standing.n_done, standing.complete, standing.seconds) == (2, False, 1.0)
+    assert standing.crc32[1].tolist() == [file.crc32 for file in records[0].files.values()]
+    assert standing.deltas is not None
+    assert standing.deltas["n"] == 6
+    commit(directory, 0)
+    assert take_stock(directory, PLAN).complete
 
 
-def test_a_record_is_worth_what_its_files_are(directory: RunDirectory) -> None:
-    for shard in SHARDS:
-        commit(directory, shard)
-    (directory.store_path / "x0").write_bytes(b"short")
-    (directory.store_path / "x1").unlink()
-    assert set(directory.done(SHARDS)) == {2}
-    assert set(directory.done([Shard(2, 8, 9)])) == set(), "a record of other rows is not this shard's"
+def test_a_record_is_worth_what_its_files_are(directory: RunDirectory, tmp_path: Path) -> None:
+    for index in range(3):
+        commit(directory, index)
+    store = tmp_path / "a.zarr"
+    (store / shard_key("hypothetical", 0)).write_bytes(b"")
+    (store / shard_key("codes", 1)).unlink()
+    assert take_stock(directory, PLAN).is_done.tolist() == [False, False, True]
+    assert [is_done(directory, PLAN.shard(index)) for index in range(3)] == [False, False, True]
+    record = directory.read_record(2)
+    assert record is not None
+    directory.commit(DoneRecord(**{**vars(record), "stop": 9}))
+    assert not take_stock(directory, PLAN).is_done.any(), "a record of other rows is not this shard's"
+    directory.commit(record)
+    directory.revoke(2)
+    assert directory.done_indices() == [0, 1]
 
 
-def test_the_plan_comes_back(directory: RunDirectory) -> None:
+def test_strange_files_among_the_records_are_no_records(directory: RunDirectory, tmp_path: Path) -> None:
+    for name in (".DS_Store", "00000001.json.tmp", "99999999.json", "note.json"):
+        (tmp_path / "a.zarr.run" / "done").mkdir(exist_ok=True)
+        (tmp_path / "a.zarr.run" / "done" / name).write_text("?")
+    assert not take_stock(directory, PLAN).is_done.any()
+
+
+def test_attempts_stay_when_their_process_does_not_end_them(directory: RunDirectory) -> None:
+    shard = PLAN.shard(1)
+    attempts = [directory.begin(shard) for _ in range(3)]
+    directory.begin(PLAN.shard(2))
+    directory.end(attempts[0])
+    assert directory.n_attempts(shard) == 2
+    commit(directory, 1)
+    assert directory.n_attempts(shard) == 0, "a shard that is done clears its name"
+    assert directory.n_attempts(PLAN.shard(2)) == 1
+
+
+def test_failures_are_kept_until_forgotten_or_mended(directory: RunDirectory) -> None:
+    failures = [Failure(index, 0, 4, f"shard {index} failed", "") for index in (0, 2)]
+    for failure in failures:
+        directory.fail(failure)
+    assert directory.failures() == failures
+    commit(directory, 2)
+    assert directory.failures() == failures[:1]
+    directory.forget_failures()
+    assert directory.failures() == []
+
+
+def test_the_plan_comes_back(directory: RunDirectory, tmp_path: Path) -> None:
     assert directory.prepared
     assert directory.read_plan() == PLAN
-    (directory.path / "plan.json").write_text("{")
+    assert directory.prepared_files() == {"name/c.0": FileRecord(1, 2)}
+    (tmp_path / "a.zarr.run" / "plan.json").write_text("{")
     with pytest.raises(UserError, match="plan of this run cannot be read"):
         directory.read_plan()
+
+
+def test_files_asked_for_are_made_again_once(directory: RunDirectory, tmp_path: Path) -> None:
+    directory.ask_for([])
+    assert directory.asked_for() == []
+    directory.ask_for(["zarr.json", "name/c.0"])
+    directory.ask_for(["base/c.0", "name/c.0"])
+    assert directory.asked_for() == ["base/c.0", "name/c.0", "zarr.json"]
+    staged = tmp_path / "staged"
+    for key in directory.asked_for():
+        (staged / key).parent.mkdir(parents=True, exist_ok=True)
+        (staged / key).write_text(key)
+    directory.restore(staged, {"name/c.0": FileRecord(8, 9), "base/c.0": FileRecord(5, 6)})
+    assert directory.asked_for() == []
+    assert directory.store.read("base/c.0") == b"base/c.0"
+    assert directory.prepared_files() == {"name/c.0": FileRecord(8, 9), "base/c.0": FileRecord(5, 6)}
 
 
 def test_one_process_at_a_time_holds_the_claim(tmp_path: Path) -> None:
@@ -88,20 +152,15 @@ def test_one_process_at_a_time_holds_the_claim(tmp_path: Path) -> None:
     holder.wait()
 
 
-def test_files_appear_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_atomically(tmp_path / "x", "old")
-
-    def full(path: Path) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr("pipeline.commits.sync", full)
-    with pytest.raises(OSError, match="no space left"):
-        write_atomically(tmp_path / "x", "new")
-    assert (tmp_path / "x").read_text() == "old"
+def test_what_is_discarded_takes_the_folders_made_for_it_along(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "new" / "deeper" / "a.zarr")
+    with directory.claim(pytest.fail):
+        directory.discard()
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    directory = RunDirectory(tmp_path / "file" / "a.zarr")
-    with pytest.raises(UserError, match=r"cannot write to .*a\.zarr\.run: .*check store\.path"), directory.claim(print):
-        pytest.fail("claimed")
+def test_memory_for_a_shard_is_some_hundred_bytes(directory: RunDirectory) -> None:
+    plan = Plan(**{**vars(PLAN), "n_rows": 4_000_000})
+    standing = take_stock(directory, plan)
+    assert standing.is_done.nbytes + standing.n_bytes.nbytes + standing.crc32.nbytes <= 100 * plan.n_shards
+    assert not np.any(standing.is_done)

@@ -86,7 +86,7 @@ def test_failing_leaves_a_complete_store_that_says_so(
     assert f"at sequence {worst!r} (row {worst[1:]}), is over engine.warning_threshold=1e-12" in line
     assert (store.complete, len(store), store.attrs["convergence"]) == (True, N_ROWS, "failed")
     assert values(path) == values(finished)
-    assert json.loads((RunDirectory(path).path / "result.json").read_text())["complete"] is True
+    assert json.loads(RunDirectory(path).run.read("result.json"))["complete"] is True
 
     assert dispatch([*command, "engine.on_nonconvergence=fail"]) == 1, "the same command does not forget"
     capfd.readouterr()

@@ -17,31 +17,28 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import pipeline
-from pipeline import driver
 from pipeline.cli import dispatch
 from pipeline.commits import RunDirectory
 from pipeline.errors import RunError, UserError
+from pipeline.store import COMPUTED, reopen, shard_key
 from tests.pipeline.conftest import LENGTH, N_ROWS, Inputs, random_sequences, values, write_fasta
 
 N_SHARDS = 4
 
 
 def copy_of(store: Path, place: Path) -> Path:
-    shutil.copytree(RunDirectory(store).path, RunDirectory(place).path)
+    shutil.copytree(f"{store}.run", f"{place}.run")
     return Path(shutil.copytree(store, place))
 
 
 def unfinish(store: Path) -> RunDirectory:
     """As it is before it is completed."""
-    metadata = json.loads((store / "zarr.json").read_text())
-    metadata["attributes"]["complete"] = False
-    del metadata["attributes"]["run"], metadata["attributes"]["convergence"]
-    (store / "zarr.json").write_text(json.dumps(metadata))
+    reopen(RunDirectory(store).store)
     return RunDirectory(store)
 
 
 def files_of_shard(store: Path, index: int) -> list[Path]:
-    return [path for path in store.glob(f"*/c/{index}/**/*") if path.is_file() and path.parts[-4] != "codes"]
+    return [store / shard_key(name, index) for name in COMPUTED]
 
 
 @pytest.mark.ray
@@ -58,7 +55,7 @@ def test_actors_give_the_same_bits_as_this_process(inputs: Inputs, finished: Pat
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_instance")
 def test_a_cluster_elsewhere_says_what_it_computes_on(inputs: Inputs, finished: Path, tmp_path: Path) -> None:
-    overrides = inputs.overrides(tmp_path / "a.zarr", "cluster=local", "cluster.address=auto", "cluster.actors=1")
+    overrides = inputs.overrides(tmp_path / "a.zarr", "cluster=address", "cluster.actors=1")
     assert pipeline.run(overrides).complete
     assert values(tmp_path / "a.zarr") == values(finished)
     if not torch.cuda.is_available():
@@ -80,14 +77,14 @@ def test_a_finished_store_that_lost_data_is_not_called_finished(
 ) -> None:
     store = Path(shutil.copytree(finished, tmp_path / "a.zarr"))
     damage(next(path for path in (store / "attribution").rglob("*") if path.is_file() and path.name != "zarr.json"))
-    with pytest.raises(RunError, match=r"was complete, but 1 of its files are gone or of another size, attribution/c/"):
+    with pytest.raises(RunError, match=r"was complete, but 1 of its files are gone or of another size, attribution/c\."):
         pipeline.run(inputs.overrides(store))
 
 
 def test_a_finished_store_needs_nothing_beside_it(inputs: Inputs, finished: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(finished, tmp_path / "a.zarr"))
     assert pipeline.run(inputs.overrides(store)).rows_computed == 0
-    assert not RunDirectory(store).path.exists()
+    assert not Path(f"{store}.run").exists()
     with pytest.raises(UserError, match=r"belongs to another run: settings\.seed is 0 there and 9 here"):
         pipeline.run(inputs.overrides(store, "seed=9"))
 
@@ -103,7 +100,7 @@ def test_what_is_missing_is_computed_again_and_nothing_else(inputs: Inputs, fini
         directory = unfinish(store)
         for index, what in enumerate(damage):
             if "record" in what:
-                (directory.path / "done" / f"{index:08d}.json").unlink()
+                directory.revoke(index)
             if "files gone" in what:
                 for path in files_of_shard(store, index):
                     path.unlink()
@@ -121,12 +118,12 @@ def test_what_is_missing_is_computed_again_and_nothing_else(inputs: Inputs, fini
 STEPS: list[tuple[str, str]] = [
     ("pipeline.store.StagedStore.append", "while rows are read"),
     ("pipeline.store.StagedStore.finish", "before the store is laid out"),
-    ("pipeline.commits.write_atomically", "before the plan"),
+    ("pipeline.commits.RunDirectory.publish", "before the plan"),
     ("pipeline.commits.RunDirectory.mark_prepared", "after the store has moved to its place"),
     ("pipeline.actor.write_shard", "before the first shard is written"),
     ("pipeline.actor.RunDirectory.commit", "before the first shard is committed"),
     ("pipeline.driver.finalize", "before the store is completed"),
-    ("zarr.consolidate_metadata", "in the middle of completing"),
+    ("pipeline.store.root_checksum", "in the middle of completing"),
     ("pipeline.driver.RunDirectory.write_result", "after the store is complete"),
 ]
 
@@ -180,7 +177,7 @@ def test_parts_of_a_job_array_fill_one_store(inputs: Inputs, finished: Path, tmp
     first = pipeline.run(inputs.overrides(store, "run.shards=2-3"))
     assert (first.complete, first.shards_done, first.rows_computed) == (False, 2, 10)
     assert "2 of 4 shards are done" in first.text()
-    assert json.loads((RunDirectory(store).path / "result.json").read_text())["complete"] is False
+    assert json.loads(RunDirectory(store).run.read("result.json"))["complete"] is False
     partial = pipeline.open_store(store, allow_incomplete=True)
     assert "not complete, 2 shards done" in repr(partial)
     assert list(np.isnan(partial.prediction[:, 0])) == [row < 12 for row in range(N_ROWS)]
@@ -317,10 +314,11 @@ def test_a_failing_shard_is_named_and_the_others_stay(
     command = ["run", *kept, *cluster_overrides, "model.init.refuse_rows=12"]  # the pairs of the last shard
     assert dispatch(command) == 1
     err = capfd.readouterr().err.splitlines()[-1]
-    assert err.startswith("dlshap: error: shard 3 (rows 18 to 21), sequences 's18', 's19', 's20' and 1 more, failed: ")
-    assert "no room for these; in full in " in err
+    assert err.startswith("dlshap: error: 1 of 4 shards failed, 3 are done, and the same command tries the others again: ")
+    assert "shard 3 (rows 18 to 21), sequences 's18', 's19', 's20' and 1 more, failed: RuntimeError: no room for" in err
+    assert "(each of its sequences alone passes); in full in " in err
     directory = RunDirectory(in_folder / "a.zarr")
-    assert directory.done_indices() == {0, 1, 2}
+    assert directory.done_indices() == [0, 1, 2]
     assert "Traceback" in Path(err.rpartition(" ")[2]).read_text()
     assert not pipeline.open_store(in_folder / "a.zarr", allow_incomplete=True).complete
 
@@ -338,10 +336,10 @@ def test_outputs_of_the_wrong_shape_are_found_before_anything_is_written(
 def test_a_driver_killed_while_preparing_does_not_block_the_next(
     inputs: Inputs, finished: Path, tmp_path: Path
 ) -> None:
-    directory = RunDirectory(tmp_path / "a.zarr")
-    directory.staged.mkdir(parents=True)
-    (directory.staged / "half").write_text("")
-    (directory.path / "claim").write_text("process 1 on gone\n")
+    staged = tmp_path / "a.zarr.run" / "staged.zarr"
+    staged.mkdir(parents=True)
+    (staged / "half").write_text("")
+    (staged.parent / "claim").write_text("process 1 on gone\n")
     assert pipeline.run(inputs.overrides(tmp_path / "a.zarr")).complete
     assert values(tmp_path / "a.zarr") == values(finished)
-    assert driver.read_attributes(tmp_path / "a.zarr") is not None
+    assert not staged.exists()

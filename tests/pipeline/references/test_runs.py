@@ -19,6 +19,7 @@ from pipeline.cli import compose_config, dispatch
 from pipeline.commits import RunDirectory
 from pipeline.errors import UserError
 from pipeline.models import load_model
+from pipeline.store import POOL, read_array
 from tests.pipeline.conftest import LENGTH, N_ROWS, Inputs, random_sequences, values, write_fasta
 
 SEEDS = [0, 1, 2]
@@ -95,7 +96,7 @@ def test_windows_of_a_genome_reach_actors_and_later_commands(
     assert pipeline.run([*on_ray, "cluster=local", "cluster.actors=2"]).complete
     assert pipeline.run([*overrides, "store.path=b.zarr"]).complete
     assert values(Path("a.zarr")) == values(Path("b.zarr"))
-    pool = np.load(RunDirectory(Path("a.zarr")).path / "references.npy")
+    pool = read_array(RunDirectory("a.zarr").store, POOL)
     assert len(pool) == 180
     write_fasta(genome, random_sequences(3, 60 * LENGTH, seed=10))
     with pytest.raises(UserError, match=r"belongs to another run: settings\.references\.windows is "):
