@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline import errors
 from pipeline.config import Config, explain, from_mapping
 from pipeline.errors import RunError, Stopped, UserError
+from pipeline.store_commands import status_command, verify_command
 
 DESCRIPTION = """DeepLIFT/SHAP attributions of DNA sequence models, for many sequences, as a pipeline on Ray.
 
@@ -166,6 +167,8 @@ END_S = 5  # for the end of the interpreter after that
 COMMANDS = {
     "run": (run_command, "attribute every sequence of an input"),
     "audit": (audit_command, "list how each operation of a model is treated"),
+    "status": (status_command, "say how far a run has come"),
+    "verify": (verify_command, "read every byte of a store again, and name what is damaged"),
 }
 
 

@@ -80,6 +80,33 @@ class RowProgress:
         return text
 
 
+class FileProgress:
+    """Counts files, on a terminal alone.
+
+    Args:
+        doing: what is being done with them.
+    """
+
+    def __init__(self, doing: str) -> None:
+        console = Console(file=sys.stderr)
+        columns = [SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("files")]
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task(doing, total=None)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, n_files: int) -> None:
+        """So many more files are done."""
+        self._bar.update(self._task, advance=n_files)
+
+
 def duration(seconds: float) -> str:
     """A length of time for people: 4.2 s, 3 min 20 s, 5 h 02 min."""
     if seconds < 60:

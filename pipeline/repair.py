@@ -11,6 +11,7 @@ from pipeline.plan import Plan
 from pipeline.reader import plan_of
 from pipeline.store import LAYOUT, MADE_AT_THE_END, ROOT, ShardCodec, file_record, read_attributes, reopen, shard_key
 from pipeline.verify import Verdict
+from pipeline.wording import counted
 
 
 def repair(directory: RunDirectory, verdict: Verdict) -> str:
@@ -40,9 +41,10 @@ def repair(directory: RunDirectory, verdict: Verdict) -> str:
         directory.store.delete(ROOT)
     else:
         reopen(directory.store)
-    parts = [f"{len(shards)} shards are to be computed again"] if shards else []
-    parts += [f"{len(prepared)} files are to be made from the input again"] if prepared else []
-    return f"{directory.url}: {' and '.join(parts) or 'its records are to be written again'}, by the command of its run"
+    parts = [f"{counted(len(shards), 'shard')} to be computed again"] if shards else []
+    parts += [f"{counted(len(prepared), 'file')} to be made from the input again"] if prepared else []
+    what = " and ".join(parts) or "the store's records of its files to be written again"
+    return f"{what}: run the command that made it, or `dlshap run --config-from {directory.url}`"
 
 
 def _is_prepared(key: str) -> bool:

@@ -99,8 +99,8 @@ class Verdict:
     def sound(self) -> bool:
         return not self.problems
 
-    def text(self) -> str:
-        """For people."""
+    def text(self, repaired: str | None = None) -> str:
+        """For people; `repaired` says what was done about it."""
         lines = [f"damaged: {problem}" for problem in self.problems]
         lines += [f"stray: {key} is not a file of the store" for key in self.strays]
         lines += [f"note: {note}" for note in self.notes]
@@ -111,7 +111,8 @@ class Verdict:
             f"rows drawn again: {'1 problem' if n == 1 else f'{n} problems' if n else 'all as committed'}{state}"
         )
         if n:
-            lines.append(f"`dlshap verify --repair {self.store}` has the command of the run make it anew")
+            advice = f"`dlshap verify --repair {self.store}` gives up what is damaged, for its run to make anew"
+            lines.append(repaired or advice)
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The words of errors about settings."""
+"""Words: of errors about settings, and of counts."""
 
 import difflib
 import re
@@ -47,6 +47,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def one_of(choices: tuple[str, ...] | list[str]) -> str:
     """a, b or c."""
     return ", ".join(choices[:-1]) + f" or {choices[-1]}" if len(choices) > 1 else "".join(choices)
+
+
+def counted(n: int, noun: str) -> str:
+    """1 shard, 2 shards."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def did_you_mean(word: str, known: tuple[str, ...] | list[str]) -> str:

@@ -1,0 +1,84 @@
+"""Commands about a store that is there: `dlshap verify` and `dlshap status`. Neither needs a cluster or a model."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+
+from pipeline import errors
+from pipeline.errors import UserError
+
+VERIFY_DESCRIPTION = """Read every byte of a store again, and compare it with what was committed.
+
+Every array, chunk and record is looked at, and the references of some rows are drawn again. What is damaged, missing,
+cut short or in another's place is named with its array, shard and rows, and the exit code is 1. With --repair the
+command that made the store makes what is damaged anew, and nothing else.
+"""
+STATUS_DESCRIPTION = """Say how far a run has come: shards and rows, speed, time left, and what failed, by name.
+
+It reads the files beside the store alone, so it can be asked on any machine that sees them.
+"""
+
+
+def verify_command(arguments: Sequence[str]) -> int:
+    """`dlshap verify`: returns the exit code."""
+    parser = _store_parser("verify", VERIFY_DESCRIPTION)
+    parser.add_argument("--repair", action="store_true", help="give up what is damaged, so that it is made anew")
+    parser.add_argument("--sample", metavar="N", type=int, help="rows whose references are drawn again (default: 100)")
+    options = parser.parse_args(arguments)
+
+    from pipeline.commits import RunDirectory
+    from pipeline.progress import FileProgress
+    from pipeline.repair import repair
+    from pipeline.verify import N_SAMPLED, verify
+
+    directory = RunDirectory(options.store, _options(options.option))
+    with FileProgress("reading") as progress:
+        verdict = verify(directory, N_SAMPLED if options.sample is None else options.sample, progress.advance)
+    repaired = repair(directory, verdict) if options.repair and not verdict.sound else None
+    if options.json:
+        print(json.dumps({**verdict.to_dict(), "repaired": repaired}))
+    else:
+        print(verdict.text(repaired))
+    return errors.EXIT_DONE if verdict.sound else errors.EXIT_FAILED
+
+
+def status_command(arguments: Sequence[str]) -> int:
+    """`dlshap status`: returns the exit code."""
+    options = _store_parser("status", STATUS_DESCRIPTION).parse_args(arguments)
+
+    from pipeline.commits import RunDirectory
+    from pipeline.status import look
+
+    status = look(RunDirectory(options.store, _options(options.option)))
+    print(json.dumps(status.to_dict()) if options.json else status.text())
+    return errors.EXIT_DONE
+
+
+def _store_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """What every command about a store understands."""
+    parser = argparse.ArgumentParser(
+        f"dlshap {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("store", metavar="STORE", help="path or URL of the store")
+    parser.add_argument("--json", action="store_true", help="print the answer as a JSON object")
+    parser.add_argument(
+        "--option",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="of an object store, such as endpoint=...; may be given several times (store.options of the run)",
+    )
+    return parser
+
+
+def _options(given: Sequence[str]) -> Mapping[str, str]:
+    """The options of an object store, from name=value.
+
+    Raises:
+        UserError: one of them has no =.
+    """
+    pairs = [text.partition("=") for text in given]
+    for text, (_, sign, _) in zip(given, pairs, strict=True):
+        if not sign:
+            raise UserError(f"--option {text}; expected name=value, such as region=eu-central-1")
+    return {name: value for name, _, value in pairs}
