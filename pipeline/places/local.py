@@ -80,7 +80,7 @@ class LocalPlace:
         start = self.path / prefix.rpartition("/")[0]
         for folder, _, _ in os.walk(start, topdown=False):
             key = Path(folder).relative_to(self.path).as_posix() + "/"
-            if prefix == "" or key.startswith(prefix) or (Path(folder) == start != self.path):
+            if key.startswith(prefix) or (prefix == "" and Path(folder) == start):
                 with _still_filled():
                     os.rmdir(folder)
 

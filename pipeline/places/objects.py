@@ -166,7 +166,7 @@ class ObjectPlace:
         Raises:
             OSError: the store cannot be reached, or, at the end of the context, someone else has taken the lock over.
         """
-        store = make_store(self.url, self.options, Patience(min(5.0, self._lease_s / 6), 0.0))
+        store = make_store(self.url, self.options, Patience(min(5.0, self._lease_s / 3), 0.0))
         lease = Lease(store, self.url, check_key(key), self._lease_s, self._patience.retry_s)
         with lease.held(waiting):
             self._locks.add(key)

@@ -51,7 +51,8 @@ class Place(Protocol):
         """Every file whose key starts with this string, in all folders, in any order."""
 
     def clear(self, prefix: str = "") -> None:
-        """Delete all of those and the folders left empty; for prefix "" the place's own folder too."""
+        """Delete all of those, and the folders whose names (with a / at the end) start with it too, where they are left
+        empty; for prefix "" the place's own."""
 
     def lock(self, key: str, waiting: Callable[[str], None]) -> AbstractContextManager[None]:
         """Hold a key for oneself; `waiting` is told who holds it, once, when one must wait."""
