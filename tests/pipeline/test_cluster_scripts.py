@@ -54,6 +54,7 @@ if [ "$1" = status ]; then
 fi
 [ -z "${FAKE_RAY_FAILS:-}" ] || { echo "no room for Ray"; exit 1; }
 echo "ray $*" >> "$LOG"
+echo "auth $RAY_AUTH_MODE ${#RAY_AUTH_TOKEN}" >> "$LOG"
 for argument in "$@"; do
     case $argument in --temp-dir=*) folder=${argument#*=} ;; esac
 done
@@ -171,6 +172,7 @@ def test_one_head_one_worker_on_each_other_node_and_all_stopped(slurm: Slurm) ->
     assert "--nodes=1 --ntasks=1 --nodelist=n1" in steps[0]
     assert "--nodes=2 --ntasks=2 --exclude=n1" in steps[1]
     assert "dlshap run cluster=address cluster.address=10.0.0.1:1234 model=bpnet store.path=a b.zarr" in slurm.log
+    assert slurm.log.count("auth token 64") == 3
     assert slurm.log.count("ray stopped") == 3
     assert slurm.requeued == []
 
