@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from pipeline.cli import dispatch
+from pipeline.cli import compose_config, dispatch
 from pipeline.progress import RowProgress
 from tests.pipeline.conftest import Inputs, values
 
@@ -84,6 +87,41 @@ def test_a_full_disk_is_one_line_and_a_failure(
     assert not (tmp_path / "a.zarr").exists()
 
 
+def test_a_summary_for_programs(inputs: Inputs, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["run", "--json", *inputs.overrides(tmp_path / "a.zarr")]) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert (summary["store"], summary["complete"], summary["rows"]) == (str(tmp_path / "a.zarr"), True, 22)
+    assert dispatch(["run", "--json", *inputs.overrides(tmp_path / "b.zarr", "model.checkpoint=nothing.pt")]) == 2
+    out, err = capfd.readouterr()
+    failure = json.loads(out)
+    assert failure["exit_code"] == 2
+    assert err == f"dlshap: error: {failure['error']}\n"
+
+
+def test_a_run_is_repeated_from_its_store(
+    inputs: Inputs, finished: Path, tmp_path: Path, in_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """From another folder, under other settings, which go over those of the store."""
+    assert dispatch(["run", "--config-from", str(finished)]) == 0
+    assert "finished before, nothing to do" in capfd.readouterr().out
+    assert dispatch(["run", "--config-from", str(finished), f"store.path={tmp_path / 'b.zarr'}"]) == 0
+    assert values(tmp_path / "b.zarr") == values(finished)
+    config = compose_config(["cluster=address", "engine.targets=[1]", "store.path=c.zarr"], store=str(finished))
+    assert (config.cluster.name, config.cluster.address, config.engine.targets) == ("address", "auto", [1])
+    assert (config.store.path, config.store.rows_per_shard, config.references.n_shuffles) == ("c.zarr", 6, 3)
+    assert config.dataset.path == str(inputs.sequences)
+    zeros = compose_config(["references=zeros"], store=str(finished)).references
+    assert (zeros.name, zeros.n_shuffles) == ("zeros", None), "a group that is chosen is taken whole"
+    for wrong, reason in (
+        (["--config-from", "nothing.zarr"], "there is no store there that says how it was made"),
+        (["--config-from", str(finished), "experiment=quick"], "--config-from and experiment=... contradict"),
+        (["--config-from", str(finished), "seed=x"], "seed=x; expected a whole number"),
+        (["--config-from", str(finished), "references=zeros", "references.window=9"], "references.window contradict"),
+    ):
+        assert dispatch(["run", *wrong]) == 2
+        assert reason in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_stops_the_run_and_the_same_command_goes_on(
     inputs: Inputs,
@@ -104,6 +142,54 @@ def test_a_signal_stops_the_run_and_the_same_command_goes_on(
     assert dispatch(command) == 0
     assert "22 rows, complete (16 of them in" in capfd.readouterr().out
     assert values(tmp_path / "a.zarr") == values(finished)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_the_way_out_ends_even_where_it_hangs(number: signal.Signals, code: int) -> None:
+    """Also under a second signal."""
+    script = """
+import sys, time
+from pipeline import cli
+cli.GRACE_S = 1
+def hang(arguments):
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    finally:
+        print("on the way out", flush=True)
+        time.sleep(60)
+cli.COMMANDS["run"] = (hang, "")
+cli.main(["run"])
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "on the way out\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == code
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_is_not_for_rays_workers(inputs: Inputs, tmp_path: Path) -> None:
+    """A terminal sends it to the whole process group; a worker that died of it would be reported and begun again."""
+    overrides = inputs.overrides(tmp_path / "a.zarr", "cluster=local", "cluster.actors=1", "store.rows_per_shard=1")
+    command = [sys.executable, "-m", "pipeline", "run", *overrides, "references.n_shuffles=2000"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline and not list(tmp_path.glob("a.zarr.run/done/*")):
+            time.sleep(0.1)
+        workers = [child for child in psutil.Process(process.pid).children(True) if "MapWorker" in child.name()]
+        assert [os.getpgid(worker.pid) == process.pid for worker in workers] == [False]
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert all(line.startswith("dlshap: ") for line in err.splitlines()), err
 
 
 @pytest.mark.ray
