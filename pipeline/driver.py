@@ -80,6 +80,7 @@ def _run(config: Config) -> Summary:
         if attributes["complete"]:
             return _finished(directory, plan, attributes, started)
         log = stack.enter_context(journal(directory.run, store=directory.url, rows=plan.n_rows, shards=plan.n_shards))
+        stack.enter_context(_result_of_failure(directory))
         directory.forget_failures()
         chosen = select(plan.n_shards, config.run.shards)
         standing = take_stock(directory, plan)
@@ -90,6 +91,18 @@ def _run(config: Config) -> Summary:
         began = time.monotonic()
         n_rows = _work_through(_work(config, plan, directory, todo), plan, chosen, todo, log)
         return finalize(directory, plan, n_rows, began, started, loaded.description["head"])
+
+
+@contextlib.contextmanager
+def _result_of_failure(directory: RunDirectory) -> Iterator[None]:
+    """A command that does not come to its end says so to programs too."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the place may be what failed
+            reason = " ".join(str(error).split()) or type(error).__name__
+            directory.write_result({"store": directory.url, "complete": False, "error": reason})
+        raise
 
 
 def _work_through(outcomes: Iterator[Outcome], plan: Plan, chosen: range, todo: np.ndarray, log: Journal) -> int:

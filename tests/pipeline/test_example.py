@@ -38,13 +38,13 @@ def maker() -> ModuleType:
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
     settings = {"_target_": None, "checkpoint": None, "head": "none", "output": None, "init": {}, "trust_pickle": False}
-    return load_model(SimpleNamespace(name="example", **settings))
+    return load_model(SimpleNamespace(timeout_s=60, name="example", **settings))
 
 
 @pytest.fixture(scope="module")
 def example() -> tuple[list[str], np.ndarray, list[Site]]:
     """Names, (N, L) codes, planted sites."""
-    batches = list(open_source(SimpleNamespace(name="example", path=None)).batches())
+    batches = list(open_source(SimpleNamespace(timeout_s=60, name="example", path=None)).batches())
     codes = np.stack([codes for rows in batches for codes in rows.codes if codes is not None])
     return [name for rows in batches for name in rows.name], codes, scoring.read_truth(EXAMPLE_TRUTH)
 

@@ -296,7 +296,13 @@ def test_no_index_is_left_where_it_cannot_be_written(tmp_path: Path, monkeypatch
 )
 def test_open_source_names_the_setting(tmp_path: Path, changed: dict[str, object], message: str) -> None:
     (tmp_path / "loci.bed").write_text("chr1\t4\t10\n")
-    settings = {"name": "loci", "loci": tmp_path / "loci.bed", "genome": write_genome(tmp_path), "length": 4}
+    settings = {
+        "name": "loci",
+        "timeout_s": 60,
+        "loci": tmp_path / "loci.bed",
+        "genome": write_genome(tmp_path),
+        "length": 4,
+    }
     assert open_source(SimpleNamespace(**settings)).description["kind"] == "loci"
     with pytest.raises(UserError, match=message):
         open_source(SimpleNamespace(**{**settings, **changed}))

@@ -1,0 +1,80 @@
+"""Inputs that stop giving anything."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.sources import open_source
+from pipeline.sources.base import Row, Rows, batched
+from pipeline.sources.patience import PatientSource
+
+
+class Slow:
+    """Gives some batches, then sleeps or fails."""
+
+    def __init__(self, n: int, end: Exception | float | None = None) -> None:
+        self.description: dict[str, Any] = {"kind": "slow"}
+        self.n, self.end, self.given = n, end, 0
+
+    def batches(self) -> Iterator[Rows]:
+        for i in range(self.n):
+            self.given += 1
+            yield from batched(iter([Row(i, None, "none", f"r{i}")]))
+        if isinstance(self.end, Exception):
+            raise self.end
+        if self.end is not None:
+            time.sleep(self.end)
+
+
+def patient(source: Slow, timeout_s: float = 5) -> PatientSource:
+    return PatientSource(lambda: source, timeout_s, "dataset.path=x")
+
+
+def test_rows_come_in_order_and_any_number_of_times() -> None:
+    source = patient(Slow(5))
+    assert source.description == {"kind": "slow"}
+    for _ in range(2):
+        assert [rows.name for rows in source.batches()] == [[f"r{i}"] for i in range(5)]
+
+
+def test_errors_arrive_where_they_are_waited_for() -> None:
+    rows = patient(Slow(1, UserError("line 3 is bad"))).batches()
+    assert len(next(rows)) == 1
+    with pytest.raises(UserError, match="line 3 is bad"):
+        next(rows)
+
+
+def test_an_input_that_stops_is_given_up() -> None:
+    rows = patient(Slow(1, 60.0), 0.2).batches()
+    next(rows)
+    with pytest.raises(UserError, match=r"dataset\.path=x gave nothing for 0\.2 s \(dataset\.timeout_s\)"):
+        next(rows)
+
+
+def test_reading_ends_when_nobody_wants_more() -> None:
+    before, source = set(threading.enumerate()), Slow(1000)
+    rows = patient(source).batches()
+    next(rows)
+    del rows
+    deadline = time.monotonic() + 10
+    while any(thread.name == "input" for thread in set(threading.enumerate()) - before):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert source.given < 10
+
+
+def test_a_pipe_that_nobody_writes_to_is_given_up(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.fa"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match=r"dataset\.path=.*pipe\.fa gave nothing for 0\.2 s .*is it a pipe"):
+        open_source(SimpleNamespace(name="fasta", path=str(pipe), timeout_s=0.2))
+    os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))  # let go of the thread
