@@ -57,7 +57,7 @@ def connected(cluster: ClusterConfig, threads: int) -> Iterator[None]:
         return
     options: dict[str, Any] = {"runtime_env": _runtime_env(cluster)}
     if cluster.address is not None:
-        require_answer(cluster.address)
+        require_answer(os.environ.get("RAY_ADDRESS", "auto") if cluster.address == "auto" else cluster.address)
         note(f"connecting to the Ray cluster at {cluster.address}")
         options |= {"address": cluster.address}
     else:

@@ -124,6 +124,17 @@ def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
             require_answer(address)
 
 
+def test_auto_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with server(b"+OK\r\n") as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with (
+            pytest.raises(UserError, match=rf"cluster\.address={address}: what answers there is no Ray"),
+            cluster.connected(ClusterConfig(name="address", address="auto"), 1),
+        ):
+            pass
+
+
 def test_addresses_that_ray_looks_up_are_left_to_it() -> None:
     assert require_answer("auto") is None
 
