@@ -15,12 +15,13 @@ from pipeline.commits import RunDirectory
 from pipeline.config import Config, to_dict
 from pipeline.deltas import QUANTILES, complaint, exceed, quantile
 from pipeline.errors import RunError, UserError
-from pipeline.fingerprint import differences
+from pipeline.fingerprint import InputFacts, differences
 from pipeline.hardware import device_kind, resolve_device
+from pipeline.intake import Nowhere, first_good, known_facts, take_in
 from pipeline.journal import Journal, journal
 from pipeline.models import LoadedModel, load_model
 from pipeline.plan import Plan
-from pipeline.prepare import Machine, Nowhere, absolute, fingerprint_of, first_good, settle_batch_size, stage, take_in
+from pipeline.prepare import Machine, absolute, fingerprint_of, settle_batch_size, stage
 from pipeline.progress import RowProgress, note
 from pipeline.reader import plan_of
 from pipeline.references import settle, unused
@@ -259,12 +260,22 @@ def _restore(config: Config, directory: RunDirectory, loaded: LoadedModel, machi
 
 def _require_same(directory: RunDirectory, plan: Plan, config: Config, loaded: LoadedModel, machine: Machine) -> None:
     """Refuse to go on with a store whose values depend on something else than this run's would."""
-    with RowProgress("comparing the input", None) as progress:
-        intake = take_in(open_source(config.dataset), config.dataset, lambda codes, name: Nowhere(), progress.advance)
-    references = settle(config.references, intake)
-    batch_size = settle_batch_size(config, intake, machine, references, plan.batch_size)
-    wanted = fingerprint_of(config, loaded, intake, machine, references, batch_size)
+    facts = _facts(directory, config)
+    references = settle(config.references, facts)
+    batch_size = settle_batch_size(config, facts, machine, references, plan.batch_size)
+    wanted = fingerprint_of(config, loaded, facts, machine, references, batch_size)
     _require_equal(directory, plan.fingerprint, wanted)
+
+
+def _facts(directory: RunDirectory, config: Config) -> InputFacts:
+    """What the run depends on of its input, which is read again unless its files are those that were read before."""
+    attributes = _attributes(directory)
+    assert attributes is not None
+    if (known := known_facts(attributes["input"], config.dataset)) is not None:
+        return known
+    with RowProgress("comparing the input", None) as progress:
+        source = open_source(config.dataset)
+        return take_in(source, config.dataset, lambda codes, name: Nowhere(), progress.advance).facts
 
 
 def _require_equal(directory: RunDirectory, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

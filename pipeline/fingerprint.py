@@ -7,6 +7,7 @@ change a value.
 import hashlib
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,23 @@ class InputHash:
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
+
+
+@dataclass(frozen=True)
+class InputFacts:
+    """What a run depends on of its input.
+
+    Attributes:
+        sha256: over the good rows; see fingerprint.InputHash.
+        n_rows: good rows.
+        length: bases in each.
+        base_counts: how often A, C, G and T occur in them.
+    """
+
+    sha256: str
+    n_rows: int
+    length: int
+    base_counts: list[int]
 
 
 def make_fingerprint(

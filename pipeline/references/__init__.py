@@ -11,9 +11,10 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.config import DRAWN, ReferencesConfig
+from pipeline.fingerprint import InputFacts
 from pipeline.plan import Plan
 from pipeline.references import arrays, fixed, genomic, shuffles
-from pipeline.references.base import Draw, Facts, Settled, ShardReferences
+from pipeline.references.base import Draw, Settled, ShardReferences
 from pipeline.sources.text import require_file
 
 __all__ = ["Draw", "Settled", "ShardReferences", "open_references", "require_files", "settle", "unused"]
@@ -35,7 +36,7 @@ def unused(config: ReferencesConfig) -> str | None:
     return f"references={config.name} compares with {n}; references.n_shuffles={config.n_shuffles} is not used"
 
 
-def settle(config: ReferencesConfig, facts: Facts) -> Settled:
+def settle(config: ReferencesConfig, facts: InputFacts) -> Settled:
     """Decide all that is to be decided.
 
     Raises:

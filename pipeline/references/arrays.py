@@ -18,9 +18,10 @@ import numpy as np
 from dlshap_core.sequences import UNKNOWN
 from pipeline.config import ReferencesConfig
 from pipeline.errors import UserError
+from pipeline.fingerprint import InputFacts
 from pipeline.plan import Plan
 from pipeline.reader import open_array
-from pipeline.references.base import CodeReferences, Draw, Facts, Settled, ShardReferences, ValueReferences
+from pipeline.references.base import CodeReferences, Draw, Settled, ShardReferences, ValueReferences
 
 BLOCK_BYTES = 1 << 24
 
@@ -63,7 +64,7 @@ def open_file(path: str) -> Any:
     return found[found.files[0]]
 
 
-def settle(config: ReferencesConfig, facts: Facts) -> Settled:
+def settle(config: ReferencesConfig, facts: InputFacts) -> Settled:
     """Check the whole array against the input, and hash it.
 
     Raises:
@@ -97,7 +98,7 @@ def opened(plan: Plan) -> Draw:
     return draw
 
 
-def _layout(array: Any, where: str, facts: Facts) -> Layout:
+def _layout(array: Any, where: str, facts: InputFacts) -> Layout:
     shape, n_rows, length = tuple(array.shape), facts.n_rows, facts.length
     if array.dtype.kind in "biuf" and 0 not in shape and shape[-1:] == (length,):
         match shape[:-1]:

@@ -15,14 +15,6 @@ from torch import Tensor
 from dlshap_core.sequences import one_hot
 
 
-class Facts(Protocol):
-    """What the pass over the input found out."""
-
-    n_rows: int
-    length: int
-    base_counts: np.ndarray  # (4,): how often A, C, G and T occur
-
-
 @dataclass(frozen=True)
 class Settled:
     """References with nothing left to decide.

@@ -3,17 +3,18 @@
 import numpy as np
 
 from pipeline.config import ReferencesConfig
+from pipeline.fingerprint import InputFacts
 from pipeline.plan import Plan
-from pipeline.references.base import Draw, Facts, Settled, ShardReferences, ValueReferences
+from pipeline.references.base import Draw, Settled, ShardReferences, ValueReferences
 
 COLUMNS = {"zeros": [0.0] * 4, "uniform": [0.25] * 4}
 
 
-def settle(config: ReferencesConfig, facts: Facts) -> Settled:
+def settle(config: ReferencesConfig, facts: InputFacts) -> Settled:
     """What a configuration asks for; background frequencies that are not given are those of the input's known bases."""
     if config.name in COLUMNS:
         return Settled(1, {"name": config.name, "frequencies": COLUMNS[config.name]}, {})
-    measured = (facts.base_counts / facts.base_counts.sum()).tolist()
+    measured = [count / sum(facts.base_counts) for count in facts.base_counts]
     frequencies = [float(frequency) for frequency in config.frequencies or measured]
     return Settled(1, {"name": config.name, "frequencies": frequencies}, {"frequencies": frequencies})
 

@@ -15,15 +15,16 @@ import numpy as np
 from dlshap_core.sequences import UNKNOWN, encode
 from pipeline.config import ReferencesConfig
 from pipeline.errors import UserError
+from pipeline.fingerprint import InputFacts
 from pipeline.plan import Plan
-from pipeline.references.base import CodeReferences, Draw, Facts, Settled, ShardReferences
+from pipeline.references.base import CodeReferences, Draw, Settled, ShardReferences
 from pipeline.sources.genome import open_genome
 from pipeline.sources.text import require_file
 
 MAX_POOL_BYTES = 1 << 27
 
 
-def settle(config: ReferencesConfig, facts: Facts) -> Settled:
+def settle(config: ReferencesConfig, facts: InputFacts) -> Settled:
     """Read the windows.
 
     Raises:

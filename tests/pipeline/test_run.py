@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import pipeline
 from pipeline.cli import dispatch
 from pipeline.commits import RunDirectory
 from pipeline.errors import RunError, UserError
+from pipeline.intake import take_in
 from pipeline.store import COMPUTED, reopen, shard_key
 from tests.pipeline.conftest import LENGTH, N_ROWS, Inputs, random_sequences, values, write_fasta
 
@@ -59,7 +61,9 @@ def test_a_cluster_elsewhere_says_what_it_computes_on(inputs: Inputs, finished: 
     assert pipeline.run(overrides).complete
     assert values(tmp_path / "a.zarr") == values(finished)
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match=r"engine\.device=cuda, but torch finds no GPU"):
+        with pytest.raises(
+            UserError, match=r"engine\.device=cuda, but no node of the cluster has a GPU; it has 1 node"
+        ):
             pipeline.run([*overrides, "engine.device=cuda"])
 
 
@@ -77,7 +81,9 @@ def test_a_finished_store_that_lost_data_is_not_called_finished(
 ) -> None:
     store = Path(shutil.copytree(finished, tmp_path / "a.zarr"))
     damage(next(path for path in (store / "attribution").rglob("*") if path.is_file() and path.name != "zarr.json"))
-    with pytest.raises(RunError, match=r"was complete, but 1 of its files are gone or of another size, attribution/c\."):
+    with pytest.raises(
+        RunError, match=r"was complete, but 1 of its files are gone or of another size, attribution/c\."
+    ):
         pipeline.run(inputs.overrides(store))
 
 
@@ -170,6 +176,25 @@ def test_another_run_is_refused_and_every_difference_named(inputs: Inputs, finis
     with pytest.raises(UserError, match=".*; ".join(list(changes.values())[1::-1])):
         pipeline.run(inputs.overrides(store, *list(changes)[:2]))
     assert pipeline.run(inputs.overrides(store, "engine.warning_threshold=0.1")).complete
+
+
+def test_an_input_whose_files_are_the_same_is_not_read_again(
+    inputs: Inputs, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequences = Path(shutil.copy(inputs.sequences, tmp_path / "again.fa"))
+    overrides = inputs.overrides(tmp_path / "a.zarr", f"dataset.path={sequences}")
+    pipeline.run([*overrides, "run.shards=0-1"])
+    n_passes = []
+    monkeypatch.setattr("pipeline.driver.take_in", lambda *args: n_passes.append(1) or take_in(*args))
+    pipeline.run([*overrides, "run.shards=2"])
+    assert n_passes == []
+    os.utime(sequences, ns=(0, 0))
+    assert pipeline.run(overrides).complete
+    assert n_passes == [1]
+    assert values(tmp_path / "a.zarr") == values(finished)
+    write_fasta(sequences, random_sequences(seed=1))
+    with pytest.raises(UserError, match=r"belongs to another run: input\.sha256 is "):
+        pipeline.run(overrides)
 
 
 def test_parts_of_a_job_array_fill_one_store(inputs: Inputs, finished: Path, tmp_path: Path) -> None:
@@ -314,7 +339,9 @@ def test_a_failing_shard_is_named_and_the_others_stay(
     command = ["run", *kept, *cluster_overrides, "model.init.refuse_rows=12"]  # the pairs of the last shard
     assert dispatch(command) == 1
     err = capfd.readouterr().err.splitlines()[-1]
-    assert err.startswith("dlshap: error: 1 of 4 shards failed, 3 are done, and the same command tries the others again: ")
+    assert err.startswith(
+        "dlshap: error: 1 of 4 shards failed, 3 are done, and the same command tries the others again: "
+    )
     assert "shard 3 (rows 18 to 21), sequences 's18', 's19', 's20' and 1 more, failed: RuntimeError: no room for" in err
     assert "(each of its sequences alone passes); in full in " in err
     directory = RunDirectory(in_folder / "a.zarr")

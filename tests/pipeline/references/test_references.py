@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from dlshap_core.references import permute_codes, shuffle_codes, shuffle_codes_l
 from dlshap_core.sequences import decode, one_hot
 from pipeline.config import DRAWN, FIXED, ReferencesConfig
 from pipeline.errors import UserError
+from pipeline.fingerprint import InputFacts
 from pipeline.plan import Plan
-from pipeline.references import Draw, Settled, genomic, keep, open_references, require_files, settle, unused
+from pipeline.references import Draw, Settled, genomic, open_references, require_files, settle, unused
 
 N, R, L, SEED = 7, 3, 24, 5
 CODES = np.random.RandomState(0).randint(0, 4, (N, L)).astype(np.uint8)
@@ -26,13 +26,9 @@ CODES[2, 4:7] = 4
 SEEDS = [SEED + k for k in range(R)]
 
 
-@dataclass
-class Known:
+def known(n_rows: int = N, length: int = L) -> InputFacts:
     """As the pass over the input finds it."""
-
-    n_rows: int = N
-    length: int = L
-    base_counts: np.ndarray = field(default_factory=lambda: np.bincount(CODES.ravel(), minlength=5)[:4])
+    return InputFacts("", n_rows, length, np.bincount(CODES.ravel(), minlength=5)[:4].tolist())
 
 
 def plan_of(settled: Settled) -> Plan:
@@ -40,10 +36,14 @@ def plan_of(settled: Settled) -> Plan:
     return Plan(**{**values, "references": settled.plan, "n_references": settled.n, "seed": SEED, "length": L})
 
 
-def opened(folder: Path, **config: Any) -> tuple[Settled, Draw]:
-    settled = settle(ReferencesConfig(**{"n_shuffles": R, **config}), Known())
-    keep(settled, folder)
-    return settled, open_references(plan_of(settled), folder)
+def opened(**config: Any) -> tuple[Settled, Draw]:
+    settled = settle(ReferencesConfig(**{"n_shuffles": R, **config}), known())
+
+    def pool() -> np.ndarray:
+        assert settled.pool is not None
+        return settled.pool
+
+    return settled, open_references(plan_of(settled), pool)
 
 
 def whole(draw: Draw) -> np.ndarray:
@@ -74,10 +74,8 @@ SHUFFLED: list[tuple[dict[str, Any], Callable[[], np.ndarray]]] = [
 
 
 @pytest.mark.parametrize(("config", "expected"), SHUFFLED, ids=[case[0]["name"] for case in SHUFFLED])
-def test_shuffles_are_those_of_the_mathematics(
-    tmp_path: Path, config: dict[str, Any], expected: Callable[[], np.ndarray]
-) -> None:
-    settled, draw = opened(tmp_path, **config)
+def test_shuffles_are_those_of_the_mathematics(config: dict[str, Any], expected: Callable[[], np.ndarray]) -> None:
+    settled, draw = opened(**config)
     np.testing.assert_array_equal(whole(draw), one_hot(expected()).numpy())
     np.testing.assert_array_equal(draw(CODES, 0).checksums(), [zlib.crc32(row.tobytes()) for row in expected()])
     assert settled.fingerprint["references.name"] == config["name"]
@@ -98,10 +96,8 @@ SHARES = [0.1, 0.2, 0.3, 0.4]
     ],
     ids=["zeros", "uniform", "background given", "background of the input"],
 )
-def test_fixed_references_are_one_column_everywhere(
-    tmp_path: Path, config: dict[str, Any], column: list[float]
-) -> None:
-    settled, draw = opened(tmp_path, **config)
+def test_fixed_references_are_one_column_everywhere(config: dict[str, Any], column: list[float]) -> None:
+    settled, draw = opened(**config)
     assert settled.n == 1
     expected = np.broadcast_to(np.array(column)[:, None], (N, 1, 4, L))
     np.testing.assert_allclose(whole(draw), expected, atol=1e-7)
@@ -150,7 +146,7 @@ def saved(folder: Path, array: np.ndarray, form: str) -> Path:
 @pytest.mark.parametrize("what", ARRAYS)
 def test_arrays_are_taken_as_they_are(tmp_path: Path, what: str, form: str) -> None:
     array, expected = ARRAYS[what]
-    settled, draw = opened(tmp_path, name="array", path=str(saved(tmp_path, array, form)))
+    settled, draw = opened(name="array", path=str(saved(tmp_path, array, form)))
     np.testing.assert_array_equal(whole(draw), expected)
     assert settled.n == expected.shape[1]
     is_hard = "frequencies" not in what
@@ -162,12 +158,10 @@ def test_arrays_are_taken_as_they_are(tmp_path: Path, what: str, form: str) -> N
 
 def test_the_content_of_an_array_decides_its_fingerprint_and_its_file_does_not(tmp_path: Path) -> None:
     array = given_codes(N, 2, L)
-    found = {
-        form: opened(tmp_path, name="array", path=str(saved(tmp_path, array, form)))[0] for form in ("npy", "zarr")
-    }
+    found = {form: opened(name="array", path=str(saved(tmp_path, array, form)))[0] for form in ("npy", "zarr")}
     assert found["npy"].fingerprint == found["zarr"].fingerprint
     array[-1, -1, -1] = (array[-1, -1, -1] + 1) % 5
-    changed = opened(tmp_path, name="array", path=str(saved(tmp_path, array, "npy")))[0]
+    changed = opened(name="array", path=str(saved(tmp_path, array, "npy")))[0]
     assert changed.fingerprint != found["npy"].fingerprint
 
 
@@ -189,7 +183,7 @@ WRONG: list[tuple[np.ndarray, str]] = [
 @pytest.mark.parametrize(("array", "message"), WRONG, ids=[message[:24] for _, message in WRONG])
 def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, array: np.ndarray, message: str) -> None:
     with pytest.raises(UserError, match=rf"^references\.path=.*{message}[^\n]*$"):
-        opened(tmp_path, name="array", path=str(saved(tmp_path, array, "npy")))
+        opened(name="array", path=str(saved(tmp_path, array, "npy")))
 
 
 def test_files_that_hold_no_array_are_refused(tmp_path: Path) -> None:
@@ -215,7 +209,7 @@ def test_files_that_hold_no_array_are_refused(tmp_path: Path) -> None:
 def test_windows_of_a_genome_have_the_nearest_gc_content(tmp_path: Path) -> None:
     path = genome(tmp_path)
     text = {line for line in path.read_text().splitlines() if len(line) > L}
-    settled, draw = opened(tmp_path, name="genomic", genome=str(path))
+    settled, draw = opened(name="genomic", genome=str(path))
     rows = [[decode(codes) for codes in row] for row in whole(draw).argmax(axis=2).astype(np.uint8)]
     assert settled.pool is not None
     percents = np.array([round(genomic.gc_percent(window)) for window in settled.pool])
@@ -232,7 +226,7 @@ def test_windows_of_a_genome_have_the_nearest_gc_content(tmp_path: Path) -> None
 
 
 def test_windows_are_drawn_by_the_legacy_generator_from_the_bin(tmp_path: Path) -> None:
-    settled, draw = opened(tmp_path, name="genomic", genome=str(genome(tmp_path)))
+    settled, draw = opened(name="genomic", genome=str(genome(tmp_path)))
     assert settled.pool is not None
     percent = genomic.gc_percent(CODES[0])
     _, start, stop = min(settled.plan["bins"], key=lambda bin_: (abs(bin_[0] - percent), bin_[0]))
@@ -242,17 +236,17 @@ def test_windows_are_drawn_by_the_legacy_generator_from_the_bin(tmp_path: Path) 
 
 def test_windows_are_thinned_evenly_and_known_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ReferencesConfig(name="genomic", genome=str(genome(tmp_path)), n_shuffles=R)
-    every = settle(config, Known())
-    assert settle(config, Known()).fingerprint == every.fingerprint
+    every = settle(config, known())
+    assert settle(config, known()).fingerprint == every.fingerprint
     monkeypatch.setattr(genomic, "MAX_POOL_BYTES", 35 * L)
-    thinned = settle(config, Known())
+    thinned = settle(config, known())
     assert every.pool is not None
     assert thinned.pool is not None
     assert len(thinned.pool) == 34  # every third of 5 * 20 windows that can be used and 5 that cannot
     assert {row.tobytes() for row in thinned.pool} < {row.tobytes() for row in every.pool}
     assert thinned.fingerprint != every.fingerprint
     with pytest.raises(UserError, match="has no window of 9999 known bases"):
-        settle(config, Known(length=9999))
+        settle(config, known(length=9999))
 
 
 def every_kind(folder: Path) -> list[dict[str, Any]]:
@@ -266,7 +260,7 @@ def every_kind(folder: Path) -> list[dict[str, Any]]:
 
 def test_the_row_alone_decides_its_references(tmp_path: Path) -> None:
     for config in every_kind(tmp_path):
-        _, draw = opened(tmp_path, **config)
+        _, draw = opened(**config)
         together = draw(CODES, 0)
         for start, stop in [(0, 3), (3, N)]:
             part = draw(CODES[start:stop], start)

@@ -1,0 +1,181 @@
+"""One pass over the input: every row is checked and hashed, and the good ones are handed on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from dlshap_core.sequences import UNKNOWN
+from pipeline.config import DatasetConfig
+from pipeline.errors import UserError
+from pipeline.fingerprint import InputFacts, InputHash
+from pipeline.sources import EXAMPLE_SEQUENCES, Rows, Source
+from pipeline.store import TABLE
+
+N_NAMED = 3  # rows left out that the store names
+
+
+class Sink(Protocol):
+    """Takes the good rows one by one."""
+
+    def append(self, **row: Any) -> None: ...
+
+
+class Nowhere:
+    """Takes rows and keeps none: for a pass that only hashes."""
+
+    def append(self, **row: Any) -> None:
+        """Drop it."""
+
+
+@dataclass
+class Intake:
+    """What the pass over the input found.
+
+    Attributes:
+        n_rows: good rows.
+        length: bases in each.
+        n_bad: rows that cannot be used.
+        problems: of the first few of them.
+        base_counts: (4,) int64; how often A, C, G and T occur in the good rows.
+        input_hash: over the good rows.
+    """
+
+    n_rows: int = 0
+    length: int = 0
+    n_bad: int = 0
+    problems: list[str] = field(default_factory=list)
+    base_counts: np.ndarray = field(default_factory=lambda: np.zeros(UNKNOWN, dtype=np.int64))
+    input_hash: InputHash = field(default_factory=InputHash)
+
+    @property
+    def facts(self) -> InputFacts:
+        return InputFacts(self.input_hash.hexdigest(), self.n_rows, self.length, self.base_counts.tolist())
+
+    def reject(self, problem: str) -> None:
+        """Count a bad row."""
+        self.n_bad += 1
+        if len(self.problems) < N_NAMED:
+            self.problems.append(problem)
+
+
+def take_in(
+    source: Source,
+    dataset: DatasetConfig,
+    begin: Callable[[np.ndarray, str], Sink],
+    progress: Callable[[int], None],
+) -> Intake:
+    """Check and hash every row, and hand the good ones on.
+
+    Args:
+        source: the input.
+        dataset: `length`, `min_known` and `on_bad` are what a row is judged by.
+        begin: called with the codes and name of the first good row, returns where rows go.
+        progress: told the number of rows of each batch.
+
+    Raises:
+        UserError: bad rows, unless dataset.on_bad=skip; or no good row at all.
+    """
+    intake, sink = Intake(length=dataset.length or 0), None
+    for rows in source.batches():
+        for i, codes in enumerate(rows.codes):
+            problem = rows.problem[i] or judge(codes, _where(rows, i), intake, dataset)
+            if problem is not None or codes is None:
+                intake.reject(problem or f"{_where(rows, i)} has no sequence")
+                continue
+            if sink is None:
+                sink = begin(codes, rows.name[i])
+                intake.length = len(codes)
+            row = {name: getattr(rows, name)[i] for name in TABLE}
+            intake.input_hash.add(codes, **{**row, **{name: int(row[name]) for name in ("source_row", "start", "end")}})
+            intake.base_counts += np.bincount(codes, minlength=UNKNOWN + 1)[:UNKNOWN]
+            intake.n_rows += 1
+            if intake.n_bad == 0 or dataset.on_bad == "skip":
+                sink.append(codes=codes, **row)
+        progress(len(rows))
+    _refuse_bad_rows(intake, dataset)
+    return intake
+
+
+def first_good(source: Source, dataset: DatasetConfig) -> tuple[np.ndarray, str]:
+    """(L,) codes and name of the first row that can be used.
+
+    Raises:
+        UserError: there is none.
+    """
+    intake = Intake(length=dataset.length or 0)
+    for rows in source.batches():
+        for i, codes in enumerate(rows.codes):
+            problem = rows.problem[i] or judge(codes, _where(rows, i), intake, dataset)
+            if problem is None and codes is not None:
+                return codes, rows.name[i]
+            intake.reject(problem or f"{_where(rows, i)} has no sequence")
+    _refuse_bad_rows(intake, dataset)
+    raise UserError("the input holds no sequences")
+
+
+def judge(codes: np.ndarray | None, where: str, intake: Intake, dataset: DatasetConfig) -> str | None:
+    """Why (L,) codes cannot be used; None if they can."""
+    if codes is None or len(codes) == 0:
+        return f"{where} has no sequence"
+    if intake.length and len(codes) != intake.length:
+        expected = "dataset.length" if dataset.length else "the first sequence"
+        return f"{where} has {len(codes)} bases where {expected} has {intake.length}"
+    known = np.count_nonzero(codes != UNKNOWN) / len(codes)
+    if known < dataset.min_known or known == 0:
+        return f"{where}: {known:.0%} of its bases are known (not N), less than dataset.min_known={dataset.min_known}"
+    return None
+
+
+def _where(rows: Rows, i: int) -> str:
+    return f"row {rows.source_row[i]} {rows.name[i]!r}"
+
+
+def _refuse_bad_rows(intake: Intake, dataset: DatasetConfig) -> None:
+    if intake.n_bad and (dataset.on_bad == "error" or intake.n_rows == 0):
+        total = intake.n_rows + intake.n_bad
+        more = f"; and {intake.n_bad - 1} more" if intake.n_bad > 1 else ""
+        fix = ". dataset.on_bad=skip leaves them out" if intake.n_rows else ""
+        raise UserError(f"{intake.n_bad} of {total} rows cannot be used: {intake.problems[0]}{more}{fix}")
+    if intake.n_rows == 0:
+        raise UserError("the input holds no sequences")
+
+
+def signature(dataset: DatasetConfig) -> dict[str, Any] | None:
+    """The settings of an input, and size and time of its files: while they are the same, so is the input.
+
+    None where that cannot be told, as of a pipe.
+    """
+    settings = {
+        "name": dataset.name,
+        "length": dataset.length,
+        "on_bad": dataset.on_bad,
+        "min_known": dataset.min_known,
+    }
+    paths = [dataset.path, dataset.genome, dataset.loci, EXAMPLE_SEQUENCES if dataset.name == "example" else None]
+    files = {}
+    for path in paths:
+        if path is not None:
+            place = Path(path).expanduser().absolute()
+            if not place.is_file():
+                return None
+            files[str(place)] = [place.stat().st_size, place.stat().st_mtime_ns]
+    return {"settings": settings, "files": files}
+
+
+def known_facts(stored: Mapping[str, Any], dataset: DatasetConfig) -> InputFacts | None:
+    """The facts of an input that was read before and has not changed since.
+
+    Args:
+        stored: what `to_store` gave then.
+        dataset: the input now.
+    """
+    now = signature(dataset)
+    return InputFacts(**stored["facts"]) if now is not None and stored.get("signature") == now else None
+
+
+def to_store(before: Mapping[str, Any] | None, facts: InputFacts) -> dict[str, Any]:
+    """Plain values for the store: the signature from before the pass, and what the pass found."""
+    return {"signature": before, "facts": asdict(facts)}
