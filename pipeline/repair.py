@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 from pipeline.plan import Plan
 from pipeline.reader import plan_of
 from pipeline.store import LAYOUT, MADE_AT_THE_END, ROOT, ShardCodec, file_record, read_attributes, reopen, shard_key
-from pipeline.verify import Verdict
+from pipeline.verdict import Verdict
 from pipeline.wording import counted
 
 

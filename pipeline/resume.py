@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def take_stock(directory: RunDirectory, plan: Plan) -> Standing:
 
 def is_done(directory: RunDirectory, shard: Shard) -> bool:
     """Whether one shard is done."""
-    record = directory.read_record(shard.index)
+    record = _readable(directory, shard.index)
     return (
         record is not None
         and describes(record, shard)
@@ -84,13 +85,22 @@ def describes(record: DoneRecord, shard: Shard) -> bool:
 
 
 def records(directory: RunDirectory, n: int) -> Iterator[DoneRecord]:
-    """Every done record of the n shards, by index."""
+    """Every done record of the n shards that can be read, by index."""
     indices = [index for index in directory.done_indices() if index < n]
     if isinstance(directory.run, LocalPlace):
-        found: Iterator[DoneRecord | None] = map(directory.read_record, indices)
+        found = (_readable(directory, index) for index in indices)
         yield from (record for record in found if record is not None)
         return
     with ThreadPoolExecutor(READERS) as readers:
         for start in range(0, len(indices), RECORDS_AT_A_TIME):
-            some = readers.map(directory.read_record, indices[start : start + RECORDS_AT_A_TIME])
+            some = readers.map(partial(_readable, directory), indices[start : start + RECORDS_AT_A_TIME])
             yield from (record for record in some if record is not None)
+
+
+def _readable(directory: RunDirectory, index: int) -> DoneRecord | None:
+    """The done record of a shard; None where there is none, or a damaged one: the shard is done again then."""
+    try:
+        record = directory.read_record(index)
+    except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or none of ours
+        return None
+    return record if record is not None and record.shard == index else None
