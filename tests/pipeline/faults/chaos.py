@@ -1,0 +1,137 @@
+"""A model whose import brings evil over the process that works on shards, as the environment says.
+
+`DLSHAP_TEST_CHAOS` holds JSON: {"folder": where it is noted what has happened, "evils": [{"at": point, "how": way,
+"shard": index or none, "times": number}]}. The points are those of evils.py.
+"""
+
+import ctypes
+import functools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import pipeline.actor as actor
+from dlshap_core.sequences import encode
+from pipeline.commits import RunDirectory
+from pipeline.models.example import ExampleNet
+from pipeline.places import LocalPlace, ObjectPlace, local
+from pipeline.store import COMPUTED, shard_key
+from tests.pipeline.faults.evils import CHAOS, FOR_EVER
+
+
+def happen(point: str, shard: int) -> None:
+    """A worker passes a point."""
+    spec = json.loads(os.environ.get(CHAOS, '{"evils": []}'))
+    for number, each in enumerate(spec["evils"]):
+        if each["at"] == point and each["shard"] in (None, shard) and _is_next(spec["folder"], number, each, shard):
+            _do(each)
+
+
+def _is_next(folder: str, number: int, each: dict[str, Any], shard: int) -> bool:
+    """Whether an evil is still to happen; of several processes that ask at once, one is told so."""
+    if each["times"] >= FOR_EVER:
+        return True
+    for time_ in range(each["times"]):
+        try:
+            os.close(os.open(f"{folder}/{number}-{time_}-{each['at']}-{shard}", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            continue
+        return True
+    return False
+
+
+def _do(each: dict[str, Any]) -> None:
+    ways: dict[str, Callable[[], object]] = {
+        "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+        "exit": lambda: os._exit(3),
+        "crash": lambda: ctypes.string_at(0),
+        "sleep": lambda: time.sleep(each["seconds"]),
+    }
+    ways[each["how"]]()
+
+
+def install() -> None:
+    """Put the points into this process."""
+    real_attribute, real_write_shard, real_commit = actor.attribute_shard, actor.write_shard, RunDirectory.commit
+    real_write_all = local._write_all
+    writing = {"shard": -1, "key": ""}
+
+    @functools.wraps(real_attribute)
+    def attribute_shard(directory: Any, codec: Any, plan: Any, shard: Any, *more: Any) -> Any:
+        happen("compute", shard.index)
+        return real_attribute(directory, codec, plan, shard, *more)
+
+    @functools.wraps(real_write_shard)
+    def write_shard(place: Any, codec: Any, shard: Any, values: Any) -> Any:
+        happen("computed", shard.index)
+        writing["shard"] = shard.index
+        try:
+            return real_write_shard(place, codec, shard, values)
+        finally:
+            writing["shard"] = -1
+            happen("written", shard.index)
+
+    def commit(self: RunDirectory, record: Any) -> None:
+        real_commit(self, record)
+        happen("committed", record.shard)
+
+    def write_all(descriptor: int, data: bytes) -> None:
+        if writing["shard"] >= 0 and writing["key"] == shard_key(list(COMPUTED)[1], writing["shard"]):
+            real_write_all(descriptor, data[: len(data) // 2])
+            happen("half", writing["shard"])
+            data = data[len(data) // 2 :]
+        real_write_all(descriptor, data)
+
+    def watched(real: Callable[..., None]) -> Callable[..., None]:
+        def write(self: Any, key: str, data: bytes) -> None:
+            writing["key"] = key
+            real(self, key, data)
+            if key == shard_key(list(COMPUTED)[2], max(writing["shard"], 0)):
+                happen("some", writing["shard"])
+            if key.startswith("done/"):
+                happen("recorded", int(key[5:13]))
+
+        return write
+
+    actor.attribute_shard, actor.write_shard = attribute_shard, write_shard
+    RunDirectory.commit = commit  # type: ignore[method-assign]
+    local._write_all = write_all
+    for place in (LocalPlace, ObjectPlace):
+        place.write = watched(place.write)  # type: ignore[method-assign]
+
+
+class ChaosNet(ExampleNet):
+    """The packaged example's network in bad company."""
+
+
+class Choosy(ExampleNet):
+    """Refuses one sequence, or gives NaN for it, or has no memory for many rows, as the environment says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            is_hit, room = _judge(x)
+        if room is not None and x.shape[0] > room:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {x.shape[0]} GiB.\nOf the allocated")
+        out = super().forward(x)
+        if is_hit and os.environ["CHOOSY_WAY"] == "raise":
+            raise IndexError("index 7 is out of\nrange")
+        return out * float("nan") if is_hit and os.environ["CHOOSY_WAY"] == "nan" else out
+
+
+def _judge(x: Tensor) -> tuple[bool, int | None]:
+    room = os.environ.get("CHOOSY_ROOM")
+    sequence = os.environ.get("CHOOSY_SEQUENCE")
+    if sequence is None:
+        return False, None if room is None else int(room)
+    codes = x.detach().argmax(1).numpy()
+    return bool((codes == np.asarray(encode(sequence))).all(1).any()), None if room is None else int(room)
+
+
+install()
