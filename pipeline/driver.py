@@ -289,10 +289,10 @@ def _work(config: Config, plan: Plan, directory: RunDirectory, shards: np.ndarra
     """Work on shards, here or on Ray; yields what comes of each."""
     if not len(shards):
         return
-    model = absolute(to_dict(config))["model"]
-    work = Work(
-        directory.url, config.store.options, plan, model, [os.getcwd()], config.cluster.mixed_devices == "allow"
-    )
+    settings = absolute(to_dict(config))
+    search = [os.getcwd(), *filter(None, [settings["cluster"]["code"]])]
+    mixed = config.cluster.mixed_devices == "allow"
+    work = Work(directory.url, config.store.options, plan, settings["model"], search, mixed)
     if config.cluster.name == "none":
         worker = Worker(work)
         for index in shards:

@@ -106,21 +106,18 @@ FILES = {
     "model": ["checkpoint"],
     "dataset": ["path", "genome", "loci"],
     "references": ["path", "genome"],
+    "cluster": ["code"],
     "store": ["path"],
 }
 
 
 def absolute(config: dict[str, Any]) -> dict[str, Any]:
     """Settings with the paths of files as they are from anywhere."""
-    found = {**config}
+    found = {group: dict(values) if isinstance(values, dict) else values for group, values in config.items()}
     for group, names in FILES.items():
-        paths = {
-            name: config[group][name] for name in names if config[group][name] and "://" not in config[group][name]
-        }
-        found[group] = {
-            **config[group],
-            **{name: str(Path(path).expanduser().absolute()) for name, path in paths.items()},
-        }
+        for name in names:
+            if (path := config[group][name]) and "://" not in path:
+                found[group][name] = str(Path(path).expanduser().absolute())
     return found
 
 
