@@ -85,7 +85,7 @@ def expectations(directory: RunDirectory, verdict: Verdict) -> Expected | None:
         verdict.notes.append(f"the store's record of its own files is damaged; {directory.run.url} is believed instead")
     elif plan_of(attributes) != planned:
         verdict.problems.append(Problem(ROOT, f"holds another plan than {directory.run.url}"))
-    return _stated_by_records(directory, planned, verdict)
+    return _stated_by_records(directory, planned, _made_from_input(directory), verdict)
 
 
 def _root(directory: RunDirectory, verdict: Verdict) -> dict[str, Any] | None:
@@ -141,7 +141,19 @@ def _stated_by_store(
     return Expected(plan, small, n_bytes, crc32, np.ones(plan.n_shards, dtype=bool), layout)
 
 
-def _stated_by_records(directory: RunDirectory, plan: Plan, verdict: Verdict) -> Expected:
+def _made_from_input(directory: RunDirectory) -> dict[str, FileRecord]:
+    try:
+        return directory.prepared_files()
+    except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{directory.run.url}/files.json, which says what the other files should be, is damaged or gone ({error}): "
+            f"remove {directory.url} and {directory.run.url}, and run again"
+        ) from None
+
+
+def _stated_by_records(
+    directory: RunDirectory, plan: Plan, small: Mapping[str, FileRecord], verdict: Verdict
+) -> Expected:
     """What the protocol files say of a store; records that say nothing are problems."""
     n_bytes = np.zeros((plan.n_shards, len(LAYOUT)), dtype=np.int64)
     crc32, is_done = np.zeros(n_bytes.shape, dtype=np.uint32), np.zeros(plan.n_shards, dtype=bool)
@@ -155,7 +167,7 @@ def _stated_by_records(directory: RunDirectory, plan: Plan, verdict: Verdict) ->
         shard = plan.shard(index)
         what = f"in {directory.run.url} cannot be read, or is of other rows"
         verdict.problems.append(Problem(f"done/{index:08d}.json", what, index, (shard.start, shard.stop)))
-    return Expected(plan, directory.prepared_files(), n_bytes, crc32, is_done)
+    return Expected(plan, small, n_bytes, crc32, is_done)
 
 
 def _stated_by_nobody(plan: Plan, layout: Mapping[str, Any]) -> Expected:
@@ -166,7 +178,7 @@ def _stated_by_nobody(plan: Plan, layout: Mapping[str, Any]) -> Expected:
 
 def _compare_records(directory: RunDirectory, expected: Expected, verdict: Verdict) -> None:
     """The done records of a complete store, where they are still there, say the same as the store."""
-    stated = _stated_by_records(directory, expected.plan, verdict)
+    stated = _stated_by_records(directory, expected.plan, expected.small, verdict)
     differs = (stated.crc32 != expected.crc32) | (stated.n_bytes != expected.n_bytes)
     for index in np.flatnonzero(differs.any(axis=1) & stated.is_done).tolist():
         shard = expected.plan.shard(index)

@@ -4,12 +4,14 @@ Shards are computed again. What `prepare` made (the sequences, the row table, th
 `restore.json` beside the store lists those files.
 """
 
+import json
+
 from pipeline.commits import DoneRecord, RunDirectory
 from pipeline.deltas import summarise
 from pipeline.errors import UserError
 from pipeline.plan import Plan
 from pipeline.reader import plan_of
-from pipeline.store import LAYOUT, MADE_AT_THE_END, ROOT, ShardCodec, file_record, read_attributes, reopen, shard_key
+from pipeline.store import LAYOUT, MADE_AT_THE_END, ROOT, ShardCodec, file_record, reopen, shard_key
 from pipeline.verdict import Verdict
 from pipeline.wording import counted
 
@@ -32,7 +34,7 @@ def repair(directory: RunDirectory, verdict: Verdict) -> str:
                 f"{directory.url}/{ROOT} is damaged and {directory.run.url} is gone: what the run was is not known any "
                 f"more. Remove the store and run again"
             )
-        _recall(directory, set(shards), keys)
+        _recall(directory, set(shards), keys | {*verdict.strays})
     directory.run.delete("result.json")
     directory.ask_for([*prepared, ROOT] if root_is_damaged else prepared)
     for index in shards:
@@ -50,16 +52,27 @@ def repair(directory: RunDirectory, verdict: Verdict) -> str:
 def _is_prepared(key: str) -> bool:
     """Whether a file is made from the input: all but the computed ones and the records."""
     name, _, rest = key.partition("/")
-    return key != ROOT and name not in MADE_AT_THE_END and (name not in LAYOUT or name == "codes" or rest == ROOT)
+    if key == ROOT or name in (*MADE_AT_THE_END, "done"):
+        return False
+    return name not in LAYOUT or name == "codes" or rest == ROOT
 
 
-def _recall(directory: RunDirectory, damaged: set[int], keys: set[str]) -> None:
-    """Write the protocol files of a complete store that has lost them, from the files that are in order."""
-    attributes = read_attributes(directory.store)
-    assert attributes is not None  # verify would have refused
-    plan, codec = plan_of(attributes), ShardCodec(directory.store)
+def _recall(directory: RunDirectory, damaged: set[int], others: set[str]) -> None:
+    """Write the protocol files of a complete store that has lost them, from the files that are in order.
+
+    Args:
+        directory: of the run.
+        damaged: shards.
+        others: files that are not in order, or not the store's.
+    """
+    root = json.loads(directory.store.read(ROOT))
+    plan, codec = plan_of(root["attributes"]), ShardCodec(directory.store)
+    layout = f"convergence_delta/{ROOT}"
+    if layout in others:  # made from the input again later; the records are made with it now
+        metadata = root["consolidated_metadata"]["metadata"]["convergence_delta"]
+        directory.store.write(layout, json.dumps(metadata, indent=2).encode())
     prepared = [entry.key for entry in directory.store.files() if _is_prepared(entry.key)]
-    small = [key for key in prepared if not key.startswith("codes/c.") and key not in keys]
+    small = [key for key in prepared if not key.startswith("codes/c.") and key not in others]
     for index in range(plan.n_shards):
         if index not in damaged:
             directory.commit(_record(directory, codec, plan, index))
