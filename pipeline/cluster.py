@@ -23,9 +23,10 @@ from pipeline.errors import RunError, UserError
 from pipeline.hardware import device_kind, resolve_device
 from pipeline.progress import note
 
+QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal"}  # it writes to stderr what Ray Data does on purpose
 STARTED_WITH = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # it writes to stderr what Ray Data does on purpose
+    **QUIET,
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; without it, a warning
     "RAY_process_group_cleanup_enabled": "true",  # workers in groups of their own: a terminal's Ctrl-C is not for them
 }
@@ -59,6 +60,7 @@ def connected(cluster: ClusterConfig, threads: int) -> Iterator[None]:
     if cluster.address is not None:
         require_answer(os.environ.get("RAY_ADDRESS", "auto") if cluster.address == "auto" else cluster.address)
         note(f"connecting to the Ray cluster at {cluster.address}")
+        _set_unless_given(QUIET)
         options |= {"address": cluster.address}
     else:
         note("starting Ray")
@@ -77,9 +79,13 @@ def connected(cluster: ClusterConfig, threads: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _local_options(cluster: ClusterConfig, threads: int) -> dict[str, Any]:
-    for name, value in STARTED_WITH.items():
+def _set_unless_given(variables: Mapping[str, str]) -> None:
+    for name, value in variables.items():
         os.environ.setdefault(name, value)
+
+
+def _local_options(cluster: ClusterConfig, threads: int) -> dict[str, Any]:
+    _set_unless_given(STARTED_WITH)
     wanted = cluster.max_actors or (1 if cluster.actors == "auto" else cluster.actors)
     return {
         "address": "local",
