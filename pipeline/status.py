@@ -13,6 +13,7 @@ from pipeline.plan import Plan
 from pipeline.progress import duration
 from pipeline.reader import plan_of
 from pipeline.store import read_attributes
+from pipeline.wording import counted
 
 WINDOW_S = 600.0  # speed is that of the last ten minutes
 N_NAMED = 20  # failures that the text names
@@ -64,7 +65,7 @@ class Status:
             line += f", {duration(self.seconds_left)} left"
         if self.seconds_since_last is not None:
             line += f", the last shard {duration(self.seconds_since_last)} ago"
-        lines = [line, f"in work: {self.in_work} shards"] if self.in_work else [line]
+        lines = [line, f"in work: {counted(self.in_work, 'shard')}"] if self.in_work else [line]
         lines += [f"failed: {failure}" for failure in self.failures[:N_NAMED]]
         if len(self.failures) > N_NAMED:
             lines.append(f"failed: {len(self.failures) - N_NAMED} more")
@@ -82,15 +83,18 @@ def look(directory: RunDirectory, now: float | None = None) -> Status:
         UserError: there is neither a store nor a run.
     """
     plan = directory.read_plan()
-    attributes = None if plan is not None and not directory.prepared else read_attributes(directory.store)
+    has_begun = plan is not None or directory.run.size("claim") is not None
+    attributes = _attributes(directory, has_begun)
     if attributes is not None and attributes["complete"]:
         plan = plan_of(attributes)
         return Status(
             directory.url, "complete", plan.n_rows, plan.n_shards, plan.n_rows, plan.n_shards, None, None, None, 0, []
         )
-    if plan is None or attributes is None:
-        if plan is None and directory.run.size("claim") is None:
-            raise UserError(f"{directory.url} does not exist, and no run of it has begun")
+    if not has_begun and attributes is None:
+        raise UserError(f"{directory.url} does not exist, and no run of it has begun")
+    if not has_begun:
+        raise UserError(f"{directory.url} is not complete, and {directory.run.url} is gone: what is done is not known")
+    if plan is None or not directory.prepared:
         return Status(directory.url, "preparing", None, None, 0, 0, None, None, None, 0, [])
     entries = [entry for entry in directory.run.files("done/") if entry.key.endswith(".json")]
     times = np.array([entry.modified for entry in entries])
@@ -98,6 +102,16 @@ def look(directory: RunDirectory, now: float | None = None) -> Status:
     in_work = {entry.key.partition("/")[2].partition("-")[0] for entry in directory.run.files("attempts/")}
     failures = [failure.error for failure in directory.failures()]
     return standing(directory.url, plan, times, rows, len(in_work), failures, time.time() if now is None else now)
+
+
+def _attributes(directory: RunDirectory, has_begun: bool) -> dict[str, Any] | None:
+    """Attributes of the store; None where a run has begun whose store is not there, not yet whole, or damaged."""
+    try:
+        return read_attributes(directory.store)
+    except UserError:
+        if not has_begun:
+            raise
+        return None
 
 
 def standing(
@@ -115,7 +129,9 @@ def standing(
         now: seconds since 1970.
     """
     n_done = int(rows.sum())
-    since = None if not len(times) else max(0.0, now - float(times.max()))
+    if len(times):
+        now = max(now, float(times.max()))  # the clock of the place may be ahead
+    since = now - float(times.max()) if len(times) else None
     recent = times > now - WINDOW_S
     # The first shard in the window began before it: its rows are not counted, the time from its end on is.
     speed = None

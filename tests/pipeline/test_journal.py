@@ -1,0 +1,120 @@
+"""The log of a command and its result: every line parses, whatever the end was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipeline
+from pipeline.cli import dispatch
+from pipeline.errors import Stopped
+from pipeline.journal import journal
+from pipeline.places import LocalPlace, ObjectPlace
+from tests.pipeline.conftest import N_ROWS, Inputs
+
+N_SHARDS = 4
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    """Of the one log."""
+    (log,) = (run / "logs").glob("*.jsonl")
+    text = log.read_text()
+    assert text.endswith("\n")
+    lines = [json.loads(line) for line in text.splitlines()]
+    times = [line["time"] for line in lines]
+    assert times == sorted(times)
+    return lines
+
+
+def test_a_run_tells_its_story(inputs: Inputs, tmp_path: Path) -> None:
+    pipeline.run(inputs.overrides(tmp_path / "a.zarr", "run.shards=1-3"))
+    lines = lines_of(tmp_path / "a.zarr.run")
+    assert [line["event"] for line in lines] == ["start", "stock", *["shard"] * 3, "end"]
+    assert (lines[0]["rows"], lines[0]["shards"]) == (N_ROWS, N_SHARDS)
+    assert lines[0]["store"] == str(tmp_path / "a.zarr")
+    assert {"host", "process"} <= lines[0].keys()
+    assert {key: lines[1][key] for key in ("done", "chosen", "todo")} == {"done": 0, "chosen": 3, "todo": 3}
+    assert [(line["shard"], line["rows"]) for line in lines[2:-1]] == [(1, 6), (2, 6), (3, 4)]
+
+
+def test_the_result_of_a_run(inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["run", *inputs.overrides(tmp_path / "a.zarr"), "--json"]) == 0
+    result = json.loads((tmp_path / "a.zarr.run/result.json").read_text())
+    assert result == json.loads(capsys.readouterr().out)
+    assert (result["complete"], result["rows_computed"], result["failures"]) == (True, N_ROWS, [])
+
+
+def test_a_run_that_fails_says_so(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import actor
+
+    attribute = actor.attribute_rows
+
+    def fail_at_the_second(model: Any, plan: Any, codes: Any, references: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("no such luck")
+        return attribute(model, plan, codes, references)
+
+    calls: list[int] = []
+    monkeypatch.setattr(actor, "attribute_rows", fail_at_the_second)
+    assert dispatch(["run", *inputs.overrides(tmp_path / "a.zarr")]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    lines = lines_of(tmp_path / "a.zarr.run")
+    assert [line["event"] for line in lines] == ["start", "stock", "shard", "failure", "shard", "shard", "end"]
+    assert (lines[3]["shard"], lines[3]["fatal"]) == (1, False)
+    assert "no such luck" in lines[3]["error"]
+    result = json.loads((tmp_path / "a.zarr.run/result.json").read_text())
+    assert (result["complete"], result["shards_done"], result["rows_computed"]) == (False, 3, 16)
+    assert result["failures"] == [lines[3]["error"]]
+    assert "1 of 4 shards failed" in error
+
+
+def test_an_error_that_ends_the_run_is_its_last_line(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device", "c.0")
+
+    monkeypatch.setattr("pipeline.actor.write_shard", full)
+    assert dispatch(["run", *inputs.overrides(tmp_path / "a.zarr")]) == 1
+    lines = lines_of(tmp_path / "a.zarr.run")
+    assert [line["event"] for line in lines] == ["start", "stock", "failure", "error"]
+    assert lines[2]["fatal"] is True
+    assert "No space left on device" in lines[3]["error"]
+    result = json.loads((tmp_path / "a.zarr.run/result.json").read_text())
+    assert result["complete"] is False
+
+
+@pytest.mark.parametrize(("error", "kind"), [(OSError("two\nlines"), "OSError"), (Stopped(75), "Stopped")])
+def test_whatever_ends_it_is_written(tmp_path: Path, error: BaseException, kind: str) -> None:
+    def work() -> None:
+        with journal(LocalPlace(tmp_path), store="a.zarr") as log:
+            log.note("something", value=1.5)
+            raise error
+
+    with pytest.raises(type(error)):
+        work()
+    lines = lines_of(tmp_path)
+    assert [line["event"] for line in lines] == ["start", "something", "error"]
+    assert lines[-1]["kind"] == kind
+    assert "\n" not in lines[-1]["error"]
+
+
+def test_lines_for_an_object_store_wait_until_the_end() -> None:
+    appended: list[bytes] = []
+
+    class Remote(ObjectPlace):
+        def append(self, key: str, data: bytes) -> None:
+            appended.append(data)
+
+    with journal(Remote("s3://bucket/a.zarr.run")) as log:
+        for index in range(1000):
+            log.note("shard", shard=index)
+        assert appended == []
+    assert len(appended) == 1
+    assert len(appended[0].splitlines()) == 1002
