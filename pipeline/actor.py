@@ -8,25 +8,27 @@ import sys
 import time
 import traceback
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dlshap_core.attributions import observed
-from dlshap_core.engine import Attribution
 from dlshap_core.sequences import one_hot
 from pipeline import confined
-from pipeline.blame import attribute_rows, explain
+from pipeline.blame import explain
 from pipeline.commits import DoneRecord, Failure, RunDirectory, whoami
 from pipeline.config import model_from_dict
 from pipeline.deltas import summarise
+from pipeline.ensemble import Attributed, Mean, attribute_rows
 from pipeline.errors import RunError, ShardError, UserError
 from pipeline.hardware import device_kind
 from pipeline.models import load_model
+from pipeline.models.folds import fold_paths
 from pipeline.plan import Plan
 from pipeline.references import Draw, ShardReferences, open_references
 from pipeline.resume import is_done
@@ -82,7 +84,7 @@ class Worker:
         self._work = work
         self._directory = RunDirectory(work.store, work.options)
         self._codec = ShardCodec(self._directory.store)
-        self._loaded: tuple[nn.Module, Draw] | None = None
+        self._loaded: tuple[tuple[nn.Module, ...], Draw] | None = None
 
     def do(self, shard: Shard) -> Outcome:
         """Compute and commit one shard, unless it is done; every error becomes an outcome.
@@ -91,7 +93,7 @@ class Worker:
         the shard that ends them or something from outside.
         """
         try:
-            if is_done(self._directory, shard):
+            if is_done(self._directory, self._work.plan, shard):
                 return Outcome(shard.index, len(shard))
             if self._directory.n_attempts(shard) >= MAX_UNEXPLAINED:
                 return self._confine(shard)
@@ -108,9 +110,9 @@ class Worker:
         """
         attempt = self._directory.begin(shard)
         try:
-            model, draw = self._load()
+            folds, draw = self._load()
             try:
-                attribute_shard(self._directory, self._codec, self._work.plan, shard, model, draw)
+                attribute_shard(self._directory, self._codec, self._work.plan, shard, folds, draw)
             except ShardError as error:
                 log = self._directory.log(shard, "".join(traceback.format_exception(error)))
                 return self.give_up(shard, f"{error}; in full in {log}", log)
@@ -137,7 +139,7 @@ class Worker:
     def _fatal(self, shard: Shard, error: Exception) -> Outcome:
         """Unless someone else has committed the shard meanwhile, and tidied up."""
         try:
-            if is_done(self._directory, shard):
+            if is_done(self._directory, self._work.plan, shard):
                 return Outcome(shard.index, len(shard))
         except (OSError, ValueError) as second:
             error.add_note(f"and then: {second}")
@@ -145,7 +147,7 @@ class Worker:
         text = f"{shard} could not be worked on by {whoami()}: {kind}{' '.join(str(error).split())}"
         return Outcome(shard.index, len(shard), text, fatal=True)
 
-    def _load(self) -> tuple[nn.Module, Draw]:
+    def _load(self) -> tuple[tuple[nn.Module, ...], Draw]:
         if self._loaded is None:
             work, plan = self._work, self._work.plan
             sys.path.extend(folder for folder in work.search if folder not in sys.path)
@@ -156,12 +158,12 @@ class Worker:
             if loaded.weights_hash != plan.fingerprint["model.weights"]:
                 raise RunError("the checkpoint's weights are not those that the run was planned with")
             draw = open_references(plan, lambda: read_array(self._directory.store, POOL))
-            self._loaded = loaded.module, draw
+            self._loaded = loaded.folds, draw
         return self._loaded
 
 
 def attribute_shard(
-    directory: RunDirectory, codec: ShardCodec, plan: Plan, shard: Shard, model: nn.Module, draw: Draw
+    directory: RunDirectory, codec: ShardCodec, plan: Plan, shard: Shard, folds: Sequence[nn.Module], draw: Draw
 ) -> DoneRecord:
     """Compute one shard, write it, commit it.
 
@@ -169,7 +171,7 @@ def attribute_shard(
         directory, codec: of a prepared store.
         plan: of the run.
         shard: whose rows.
-        model: (N, 4, L) -> (N, T).
+        folds: of the model; (N, 4, L) -> (N, T) each.
         draw: gives the references of a shard.
 
     Returns:
@@ -187,11 +189,11 @@ def attribute_shard(
         raise ShardError(f"{error}; `dlshap verify --repair` and the same command make it anew") from error
     try:
         references = draw(codes_NL, shard.start)
-        result = attribute_rows(model, plan, codes_NL, references)
+        result = attribute_rows(folds, plan, codes_NL, references)
         values = _values(codes_NL, references, result)
     except Exception as error:
         names = _names(directory, shard)
-        raise ShardError(explain(error, model, plan, codes_NL, draw, shard, names)) from error
+        raise ShardError(explain(error, folds, plan, codes_NL, draw, shard, names)) from error
     files = {"codes": file_record(data), **write_shard(directory.store, codec, shard, values)}
     record = DoneRecord(
         shard=shard.index,
@@ -199,7 +201,7 @@ def attribute_shard(
         stop=shard.stop,
         files=files,
         seconds=time.perf_counter() - started,
-        deltas=summarise(result.convergence_delta.numpy(), shard.start, plan.warning_threshold),
+        deltas=summarise(result.deltas.numpy(), shard.start, plan.warning_threshold),
         worker=whoami(),
     )
     directory.commit(record)
@@ -210,17 +212,19 @@ def _names(directory: RunDirectory, shard: Shard) -> list[str]:
     return read_names(directory.store, range(shard.start, shard.stop))
 
 
-def _values(codes_NL: np.ndarray, references: ShardReferences, result: Attribution) -> dict[str, np.ndarray]:
+def _values(codes_NL: np.ndarray, references: ShardReferences, result: Attributed) -> dict[str, np.ndarray]:
     """What the store holds of a shard; see store.LAYOUT."""
-    observed_NTL = observed(result.hypothetical, one_hot(codes_NL).unsqueeze(1))
-    return {
-        "attribution": observed_NTL.numpy(),
-        "hypothetical": result.hypothetical.numpy(),
-        "prediction": result.prediction.numpy(),
-        "reference_prediction": result.reference_prediction.numpy(),
-        "convergence_delta": result.convergence_delta.numpy(),
-        "reference_checksum": references.checksums(),
-    }
+    x_N14L = one_hot(codes_NL).unsqueeze(1)
+    values = {**_of(result.mean, x_N14L), "reference_checksum": references.checksums()}
+    if result.folds:
+        folds = [_of(fold, x_N14L) for fold in result.folds]
+        values |= {f"{name}_by_fold": np.stack([fold[name] for fold in folds], axis=1) for name in folds[0]}
+    return values
+
+
+def _of(mean: Mean, x_N14L: Tensor) -> dict[str, np.ndarray]:
+    arrays = {"attribution": observed(mean.hypothetical, x_N14L), **vars(mean)}
+    return {name: value.numpy() for name, value in arrays.items()}
 
 
 def _other_kind(kind: str, plan: Plan) -> str:
@@ -250,7 +254,7 @@ def check_node(work: Work) -> list[str]:
     except OSError as error:
         problems.append(f"the store {work.store} cannot be used: {error}")
     sys.path.extend(folder for folder in work.search if folder not in sys.path)
-    files = filter(None, [work.model["checkpoint"], plan.references.get("path")])
+    files = [path for path in [*fold_paths(work.model["checkpoint"]), plan.references.get("path")] if path]
     problems += [f"{path} is not there" for path in files if not Path(path).exists()]
     if not problems:
         try:

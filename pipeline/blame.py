@@ -5,47 +5,36 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
 
-from dlshap_core.engine import Attribution, attribute
-from dlshap_core.sequences import one_hot
-from pipeline.hardware import repeatable
+from pipeline.ensemble import Folds, attribute_rows
 from pipeline.plan import Plan
-from pipeline.references import Draw, ShardReferences
+from pipeline.references import Draw
 from pipeline.shards import Shard
 
 
-def attribute_rows(model: nn.Module, plan: Plan, codes_NL: np.ndarray, references: ShardReferences) -> Attribution:
-    """Attributions of (N, L) uint8 codes as the plan says."""
-    with repeatable(plan.threads, plan.deterministic):
-        return attribute(
-            model,
-            one_hot(codes_NL),
-            references,
-            targets=plan.targets,
-            batch_size=plan.batch_size,
-            device=plan.device,
-            dtype=getattr(torch, plan.dtype),
-        )
-
-
 def explain(
-    error: Exception, model: nn.Module, plan: Plan, codes_NL: np.ndarray, draw: Draw, shard: Shard, names: list[str]
+    error: Exception,
+    folds: Folds,
+    plan: Plan,
+    codes_NL: np.ndarray,
+    draw: Draw,
+    shard: Shard,
+    names: list[str],
 ) -> str:
     """One line about an error, with what can be found out by trying again.
 
     Args:
         error: what went wrong with the whole shard.
-        model, plan, draw: of the run.
+        folds, plan, draw: of the run.
         codes_NL: (N, L) uint8, of the shard.
         shard: its rows.
         names: (N,) what the input calls them.
     """
     text = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
     if is_out_of_memory(error):
-        return f"{text}. {_advice(model, plan, codes_NL, draw, shard)}"
+        return f"{text}. {_advice(folds, plan, codes_NL, draw, shard)}"
     for i, name in enumerate(names):
-        alone = _failure(model, plan, codes_NL[i : i + 1], draw, shard.start + i)
+        alone = _failure(folds, plan, codes_NL[i : i + 1], draw, shard.start + i)
         if alone is not None and not is_out_of_memory(alone):
             return f"row {shard.start + i}, {name!r}: {type(alone).__name__}: {' '.join(str(alone).split())}"
     return f"{text} (each of its sequences alone passes)"
@@ -59,7 +48,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return is_it or is_out_of_memory(error.__cause__)
 
 
-def _advice(model: nn.Module, plan: Plan, codes_NL: np.ndarray, draw: Draw, shard: Shard) -> str:
+def _advice(folds: Folds, plan: Plan, codes_NL: np.ndarray, draw: Draw, shard: Shard) -> str:
     """The largest half, quarter, ... of the batch size that fits."""
     size = plan.batch_size
     while size > 1:
@@ -68,7 +57,7 @@ def _advice(model: nn.Module, plan: Plan, codes_NL: np.ndarray, draw: Draw, shar
         if plan.device.startswith("cuda"):
             torch.cuda.empty_cache()
         n_rows = max(1, -(-size // plan.n_references))
-        if _failure(model, replace(plan, batch_size=size), codes_NL[:n_rows], draw, shard.start) is None:
+        if _failure(folds, replace(plan, batch_size=size), codes_NL[:n_rows], draw, shard.start) is None:
             return (
                 f"Batches of {plan.batch_size} pairs do not fit into the memory of {plan.device}, {size} do: give "
                 f"engine.batch_size={size} and another store.path (the last bits depend on it)"
@@ -76,10 +65,10 @@ def _advice(model: nn.Module, plan: Plan, codes_NL: np.ndarray, draw: Draw, shar
     return f"Not even one pair fits into the memory of {plan.device}"
 
 
-def _failure(model: nn.Module, plan: Plan, codes_NL: np.ndarray, draw: Draw, first_row: int) -> Exception | None:
+def _failure(folds: Folds, plan: Plan, codes_NL: np.ndarray, draw: Draw, first_row: int) -> Exception | None:
     """What goes wrong with some rows."""
     try:
-        attribute_rows(model, plan, codes_NL, draw(codes_NL, first_row))
+        attribute_rows(folds, plan, codes_NL, draw(codes_NL, first_row))
     except Exception as error:
         return error
     return None

@@ -32,7 +32,7 @@ class ModelConfig:
 
     name: str = "example"  # the family: example, bpnet or module
     _target_: str | None = None  # model=module: the class, by its import path
-    checkpoint: str | None = None  # file of weights
+    checkpoint: Any = None  # file of weights; a list or a pattern of files where the model has folds
     head: str = "none"  # what turns the output into one value for each target; recorded in the store
     output: Any = None  # which output where the model returns several: an index or a key
     init: dict[str, Any] = field(default_factory=dict)  # arguments of the class
@@ -74,6 +74,7 @@ class EngineConfig:
     device: str = "auto"  # cpu, cuda, cuda:1, or auto: a GPU if there is one
     dtype: str = "float32"  # numbers of the computation; results are stored as float32
     threads: int = 1  # CPU threads of one actor; more cores are better used by more actors
+    reverse_complement: str = "none"  # average: attribute both strands, and average in the frame of the given one
     deterministic: bool = True  # refuse operations whose result changes from call to call
     warning_threshold: float = 0.001  # a larger convergence delta, in units of the model's output, is over the limit
     on_nonconvergence: str = "warn"  # deltas over the limit: warn says so, fail also ends with exit code 1
@@ -102,6 +103,7 @@ class StoreConfig:
     path: str = "attributions.zarr"  # the Zarr store to make, or to go on with: a path, s3://, gs:// or az://
     options: dict[str, str] = field(default_factory=dict)  # of an object store: endpoint, region, ...; no credentials
     rows_per_shard: int = 128  # sequences in a shard, the unit of work; give it more where a shard takes below 10 s
+    per_fold: bool = False  # keep the values of each fold beside their mean
 
 
 @dataclass
@@ -182,6 +184,7 @@ def _choices(config: Config) -> Iterator[str]:
         "references.name": (config.references.name, (*DRAWN, *FIXED, "array")),
         "engine.dtype": (config.engine.dtype, DTYPES),
         "engine.on_nonconvergence": (config.engine.on_nonconvergence, ("warn", "fail")),
+        "engine.reverse_complement": (config.engine.reverse_complement, ("none", "average")),
         "cluster.name": (config.cluster.name, ("local", "address", "none")),
         "cluster.mixed_devices": (config.cluster.mixed_devices, ("refuse", "allow")),
     }

@@ -20,6 +20,7 @@ from pipeline.hardware import device_kind, resolve_device
 from pipeline.intake import Nowhere, first_good, known_facts, take_in
 from pipeline.journal import Journal, journal
 from pipeline.models import LoadedModel, load_model
+from pipeline.models.folds import fold_paths
 from pipeline.plan import Plan
 from pipeline.prepare import Machine, absolute, fingerprint_of, settle_batch_size, stage
 from pipeline.progress import RowProgress, note
@@ -290,9 +291,11 @@ def _work(config: Config, plan: Plan, directory: RunDirectory, shards: np.ndarra
     if not len(shards):
         return
     settings = absolute(to_dict(config))
+    paths = fold_paths(settings["model"]["checkpoint"])  # a pattern may match other files elsewhere
+    model = {**settings["model"], "checkpoint": paths if len(paths) > 1 else paths[0]}
     search = [os.getcwd(), *filter(None, [settings["cluster"]["code"]])]
     mixed = config.cluster.mixed_devices == "allow"
-    work = Work(directory.url, config.store.options, plan, settings["model"], search, mixed)
+    work = Work(directory.url, config.store.options, plan, model, search, mixed)
     if config.cluster.name == "none":
         worker = Worker(work)
         for index in shards:

@@ -18,7 +18,16 @@ from pipeline.places import Place
 from pipeline.plan import Plan
 from pipeline.reader import plan_of
 from pipeline.resume import describes, records
-from pipeline.store import LAYOUT, MADE_AT_THE_END, ROOT, file_record, read_array, read_attributes, root_checksum
+from pipeline.store import (
+    LAYOUT,
+    MADE_AT_THE_END,
+    ROOT,
+    arrays_of,
+    file_record,
+    read_array,
+    read_attributes,
+    root_checksum,
+)
 from pipeline.verdict import Problem, Verdict
 
 
@@ -29,7 +38,7 @@ class Expected:
     Attributes:
         plan: of the run.
         small: a record of each file that belongs to no shard, but for the group's own.
-        n_bytes, crc32: (shards, arrays of `LAYOUT`); size -1 where nobody says: Zarr's own checksums must do.
+        n_bytes, crc32: (shards, arrays of the plan); size -1 where nobody says: Zarr's own checksums must do.
         is_done: (shards,) bool.
         layout: metadata of each array, where the group's own file repeats them.
     """
@@ -155,14 +164,14 @@ def _stated_by_records(
     directory: RunDirectory, plan: Plan, small: Mapping[str, FileRecord], verdict: Verdict
 ) -> Expected:
     """What the protocol files say of a store; records that say nothing are problems."""
-    n_bytes = np.zeros((plan.n_shards, len(LAYOUT)), dtype=np.int64)
+    n_bytes = np.zeros((plan.n_shards, len(arrays_of(plan))), dtype=np.int64)
     crc32, is_done = np.zeros(n_bytes.shape, dtype=np.uint32), np.zeros(plan.n_shards, dtype=bool)
     indices = [index for index in directory.done_indices() if index < plan.n_shards]
     for record in records(directory, plan.n_shards):
-        if describes(record, plan.shard(record.shard)):
+        if describes(record, plan):
             is_done[record.shard] = True
-            n_bytes[record.shard] = [record.files[name].n_bytes for name in LAYOUT]
-            crc32[record.shard] = [record.files[name].crc32 for name in LAYOUT]
+            n_bytes[record.shard] = [record.files[name].n_bytes for name in arrays_of(plan)]
+            crc32[record.shard] = [record.files[name].crc32 for name in arrays_of(plan)]
     for index in (index for index in indices if not is_done[index]):
         shard = plan.shard(index)
         what = f"in {directory.run.url} cannot be read, or is of other rows"
@@ -171,7 +180,7 @@ def _stated_by_records(
 
 
 def _stated_by_nobody(plan: Plan, layout: Mapping[str, Any]) -> Expected:
-    n_bytes = np.full((plan.n_shards, len(LAYOUT)), -1, dtype=np.int64)
+    n_bytes = np.full((plan.n_shards, len(arrays_of(plan))), -1, dtype=np.int64)
     is_done = np.ones(plan.n_shards, dtype=bool)
     return Expected(plan, {}, n_bytes, np.zeros(n_bytes.shape, dtype=np.uint32), is_done, layout)
 

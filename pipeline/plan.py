@@ -1,7 +1,7 @@
 """The plan: all that a worker must know to compute any shard, resolved once and written beside the store."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.errors import UserError
@@ -29,6 +29,9 @@ class Plan:
         judged: whether the convergence deltas should be zero (some heads do not sum to the difference by design).
         warning_threshold: a convergence delta with a larger absolute value is counted.
         fingerprint: what the values depend on.
+        folds: names of the model's folds, of which the mean is attributed.
+        per_fold: whether the values of each fold are kept too.
+        reverse_complement: whether both strands are attributed, and the mean is kept.
     """
 
     n_rows: int
@@ -47,6 +50,9 @@ class Plan:
     judged: bool
     warning_threshold: float
     fingerprint: dict[str, Any]
+    folds: list[str] = field(default_factory=lambda: ["0"])
+    per_fold: bool = False
+    reverse_complement: bool = False
 
     @property
     def n_shards(self) -> int:

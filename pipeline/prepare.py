@@ -58,6 +58,8 @@ def fingerprint_of(
             "engine.batch_size": batch_size,
             "engine.threads": config.engine.threads,
             "engine.deterministic": config.engine.deterministic,
+            "engine.reverse_complement": config.engine.reverse_complement,
+            "store.per_fold": config.store.per_fold,
             "store.rows_per_shard": config.store.rows_per_shard,
         },
         machine={
@@ -98,6 +100,9 @@ def make_plan(
         device_kind=machine.kind,
         judged=loaded.sums_to_delta,
         warning_threshold=config.engine.warning_threshold,
+        folds=list(loaded.labels),
+        per_fold=config.store.per_fold,
+        reverse_complement=config.engine.reverse_complement == "average",
         fingerprint=fingerprint_of(config, loaded, facts, machine, references, batch_size),
     )
 
@@ -116,9 +121,15 @@ def absolute(config: dict[str, Any]) -> dict[str, Any]:
     found = {group: dict(values) if isinstance(values, dict) else values for group, values in config.items()}
     for group, names in FILES.items():
         for name in names:
-            if (path := config[group][name]) and "://" not in path:
-                found[group][name] = str(Path(path).expanduser().absolute())
+            found[group][name] = _absolute(config[group][name])
     return found
+
+
+def _absolute(path: Any) -> Any:
+    """A path, several, or none."""
+    if isinstance(path, list):
+        return [_absolute(one) for one in path]
+    return str(Path(path).expanduser().absolute()) if path and "://" not in path else path
 
 
 def stage(

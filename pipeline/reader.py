@@ -16,7 +16,7 @@ from pipeline.commits import RunDirectory
 from pipeline.errors import UserError
 from pipeline.places import LocalPlace, ObjectPlace, Place
 from pipeline.plan import Plan
-from pipeline.store import FORMAT_VERSION, LAYOUT, TABLE, read_attributes
+from pipeline.store import FORMAT_VERSION, TABLE, arrays_of, read_attributes
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Store:
     def digest(self) -> str:
         """SHA-256 over the values of every array: equal for equal values, however they came about."""
         total = hashlib.sha256()
-        for name in [*LAYOUT, *TABLE]:
+        for name in [*arrays_of(self.plan), *TABLE]:
             array, digest = self[name], hashlib.sha256()
             for start in range(0, len(self), array.shards[0] if array.shards else array.chunks[0]):
                 values = np.asarray(array[start : start + (array.shards or array.chunks)[0]])

@@ -11,7 +11,7 @@ from pipeline.deltas import summarise
 from pipeline.errors import UserError
 from pipeline.plan import Plan
 from pipeline.reader import plan_of
-from pipeline.store import LAYOUT, MADE_AT_THE_END, ROOT, ShardCodec, file_record, reopen, shard_key
+from pipeline.store import ARRAYS, MADE_AT_THE_END, ROOT, ShardCodec, arrays_of, file_record, reopen, shard_key
 from pipeline.verdict import Verdict
 from pipeline.wording import counted
 
@@ -54,7 +54,7 @@ def _is_prepared(key: str) -> bool:
     name, _, rest = key.partition("/")
     if key == ROOT or name in (*MADE_AT_THE_END, "done"):
         return False
-    return name not in LAYOUT or name == "codes" or rest == ROOT
+    return name not in ARRAYS or name == "codes" or rest == ROOT
 
 
 def _recall(directory: RunDirectory, damaged: set[int], others: set[str]) -> None:
@@ -82,7 +82,7 @@ def _recall(directory: RunDirectory, damaged: set[int], others: set[str]) -> Non
 def _record(directory: RunDirectory, codec: ShardCodec, plan: Plan, index: int) -> DoneRecord:
     """The done record of a shard that is in order."""
     shard = plan.shard(index)
-    data = {name: directory.store.read(shard_key(name, index)) for name in LAYOUT}
+    data = {name: directory.store.read(shard_key(name, index)) for name in arrays_of(plan)}
     deltas = codec.decode("convergence_delta", shard, data["convergence_delta"])
     return DoneRecord(
         shard=index,

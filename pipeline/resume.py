@@ -13,7 +13,7 @@ from pipeline.deltas import combine
 from pipeline.places import LocalPlace
 from pipeline.plan import Plan
 from pipeline.shards import Shard
-from pipeline.store import LAYOUT, shard_key, shard_sizes
+from pipeline.store import arrays_of, shard_key, shard_sizes
 
 READERS = 32  # requests at a time to an object store
 RECORDS_AT_A_TIME = 4096  # in memory
@@ -25,7 +25,7 @@ class Standing:
 
     Attributes:
         is_done: (S,) bool; a shard with a record for its rows, and every file there with the size it had.
-        n_bytes, crc32: (S, arrays of `LAYOUT`), of the files of the shards that are done.
+        n_bytes, crc32: (S, arrays of the plan), of the files of the shards that are done.
         seconds: that the shards took, together.
         deltas: summary of their convergence deltas; None where no shard is done.
     """
@@ -50,38 +50,39 @@ def take_stock(directory: RunDirectory, plan: Plan) -> Standing:
 
     Memory grows by 100 bytes with each shard.
     """
-    n = plan.n_shards
-    there = shard_sizes(directory.store, n)
+    n, names = plan.n_shards, arrays_of(plan)
+    there = shard_sizes(directory.store, plan)
     n_bytes, crc32 = np.zeros_like(there), np.zeros(there.shape, dtype=np.uint32)
     is_done, seconds, deltas = np.zeros(n, dtype=bool), 0.0, None
     for record in records(directory, n):
-        if not describes(record, plan.shard(record.shard)):
+        if not describes(record, plan):
             continue
-        n_bytes[record.shard] = [record.files[name].n_bytes for name in LAYOUT]
+        n_bytes[record.shard] = [record.files[name].n_bytes for name in names]
         if not (n_bytes[record.shard] == there[record.shard]).all():
             continue
-        crc32[record.shard] = [record.files[name].crc32 for name in LAYOUT]
+        crc32[record.shard] = [record.files[name].crc32 for name in names]
         is_done[record.shard] = True
         seconds += record.seconds
         deltas = record.deltas if deltas is None else combine([deltas, record.deltas])
     return Standing(is_done, n_bytes, crc32, seconds, deltas)
 
 
-def is_done(directory: RunDirectory, shard: Shard) -> bool:
+def is_done(directory: RunDirectory, plan: Plan, shard: Shard) -> bool:
     """Whether one shard is done."""
     record = _readable(directory, shard.index)
     return (
         record is not None
-        and describes(record, shard)
+        and describes(record, plan)
         and all(
             directory.store.size(shard_key(name, shard.index)) == file.n_bytes for name, file in record.files.items()
         )
     )
 
 
-def describes(record: DoneRecord, shard: Shard) -> bool:
-    """Whether a record is of the same rows and arrays."""
-    return (record.start, record.stop) == (shard.start, shard.stop) and set(record.files) == set(LAYOUT)
+def describes(record: DoneRecord, plan: Plan) -> bool:
+    """Whether a record is of the rows and arrays that the plan has."""
+    shard = plan.shard(record.shard)
+    return (record.start, record.stop) == (shard.start, shard.stop) and set(record.files) == set(arrays_of(plan))
 
 
 def records(directory: RunDirectory, n: int) -> Iterator[DoneRecord]:

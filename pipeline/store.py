@@ -44,6 +44,12 @@ LAYOUT: dict[str, tuple[tuple[str, ...], str]] = {
     "reference_checksum": (("sequence",), "uint32"),
 }
 COMPUTED = tuple(name for name in LAYOUT if name != "codes")
+OF_FOLDS: dict[str, tuple[tuple[str, ...], str]] = {  # with store.per_fold=true
+    f"{name}_by_fold": (("sequence", "fold", *LAYOUT[name][0][1:]), LAYOUT[name][1])
+    for name in COMPUTED
+    if name != "reference_checksum"  # which the folds share
+}
+ARRAYS = {**LAYOUT, **OF_FOLDS}
 TABLE: dict[str, type] = {
     "source_row": np.int64,
     "name": str,
@@ -52,6 +58,7 @@ TABLE: dict[str, type] = {
     "end": np.int64,
     "strand": str,
 }
+LABELS = ("target", "base", "fold")  # of the dimensions of these names
 MADE_AT_THE_END = ("shard_crc32", "shard_bytes", "array", "file", "file_crc32", "file_bytes")  # see complete_store
 POOL = "reference_pool"  # (window, position) codes that references are drawn from, where they are
 DESCRIPTIONS = {
@@ -62,6 +69,7 @@ DESCRIPTIONS = {
     "reference_prediction": "the model's output at each reference",
     "convergence_delta": "sum of multipliers times differences, minus the difference of predictions; signed",
     "reference_checksum": "CRC-32 of the sequence's references, in order: of codes, or of float32 values if not bases",
+    **dict.fromkeys(OF_FOLDS, "the values of each fold; the array without _by_fold is their mean"),
     "source_row": "0-based record or data line of the input",
     "start": "0-based; -1 where the input has none",
     "end": "exclusive; -1 where the input has none",
@@ -77,16 +85,27 @@ DESCRIPTIONS = {
 # --- layout ---------------------------------------------------------------------------------------------------------
 
 
+def arrays_of(plan: Plan) -> tuple[str, ...]:
+    """The arrays that the store of a run has, in order."""
+    return tuple(ARRAYS if plan.per_fold else LAYOUT)
+
+
+def computed(plan: Plan) -> tuple[str, ...]:
+    """Those of them that shards are computed for: all but the sequences."""
+    return tuple(name for name in arrays_of(plan) if name != "codes")
+
+
 def shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
-    """The shape of every array of `LAYOUT` in the store of a run."""
+    """The shape of each of them."""
     sizes = {
         "sequence": plan.n_rows,
         "target": len(plan.targets),
         "base": len(ALPHABET),
         "position": plan.length,
         "reference": plan.n_references,
+        "fold": len(plan.folds),
     }
-    return {name: tuple(sizes[dim] for dim in dims) for name, (dims, _) in LAYOUT.items()}
+    return {name: tuple(sizes[dim] for dim in ARRAYS[name][0]) for name in arrays_of(plan)}
 
 
 def chunk_rows(rows_per_shard: int) -> int:
@@ -95,15 +114,15 @@ def chunk_rows(rows_per_shard: int) -> int:
 
 
 def shard_key(name: str, index: int) -> str:
-    """The file that holds one shard of an array of `LAYOUT`."""
-    return f"{name}/c.{index}" + ".0" * (len(LAYOUT[name][0]) - 1)
+    """The file that holds one shard of an array of `ARRAYS`."""
+    return f"{name}/c.{index}" + ".0" * (len(ARRAYS[name][0]) - 1)
 
 
 def _create(
     group: zarr.Group, name: str, shape: tuple[int, ...], rows_per_shard: int, dims: Sequence[str], dtype: str
 ) -> zarr.Array:
     """An array of one Zarr shard for each of our shards, every inner chunk compressed and checksummed."""
-    inner_tail = tuple(1 if dim == "target" else size for dim, size in zip(dims[1:], shape[1:], strict=True))
+    inner_tail = tuple(1 if dim in ("target", "fold") else size for dim, size in zip(dims[1:], shape[1:], strict=True))
     return group.create_array(
         name,
         shape=shape,
@@ -204,10 +223,11 @@ class StagedStore:
         """
         for appender in self._appenders.values():
             appender.flush()
-        for name in COMPUTED:
-            dims, dtype = LAYOUT[name]
+        for name in computed(plan):
+            dims, dtype = ARRAYS[name]
             _create(self._group, name, shapes(plan)[name], self._rows_per_shard, dims, dtype)
-        for name, labels in [("target", [str(target) for target in plan.targets]), ("base", list(ALPHABET))]:
+        targets = [str(target) for target in plan.targets]
+        for name, labels in [("target", targets), ("base", list(ALPHABET)), ("fold", plan.folds)]:
             n = (len(labels),)
             _create_small(self._group, name, str, n, n, (name,))[:] = np.array(labels, dtype=object)
         if pool is not None:
@@ -241,7 +261,7 @@ class ShardCodec:
         self._metadata: dict[str, bytes] = {}
 
     def encode(self, name: str, shard: Shard, values: np.ndarray) -> bytes:
-        """The file of a shard's part of an array of `LAYOUT`; values has len(shard) rows.
+        """The file of a shard's part of an array of `ARRAYS`; values has len(shard) rows.
 
         Raises:
             ValueError: it does not decode to the values that went in.
@@ -291,7 +311,7 @@ def write_shard(
     Args:
         place, codec: of the store.
         shard: whose rows.
-        values: for each name in COMPUTED, an array with len(shard) rows.
+        values: for each computed array, its len(shard) rows.
 
     Returns:
         Size and checksum of the file of each of these arrays.
@@ -300,8 +320,8 @@ def write_shard(
         OSError: the place cannot be written, or gave back something else than was written.
     """
     files = {}
-    for name in COMPUTED:
-        data, key = codec.encode(name, shard, values[name]), shard_key(name, shard.index)
+    for name, rows in values.items():
+        data, key = codec.encode(name, shard, rows), shard_key(name, shard.index)
         place.write(key, data)
         if place.read(key) != data:
             raise OSError(f"{place.url}/{key} ({name} of {shard}) reads back other than it was written")
@@ -309,10 +329,11 @@ def write_shard(
     return files
 
 
-def shard_sizes(place: Place, n: int) -> np.ndarray:
-    """(n shards, arrays of `LAYOUT`) int64: the size of each file in bytes, -1 where it is not there."""
-    sizes = np.full((n, len(LAYOUT)), -1, dtype=np.int64)
-    for column, name in enumerate(LAYOUT):
+def shard_sizes(place: Place, plan: Plan) -> np.ndarray:
+    """(shards, arrays) int64: the size of each file in bytes, -1 where it is not there."""
+    n, names = plan.n_shards, arrays_of(plan)
+    sizes = np.full((n, len(names)), -1, dtype=np.int64)
+    for column, name in enumerate(names):
         for entry in place.files(f"{name}/c."):
             index = entry.key.removeprefix(f"{name}/c.").partition(".")[0]
             if index.isdigit() and int(index) < n and entry.key == shard_key(name, int(index)):
@@ -382,7 +403,7 @@ def complete_store(
     Args:
         place: of the store.
         plan: of the run.
-        n_bytes, crc32: (shards, arrays of `LAYOUT`) as committed.
+        n_bytes, crc32: (shards, arrays of the plan) as committed.
         prepared: what `StagedStore.finish` returned.
         attributes: what came of the run, plain values.
     """
@@ -391,8 +412,8 @@ def complete_store(
     group = zarr.open_group(MemoryStore(memory), mode="r+", zarr_format=3, use_consolidated=False)
     n, dims = plan.n_shards, ("shard", "array")
     for name, values in [("shard_crc32", crc32), ("shard_bytes", n_bytes)]:
-        _create_small(group, name, values.dtype, values.shape, (min(n, 1 << 16), len(LAYOUT)), dims)[:] = values
-    labels, keys = np.array(list(LAYOUT), dtype=object), sorted(prepared)
+        _create_small(group, name, values.dtype, values.shape, (min(n, 1 << 16), values.shape[1]), dims)[:] = values
+    labels, keys = np.array(arrays_of(plan), dtype=object), sorted(prepared)
     columns: list[tuple[str, Any, str, np.ndarray]] = [
         ("array", str, "array", labels),
         ("file", str, "file", np.array(keys, dtype=object)),

@@ -15,13 +15,15 @@ from pipeline.plan import Plan
 from pipeline.references import open_references
 from pipeline.shards import Shard
 from pipeline.store import (
-    COMPUTED,
-    LAYOUT,
+    ARRAYS,
+    LABELS,
     MADE_AT_THE_END,
     POOL,
     ROOT,
     TABLE,
     ShardCodec,
+    arrays_of,
+    computed,
     read_array,
     read_names,
     shapes,
@@ -68,10 +70,10 @@ def verify(
 def wrong_sizes(place: Place, plan: Plan) -> list[str]:
     """Files of the shards of a complete store that are not there, or of another size than when it was completed."""
     try:
-        wrong = shard_sizes(place, plan.n_shards) != read_array(place, "shard_bytes")
+        wrong = shard_sizes(place, plan) != read_array(place, "shard_bytes")
     except ValueError as error:
         return [str(error)]
-    names = list(LAYOUT)
+    names = arrays_of(plan)
     return [shard_key(names[column], int(index)) for index, column in np.argwhere(wrong)]
 
 
@@ -114,7 +116,7 @@ def _tasks(expected: Expected) -> Iterator[tuple[str, FileRecord, int | None]]:
     for key, record in expected.small.items():
         yield key, record, None
     for index in np.flatnonzero(expected.is_done).tolist():
-        for column, name in enumerate(LAYOUT):
+        for column, name in enumerate(arrays_of(expected.plan)):
             record = FileRecord(int(expected.n_bytes[index, column]), int(expected.crc32[index, column]))
             yield shard_key(name, index), record, index
 
@@ -130,7 +132,7 @@ def _own_checksums(place: Place, codec: ShardCodec, key: str, shard: Shard) -> s
 
 def _undecodable(place: Place) -> Iterator[Problem]:
     """Columns and labels that cannot be read."""
-    for name in (*TABLE, "target", "base"):
+    for name in (*TABLE, *LABELS):
         try:
             read_array(place, name)
         except (ValueError, OSError) as error:
@@ -142,12 +144,15 @@ def _moved(found: FileRecord | None, expected: Expected) -> str | None:
     if found is None or found.n_bytes == 0:
         return None
     same = np.argwhere((expected.crc32 == found.crc32) & (expected.n_bytes == found.n_bytes))
-    return f"holds the bytes of {shard_key(list(LAYOUT)[same[0, 1]], int(same[0, 0]))}" if len(same) else None
+    if not len(same):
+        return None
+    index, column = same[0].tolist()
+    return f"holds the bytes of {shard_key(arrays_of(expected.plan)[column], index)}"
 
 
 def _other_shapes(place: Place, expected: Expected, damaged: Iterable[str]) -> Iterator[Problem]:
     """Arrays that are laid out otherwise than the plan, or the group's own file, says."""
-    planned = {name: (shape, *LAYOUT[name]) for name, shape in shapes(expected.plan).items()}
+    planned = {name: (shape, *ARRAYS[name]) for name, shape in shapes(expected.plan).items()}
     for name in {**planned, **expected.layout}:
         key = f"{name}/{ROOT}"
         if key in damaged:
@@ -166,16 +171,16 @@ def _other_shapes(place: Place, expected: Expected, damaged: Iterable[str]) -> I
 
 def _others(place: Place, expected: Expected) -> tuple[list[str], int]:
     """Files that are not the store's, and how many belong to shards that are not committed."""
-    strays, n_unfinished = [], 0
+    strays, n_unfinished, arrays = [], 0, arrays_of(expected.plan)
     unrecorded: tuple[str, ...] = () if expected.is_recorded else MADE_AT_THE_END
     if not expected.small:
-        unrecorded += (*LAYOUT, *TABLE, "target", "base", POOL)
+        unrecorded += (*ARRAYS, *TABLE, *LABELS, POOL)
     for entry in place.files():
         array, _, rest = entry.key.partition("/")
         first = rest.removeprefix("c.").partition(".")[0]
         index = int(first) if first.isdigit() else -1
-        if array in LAYOUT and 0 <= index < expected.plan.n_shards and entry.key == shard_key(array, index):
-            n_unfinished += not expected.is_done[index] and array in COMPUTED
+        if array in arrays and 0 <= index < expected.plan.n_shards and entry.key == shard_key(array, index):
+            n_unfinished += not expected.is_done[index] and array in computed(expected.plan)
         elif entry.key != ROOT and entry.key not in expected.small and array not in unrecorded:
             strays.append(entry.key)
     return sorted(strays), n_unfinished

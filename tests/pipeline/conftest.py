@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import pipeline
 from pipeline.models.example import ExampleNet
-from pipeline.store import LAYOUT
+from pipeline.store import arrays_of
 from tests.pipeline.object_store import Bucket, FaultyProxy, faulty_proxy, make_bucket, s3_server
 
 N_ROWS, LENGTH, ROWS_PER_SHARD = 22, 40, 6  # 4 shards, the last one short
@@ -87,14 +87,14 @@ def values(store: Path) -> dict[str, bytes]:
     """Every value of every array, bit for bit."""
     opened = pipeline.open_store(store)
     table = {name: repr(column.tolist()).encode() for name, column in opened.rows.items()}
-    return {name: np.asarray(opened[name][:]).tobytes() for name in LAYOUT} | table
+    return {name: np.asarray(opened[name][:]).tobytes() for name in arrays_of(opened.plan)} | table
 
 
 @pytest.fixture(scope="session")
 def ray_instance() -> Iterator[None]:
     """One Ray for the whole session; the pipeline uses a Ray that is already up."""
-    from pipeline.config import ClusterConfig
     from pipeline.cluster import connected
+    from pipeline.config import ClusterConfig
 
     # Ray leaves sockets and processes to the garbage collector.
     warnings.filterwarnings("ignore", category=ResourceWarning)

@@ -67,7 +67,7 @@ def test_a_record_is_worth_what_its_files_are(directory: RunDirectory, tmp_path:
     (store / shard_key("hypothetical", 0)).write_bytes(b"")
     (store / shard_key("codes", 1)).unlink()
     assert take_stock(directory, PLAN).is_done.tolist() == [False, False, True]
-    assert [is_done(directory, PLAN.shard(index)) for index in range(3)] == [False, False, True]
+    assert [is_done(directory, PLAN, PLAN.shard(index)) for index in range(3)] == [False, False, True]
     record = directory.read_record(2)
     assert record is not None
     directory.commit(DoneRecord(**{**vars(record), "stop": 9}))

@@ -63,7 +63,7 @@ class Three(nn.Module):
 
 
 def loaded_model(weights_hash: str = "w") -> LoadedModel:
-    return LoadedModel(Three(), weights_hash, "c", {"head": "none", "output": None}, True)
+    return LoadedModel((Three(),), ("0",), weights_hash, "c", {"head": "none", "output": None}, True)
 
 
 @pytest.fixture
