@@ -13,12 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 import pipeline.actor as actor
-from dlshap_core.sequences import encode
 from pipeline.commits import RunDirectory
 from pipeline.models.example import ExampleNet
 from pipeline.places import LocalPlace, ObjectPlace, local
@@ -109,29 +104,6 @@ def install() -> None:
 
 class ChaosNet(ExampleNet):
     """The packaged example's network in bad company."""
-
-
-class Choosy(ExampleNet):
-    """Refuses one sequence, or gives NaN for it, or has no memory for many rows, as the environment says."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch._C.DisableTorchFunction():
-            is_hit, room = _judge(x)
-        if room is not None and x.shape[0] > room:
-            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {x.shape[0]} GiB.\nOf the allocated")
-        out = super().forward(x)
-        if is_hit and os.environ["CHOOSY_WAY"] == "raise":
-            raise IndexError("index 7 is out of\nrange")
-        return out * float("nan") if is_hit and os.environ["CHOOSY_WAY"] == "nan" else out
-
-
-def _judge(x: Tensor) -> tuple[bool, int | None]:
-    room = os.environ.get("CHOOSY_ROOM")
-    sequence = os.environ.get("CHOOSY_SEQUENCE")
-    if sequence is None:
-        return False, None if room is None else int(room)
-    codes = x.detach().argmax(1).numpy()
-    return bool((codes == np.asarray(encode(sequence))).all(1).any()), None if room is None else int(room)
 
 
 install()

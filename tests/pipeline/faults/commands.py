@@ -210,7 +210,7 @@ def commands_in(folder: Path) -> Iterator[Commands]:
 
 def preload() -> None:
     """What forked commands find imported."""
-    _forking.set_forkserver_preload(["pipeline.cli", "pipeline.driver", "tests.pipeline.faults.chaos"])
+    _forking.set_forkserver_preload(["tests.pipeline.faults.preloaded", "tests.pipeline.faults.chaos"])
 
 
 def record(store: Path | str) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def test_killed_once_at_every_point(
 WAYS = {"kill": "ended by SIGKILL", "exit": "exit code 3", "crash": "ended by SIGSEGV"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_shard_that_always_kills_is_named_by_the_third_command(
     inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path, way: str
