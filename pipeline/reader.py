@@ -91,7 +91,7 @@ class Store:
         total = hashlib.sha256()
         for name in [*arrays_of(self.plan), *TABLE]:
             array, digest = self[name], hashlib.sha256()
-            for start in range(0, len(self), array.shards[0] if array.shards else array.chunks[0]):
+            for start in range(0, array.shape[0], (array.shards or array.chunks)[0]):
                 values = np.asarray(array[start : start + (array.shards or array.chunks)[0]])
                 digest.update("\0".join(values).encode() if TABLE.get(name) is str else values.tobytes())
             total.update(f"{name} {array.shape} {digest.hexdigest()}\n".encode())

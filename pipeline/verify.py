@@ -212,7 +212,9 @@ def _draw_again(
         codes, checksums = (codec.decode(name, shard, place.read(shard_key(name, index))) for name in files)
         for row in rows:
             verdict.n_sampled += 1
-            if draw(codes[row : row + 1], shard.start + row).checksums()[0] != checksums[row]:
+            first = row - row % plan.rows_per_group
+            drawn = draw(codes[first : first + plan.rows_per_group], shard.start + first)
+            if drawn.checksums()[row - first] != checksums[row]:
                 name = read_names(place, [shard.start + row])[0]
                 what = f"is not that of the references drawn now for row {shard.start + row}, {name!r}"
                 verdict.problems.append(
