@@ -65,7 +65,7 @@ class DoneRecord:
     @staticmethod
     def from_json(text: str | bytes) -> "DoneRecord":
         values = json.loads(text)
-        files = {name: FileRecord(**record) for name, record in values.pop("files").items()}
+        files = {name: FileRecord(file["n_bytes"], file["crc32"]) for name, file in values.pop("files").items()}
         return DoneRecord(files=files, **values)
 
 

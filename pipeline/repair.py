@@ -66,11 +66,8 @@ def _recall(directory: RunDirectory, damaged: set[int], others: set[str]) -> Non
         others: files that are not in order, or not the store's.
     """
     root = json.loads(directory.store.read(ROOT))
-    plan, codec = plan_of(root["attributes"]), ShardCodec(directory.store)
-    layout = f"convergence_delta/{ROOT}"
-    if layout in others:  # made from the input again later; the records are made with it now
-        metadata = root["consolidated_metadata"]["metadata"]["convergence_delta"]
-        directory.store.write(layout, json.dumps(metadata, indent=2).encode())
+    plan, layout = plan_of(root["attributes"]), root["consolidated_metadata"]["metadata"]
+    codec = ShardCodec(directory.store, layout)
     prepared = [entry.key for entry in directory.store.files() if _is_prepared(entry.key)]
     small = [key for key in prepared if not key.startswith("codes/c.") and key not in others]
     for index in range(plan.n_shards):

@@ -270,11 +270,16 @@ def file_record(data: bytes) -> FileRecord:
 
 
 class ShardCodec:
-    """Takes the files of shards apart and puts them together, in memory."""
+    """Takes the files of shards apart and puts them together, in memory.
 
-    def __init__(self, place: Place) -> None:
+    Args:
+        place: of the store.
+        metadata: of arrays, where it is known already.
+    """
+
+    def __init__(self, place: Place, metadata: Mapping[str, Any] | None = None) -> None:
         self._place = place
-        self._metadata: dict[str, bytes] = {}
+        self._metadata = {name: json.dumps(values).encode() for name, values in (metadata or {}).items()}
 
     def encode(self, name: str, shard: Shard, values: np.ndarray) -> bytes:
         """The file of a shard's part of an array of `ARRAYS`; values has len(shard) rows.
@@ -350,10 +355,16 @@ def shard_sizes(place: Place, plan: Plan) -> np.ndarray:
     n, names = plan.n_shards, arrays_of(plan)
     sizes = np.full((n, len(names)), -1, dtype=np.int64)
     for column, name in enumerate(names):
-        for entry in place.files(f"{name}/c."):
-            index = entry.key.removeprefix(f"{name}/c.").partition(".")[0]
-            if index.isdigit() and int(index) < n and entry.key == shard_key(name, int(index)):
-                sizes[int(index), column] = entry.n_bytes
+        prefix, tail = f"{name}/c.", shard_key(name, 0).removeprefix(f"{name}/c.0")
+        first, last = len(prefix), -len(tail) or None
+        found = {}
+        for key, n_bytes, _ in place.files(prefix):
+            index = key[first:last]
+            if index.isdecimal() and key.endswith(tail) and (index == "0" or index[0] != "0"):
+                found[int(index)] = n_bytes
+        indices = np.fromiter(found, dtype=np.int64, count=len(found))
+        there = indices < n
+        sizes[indices[there], column] = np.fromiter(found.values(), dtype=np.int64, count=len(found))[there]
     return sizes
 
 
