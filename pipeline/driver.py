@@ -48,6 +48,11 @@ def run_config(config: Config) -> Summary:
     summary = _run(config)
     if summary.failures:
         raise RunError(failed(summary))
+    if not summary.complete and config.run.shards is None:
+        raise RunError(
+            f"{summary.store}: all shards were worked on, but only {summary.shards_done} of {summary.shards} are done: "
+            f"something else removes or changes its files, or those of {summary.store}.run; run the same command again"
+        )
     threshold = config.engine.warning_threshold
     if summary.deltas is not None and exceed(summary.deltas, threshold):
         if config.engine.on_nonconvergence == "fail":
