@@ -119,7 +119,7 @@ def check_stopped(command: Command) -> None:
     assert command.out == ""
 
 
-@pytest.mark.parametrize("how", STOPS)
+@pytest.mark.parametrize("how", ["term", pytest.param("int", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PHASES)
 def test_stopped_in_a_phase(
     inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path, name: str, how: str
