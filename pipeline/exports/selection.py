@@ -8,6 +8,7 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.reader import Store
 from pipeline.windows import centred
+from pipeline.wording import counted
 
 Advance = Callable[[int], None]  # told how many more rows are done
 
@@ -104,7 +105,7 @@ def select(store: Store, filters: Filters, target: str | None, window: int | Non
 
 
 def _asked(filters: Filters) -> str:
-    asked = [f"{len(filters.names)} names"] if filters.names else []
+    asked = [counted(len(filters.names), "name")] if filters.names else []
     asked += [f"regions {', '.join(filters.regions)}"] if filters.regions else []
     return f"asked for were {' and '.join(asked)}" if asked else "none is there yet"
 
