@@ -130,23 +130,35 @@ def _npy(file: IO[bytes], where: str) -> Numbers:
             f"{where} holds Python objects, which are pickled and not loaded; save an array of numbers, such as "
             f"numpy.stack(rows)"
         )
+    steps = _steps(shape, _rows_in_block(shape[1:]))
     if is_fortran and len(shape) > 1:
-        raise UserError(
-            f"{where} is in Fortran order, which cannot be read row by row; save numpy.ascontiguousarray(x)"
-        )
-    return Numbers(shape, dtype, _npy_blocks(file, shape, dtype, where))
+        if isinstance(file, zipfile.ZipExtFile):
+            raise UserError(
+                f"{where} is in Fortran order, which cannot be read row by row from npz; save "
+                f"numpy.ascontiguousarray(x), or as npy"
+            )
+        mapped = np.load(file.name, mmap_mode="r", allow_pickle=False)
+        return Numbers(shape, dtype, (np.array(mapped[start : start + n_rows]) for start, n_rows in steps))
+    blocks = (_read_rows(file, shape, dtype, start, n_rows, where) for start, n_rows in steps)
+    return Numbers(shape, dtype, blocks)
 
 
-def _npy_blocks(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype, where: str) -> Iterator[np.ndarray]:
-    row_shape = shape[1:]
-    row_bytes, step = math.prod(row_shape) * dtype.itemsize, _rows_in_block(row_shape)
-    for start in range(0, shape[0], step):
-        n_rows = min(step, shape[0] - start)
-        data = file.read(n_rows * row_bytes)
-        if len(data) < n_rows * row_bytes:
-            row = start + len(data) // row_bytes
-            raise UserError(f"{where} is truncated in row {row} of {shape[0]}; copy or download it again")
-        yield np.frombuffer(data, dtype=dtype).reshape(n_rows, *row_shape)
+def _read_rows(
+    file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype, start: int, n_rows: int, where: str
+) -> np.ndarray:
+    """The next rows of an npy file."""
+    row_bytes = math.prod(shape[1:]) * dtype.itemsize
+    data = file.read(n_rows * row_bytes)
+    if len(data) < n_rows * row_bytes:
+        row = start + len(data) // row_bytes
+        raise UserError(f"{where} is truncated in row {row} of {shape[0]}; copy or download it again")
+    return np.frombuffer(data, dtype=dtype).reshape(n_rows, *shape[1:])
+
+
+def _steps(shape: tuple[int, ...], step: int) -> Iterator[tuple[int, int]]:
+    """(first row, number of rows) of each block."""
+    for start in range(0, shape[0] if shape else 0, step):
+        yield start, min(step, shape[0] - start)
 
 
 def _rows_in_block(row_shape: tuple[int, ...]) -> int:
@@ -166,8 +178,9 @@ def _zarr(folder: Path, key: str | None, where: str) -> Numbers:
     array = open_array(folder / key if key else folder)
     rows = array.chunks[0] if array.chunks else 1
     step = rows * max(1, _rows_in_block(array.shape[1:]) // rows)
-    blocks = (np.asarray(array[start : start + step]) for start in range(0, array.shape[0] if array.shape else 0, step))
-    return Numbers(tuple(array.shape), array.dtype, blocks)
+    shape = tuple(array.shape)
+    blocks = (np.asarray(array[start : start + n_rows]) for start, n_rows in _steps(shape, step))
+    return Numbers(shape, array.dtype, blocks)
 
 
 def _is_array(folder: Path) -> bool:

@@ -87,7 +87,7 @@ def decode(block: np.ndarray, axes: str) -> tuple[np.ndarray, list[str | None]]:
     """
     if axes == "NL":
         block = block.view(np.uint8) if block.dtype == bool else block
-        fits: np.ndarray = (block >= 0) & (block <= UNKNOWN) & (block % 1 == 0)
+        fits: np.ndarray = (block >= 0) & (block <= UNKNOWN) & (block == np.floor(block))
         codes = np.where(fits, block, UNKNOWN).astype(np.uint8)
         is_bad = np.logical_not(fits.all(axis=1))
         return codes, [_wrong_code(row) if bad else None for row, bad in zip(block, is_bad.tolist(), strict=True)]
@@ -102,7 +102,7 @@ def decode(block: np.ndarray, axes: str) -> tuple[np.ndarray, list[str | None]]:
 
 
 def _wrong_code(row: np.ndarray) -> str:
-    fits: np.ndarray = (row >= 0) & (row <= UNKNOWN) & (row % 1 == 0)
+    fits: np.ndarray = (row >= 0) & (row <= UNKNOWN) & (row == np.floor(row))
     position = int(np.flatnonzero(~fits)[0])
     return f"{row[position]} at position {position} (0-based); expected codes: 0..3 for A, C, G, T, and 4 for N"
 
