@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.lookup import Region, rows_named, rows_overlapping
 from pipeline.places import LocalPlace, ObjectPlace, Place
 from pipeline.plan import Plan
-from pipeline.store import FORMAT_VERSION, TABLE, arrays_of, read_attributes
+from pipeline.store import ARRAYS, FORMAT_VERSION, TABLE, arrays_of, read_attributes
 
 if TYPE_CHECKING:
     import xarray
@@ -152,13 +152,13 @@ class Store:
         """Arrays row by row, a bounded number of rows at a time; nothing is read that no row asked for lies near.
 
         Args:
-            names: of arrays of `LAYOUT`.
+            names: of arrays of `ARRAYS` that have a row for each sequence.
             rows: (M,) ascending indices; all rows if not given.
             target: index on the target axis, which is then left out; all targets if not given.
             window: positions; all if not given.
         """
         chosen = np.arange(len(self)) if rows is None else np.asarray(rows, dtype=np.int64)
-        dims_of = {name: LAYOUT[name][0] for name in names}
+        dims_of = {name: ARRAYS[name][0] for name in names}
         kept = {name: _kept(dims[1:], target, window) for name, dims in dims_of.items()}
         chunk = int(self["codes"].chunks[0])
         for start, stop in _runs(chosen // chunk, max(1, BLOCK_BYTES // (chunk * self._row_bytes(names, target)))):
@@ -185,9 +185,9 @@ class Store:
         total = 0
         for name in names:
             n_values = int(np.prod(self[name].shape[1:]))
-            if target is not None and "target" in LAYOUT[name][0]:
+            if target is not None and "target" in ARRAYS[name][0]:
                 n_values //= len(self.targets)
-            total += n_values * np.dtype(LAYOUT[name][1]).itemsize
+            total += n_values * np.dtype(ARRAYS[name][1]).itemsize
         return max(1, total)
 
     # --- other libraries --------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class Store:
         import xarray
 
         dataset = xarray.open_zarr(self.group.store, consolidated=False, chunks=None)
-        return dataset[[*LAYOUT, *TABLE]].set_coords([*TABLE])
+        return dataset[[*arrays_of(self.plan), *TABLE]].set_coords([*TABLE])
 
     def to_torch(
         self, rows: np.ndarray | None = None, target: int | None = None, window: int | None = None

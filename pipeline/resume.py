@@ -46,6 +46,17 @@ class Standing:
         return bool(self.is_done.all())
 
 
+def recorded(directory: RunDirectory, plan: Plan) -> np.ndarray:
+    """(S,) bool: the shards that have a done record, which is not looked into: a resumed run begins with these names.
+
+    What lies behind them is looked at when all are there; see `take_stock`.
+    """
+    found = np.zeros(plan.n_shards, dtype=bool)
+    indices = np.array(directory.done_indices(), dtype=np.int64)
+    found[indices[indices < plan.n_shards]] = True
+    return found
+
+
 def take_stock(directory: RunDirectory, plan: Plan) -> Standing:
     """Read every done record and compare it with what lies in the store.
 
