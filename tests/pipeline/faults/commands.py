@@ -121,6 +121,7 @@ class Commands:
     def __post_init__(self) -> None:
         self.mark = uuid.uuid4().hex
         self._n = 0
+        self._started: list[subprocess.Popen[bytes]] = []
         self._forked: list[Any] = []  # a forked process shows the environment of what it was forked from
 
     def run(self, arguments: Sequence[str], timeout: float = 120, **environment: str) -> Command:
@@ -154,6 +155,7 @@ class Commands:
                 env=self._environment(environment),
                 start_new_session=True,
             )
+        self._started.append(process)
 
         def ended(timeout: float) -> int | None:
             try:
@@ -192,6 +194,8 @@ class Commands:
             except psutil.Error:
                 continue
         psutil.wait_procs(self.left(), timeout=10)
+        for started in self._started:
+            started.wait(10)
 
     def _output(self) -> str:
         self._n += 1

@@ -67,7 +67,7 @@ def test_killed_with_workers_that_still_write(
     store = tmp_path / "a.zarr"
     arguments, around = slow_run(inputs, store, tmp_path / "chaos", *ON_RAY)
     command = commands.start(arguments, around)
-    wait_until(phase(store, command, "attributing"), 120)
+    wait_until(phase(store, command, "attributing"), 240)
     zombies = command.workers()
     command.kill()
     assert zombies
@@ -167,7 +167,7 @@ def test_stopped_on_ray(
     arguments, around = slow_run(inputs, store, tmp_path / "chaos")
     on_ray, _ = slow_run(inputs, store, tmp_path / "chaos", *ON_RAY)
     command = commands.start(on_ray, around)
-    wait_until(phase(store, command, "attributing"), 120)
+    wait_until(phase(store, command, "attributing"), 240)
     assert stop(command, how) < 25
     check_stopped(command)
     commands.require_none_left(5)
