@@ -108,7 +108,7 @@ def test_a_read_only_disk(
     assert not (disk / "b.zarr.run").exists()
 
 
-@pytest.mark.parametrize("gone", ["store", "run", "both"])
+@pytest.mark.parametrize("gone", ["store", "run", pytest.param("both", marks=pytest.mark.slow)])
 def test_the_store_is_removed_while_the_run_goes_on(
     inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path, gone: str
 ) -> None:
