@@ -46,7 +46,8 @@ def _model(attrs: Mapping[str, Any]) -> list[Fact]:
 def _input(store: Store) -> list[Fact]:
     attrs = store.attrs
     given = attrs.get("dataset", {})
-    files = [(key, PurePath(str(given[key])).name) for key in ("path", "loci", "genome") if given.get(key)]
+    names = {"path": "file", "loci": "loci", "genome": "genome"}
+    files = [(text, PurePath(str(given[key])).name) for key, text in names.items() if given.get(key)]
     said = ("kind", "path", "loci", "genome", "left_out", "length")
     others = [(key.replace("_", " "), _text(value)) for key, value in given.items() if _is_plain(key, value, said)]
     return _present(

@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pipeline.deltas import EDGES
 from pipeline.report.logos import COLORS, draw_logo
 from pipeline.report.measure import Scalars
-from pipeline.report.numbers import MINUS, number, power_of_ten
+from pipeline.report.numbers import MINUS, power_of_ten
 from pipeline.report.sites import Site
 
 INK, MUTED, ACCENT, WARN = "#010203", "#010204", "#010205", "#010206"
@@ -161,9 +161,7 @@ def convergence(scalars: Scalars, threshold: float, name: str) -> str:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.set_xlabel("size of the convergence delta")
         axes.set_ylabel("sequence-reference pairs")
-        return _svg(
-            figure, name, f"Histogram of the sizes of convergence deltas; the threshold is {number(threshold)}."
-        )
+        return _svg(figure, name, f"Histogram of the sizes of convergence deltas; the threshold is {threshold:g}.")
 
 
 def profile(values: np.ndarray, name: str) -> str:
@@ -206,7 +204,7 @@ def _logo(site: Site, limits: tuple[float, float], name: str) -> str:
         for line in axes.lines:
             line.set_color(MUTED)
         axes.set_ylim(*limits)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
         _plain(axes)

@@ -3,8 +3,8 @@
 import math
 
 MINUS, TIMES, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
+NARROW = "\N{NARROW NO-BREAK SPACE}"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_UNITS = [(1e9, "Gb"), (1e6, "Mb"), (1e3, "kb")]
 
 
 def count(n: int) -> str:
@@ -13,7 +13,7 @@ def count(n: int) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A value to so many significant digits: 0.0123, 45.6, 1,230, 3.7e-07 with a raised exponent.
+    """A value to so many significant digits: 0.0123, 45.6, 1,230, 3.70e-07 with a raised exponent.
 
     None, NaN and infinities are "not finite".
     """
@@ -24,8 +24,8 @@ def number(value: float | None, digits: int = 3) -> str:
     exponent = math.floor(math.log10(abs(value)))
     if -4 < exponent < 5:
         return f"{value:,.{max(digits - 1 - exponent, 0)}f}".replace("-", MINUS)
-    mantissa, _, power = f"{value:.{digits - 2}e}".partition("e")
-    return f"{mantissa} {TIMES} {power_of_ten(int(power))}".replace("-", MINUS)
+    mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
+    return f"{mantissa}{NARROW}{TIMES}{NARROW}{power_of_ten(int(power))}".replace("-", MINUS)
 
 
 def power_of_ten(exponent: int) -> str:
@@ -43,11 +43,3 @@ def share(part: float, whole: float) -> str:
     if 99.99 < percent < 100:
         return "over 99.99%"
     return f"{percent:.{0 if percent in (0, 100) else 2 if percent < 1 or percent > 99 else 1}f}%"
-
-
-def bases(n: int) -> str:
-    """A number of bases: 850 b, 12.3 Mb."""
-    for size, unit in _UNITS:
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n} b"

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from pipeline.errors import UserError
 from pipeline.lookup import Region
@@ -15,7 +15,8 @@ from pipeline.report.logos import draw_logo
 from pipeline.report.sites import is_reversed, locus_of
 from pipeline.wording import did_you_mean
 
-BASES_IN_A_LINE = 150
+BASES_IN_A_LINE = 150  # on average, at most
+BREAK_WITHIN, BREAK_FROM = 15, 5  # bases from where a line would end that it may end at, and looked at around that
 MAX_BASES = 6000
 INCHES_PER_BASE = 0.105
 DPI = 150
@@ -95,27 +96,47 @@ def draw(store: Store, stretch: Stretch, target: int, path: Path, form: str) -> 
     name = str(store.rows["name"][stretch.row])
     if not np.isfinite(attribution).all():
         raise UserError(f"the attributions of {name!r} (row {stretch.row}) are not finite; there is nothing to draw")
-    lines = range(0, len(codes), BASES_IN_A_LINE)
-    longest = min(len(codes), BASES_IN_A_LINE)
+    lines = _lines(attribution)
+    longest = max(last - first for first, last in lines)
     low, high = min(float(attribution.min()), 0.0), max(float(attribution.max()), 0.0)
     margin = 0.05 * (high - low) or 1.0
     with matplotlib.rc_context({"svg.hashsalt": "dlshap", "svg.fonttype": "none"}):
         size = (max(longest * INCHES_PER_BASE, 4) + 1, 0.6 + 1.5 * len(lines))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(lines), 1, squeeze=False)[:, 0]
-        for axes, start in zip(panels, lines, strict=True):
-            shown = slice(start, start + BASES_IN_A_LINE)
-            draw_logo(axes, codes[shown], attribution[shown], stretch.start + start)
-            axes.set_xlim(stretch.start + start, stretch.start + start + longest)
+        for axes, (first, last) in zip(panels, lines, strict=True):
+            draw_logo(axes, codes[first:last], attribution[first:last], stretch.start + first)
+            axes.set_xlim(stretch.start + first, stretch.start + first + longest)
             axes.set_ylim(low - margin, high + margin)
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(labelsize=8)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=max(2, longest // 10)))
+            axes.spines["bottom"].set_bounds(stretch.start + first, stretch.start + last)
+            axes.set_xticks(_ticks(stretch.start + first, stretch.start + last, longest))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         figure.supylabel("attribution", size=9)
         figure.supxlabel("position in the sequence (bp)", size=9)
         figure.suptitle(_title(store, stretch.row, name, target), size=10, parse_math=False)
         figure.savefig(path, format=form, dpi=DPI, metadata=_no_date(form))
+
+
+def _lines(attribution: np.ndarray) -> list[tuple[int, int]]:
+    """[start, end) of each line, nearly even; a break lies where there is least attribution, so not within a motif."""
+    length, lines, start = len(attribution), [], 0
+    n_lines = -(-length // BASES_IN_A_LINE)
+    for line in range(1, n_lines):
+        even = line * length // n_lines
+        places = np.arange(even - BREAK_WITHIN, even + BREAK_WITHIN + 1)
+        around = [np.abs(attribution[place - BREAK_FROM : place + BREAK_FROM]).sum() for place in places]
+        end = int(places[np.argmin(around)])
+        lines.append((start, end))
+        start = end
+    return [*lines, (start, length)]
+
+
+def _ticks(first: int, last: int, longest: int) -> np.ndarray:
+    """Round positions of [first, last), equally far apart in every line."""
+    step = next(step for step in (1, 2, 5, 10) if step * 20 > longest or step == 10)
+    return np.arange(-(-first // step) * step, last + 1, step)
 
 
 def _title(store: Store, row: int, name: str, target: int) -> str:
