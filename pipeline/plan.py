@@ -68,11 +68,11 @@ class Plan:
         return json.dumps(asdict(self), indent=1)
 
     @staticmethod
-    def from_json(text: str) -> "Plan":
+    def from_json(text: str | bytes) -> "Plan":
         """Raises UserError when the text is not a plan of this version."""
         try:
             return Plan(**json.loads(text))
-        except (TypeError, json.JSONDecodeError) as error:
+        except (TypeError, ValueError) as error:
             raise UserError(
                 f"the plan of this run cannot be read ({error}); was it written by another version?"
             ) from None

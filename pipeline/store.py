@@ -378,6 +378,9 @@ def read_names(place: Place, rows: Iterable[int]) -> list[str]:
     return [str(names[row]) for row in wanted]
 
 
+_CHUNK_OR_METADATA = re.compile(r"zarr\.json|c(\.\d+)*")
+
+
 def read_array(place: Place, name: str) -> np.ndarray:
     """A whole array that is not sharded.
 
@@ -385,7 +388,8 @@ def read_array(place: Place, name: str) -> np.ndarray:
         ValueError: it is damaged or not there.
     """
     prefix = f"{name}/"
-    files = {entry.key.removeprefix(prefix): _buffer(place.read(entry.key)) for entry in place.files(prefix)}
+    keys = [entry.key for entry in place.files(prefix) if _CHUNK_OR_METADATA.fullmatch(entry.key, len(prefix))]
+    files = {key.removeprefix(prefix): _buffer(place.read(key)) for key in keys}
     try:
         array = zarr.open_array(MemoryStore(files), mode="r")
         if len(files) != array.nchunks + 1:  # Zarr fills what is missing
