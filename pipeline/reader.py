@@ -106,6 +106,17 @@ class Store:
         """What the run that filled the store was to do."""
         return plan_of(self.attrs)
 
+    @cached_property
+    def on_minus_strand(self) -> np.ndarray:
+        """(N,) bool: the rows whose codes are the reverse complement of their locus.
+
+        Those are the ones on the minus strand with dataset.strand=apply, and FASTA records called chr1:100-200(-), as
+        `bedtools getfasta -s` names what it has turned.
+        """
+        dataset = self.attrs.get("dataset", {})
+        turned = dataset.get("strand") == "apply" or dataset.get("kind") == "fasta"
+        return (self.rows["strand"] == "-") & (self.rows["start"] >= 0) & turned
+
     # --- which rows -------------------------------------------------------------------------------------------------
 
     @property

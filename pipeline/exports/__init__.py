@@ -8,8 +8,10 @@
     bigwig.py      a genome browser's track of the observed base's attribution
     summary.py     a line for each row, Parquet or TSV
 
-Every export reads blocks of rows and writes them, so that memory does not grow with the store; coordinates are 0-based
-and half-open, and the centre of L bases is base L // 2.
+Every export reads blocks of rows and writes them, so that memory does not grow with the store (but for its row table);
+coordinates are 0-based and half-open, and the centre of L bases is base L // 2. What goes to a tool that knows of the
+genome is in the forward frame: rows that were reverse-complemented for the run are turned back. The summary speaks of
+the sequences as they were attributed.
 """
 
 from dataclasses import asdict, dataclass

@@ -65,7 +65,7 @@ def genome_order(selection: Selection) -> np.ndarray:
 def _attributions(
     selection: Selection, place_of: np.ndarray, advance: Advance
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for block in selection.store.blocks(["attribution"], selection.rows, selection.target, selection.window):
+    for block in selection.blocks(["attribution"]):
         places = place_of[np.searchsorted(selection.rows, block.rows)]
         yield places[places >= 0], block["attribution"][places >= 0]
         advance(len(block.rows))

@@ -64,9 +64,8 @@ def _write_h5(path: Path, selection: Selection, rounding: Rounding, advance: Adv
             name: file.create_dataset(name, shape, kind, chunks=chunk, compression="gzip", compression_opts=1)
             for name, kind in names.items()
         }
-        blocks = selection.store.blocks(["codes", "hypothetical"], selection.rows, selection.target, selection.window)
         done = 0
-        for block in blocks:
+        for block in selection.blocks(["codes", "hypothetical"]):
             rows = slice(done, done + len(block.rows))
             encoded, rounded = one_hot_int8(block["codes"]), rounding(block["hypothetical"])
             arrays["raw/seq"][rows], arrays["shap/seq"][rows] = encoded, rounded

@@ -65,11 +65,11 @@ def _members(selection: Selection, rounding: Rounding, advance: Advance) -> Iter
 
 
 def _sequences(selection: Selection) -> Iterator[np.ndarray]:
-    for block in selection.store.blocks(["codes"], selection.rows, window=selection.window):
+    for block in selection.blocks(["codes"]):
         yield one_hot_int8(block["codes"])
 
 
 def _contributions(selection: Selection, rounding: Rounding, advance: Advance) -> Iterator[np.ndarray]:
-    for block in selection.store.blocks(["hypothetical"], selection.rows, selection.target, selection.window):
+    for block in selection.blocks(["hypothetical"]):
         yield rounding(block["hypothetical"])
         advance(len(block.rows))

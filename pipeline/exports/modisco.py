@@ -41,7 +41,7 @@ def export(selection: Selection, out: Path, seed: int, overwrite: bool, advance:
     place_of = np.argsort(order)  # where in the export each row of the selection goes
     paths = [out / "ohe.npz", out / "attr.npz", out / "rows.tsv"]
     with appearing(paths, overwrite) as (ohe, attr, rows):
-        blocks = selection.store.blocks(["codes"], selection.rows, window=selection.window)
+        blocks = selection.blocks(["codes"])
         parts = ((place_of[np.searchsorted(selection.rows, b.rows)], one_hot_int8(b["codes"])) for b in blocks)
         with reordered(ohe.parent, shape, "int8", parts) as array:
             write_npz(ohe, [("arr_0", Member(shape, "int8", in_blocks(array), compress=True))])
@@ -55,7 +55,7 @@ def export(selection: Selection, out: Path, seed: int, overwrite: bool, advance:
 def _attributions(
     selection: Selection, place_of: np.ndarray, advance: Advance
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for block in selection.store.blocks(["hypothetical"], selection.rows, selection.target, selection.window):
+    for block in selection.blocks(["hypothetical"]):
         yield place_of[np.searchsorted(selection.rows, block.rows)], block["hypothetical"]
         advance(len(block.rows))
 

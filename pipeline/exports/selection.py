@@ -1,12 +1,16 @@
-"""Which rows of a store are exported, and which target."""
+"""Which rows of a store are exported, and which target; and their values, along the genome.
 
-from collections.abc import Callable
+Rows whose codes are of the minus strand are turned back, so that everything exported is in the forward frame.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dlshap_core.sequences import UNKNOWN
 from pipeline.errors import UserError
-from pipeline.reader import Store
+from pipeline.reader import Block, Store
 from pipeline.windows import centred
 from pipeline.wording import counted
 
@@ -34,7 +38,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows (M,) ascending and a target of a store, and the positions of each row that are exported."""
+    """Rows (M,) ascending and a target of a store, and the positions of each row, in the forward frame."""
 
     store: Store
     rows: np.ndarray
@@ -43,6 +47,19 @@ class Selection:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def blocks(self, names: Sequence[str]) -> Iterator[Block]:
+        """The arrays of the rows in order, of the target and the window, in the forward frame; see `Store.blocks`."""
+        minus = self.store.on_minus_strand[self.rows]
+        if not minus.any():
+            yield from self.store.blocks(names, self.rows, self.target, self.window)
+            return
+        done = 0
+        for block in self.store.blocks(names, self.rows, self.target):
+            rows = np.flatnonzero(minus[done : done + len(block.rows)])
+            values = {name: turned(name, values, rows) for name, values in block.values.items()}
+            yield Block(block.rows, {name: array[..., self.window] for name, array in values.items()})
+            done += len(block.rows)
 
     @property
     def width(self) -> int:
@@ -97,7 +114,7 @@ def select(store: Store, filters: Filters, target: str | None, window: int | Non
     if not len(rows):
         raise UserError(f"no row of {store.url} is left to export; {_asked(filters)}")
     if filters.top is not None and filters.top < len(rows):
-        signal = signals(store, rows, index, positions)
+        signal = signals(Selection(store, rows, index, positions))
         rows = np.sort(rows[np.argsort(-signal, kind="stable")[: filters.top]])
     if filters.max_rows is not None and filters.max_rows < len(rows):
         rows = np.sort(np.random.default_rng(filters.seed).choice(rows, filters.max_rows, replace=False))
@@ -126,10 +143,28 @@ def target_index(store: Store, label: str | None) -> int:
     return labels.index(label)
 
 
-def signals(store: Store, rows: np.ndarray, target: int, window: slice) -> np.ndarray:
-    """(M,) float64: the sum of |attribution| over the window, of each of the rows."""
-    blocks = store.blocks(["attribution"], rows, target, window)
+def signals(selection: Selection) -> np.ndarray:
+    """(M,) float64: the sum of |attribution| over the window, of each row."""
+    blocks = selection.blocks(["attribution"])
     return np.concatenate([np.abs(block["attribution"]).sum(axis=1, dtype=np.float64) for block in blocks])
+
+
+def turned(name: str, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """An array (codes, attribution or hypothetical) with some of its rows reverse-complemented.
+
+    Args:
+        name: of the array.
+        values: (B, L), or (B, 4, L) for hypothetical.
+        rows: which.
+    """
+    values = values.copy()
+    other = values[rows][..., ::-1]
+    if name == "codes":
+        other = np.where(other == UNKNOWN, UNKNOWN, 3 - np.minimum(other, 3)).astype(values.dtype)
+    elif name == "hypothetical":
+        other = other[:, ::-1]
+    values[rows] = other
+    return values
 
 
 def even(length: int, window: int) -> int:

@@ -28,6 +28,7 @@ def make_store(
     done: Sequence[int] | None = None,
     head: str = "none",
     dataset: dict[str, str] | None = None,
+    source: dict[str, str] | None = None,
     seed: int = 0,
 ) -> Store:
     """A store at `path`, opened.
@@ -44,6 +45,7 @@ def make_store(
         done: the shards that are there; all, and the store complete, if not given.
         head: of the model.
         dataset: settings of the input.
+        source: what the input says of itself.
         seed: of the random values.
     """
     n, length = codes.shape
@@ -64,7 +66,8 @@ def make_store(
         )
     config = {"dataset": dataset or {}}
     plain = {key: value for key, value in vars(plan).items() if key != "fingerprint"}
-    staged.finish(plan, {"plan": plain, "fingerprint": {}, "head": head, "config": config}, None)
+    attributes = {"plan": plain, "fingerprint": {}, "head": head, "config": config, "dataset": source or {}}
+    staged.finish(plan, attributes, None)
     if hypothetical is None:
         hypothetical = generator.normal(size=(n, len(targets), 4, length))
     hypothetical = hypothetical.astype(np.float32)
