@@ -1,7 +1,7 @@
 """What a store says of the run that filled it, as lines of tables; a fact that a store does not hold is left out."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -12,35 +12,43 @@ from pipeline.sources.remarks import remarks
 from pipeline.wording import counted
 
 Fact = tuple[str, str]  # what, and its value
-N_FILES = 8  # that are named
+N_NAMED = 8  # files, folds or targets
 
 
 def run_facts(store: Store) -> dict[str, list[Fact]]:
     """Groups of facts: model, input, references, computation."""
     return {
-        "Model": _model(store.attrs),
+        "Model": _model(store),
         "Input": _input(store),
         "References": _references(store),
         "Computation": _computation(store.attrs),
     }
 
 
-def _model(attrs: Mapping[str, Any]) -> list[Fact]:
+def _model(store: Store) -> list[Fact]:
+    attrs, plan = store.attrs, store.plan
     model, prints = attrs.get("model", {}), attrs.get("fingerprint", {})
     checkpoint = model.get("checkpoint")
     files = checkpoint if isinstance(checkpoint, list) else [checkpoint]
-    named = ", ".join(PurePath(str(file)).name for file in files[:N_FILES] if file is not None)
-    more = f", and {len(files) - N_FILES} more" if len(files) > N_FILES else ""
-    folds = [("folds", f"{len(files)}, averaged")] if len(files) > 1 else []
-    return folds + _present(
+    several = len(plan.folds) > 1
+    return _present(
         ("class", model.get("target")),
-        ("weights", named + more),
+        ("weights", _some([PurePath(str(file)).name for file in files if file is not None])),
+        ("folds", f"{len(plan.folds)}, their mean is attributed: {_some(plan.folds)}" if several else None),
         ("SHA-256 of the weights", prints.get("model.weights")),
         ("SHA-256 of the code", prints.get("model.code")),
         ("head", attrs.get("head")),
         ("output", model.get("output")),
+        ("targets", _some(store.targets)),
+        ("strands", "both, averaged in the forward frame" if plan.reverse_complement else None),
         ("pickle", "trusted: loading it could run code" if model.get("trust_pickle") else None),
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names of several."""
+    more = f", and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
+    return ", ".join(names[:N_NAMED]) + more
 
 
 def _input(store: Store) -> list[Fact]:

@@ -125,6 +125,7 @@ def _context(store: Store, sections: list[Section], rows: np.ndarray, threshold:
         "verdict": sentence,
         "deltas": deltas,
         "threshold": threshold,
+        "is_mean": len(store.plan.folds) > 1 or store.plan.reverse_complement,
         "n_left_out": int(attrs.get("dataset", {}).get("n_left_out", 0)),
         "facts": run_facts(store),
         "audit": attrs.get("audit", {}).get("operations", []),

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.lookup import Region
 from pipeline.reader import Store
 from pipeline.report.logos import draw_logo
-from pipeline.report.sites import is_reversed, locus_of
+from pipeline.report.sites import locus_of
 from pipeline.wording import did_you_mean
 
 BASES_IN_A_LINE = 150  # on average, at most
@@ -73,7 +73,7 @@ def _located(store: Store, wanted: str) -> Stretch:
     best = np.lexsort((rows, off_centre, -covered))[0]
     row, low, high = int(rows[best]), int(left[best]), int(right[best])
     begin, end = max(region.start, low) - low, min(region.end, high) - low
-    if is_reversed(store, row):
+    if store.on_minus_strand[row]:
         begin, end = high - low - end, high - low - begin
     return Stretch(row, begin, end, len(rows) - 1)
 

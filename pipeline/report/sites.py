@@ -48,12 +48,7 @@ def locus_of(store: Store, row: int) -> str:
     start, end = int(store.rows["start"][row]), int(store.rows["end"][row])
     if start < 0:
         return ""
-    return f"{store.rows['chrom'][row]}:{start:,}-{end:,}{' (-)' if is_reversed(store, row) else ''}"
-
-
-def is_reversed(store: Store, row: int) -> bool:
-    """Whether a row's codes are the reverse complement of its locus."""
-    return store.attrs.get("dataset", {}).get("strand") == "apply" and str(store.rows["strand"][row]) == "-"
+    return f"{store.rows['chrom'][row]}:{start:,}-{end:,}{' (-)' if store.on_minus_strand[row] else ''}"
 
 
 def on_genome(store: Store, row: int, start: int, end: int) -> tuple[str, int, int] | None:
@@ -62,7 +57,7 @@ def on_genome(store: Store, row: int, start: int, end: int) -> tuple[str, int, i
     if left < 0:
         return None
     chrom = str(store.rows["chrom"][row])
-    return (chrom, right - end, right - start) if is_reversed(store, row) else (chrom, left + start, left + end)
+    return (chrom, right - end, right - start) if store.on_minus_strand[row] else (chrom, left + start, left + end)
 
 
 def choose_sites(store: Store, found: Attributions, target: int, most: int, lowest: bool = False) -> list[Site]:
