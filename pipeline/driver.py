@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -98,7 +98,9 @@ def _run(config: Config) -> Summary:
             if len(todo) and not is_connected:
                 _connect(config, machine, stack)
                 is_connected, began = True, time.monotonic()
-            n_rows += _work_through(_work(config, plan, directory, todo), plan, chosen, todo, log)
+            # Closed, so that nothing is still at work when Ray is shut down after an error.
+            with contextlib.closing(_work(config, plan, directory, todo)) as outcomes:
+                n_rows += _work_through(outcomes, plan, chosen, todo, log)
             summary, damaged = finalize(directory, plan, n_rows, began, started, loaded.description["head"])
             todo = damaged[(damaged >= chosen.start) & (damaged < chosen.stop)]
             if not len(todo):
@@ -297,7 +299,7 @@ def _require_equal(directory: RunDirectory, stored: dict[str, Any], wanted: dict
         )
 
 
-def _work(config: Config, plan: Plan, directory: RunDirectory, shards: np.ndarray) -> Iterator[Outcome]:
+def _work(config: Config, plan: Plan, directory: RunDirectory, shards: np.ndarray) -> Generator[Outcome, None, None]:
     """Work on shards, here or on Ray; yields what comes of each."""
     if not len(shards):
         return
