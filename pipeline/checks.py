@@ -18,6 +18,7 @@ NEEDED = {  # settings of each kind of input that must be given, and those that 
     "example": ((), ()),
     "fasta": (("path",), ()),
     "loci": (("genome", "loci", "length"), ("strand",)),
+    "variants": (("genome", "vcf", "length"), ()),
     "tiles": (("genome", "length"), ("stride", "blacklist", "chroms")),
     "table": (("path",), ("column", "columns", "delimiter", "axes")),
     "array": (("path",), ("key", "axes")),

@@ -56,7 +56,8 @@ class DatasetConfig:
 
     name: str = "example"  # the form of the input: one of DATASETS
     path: str | None = None  # dataset=fasta, table or array: the file; for Zarr the folder
-    genome: str | None = None  # dataset=loci or tiles: genome FASTA, plain or (b)gzip
+    genome: str | None = None  # dataset=loci, tiles or variants: genome FASTA, plain or (b)gzip
+    vcf: str | None = None  # dataset=variants: VCF file, plain or gzip
     loci: str | None = None  # dataset=loci: BED or narrowPeak file, 0-based half-open
     strand: str = "ignore"  # dataset=loci: apply reverse-complements rows on the minus strand, ignore does not
     stride: int | None = None  # dataset=tiles: bases from one window's start to the next's; usually dataset.length
@@ -67,7 +68,7 @@ class DatasetConfig:
     delimiter: str | None = None  # dataset=table: comma, tab, semicolon or pipe; not given: from name and header
     key: str | None = None  # dataset=array: which array of a npz file or Zarr group
     axes: str | None = None  # dataset=array or table: N4L, NL4 or NL, where the shape does not tell their order
-    length: int | None = None  # bases in a sequence; for loci and tiles the width of the windows
+    length: int | None = None  # bases in a sequence; for loci, tiles and variants the width of the windows
     timeout_s: int = 300  # give up when the input gives nothing for this many seconds
     on_bad: str = "error"  # rows that cannot be used: error stops before anything is computed, skip leaves them out
     min_known: float = 0.5  # the least share of a sequence's bases that must be known (not N)
@@ -280,6 +281,11 @@ def _contradictions(config: Config) -> Iterator[str]:
     yield from cluster_problems(config.cluster, config.engine.device)
     yield from store_problems(config.store)
     yield from dataset_problems(config.dataset)
+    if config.dataset.name == "variants" and config.store.rows_per_shard % 2:
+        yield (
+            f"dataset=variants and store.rows_per_shard={config.store.rows_per_shard} contradict each other; use an "
+            f"even number: both alleles of a variant are in one shard"
+        )
     model = config.model
     if model.name != "module" and model._target_ is not None:
         yield f"model={model.name} and model._target_ contradict each other; use model=module for a class of your own"

@@ -1,7 +1,7 @@
 """One pass over the input: every row is checked and hashed, and the good ones are handed on."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +15,10 @@ from pipeline.fingerprint import InputFacts, InputHash
 from pipeline.progress import note
 from pipeline.sources import EXAMPLE_SEQUENCES, FILES, Rows, Source
 from pipeline.sources.remarks import Repeats, remarks
-from pipeline.store import TABLE
+from pipeline.store import ALLELES, TABLE
 
 N_NAMED = 3  # rows left out that the store names
+UNREPEATED = ("tiles", "variants")  # inputs that cannot hold a row twice, or hold each locus twice by design
 
 
 class Sink(Protocol):
@@ -82,30 +83,50 @@ def take_in(
         UserError: bad rows, unless dataset.on_bad=skip; or no good row at all.
     """
     intake, sink, repeats = Intake(length=dataset.length or 0), None, Repeats()
-    for rows in source.batches():
-        for i, codes in enumerate(rows.codes):
-            problem = rows.problem[i] or judge(codes, _where(rows, i), intake, dataset)
-            if problem is not None or codes is None:
-                intake.reject(problem or f"{_where(rows, i)} has no sequence")
-                continue
+    for group in _groups(source, rows_per_group(dataset), progress):
+        problems = [rows.problem[i] or judge(rows.codes[i], _where(rows, i), intake, dataset) for rows, i in group]
+        problem = next(filter(None, problems), None)
+        if problem is not None:  # of one of them: none of them can be used
+            for own in problems:
+                intake.reject(own or problem)
+            continue
+        for rows, i in group:
+            codes = rows.codes[i]
+            assert codes is not None  # see judge
             if sink is None:
                 sink = begin(codes, rows.name[i])
                 intake.length = len(codes)
             row = {name: getattr(rows, name)[i] for name in TABLE}
             intake.input_hash.add(codes, **{**row, **{name: int(row[name]) for name in ("source_row", "start", "end")}})
             intake.base_counts += np.bincount(codes, minlength=UNKNOWN + 1)[:UNKNOWN]
-            if dataset.name != "tiles":  # which cannot hold one twice
+            if dataset.name not in UNREPEATED:
                 repeats.add(row["name"], row["chrom"], int(row["start"]))
             intake.n_rows += 1
             if intake.n_bad == 0 or dataset.on_bad == "skip":
                 sink.append(codes=codes, **row)
-        progress(len(rows))
     _refuse_bad_rows(intake, dataset)
-    if dataset.name != "tiles":
+    if dataset.name not in UNREPEATED:
         source.description.update(repeats.counts(intake.length))
     for line in remarks(source.description):
         note(line)
     return intake
+
+
+def rows_per_group(dataset: DatasetConfig) -> int:
+    """Rows that follow each other and belong together: the alleles of a variant, or a row by itself."""
+    return ALLELES if dataset.name == "variants" else 1
+
+
+def _groups(source: Source, n: int, progress: Callable[[int], None]) -> Iterator[list[tuple[Rows, int]]]:
+    """The rows, n of them at a time, each as a batch and its index in it."""
+    group: list[tuple[Rows, int]] = []
+    for rows in source.batches():
+        for i in range(len(rows)):
+            group.append((rows, i))
+            if len(group) == n:
+                yield group
+                group = []
+        progress(len(rows))
 
 
 def first_good(source: Source, dataset: DatasetConfig) -> tuple[np.ndarray, str]:

@@ -14,11 +14,12 @@ from pipeline.sources.patience import PatientSource
 from pipeline.sources.table import TableSource
 from pipeline.sources.text import require_file, require_place
 from pipeline.sources.tiles import TileSource
+from pipeline.sources.variants import VariantSource
 
 __all__ = ["Rows", "Source", "open_source"]
 
 EXAMPLE_SEQUENCES = Path(__file__).parent.parent / "example" / "sequences.fa.gz"
-FILES = ("path", "loci", "genome", "blacklist")  # settings of a dataset that name files
+FILES = ("path", "loci", "vcf", "genome", "blacklist")  # settings of a dataset that name files
 
 
 def open_source(dataset: DatasetConfig) -> Source:
@@ -50,6 +51,9 @@ def _open(dataset: DatasetConfig) -> Source:
         case "loci":
             loci, genome = require_file(dataset.loci, "dataset.loci"), require_file(dataset.genome, "dataset.genome")
             return LociSource(loci, genome, _length(dataset), dataset.strand)
+        case "variants":
+            vcf, genome = require_file(dataset.vcf, "dataset.vcf"), require_file(dataset.genome, "dataset.genome")
+            return VariantSource(vcf, genome, _length(dataset))
         case "tiles":
             blacklist = None if dataset.blacklist is None else require_file(dataset.blacklist, "dataset.blacklist")
             genome = require_file(dataset.genome, "dataset.genome")

@@ -38,8 +38,6 @@ class Variant:
 class VariantSource:
     """Two windows of `length` bases for every variant of a VCF, in its order."""
 
-    rows_per_group = 2
-
     def __init__(self, vcf: Path, genome: Path, length: int) -> None:
         self.vcf, self.genome, self.length = vcf, genome, length
         self.description: dict[str, Any] = {
