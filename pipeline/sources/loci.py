@@ -19,7 +19,7 @@ from dlshap_core.sequences import UNKNOWN, encode
 from pipeline.errors import UserError
 from pipeline.sources.base import Row, Rows, batched
 from pipeline.sources.genome import Genome, open_genome
-from pipeline.sources.text import numbered_lines, text_of
+from pipeline.sources.text import numbered_lines, shown, text_of
 
 _NARROW_PEAK_COLUMNS = 10
 _MITOCHONDRIAL = {"chrM": "MT", "MT": "chrM"}
@@ -95,7 +95,7 @@ class LociSource:
     def _row(self, genome: Genome, index: int, number: int, line: bytes) -> Row:
         text, is_utf8 = text_of(line)
         fields = columns(text)
-        label = f"{fields[0]}:{'-'.join(fields[1:3])}"
+        label = ":".join([fields[0][:40], "-".join(field[:20] for field in fields[1:3])])
         where = f"row {index} {label} ({self.loci.name}, line {number})"
         try:
             if not is_utf8:
@@ -175,7 +175,7 @@ def require_chrom(chrom: str, genome: Genome, genome_name: str) -> None:
         known = ", ".join(list(genome.lengths)[:3]) + (", ..." if len(genome.lengths) > 3 else "")
         near = next((other for other in others if other in genome.lengths), None)
         hint = f"it has {near!r}: rename one of the two" if near else f"it has {known}"
-        raise ValueError(f"no chromosome {chrom!r} in {genome_name}; {hint}")
+        raise ValueError(f"no chromosome {shown(chrom)} in {genome_name}; {hint}")
 
 
 def _centre(fields: list[str], start: int, end: int) -> int:
@@ -193,11 +193,11 @@ def _centre(fields: list[str], start: int, end: int) -> int:
 def _strand(fields: list[str]) -> str:
     strand = fields[5] if len(fields) > 5 else "."
     if strand not in ("+", "-", "."):
-        raise ValueError(f"column 6 (strand) is {strand!r}; expected +, - or .")
+        raise ValueError(f"column 6 (strand) is {shown(strand)}; expected +, - or .")
     return strand
 
 
 def _integer(text: str, column: str) -> int:
     if not _INTEGER.fullmatch(text):
-        raise ValueError(f"{column} is {text!r}; expected a whole number")
+        raise ValueError(f"{column} is {shown(text)}; expected a whole number")
     return int(text)

@@ -23,6 +23,7 @@ from pipeline.sources.delimited import Delimited, Line
 from pipeline.sources.fasta import locus_of
 from pipeline.sources.forms import first_bytes
 from pipeline.sources.onehot import axes_of, decode
+from pipeline.sources.text import shown
 
 SEQUENCE = ("sequence", "seq")
 USUAL = {
@@ -140,7 +141,7 @@ class TableSource:
 
     def _bad(self, index: int, label: str, where: str, problem: str) -> Row:
         place = f"{self.path.name}, {where}" if where else self.path.name
-        return Row(index, None, f"row {index} {label!r} ({place}): {problem}", label)
+        return Row(index, None, f"row {index} {shown(label)} ({place}): {problem}", label)
 
 
 @dataclass(frozen=True)
@@ -219,14 +220,16 @@ def _locus(values: Mapping[str, str], length: int) -> tuple[str, int, int, str] 
 
 def _integer(text: str, role: str) -> int:
     if not _INTEGER.fullmatch(text):
-        raise ValueError(f"{role} is {text!r}; expected a whole number; dataset.columns.chrom=none leaves loci out")
+        raise ValueError(
+            f"{role} is {shown(text)}; expected a whole number; dataset.columns.chrom=none leaves loci out"
+        )
     return int(text.partition(".")[0])
 
 
 def _strand(values: Mapping[str, str], otherwise: str) -> str:
     given = values.get("strand", "")
     if given not in _STRANDS:
-        raise ValueError(f"strand is {given!r}; expected +, - or .; dataset.columns.strand=none leaves it out")
+        raise ValueError(f"strand is {shown(given)}; expected +, - or .; dataset.columns.strand=none leaves it out")
     return _STRANDS[given] if given else otherwise
 
 

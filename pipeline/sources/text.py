@@ -105,3 +105,8 @@ def text_of(line: bytes) -> tuple[str, bool]:
         return line.decode("utf-8"), True
     except UnicodeDecodeError:
         return line.decode("utf-8", errors="replace"), False
+
+
+def shown(text: str, length: int = 80) -> str:
+    """A value of the user's in quotes, as an error shows it: the beginning of a long one."""
+    return repr(text) if len(text) <= length else f"{text[:length]!r}..."
