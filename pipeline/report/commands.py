@@ -76,8 +76,8 @@ def logo_command(arguments: Sequence[str]) -> int:
     from pipeline.report.picture import choose, draw
 
     store = _open(options)
-    target = target_index(store, options.target)
     stretch = choose(store, options.sequence, options.start, options.end)
+    target = target_index(store, options.target)
     if stretch.n_others:
         note(f"{counted(stretch.n_others, 'other row')} would do; drawn is row {stretch.row}")
     with appearing([out], overwrite=True) as (hidden,):
