@@ -15,6 +15,7 @@ from pipeline.fingerprint import InputFacts, InputHash
 from pipeline.progress import note
 from pipeline.sources import EXAMPLE_SEQUENCES, FILES, Rows, Source
 from pipeline.sources.remarks import Repeats, remarks
+from pipeline.sources.text import shown
 from pipeline.store import ALLELES, TABLE
 
 N_NAMED = 3  # rows left out that the store names
@@ -160,7 +161,7 @@ def judge(codes: np.ndarray | None, where: str, intake: Intake, dataset: Dataset
 
 
 def _where(rows: Rows, i: int) -> str:
-    return f"row {rows.source_row[i]} {rows.name[i]!r}"
+    return f"row {rows.source_row[i]} {shown(rows.name[i])}"
 
 
 def _refuse_bad_rows(intake: Intake, dataset: DatasetConfig) -> None:

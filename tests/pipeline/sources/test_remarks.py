@@ -136,7 +136,7 @@ def test_a_strand_to_apply_must_be_there(tmp_path: Path) -> None:
         (["dataset=table", "dataset.path=x", "dataset.columns.nam=y"], ["dataset.columns.nam is not a setting"]),
         (
             ["dataset=array", "dataset.path=x", "dataset.genome=y"],
-            ["dataset.genome contradict", "loci or tiles, or leave"],
+            ["dataset.genome contradict", "tiles, or leave"],
         ),
         (["dataset.strand=aply"], ["dataset.strand=aply; expected ignore or apply; did you mean apply?"]),
         (["dataset=tabel", "dataset.path=x"], ["dataset=tabel; expected array, example", "did you mean table?"]),
