@@ -108,5 +108,6 @@ def _hint(record: Record) -> str:
 
 def _not_fasta(path: Path, number: int, line: bytes) -> UserError:
     start, _ = text_of(line[:40])
-    guess = next((f"; is it {kind}?" for mark, kind in _OTHER_FORMATS.items() if line.startswith(mark)), "")
+    guesses = (f"; is it {kind}?" for mark, kind in _OTHER_FORMATS.items() if line.startswith(mark))
+    guess = next(guesses, "; dataset=table reads CSV and TSV, dataset=loci BED and narrowPeak")
     return UserError(f"{path}, line {number}: text before the first FASTA header ('>name'): {start!r}{guess}")
