@@ -19,8 +19,9 @@ class AttributionDataset(Dataset[dict[str, Tensor]]):
     """Rows of a store as tensors.
 
     An item is a dict of float32 tensors: `sequence` (4, W) one-hot, `attribution` (T, W), `hypothetical` (T, 4, W) and
-    `prediction` (T,); with `target` the axis T is left out. A single row takes about 2 ms to read; a DataLoader reads
-    the rows of a batch together, and several workers in parallel.
+    `prediction` (T,); with `target` the axis T is left out. The codes are as they were attributed, whatever the strand.
+    The rows of a batch are read together, and a row that is far from all others costs the decoding of a chunk of up to
+    64: where that holds training back, give the DataLoader workers.
 
     Args:
         store: to read from.

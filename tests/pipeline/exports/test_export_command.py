@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +114,18 @@ def test_options_that_mean_nothing_are_refused(
     with pytest.raises(SystemExit, match="2"):
         dispatch(["export", "finemo", located.url, str(tmp_path / "out"), *arguments])
     assert "error: argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "library"), [("chrombpnet", "h5py"), ("bigwig", "pyBigWig")])
+def test_a_library_that_is_not_there_is_named(
+    located: Store,
+    in_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    kind: str,
+    library: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    assert dispatch(["export", kind, located.url, "out", "--target", "0"]) == 2
+    assert f"{library} is needed for this export: pip install 'dlshap[exports]'" in capfd.readouterr().err
+    assert os.listdir(in_folder) == []
