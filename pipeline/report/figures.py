@@ -124,7 +124,7 @@ def _cells(axes: Axes, x: np.ndarray, y: np.ndarray) -> str:
     strength = 0.15 + 0.85 * np.log1p(counts[full[:, 0], full[:, 1]]) / np.log1p(counts.max())
     colors = [to_rgba(ACCENT, round(float(value), 1)) for value in strength]
     cells = [Rectangle((left, low), width, height) for left, low, width, height in corners]
-    axes.add_collection(PatchCollection(cells, facecolors=colors, linewidths=0))
+    axes.add_collection(PatchCollection(cells, facecolors=colors, linewidths=0, antialiaseds=False))
     return f"the stronger the colour, the more sequences, up to {int(counts.max()):,} in a cell"
 
 
@@ -140,7 +140,7 @@ def convergence(scalars: Scalars, threshold: float, name: str) -> str:
             right = max(right, np.log10(EDGES[max(inner)]) + 0.3)
             starts = np.log10([EDGES[bin_ - 1] for bin_ in inner])
             colors = [WARN if EDGES[bin_ - 1] >= threshold * 0.999 else ACCENT for bin_ in inner]
-            axes.bar(starts, list(inner.values()), width=0.1, align="edge", color=colors, linewidth=0)
+            axes.bar(starts, list(inner.values()), width=0.1, align="edge", color=colors, linewidth=0, aa=False)
         axes.axvline(float(np.log10(threshold)), color=WARN, linewidth=1.2, dashes=(4, 3))
         axes.annotate(
             "threshold",
