@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pipeline.deltas import EDGES
 from pipeline.report.logos import COLORS, draw_logo
 from pipeline.report.measure import Scalars
-from pipeline.report.numbers import MINUS, power_of_ten
+from pipeline.report.numbers import power_of_ten, tick
 from pipeline.report.sites import Site
 
 INK, MUTED, ACCENT, WARN = "#010203", "#010204", "#010205", "#010206"
@@ -200,7 +200,7 @@ def _logo(site: Site, limits: tuple[float, float], name: str) -> str:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5, 1.35))  # a fixed frame: the logos of a page line up, and are drawn in half the time
         figure.patch.set_visible(False)
-        axes = figure.add_axes((0.09, 0.17, 0.87, 0.79))
+        axes = figure.add_axes((0.12, 0.17, 0.84, 0.79))
         axes.patch.set_visible(False)
         axes.axvspan(site.start, site.end, color=MUTED, alpha=0.12, linewidth=0)
         draw_logo(axes, site.codes, site.attribution, site.first)
@@ -216,5 +216,5 @@ def _logo(site: Site, limits: tuple[float, float], name: str) -> str:
 
 
 def _plain(axes: Axes) -> None:
-    """Numbers of the y axis without an offset or a factor in a corner."""
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("-", MINUS)))
+    """Numbers of the y axis one by one, without an offset or a factor in a corner."""
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))

@@ -28,6 +28,14 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{mantissa}{NARROW}{TIMES}{NARROW}{power_of_ten(int(power))}".replace("-", MINUS)
 
 
+def tick(value: float) -> str:
+    """A number at an axis, without zeros at its end: 0.25, 1,500, 2e+04 with a raised exponent."""
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:,.4g}".replace("-", MINUS)
+    mantissa, _, power = f"{value:.3e}".partition("e")
+    return f"{float(mantissa):g}{TIMES}{power_of_ten(int(power))}".replace("-", MINUS)
+
+
 def power_of_ten(exponent: int) -> str:
     """10⁻⁷."""
     return f"10{str(exponent).translate(_SUPERSCRIPTS)}"

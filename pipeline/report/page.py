@@ -52,7 +52,7 @@ class Section:
     label: str
     scalars: Scalars
     attributions: Attributions
-    quantiles: list[tuple[str, float | None]]
+    quantiles: dict[str, float | None]
     worst: list[Row]
     strongest: list[tuple[Site, Markup]]
     lowest: list[tuple[Site, Markup]]
@@ -148,7 +148,7 @@ def _section(store: Store, target: int, rows: np.ndarray, threshold: float, adva
         label=store.targets[target],
         scalars=scalars,
         attributions=found,
-        quantiles=[(name, quantile(scalars.deltas, part)) for name, part in QUANTILES.items()],
+        quantiles={name: _quantile(scalars, part) for name, part in QUANTILES.items()},
         worst=[_row(store, scalars, int(place)) for place in scalars.worst_rows(N_WORST)],
         strongest=list(zip(strongest, drawn, strict=False)),
         lowest=list(zip(lowest, drawn[len(strongest) :], strict=True)),
@@ -158,6 +158,12 @@ def _section(store: Store, target: int, rows: np.ndarray, threshold: float, adva
         convergence=Markup(figures.convergence(scalars, threshold, f"{prefix}-deltas")),
         profile=Markup(figures.profile(found.profile, f"{prefix}-profile")) if len(found.rows) else Markup(""),
     )
+
+
+def _quantile(scalars: Scalars, part: float) -> float | None:
+    """As pipeline/deltas.py has it, but not above the largest delta."""
+    value, largest = quantile(scalars.deltas, part), scalars.deltas["largest"]
+    return value if value is None or largest is None else min(value, largest)
 
 
 def _row(store: Store, scalars: Scalars, place: int) -> Row:

@@ -17,7 +17,7 @@ from pipeline.cli import dispatch
 from pipeline.export_command import KINDS
 from pipeline.kmers import strongest_kmers
 from pipeline.report.measure import RUN_ROWS, sample
-from pipeline.report.numbers import number, share
+from pipeline.report.numbers import MINUS, TIMES, number, share, tick
 from tests.pipeline.conftest import Inputs
 from tests.pipeline.report.stores import Synthetic, codes_of, random_codes
 
@@ -173,7 +173,7 @@ def test_of_many_targets_the_first_have_sections_and_the_rest_are_named(tmp_path
     store = Synthetic(random_codes(5, 30), targets=range(60)).write(tmp_path / "many.zarr")
     page = page_of(store, tmp_path)
     assert len(page.values["mean-prediction"]) == 4
-    assert "Of 60 targets, 4 are shown. The others begin with 4, 5, 6," in page.text
+    assert "Of 60 targets, 4 are shown. Not shown: 4, 5, 6," in page.text
 
 
 def test_names_are_text(tmp_path: Path) -> None:
@@ -332,6 +332,17 @@ def test_a_sample_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_numbers_for_people(value: float | None, text: str) -> None:
     assert number(value).replace("\N{NARROW NO-BREAK SPACE}", " ").replace("\N{MULTIPLICATION SIGN}", "x") == text
+
+
+def test_numbers_at_an_axis() -> None:
+    assert [tick(value) for value in (0.0, 0.25, -0.002, 1500.0, 9999.0)] == [
+        "0",
+        "0.25",
+        f"{MINUS}0.002",
+        "1,500",
+        "9,999",
+    ]
+    assert [tick(value) for value in (2e4, -2.5e-6)] == [f"2{TIMES}10⁴", f"{MINUS}2.5{TIMES}10⁻⁶"]
 
 
 def test_shares_that_are_not_quite_none_or_all() -> None:
