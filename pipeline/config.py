@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.checks import cluster_problems, store_problems
+from pipeline.checks import LAYOUTS, cluster_problems, model_problems, store_problems
 from pipeline.errors import UserError
 from pipeline.wording import did_you_mean, in_a_line, one_of
 
@@ -30,12 +30,17 @@ FIXED = ("uniform", "zeros", "background")  # kinds of which there is one, the s
 class ModelConfig:
     """Which model, and which of its outputs is explained."""
 
-    name: str = "example"  # the family: example, bpnet or module
+    name: str = "example"  # the family: example, bpnet, chrombpnet or module
     _target_: str | None = None  # model=module: the class, by its import path
     checkpoint: Any = None  # file of weights; a list or a pattern of files where the model has folds
     head: str = "none"  # what turns the output into one value for each target; recorded in the store
     output: Any = None  # which output where the model returns several: an index or a key
     init: dict[str, Any] = field(default_factory=dict)  # arguments of the class
+    prefix: str | None = None  # taken off the names of weights, the others being left out; null: found where one fits
+    input_layout: str = "ncl"  # axes that the model takes: ncl is (N, 4, L); nc1l, ncl1, n1cl, nlc
+    bases: str = "ACGT"  # the base of each of its channels; AGCT for models of DeepSEA's family
+    bias: Any = None  # model=chrombpnet: the BPNet of the bias, or one for each fold
+    with_bias: bool = False  # model=chrombpnet: attribute accessibility and bias together, not accessibility alone
     trust_pickle: bool = False  # allow a checkpoint that runs code when it is loaded
 
 
@@ -178,7 +183,8 @@ def problems(config: Config) -> Iterator[str]:
 
 def _choices(config: Config) -> Iterator[str]:
     allowed = {
-        "model.name": (config.model.name, ("example", "bpnet", "module")),
+        "model.name": (config.model.name, ("example", "bpnet", "chrombpnet", "module")),
+        "model.input_layout": (config.model.input_layout, LAYOUTS),
         "dataset.name": (config.dataset.name, ("example", "fasta", "loci")),
         "dataset.on_bad": (config.dataset.on_bad, ("error", "skip")),
         "references.name": (config.references.name, (*DRAWN, *FIXED, "array")),
@@ -257,9 +263,8 @@ def _contradictions(config: Config) -> Iterator[str]:
     yield from _references(config.references)
     yield from cluster_problems(config.cluster, config.engine.device)
     yield from store_problems(config.store)
-    model, dataset = config.model, config.dataset
-    if model.name != "module" and model._target_ is not None:
-        yield f"model={model.name} and model._target_ contradict each other; use model=module for a class of your own"
+    yield from model_problems(config.model)
+    dataset = config.dataset
     used = {"example": (), "fasta": ("path",), "loci": ("genome", "loci")}[dataset.name]
     for key in ("path", "genome", "loci"):
         if key in used and getattr(dataset, key) is None:
