@@ -108,7 +108,7 @@ def make_plan(
 
 
 FILES = {
-    "model": ["checkpoint"],
+    "model": ["checkpoint", "bias"],
     "dataset": ["path", "genome", "loci"],
     "references": ["path", "genome"],
     "cluster": ["code"],
