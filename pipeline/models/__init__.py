@@ -106,6 +106,10 @@ def load_model(model: Any) -> LoadedModel:
     modules = [raw.module for raw in raws]
     require_alike(modules, paths)
     folds = [_finished(module, model, head_name) for module in modules]
+    if model.name != "module" and len({code_hash(module) for module in modules}) > 1:
+        raise UserError(
+            "model.checkpoint: the folds have weights of the same shapes and differ in settings (trimming?)"
+        )
     hashes = [weights_hash(module) for module in modules]
     return LoadedModel(
         folds=tuple(folds),
