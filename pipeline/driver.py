@@ -151,6 +151,8 @@ def audit_config(config: Config) -> Audit:
     elsewhere = config.cluster.address is not None and config.engine.device.startswith("cuda")
     device = resolve_device("auto" if elsewhere else config.engine.device)
     loaded = load_model(config.model)
+    for line in loaded.notes:
+        note(line)
     codes, name = first_good(open_source(config.dataset), config.dataset)
     return audit_model(loaded, codes, name, config, device)
 

@@ -29,6 +29,7 @@ from pipeline.models.outputs import SelectedOutput, SingleOutput
 __all__ = ["LoadedModel", "load_model"]
 
 EXAMPLE_CHECKPOINT = Path(__file__).parent.parent / "example" / "model.safetensors"
+_NAMES_KEPT = 20
 DEFAULT_HEADS = {"bpnet": "counts", "chrombpnet": "counts", "example": "none", "module": "none"}
 
 
@@ -125,7 +126,7 @@ def load_model(model: Any) -> LoadedModel:
             "trust_pickle": any(raw.trusted for raw in raws),
             "init": raws[0].init,
             "prefix": raws[0].fitted.prefix,
-            "left_out": sorted({name for raw in raws for name in raw.fitted.left_out}),
+            "left_out": _brief(sorted({name for raw in raws for name in raw.fitted.left_out})),
             "stored_as": sorted({kind for raw in raws for kind in raw.fitted.stored_as}),
             "input_layout": model.input_layout,
             "bases": model.bases,
@@ -207,6 +208,10 @@ def _read_raw(model: Any, checkpoint: str | None, bias: str | None) -> _Raw:
     given = checkpoint_path(checkpoint, folders=True) if checkpoint else None
     made = load_module(model._target_, init, given, bool(model.trust_pickle), model.prefix)
     return _Raw(made.module, given, made.init, made.trusted, made.fitted)
+
+
+def _brief(names: list[str]) -> list[str]:
+    return names if len(names) <= _NAMES_KEPT else [*names[:_NAMES_KEPT], f"and {len(names) - _NAMES_KEPT} more"]
 
 
 def _file_names(paths: Sequence[Path | None]) -> str | list[str | None] | None:

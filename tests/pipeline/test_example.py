@@ -16,8 +16,8 @@ from dlshap_core.engine import attribute
 from dlshap_core.references import shuffle_codes
 from dlshap_core.sequences import encode, one_hot
 from pipeline import scoring
-from pipeline.errors import UserError
 from pipeline.config import ModelConfig
+from pipeline.errors import UserError
 from pipeline.models import EXAMPLE_CHECKPOINT, LoadedModel, load_model
 from pipeline.scoring import EXAMPLE_TRUTH, Site
 from pipeline.sources import EXAMPLE_SEQUENCES, open_source

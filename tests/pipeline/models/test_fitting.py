@@ -138,6 +138,9 @@ def test_a_prefix_is_said_to_the_person_and_in_the_description(tmp_path: Path) -
     assert (found.description["prefix"], found.description["left_out"]) == ("net.", ["loss"])
     (note,) = found.notes
     assert "without the prefix 'net.' of their names; 1 names without it were left out" in note
+    many = {f"ema.{i:02}": torch.ones(1) for i in range(25)}
+    torch.save({"net.weight": torch.ones(1, 4), "net.bias": torch.ones(1), **many}, tmp_path / "ema.pt")
+    assert loaded(tmp_path / "ema.pt").description["left_out"][-2:] == ["ema.19", "and 5 more"]
     given = loaded(tmp_path / "last.ckpt", prefix="net.")
     assert given.weights_hash == found.weights_hash
 
