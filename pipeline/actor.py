@@ -33,7 +33,17 @@ from pipeline.plan import Plan
 from pipeline.references import Draw, ShardReferences, open_references
 from pipeline.resume import is_done
 from pipeline.shards import Shard
-from pipeline.store import POOL, ShardCodec, file_record, read_array, read_names, shard_key, write_shard
+from pipeline.store import (
+    ALLELES,
+    OF_VARIANTS,
+    POOL,
+    ShardCodec,
+    file_record,
+    read_array,
+    read_names,
+    shard_key,
+    write_shard,
+)
 
 N_NAMED = 3  # sequences that an error names
 MAX_UNEXPLAINED = 2  # processes that may vanish while they work on a shard before it gets one of its own
@@ -189,11 +199,14 @@ def attribute_shard(
         raise ShardError(f"{error}; `dlshap verify --repair` and the same command make it anew") from error
     try:
         references = draw(codes_NL, shard.start)
-        result = attribute_rows(folds, plan, codes_NL, references)
-        values = _values(codes_NL, references, result)
     except Exception as error:
-        names = _names(directory, shard)
-        raise ShardError(explain(error, folds, plan, codes_NL, draw, shard, names)) from error
+        raise ShardError(f"its references cannot be drawn: {type(error).__name__}: {error}") from error
+    try:
+        result = attribute_rows(folds, plan, codes_NL, references)
+    except Exception as error:
+        names = [f"row {shard.start + i}, {name!r}" for i, name in enumerate(_names(directory, shard))]
+        raise ShardError(explain(error, folds, plan, codes_NL, references, names)) from error
+    values = _values(codes_NL, references, result, plan.rows_per_group)
     files = {"codes": file_record(data), **write_shard(directory.store, codec, shard, values)}
     record = DoneRecord(
         shard=shard.index,
@@ -212,13 +225,18 @@ def _names(directory: RunDirectory, shard: Shard) -> list[str]:
     return read_names(directory.store, range(shard.start, shard.stop))
 
 
-def _values(codes_NL: np.ndarray, references: ShardReferences, result: Attributed) -> dict[str, np.ndarray]:
+def _values(
+    codes_NL: np.ndarray, references: ShardReferences, result: Attributed, rows_per_group: int
+) -> dict[str, np.ndarray]:
     """What the store holds of a shard; see store.LAYOUT."""
     x_N14L = one_hot(codes_NL).unsqueeze(1)
     values = {**_of(result.mean, x_N14L), "reference_checksum": references.checksums()}
     if result.folds:
         folds = [_of(fold, x_N14L) for fold in result.folds]
         values |= {f"{name}_by_fold": np.stack([fold[name] for fold in folds], axis=1) for name in folds[0]}
+    if rows_per_group == ALLELES:
+        names = [name.removesuffix("_difference") for name in OF_VARIANTS]
+        values |= {f"{name}_difference": values[name][1::2] - values[name][::2] for name in names}
     return values
 
 

@@ -8,35 +8,29 @@ import torch
 
 from pipeline.ensemble import Folds, attribute_rows
 from pipeline.plan import Plan
-from pipeline.references import Draw
-from pipeline.shards import Shard
+from pipeline.references import ShardReferences
+from pipeline.references.base import RowsOf
 
 
 def explain(
-    error: Exception,
-    folds: Folds,
-    plan: Plan,
-    codes_NL: np.ndarray,
-    draw: Draw,
-    shard: Shard,
-    names: list[str],
+    error: Exception, folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences, names: list[str]
 ) -> str:
     """One line about an error, with what can be found out by trying again.
 
     Args:
         error: what went wrong with the whole shard.
-        folds, plan, draw: of the run.
+        folds, plan: of the run.
         codes_NL: (N, L) uint8, of the shard.
-        shard: its rows.
-        names: (N,) what the input calls them.
+        references: of its rows.
+        names: (N,) what the input calls them, with the number of each.
     """
     text = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
     if is_out_of_memory(error):
-        return f"{text}. {_advice(folds, plan, codes_NL, draw, shard)}"
+        return f"{text}. {_advice(folds, plan, codes_NL, references)}"
     for i, name in enumerate(names):
-        alone = _failure(folds, plan, codes_NL[i : i + 1], draw, shard.start + i)
+        alone = _failure(folds, plan, codes_NL[i : i + 1], RowsOf(references, i))
         if alone is not None and not is_out_of_memory(alone):
-            return f"row {shard.start + i}, {name!r}: {type(alone).__name__}: {' '.join(str(alone).split())}"
+            return f"{name}: {type(alone).__name__}: {' '.join(str(alone).split())}"
     return f"{text} (each of its sequences alone passes)"
 
 
@@ -48,7 +42,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return is_it or is_out_of_memory(error.__cause__)
 
 
-def _advice(folds: Folds, plan: Plan, codes_NL: np.ndarray, draw: Draw, shard: Shard) -> str:
+def _advice(folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences) -> str:
     """The largest half, quarter, ... of the batch size that fits."""
     size = plan.batch_size
     while size > 1:
@@ -57,7 +51,7 @@ def _advice(folds: Folds, plan: Plan, codes_NL: np.ndarray, draw: Draw, shard: S
         if plan.device.startswith("cuda"):
             torch.cuda.empty_cache()
         n_rows = max(1, -(-size // plan.n_references))
-        if _failure(folds, replace(plan, batch_size=size), codes_NL[:n_rows], draw, shard.start) is None:
+        if _failure(folds, replace(plan, batch_size=size), codes_NL[:n_rows], references) is None:
             return (
                 f"Batches of {plan.batch_size} pairs do not fit into the memory of {plan.device}, {size} do: give "
                 f"engine.batch_size={size} and another store.path (the last bits depend on it)"
@@ -65,10 +59,10 @@ def _advice(folds: Folds, plan: Plan, codes_NL: np.ndarray, draw: Draw, shard: S
     return f"Not even one pair fits into the memory of {plan.device}"
 
 
-def _failure(folds: Folds, plan: Plan, codes_NL: np.ndarray, draw: Draw, first_row: int) -> Exception | None:
-    """What goes wrong with some rows."""
+def _failure(folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences) -> Exception | None:
+    """What goes wrong with some rows, the first that there are references of."""
     try:
-        attribute_rows(folds, plan, codes_NL, draw(codes_NL, first_row))
+        attribute_rows(folds, plan, codes_NL, references)
     except Exception as error:
         return error
     return None

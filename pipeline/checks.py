@@ -1,11 +1,13 @@
-"""What may be said of the model, the cluster and the place of a store: each problem is a line, with the fix."""
+"""What may be said of the model, the input, the cluster and the place of a store: each problem a line, with the fix."""
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pipeline.wording import did_you_mean, one_of
 
 if TYPE_CHECKING:
-    from pipeline.config import ClusterConfig, ModelConfig, StoreConfig
+    from pipeline.config import ClusterConfig, DatasetConfig, ModelConfig, StoreConfig
 
 LAYOUTS = ("ncl", "nc1l", "ncl1", "n1cl", "nlc")  # axes of a model's input
 SCHEMES = ("s3", "gs", "az")  # object stores that a store may lie in
@@ -13,6 +15,48 @@ CREDENTIALS = (  # in the name of an option of a store
     r"secret|token|password|passwd|credential|access_?key|account_?key|api_?key|master_?key|sas|signature|private|"
     r"service_?account|^key$"
 )
+NEEDED = {  # settings of each kind of input that must be given, and those that may be
+    "example": ((), ()),
+    "fasta": (("path",), ()),
+    "loci": (("genome", "loci", "length"), ("strand",)),
+    "variants": (("genome", "vcf", "length"), ()),
+    "tiles": (("genome", "length"), ("stride", "blacklist", "chroms")),
+    "table": (("path",), ("column", "columns", "delimiter", "axes")),
+    "array": (("path",), ("key", "axes")),
+}
+DATASETS = tuple(NEEDED)
+_OF_ALL = ("name", "length", "timeout_s", "on_bad", "min_known")
+_CHOICES = {"delimiter": ("comma", "tab", "semicolon", "pipe"), "axes": ("N4L", "NL4", "NL")}
+
+
+def dataset_problems(dataset: "DatasetConfig") -> Iterator[str]:
+    """Of the group `dataset`, but for its numbers and its name."""
+    if dataset.name not in DATASETS:
+        return  # said elsewhere
+    needed, possible = NEEDED[dataset.name]
+    more = {"length": ", the width of the windows in bases"}
+    for key in needed:
+        if getattr(dataset, key) is None:
+            yield f"dataset={dataset.name} needs dataset.{key}{more.get(key, '')}; add dataset.{key}=... to the command"
+    for key in _given(dataset):
+        if key not in (*needed, *possible, *_OF_ALL):
+            others = [name for name, settings in NEEDED.items() if key in (*settings[0], *settings[1])]
+            yield (
+                f"dataset={dataset.name} and dataset.{key} contradict each other; "
+                f"use dataset={one_of(others)}, or leave dataset.{key} out"
+            )
+    for key, choices in _CHOICES.items():
+        value = getattr(dataset, key)
+        if value is not None and value not in choices:
+            yield f"dataset.{key}={value}; expected {one_of(choices)}{did_you_mean(value, choices)}"
+    if len(set(dataset.chroms)) < len(dataset.chroms):
+        yield f"dataset.chroms={dataset.chroms} names a chromosome twice; name each once"
+
+
+def _given(dataset: "DatasetConfig") -> list[str]:
+    """The settings that are not as they are by default."""
+    default: Any = type(dataset)()
+    return [key for key, value in vars(dataset).items() if value != getattr(default, key)]
 
 
 def _resources(cluster: "ClusterConfig") -> Iterator[str]:

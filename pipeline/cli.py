@@ -28,6 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline import errors
 from pipeline.config import Config, explain, from_mapping
 from pipeline.errors import RunError, Stopped, UserError
+from pipeline.export_command import export_command
+from pipeline.report.commands import logo_command, report_command
 from pipeline.store_commands import status_command, verify_command
 
 DESCRIPTION = """DeepLIFT/SHAP attributions of DNA sequence models, for many sequences, as a pipeline on Ray.
@@ -169,6 +171,9 @@ COMMANDS = {
     "audit": (audit_command, "list how each operation of a model is treated"),
     "status": (status_command, "say how far a run has come"),
     "verify": (verify_command, "read every byte of a store again, and name what is damaged"),
+    "export": (export_command, "write rows of a store in the format of another tool"),
+    "report": (report_command, "write one page about a store, with pictures"),
+    "logo": (logo_command, "draw a sequence of a store as letters to scale"),
 }
 
 

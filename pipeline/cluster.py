@@ -57,6 +57,7 @@ def connected(cluster: ClusterConfig, threads: int) -> Iterator[None]:
         yield
         return
     options: dict[str, Any] = {"runtime_env": _runtime_env(cluster)}
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of Ray Data's statistics, whose actor may be killed too
     if cluster.address is not None:
         require_answer(os.environ.get("RAY_ADDRESS", "auto") if cluster.address == "auto" else cluster.address)
         note(f"connecting to the Ray cluster at {cluster.address}")

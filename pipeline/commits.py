@@ -33,6 +33,8 @@ from pipeline.places import LocalPlace, open_place
 from pipeline.plan import Plan
 from pipeline.shards import Shard
 
+EVERYTHING = "*"  # all files that `prepare` makes, but for the group's own
+
 
 @dataclass(frozen=True)
 class FileRecord:
@@ -65,7 +67,7 @@ class DoneRecord:
     @staticmethod
     def from_json(text: str | bytes) -> "DoneRecord":
         values = json.loads(text)
-        files = {name: FileRecord(**record) for name, record in values.pop("files").items()}
+        files = {name: FileRecord(file["n_bytes"], file["crc32"]) for name, file in values.pop("files").items()}
         return DoneRecord(files=files, **values)
 
 
@@ -128,7 +130,7 @@ class RunDirectory:
     def read_plan(self) -> Plan | None:
         """The plan of the run that is under way; None when there is none."""
         try:
-            return Plan.from_json(self.run.read("plan.json").decode())
+            return Plan.from_json(self.run.read("plan.json"))
         except FileNotFoundError:
             return None
 
@@ -201,7 +203,10 @@ class RunDirectory:
 
     def restore(self, staged: Path, files: Mapping[str, FileRecord]) -> None:
         """Copy the files that were asked for from a store made anew, the group's own last."""
-        keys = sorted(self.asked_for(), key=lambda key: key == "zarr.json")
+        asked = self.asked_for()
+        if EVERYTHING in asked:
+            asked = [key for path in staged.rglob("*") if (key := path.relative_to(staged).as_posix()) != "zarr.json"]
+        keys = sorted((key for key in asked if (staged / key).is_file()), key=lambda key: key == "zarr.json")
         self._write_files({**self.prepared_files(), **{key: files[key] for key in keys if key in files}})
         for key in keys:
             self.store.write(key, (staged / key).read_bytes())
@@ -263,7 +268,13 @@ class RunDirectory:
     def failures(self) -> list[Failure]:
         """The shards that were given up, by their index."""
         keys = sorted(entry.key for entry in self.run.files("failures/"))
-        return [Failure(**json.loads(self.run.read(key))) for key in keys if key.endswith(".json")]
+        return [self._failure(key) for key in keys if key.endswith(".json")]
+
+    def _failure(self, key: str) -> Failure:
+        try:
+            return Failure(**json.loads(self.run.read(key)))
+        except (ValueError, TypeError):
+            return Failure(-1, 0, 0, f"{self.run.url}/{key} says that a shard failed, and is damaged", "")
 
     def forget_failures(self) -> None:
         """Everything is tried again."""

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.checks import LAYOUTS, cluster_problems, model_problems, store_problems
+from pipeline.checks import DATASETS, LAYOUTS, cluster_problems, dataset_problems, model_problems, store_problems
 from pipeline.errors import UserError
 from pipeline.wording import did_you_mean, in_a_line, one_of
 
@@ -45,14 +45,35 @@ class ModelConfig:
 
 
 @dataclass
+class ColumnsConfig:
+    """dataset=table: names of columns where they are not the usual ones; none leaves a column out."""
+
+    name: str | None = None  # of the row's name; usually name or id
+    chrom: str | None = None  # of the chromosome; usually chrom, chr or chromosome
+    start: str | None = None  # of the 0-based start; usually start or chromStart
+    end: str | None = None  # of the exclusive end; usually end, stop or chromEnd
+    strand: str | None = None  # of the strand, + or -; usually strand
+
+
+@dataclass
 class DatasetConfig:
     """Which sequences, and what makes one unusable."""
 
-    name: str = "example"  # the form of the input: example, fasta or loci
-    path: str | None = None  # dataset=fasta: FASTA file, plain or gzip
-    genome: str | None = None  # dataset=loci: genome FASTA, plain or (b)gzip
+    name: str = "example"  # the form of the input: one of DATASETS
+    path: str | None = None  # dataset=fasta, table or array: the file; for Zarr the folder
+    genome: str | None = None  # dataset=loci, tiles or variants: genome FASTA, plain or (b)gzip
+    vcf: str | None = None  # dataset=variants: VCF file, plain or gzip
     loci: str | None = None  # dataset=loci: BED or narrowPeak file, 0-based half-open
-    length: int | None = None  # bases in a sequence; for loci the width of the windows
+    strand: str = "ignore"  # dataset=loci: apply reverse-complements rows on the minus strand, ignore does not
+    stride: int | None = None  # dataset=tiles: bases from one window's start to the next's; usually dataset.length
+    blacklist: str | None = None  # dataset=tiles: BED file; windows that share a base with it are left out
+    chroms: list[str] = field(default_factory=list)  # dataset=tiles: chromosomes to take; empty: all
+    column: str | None = None  # dataset=table: the sequence; not given: the only one called sequence or seq
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)  # dataset=table: the others
+    delimiter: str | None = None  # dataset=table: comma, tab, semicolon or pipe; not given: from name and header
+    key: str | None = None  # dataset=array: which array of a npz file or Zarr group
+    axes: str | None = None  # dataset=array or table: N4L, NL4 or NL, where the shape does not tell their order
+    length: int | None = None  # bases in a sequence; for loci, tiles and variants the width of the windows
     timeout_s: int = 300  # give up when the input gives nothing for this many seconds
     on_bad: str = "error"  # rows that cannot be used: error stops before anything is computed, skip leaves them out
     min_known: float = 0.5  # the least share of a sequence's bases that must be known (not N)
@@ -185,7 +206,8 @@ def _choices(config: Config) -> Iterator[str]:
     allowed = {
         "model.name": (config.model.name, ("example", "bpnet", "chrombpnet", "module")),
         "model.input_layout": (config.model.input_layout, LAYOUTS),
-        "dataset.name": (config.dataset.name, ("example", "fasta", "loci")),
+        "dataset.name": (config.dataset.name, DATASETS),
+        "dataset.strand": (config.dataset.strand, ("ignore", "apply")),
         "dataset.on_bad": (config.dataset.on_bad, ("error", "skip")),
         "references.name": (config.references.name, (*DRAWN, *FIXED, "array")),
         "engine.dtype": (config.engine.dtype, DTYPES),
@@ -210,6 +232,7 @@ def _ranges(config: Config) -> Iterator[str]:
         "cluster.min_actors": config.cluster.min_actors,
         "cluster.max_actors": config.cluster.max_actors,
         "dataset.length": config.dataset.length,
+        "dataset.stride": config.dataset.stride,
         "dataset.timeout_s": config.dataset.timeout_s,
         "engine.batch_size": None if config.engine.batch_size == "auto" else config.engine.batch_size,
         "cluster.actors": None if config.cluster.actors == "auto" else config.cluster.actors,
@@ -264,19 +287,12 @@ def _contradictions(config: Config) -> Iterator[str]:
     yield from cluster_problems(config.cluster, config.engine.device)
     yield from store_problems(config.store)
     yield from model_problems(config.model)
-    dataset = config.dataset
-    used = {"example": (), "fasta": ("path",), "loci": ("genome", "loci")}[dataset.name]
-    for key in ("path", "genome", "loci"):
-        if key in used and getattr(dataset, key) is None:
-            yield f"dataset={dataset.name} needs dataset.{key}; add dataset.{key}=... to the command"
-        if key not in used and getattr(dataset, key) is not None:
-            right = "fasta" if key == "path" else "loci"
-            yield (
-                f"dataset={dataset.name} and dataset.{key} contradict each other; "
-                f"use dataset={right} or leave dataset.{key} out"
-            )
-    if dataset.name == "loci" and dataset.length is None:
-        yield "dataset=loci needs dataset.length, the width of the windows in bases; add dataset.length=..."
+    yield from dataset_problems(config.dataset)
+    if config.dataset.name == "variants" and config.store.rows_per_shard % 2:
+        yield (
+            f"dataset=variants and store.rows_per_shard={config.store.rows_per_shard} contradict each other; use an "
+            f"even number: both alleles of a variant are in one shard"
+        )
 
 
 def keys(schema: Any = Config, prefix: str = "") -> list[str]:

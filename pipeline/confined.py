@@ -5,13 +5,15 @@ one: if this one dies and the worker lives, it is the shard that kills; if the w
 outside, and the shard is not to blame.
 """
 
+import contextlib
 import ctypes
 import os
 import pickle
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.actor import Outcome, Work
@@ -49,20 +51,29 @@ def _run(task: bytes) -> tuple[bytes | None, str]:
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "pipeline.confined", str(writer), str(os.getpid())]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[writer], env=environment) as process:
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "pass_fds": [writer]}
+    # In a group of its own, so that a terminal's Ctrl-C is for the parent alone.
+    with subprocess.Popen(command, env=environment, process_group=0, **pipes) as process:
         os.close(writer)
-        assert process.stdin is not None
         try:
-            process.stdin.write(task)
-            process.stdin.close()
-        except BrokenPipeError:
-            pass  # it is dead: its exit code says how
-        with os.fdopen(reader, "rb") as pipe:
-            result = pipe.read()
-        code = process.wait()
+            result = _hand_over(process, task, reader)
+            code = process.wait()
+        except BaseException:  # a signal asks this process to stop: the shard must not hold it up
+            process.kill()
+            raise
     if code == 0 and result:
         return result, ""
     return None, f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _hand_over(process: "subprocess.Popen[bytes]", task: bytes, reader: int) -> bytes:
+    """Give the process its task; what it writes back, b"" where it dies."""
+    assert process.stdin is not None
+    with os.fdopen(reader, "rb") as pipe:
+        for step in (partial(process.stdin.write, task), process.stdin.close):
+            with contextlib.suppress(BrokenPipeError):  # it is dead: its exit code says how
+                step()
+        return pipe.read()
 
 
 def _die_with(parent: int) -> None:

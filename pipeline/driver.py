@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -26,7 +26,7 @@ from pipeline.prepare import Machine, absolute, fingerprint_of, settle_batch_siz
 from pipeline.progress import RowProgress, note
 from pipeline.reader import plan_of
 from pipeline.references import settle, unused
-from pipeline.resume import Standing, take_stock
+from pipeline.resume import Standing, recorded, take_stock
 from pipeline.shards import remaining, select
 from pipeline.sources import open_source
 from pipeline.store import ROOT, complete_store, read_attributes, read_names
@@ -34,6 +34,7 @@ from pipeline.summary import Summary
 from pipeline.trial import audit_model
 from pipeline.verify import wrong_sizes
 
+ROUNDS = 2  # the second for shards whose records turn out to be wrong
 MAX_FAILURES = 10  # shards that may fail before the first succeeds
 
 
@@ -48,6 +49,11 @@ def run_config(config: Config) -> Summary:
     summary = _run(config)
     if summary.failures:
         raise RunError(failed(summary))
+    if not summary.complete and config.run.shards is None:
+        raise RunError(
+            f"{summary.store}: all shards were worked on, but only {summary.shards_done} of {summary.shards} are done: "
+            f"something else removes or changes its files, or those of {summary.store}.run; run the same command again"
+        )
     threshold = config.engine.warning_threshold
     if summary.deltas is not None and exceed(summary.deltas, threshold):
         if config.engine.on_nonconvergence == "fail":
@@ -87,14 +93,21 @@ def _run(config: Config) -> Summary:
         stack.enter_context(_result_of_failure(directory))
         directory.forget_failures()
         chosen = select(plan.n_shards, config.run.shards)
-        standing = take_stock(directory, plan)
-        todo = remaining(chosen, standing.is_done)
-        log.note("stock", done=standing.n_done, chosen=len(chosen), todo=len(todo))
-        if len(todo):
-            _connect(config, machine, stack)
-        began = time.monotonic()
-        n_rows = _work_through(_work(config, plan, directory, todo), plan, chosen, todo, log)
-        return finalize(directory, plan, n_rows, began, started, loaded.description["head"])
+        todo, n_rows, began = remaining(chosen, recorded(directory, plan)), 0, time.monotonic()
+        is_connected = False
+        for _ in range(ROUNDS):
+            log.note("stock", chosen=len(chosen), todo=len(todo))
+            if len(todo) and not is_connected:
+                _connect(config, machine, stack)
+                is_connected, began = True, time.monotonic()
+            # Closed, so that nothing is still at work when Ray is shut down after an error.
+            with contextlib.closing(_work(config, plan, directory, todo)) as outcomes:
+                n_rows += _work_through(outcomes, plan, chosen, todo, log)
+            summary, damaged = finalize(directory, plan, n_rows, began, started, loaded.description["head"])
+            todo = damaged[(damaged >= chosen.start) & (damaged < chosen.stop)]
+            if not len(todo):
+                break
+        return summary
 
 
 @contextlib.contextmanager
@@ -290,7 +303,7 @@ def _require_equal(directory: RunDirectory, stored: dict[str, Any], wanted: dict
         )
 
 
-def _work(config: Config, plan: Plan, directory: RunDirectory, shards: np.ndarray) -> Iterator[Outcome]:
+def _work(config: Config, plan: Plan, directory: RunDirectory, shards: np.ndarray) -> Generator[Outcome, None, None]:
     """Work on shards, here or on Ray; yields what comes of each."""
     if not len(shards):
         return
@@ -314,7 +327,7 @@ def _work(config: Config, plan: Plan, directory: RunDirectory, shards: np.ndarra
 
 def finalize(
     directory: RunDirectory, plan: Plan, rows_computed: int, began: float, started: float, head: str
-) -> Summary:
+) -> tuple[Summary, np.ndarray]:
     """Complete the store if every shard is done, and say how things stand.
 
     Args:
@@ -322,19 +335,27 @@ def finalize(
         rows_computed: by this command.
         began, started: when attributing and when the command began (monotonic, seconds).
         head: the model's.
+
+    Returns:
+        How things stand; and the shards whose done records were found to be wrong, which are to be done again.
     """
     seconds = time.monotonic() - began
     with _claimed(directory, "completing"):
         attributes = _attributes(directory)
         assert attributes is not None
-        deltas, failures = None, []
+        deltas, failures, damaged = None, [], np.empty(0, dtype=np.int64)
         if attributes["complete"]:
             deltas, n_done = attributes["run"]["deltas"], plan.n_shards
         else:
-            standing = take_stock(directory, plan)
-            n_done, failures = standing.n_done, directory.failures()
-            if standing.complete:
-                deltas = _complete(directory, plan, standing, head)
+            is_recorded, failures = recorded(directory, plan), directory.failures()
+            n_done = int(is_recorded.sum())
+            if is_recorded.all():
+                standing = take_stock(directory, plan)
+                n_done, damaged = standing.n_done, np.flatnonzero(~standing.is_done)
+                for index in damaged.tolist():
+                    directory.revoke(index)
+                if standing.complete:
+                    deltas = _complete(directory, plan, standing, head)
         summary = Summary(
             store=directory.url,
             complete=deltas is not None,
@@ -349,7 +370,7 @@ def finalize(
             failures=[failure.error for failure in failures],
         )
         directory.write_result(asdict(summary))
-    return summary
+    return summary, damaged
 
 
 def _complete(directory: RunDirectory, plan: Plan, standing: Standing, head: str) -> dict[str, Any]:

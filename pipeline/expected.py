@@ -65,7 +65,7 @@ def expectations(directory: RunDirectory, verdict: Verdict) -> Expected | None:
     root = _root(directory, verdict)
     attributes = {} if root is None else root["attributes"]
     verdict.complete = bool(attributes.get("complete"))
-    planned = directory.read_plan() if directory.prepared else None
+    planned = _planned(directory, verdict)
     if verdict.complete:
         plan, layout = plan_of(attributes), root["consolidated_metadata"]["metadata"] if root else {}
         found = _stated_by_store(directory.store, plan, layout, attributes["files"], verdict)
@@ -78,6 +78,7 @@ def expectations(directory: RunDirectory, verdict: Verdict) -> Expected | None:
                 f"the store's record of its own files is damaged and {directory.run.url} is gone: the other files are "
                 f"compared with the checksums within them, which do not show files that have changed places"
             )
+            verdict.is_recorded = False
             return _stated_by_nobody(plan, layout)
     if planned is None:
         if root is not None:
@@ -95,6 +96,17 @@ def expectations(directory: RunDirectory, verdict: Verdict) -> Expected | None:
     elif plan_of(attributes) != planned:
         verdict.problems.append(Problem(ROOT, f"holds another plan than {directory.run.url}"))
     return _stated_by_records(directory, planned, _made_from_input(directory), verdict)
+
+
+def _planned(directory: RunDirectory, verdict: Verdict) -> Plan | None:
+    """The plan beside the store; None where it is gone, or cannot be read and a complete store can do without."""
+    try:
+        return directory.read_plan() if directory.prepared else None
+    except UserError as error:
+        if not verdict.complete:
+            raise
+        verdict.notes.append(str(error))
+        return None
 
 
 def _root(directory: RunDirectory, verdict: Verdict) -> dict[str, Any] | None:

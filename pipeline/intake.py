@@ -1,6 +1,7 @@
 """One pass over the input: every row is checked and hashed, and the good ones are handed on."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,13 +9,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from dlshap_core.sequences import UNKNOWN
-from pipeline.config import DatasetConfig
+from pipeline.config import DatasetConfig, to_dict
 from pipeline.errors import UserError
 from pipeline.fingerprint import InputFacts, InputHash
-from pipeline.sources import EXAMPLE_SEQUENCES, Rows, Source
-from pipeline.store import TABLE
+from pipeline.progress import note
+from pipeline.sources import EXAMPLE_SEQUENCES, FILES, Rows, Source
+from pipeline.sources.remarks import Repeats, remarks
+from pipeline.sources.text import shown
+from pipeline.store import ALLELES, TABLE
 
 N_NAMED = 3  # rows left out that the store names
+UNREPEATED = ("tiles", "variants")  # inputs that cannot hold a row twice, or hold each locus twice by design
 
 
 class Sink(Protocol):
@@ -70,7 +75,7 @@ def take_in(
     """Check and hash every row, and hand the good ones on.
 
     Args:
-        source: the input.
+        source: the input; what it says of itself is completed by what is there twice.
         dataset: `length`, `min_known` and `on_bad` are what a row is judged by.
         begin: called with the codes and name of the first good row, returns where rows go.
         progress: told the number of rows of each batch.
@@ -78,25 +83,51 @@ def take_in(
     Raises:
         UserError: bad rows, unless dataset.on_bad=skip; or no good row at all.
     """
-    intake, sink = Intake(length=dataset.length or 0), None
-    for rows in source.batches():
-        for i, codes in enumerate(rows.codes):
-            problem = rows.problem[i] or judge(codes, _where(rows, i), intake, dataset)
-            if problem is not None or codes is None:
-                intake.reject(problem or f"{_where(rows, i)} has no sequence")
-                continue
+    intake, sink, repeats = Intake(length=dataset.length or 0), None, Repeats()
+    for group in _groups(source, rows_per_group(dataset), progress):
+        problems = [rows.problem[i] or judge(rows.codes[i], _where(rows, i), intake, dataset) for rows, i in group]
+        problem = next(filter(None, problems), None)
+        if problem is not None:  # of one of them: none of them can be used
+            for own in problems:
+                intake.reject(own or problem)
+            continue
+        for rows, i in group:
+            codes = rows.codes[i]
+            assert codes is not None  # see judge
             if sink is None:
                 sink = begin(codes, rows.name[i])
                 intake.length = len(codes)
             row = {name: getattr(rows, name)[i] for name in TABLE}
             intake.input_hash.add(codes, **{**row, **{name: int(row[name]) for name in ("source_row", "start", "end")}})
             intake.base_counts += np.bincount(codes, minlength=UNKNOWN + 1)[:UNKNOWN]
+            if dataset.name not in UNREPEATED:
+                repeats.add(row["name"], row["chrom"], int(row["start"]))
             intake.n_rows += 1
             if intake.n_bad == 0 or dataset.on_bad == "skip":
                 sink.append(codes=codes, **row)
-        progress(len(rows))
     _refuse_bad_rows(intake, dataset)
+    if dataset.name not in UNREPEATED:
+        source.description.update(repeats.counts(intake.length))
+    for line in remarks(source.description):
+        note(line)
     return intake
+
+
+def rows_per_group(dataset: DatasetConfig) -> int:
+    """Rows that follow each other and belong together: the alleles of a variant, or a row by itself."""
+    return ALLELES if dataset.name == "variants" else 1
+
+
+def _groups(source: Source, n: int, progress: Callable[[int], None]) -> Iterator[list[tuple[Rows, int]]]:
+    """The rows, n of them at a time, each as a batch and its index in it."""
+    group: list[tuple[Rows, int]] = []
+    for rows in source.batches():
+        for i in range(len(rows)):
+            group.append((rows, i))
+            if len(group) == n:
+                yield group
+                group = []
+        progress(len(rows))
 
 
 def first_good(source: Source, dataset: DatasetConfig) -> tuple[np.ndarray, str]:
@@ -130,7 +161,7 @@ def judge(codes: np.ndarray | None, where: str, intake: Intake, dataset: Dataset
 
 
 def _where(rows: Rows, i: int) -> str:
-    return f"row {rows.source_row[i]} {rows.name[i]!r}"
+    return f"row {rows.source_row[i]} {shown(rows.name[i])}"
 
 
 def _refuse_bad_rows(intake: Intake, dataset: DatasetConfig) -> None:
@@ -148,21 +179,26 @@ def signature(dataset: DatasetConfig) -> dict[str, Any] | None:
 
     None where that cannot be told, as of a pipe.
     """
-    settings = {
-        "name": dataset.name,
-        "length": dataset.length,
-        "on_bad": dataset.on_bad,
-        "min_known": dataset.min_known,
-    }
-    paths = [dataset.path, dataset.genome, dataset.loci, EXAMPLE_SEQUENCES if dataset.name == "example" else None]
-    files = {}
+    settings = to_dict(dataset)
+    paths = [settings.pop(name) for name in FILES] + [EXAMPLE_SEQUENCES if dataset.name == "example" else None]
+    del settings["timeout_s"]
+    files: dict[str, list[Any]] = {}
     for path in paths:
         if path is not None:
             place = Path(path).expanduser().absolute()
-            if not place.is_file():
+            if not (place.is_file() or place.is_dir()):
                 return None
-            files[str(place)] = [place.stat().st_size, place.stat().st_mtime_ns]
+            files[str(place)] = _state(place)
     return {"settings": settings, "files": files}
+
+
+def _state(place: Path) -> list[Any]:
+    """Size in bytes and time in nanoseconds of a file; of a folder the number of files and a hash over their states."""
+    if place.is_file():
+        return [place.stat().st_size, place.stat().st_mtime_ns]
+    inside = sorted(item for item in place.rglob("*") if item.is_file())
+    digest = hashlib.sha256("".join(f"{item}{_state(item)}\n" for item in inside).encode())
+    return [len(inside), digest.hexdigest()]
 
 
 def known_facts(stored: Mapping[str, Any], dataset: DatasetConfig) -> InputFacts | None:

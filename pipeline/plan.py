@@ -31,6 +31,7 @@ class Plan:
         fingerprint: what the values depend on.
         folds: names of the model's folds, of which the mean is attributed.
         per_fold: whether the values of each fold are kept too.
+        rows_per_group: rows that follow each other and share their references: 2 for the alleles of a variant, else 1.
         reverse_complement: whether both strands are attributed, and the mean is kept.
     """
 
@@ -53,6 +54,7 @@ class Plan:
     folds: list[str] = field(default_factory=lambda: ["0"])
     per_fold: bool = False
     reverse_complement: bool = False
+    rows_per_group: int = 1
 
     @property
     def n_shards(self) -> int:
@@ -66,11 +68,11 @@ class Plan:
         return json.dumps(asdict(self), indent=1)
 
     @staticmethod
-    def from_json(text: str) -> "Plan":
+    def from_json(text: str | bytes) -> "Plan":
         """Raises UserError when the text is not a plan of this version."""
         try:
             return Plan(**json.loads(text))
-        except (TypeError, json.JSONDecodeError) as error:
+        except (TypeError, ValueError) as error:
             raise UserError(
                 f"the plan of this run cannot be read ({error}); was it written by another version?"
             ) from None

@@ -16,7 +16,7 @@ from pipeline.commits import FileRecord
 from pipeline.config import Config, to_dict
 from pipeline.fingerprint import InputFacts, auto_batch_size, make_fingerprint
 from pipeline.hardware import describe
-from pipeline.intake import Sink, signature, take_in, to_store
+from pipeline.intake import Sink, rows_per_group, signature, take_in, to_store
 from pipeline.models import LoadedModel
 from pipeline.plan import Plan
 from pipeline.references import Settled, require_files, settle
@@ -60,6 +60,7 @@ def fingerprint_of(
             "engine.deterministic": config.engine.deterministic,
             "engine.reverse_complement": config.engine.reverse_complement,
             "store.per_fold": config.store.per_fold,
+            "dataset.alleles": rows_per_group(config.dataset) > 1,
             "store.rows_per_shard": config.store.rows_per_shard,
         },
         machine={
@@ -102,6 +103,7 @@ def make_plan(
         warning_threshold=config.engine.warning_threshold,
         folds=list(loaded.labels),
         per_fold=config.store.per_fold,
+        rows_per_group=rows_per_group(config.dataset),
         reverse_complement=config.engine.reverse_complement == "average",
         fingerprint=fingerprint_of(config, loaded, facts, machine, references, batch_size),
     )
@@ -109,7 +111,7 @@ def make_plan(
 
 FILES = {
     "model": ["checkpoint", "bias"],
-    "dataset": ["path", "genome", "loci"],
+    "dataset": ["path", "genome", "loci", "vcf", "blacklist"],
     "references": ["path", "genome"],
     "cluster": ["code"],
     "store": ["path"],

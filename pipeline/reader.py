@@ -1,11 +1,11 @@
 """Reading: a finished store, and arrays of others' making."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -14,9 +14,28 @@ from zarr.storage import ObjectStore
 
 from pipeline.commits import RunDirectory
 from pipeline.errors import UserError
+from pipeline.lookup import Region, rows_named, rows_overlapping
 from pipeline.places import LocalPlace, ObjectPlace, Place
 from pipeline.plan import Plan
-from pipeline.store import FORMAT_VERSION, TABLE, arrays_of, read_attributes
+from pipeline.store import ARRAYS, FORMAT_VERSION, TABLE, arrays_of, read_attributes
+
+if TYPE_CHECKING:
+    import xarray
+
+    from pipeline.training import AttributionDataset
+
+BLOCK_BYTES = 32 << 20  # of a block of rows, all arrays of it together; never less than one inner chunk
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of a store: their (B,) int64 indices, and (B, ...) values of each array that was asked for."""
+
+    rows: np.ndarray
+    values: Mapping[str, np.ndarray]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.values[name]
 
 
 @dataclass(frozen=True)
@@ -26,6 +45,7 @@ class Store:
     url: str
     group: zarr.Group
     n_done: int
+    done: Sequence[int] | None = None  # indices of the shards that are there, None for all
 
     def __getitem__(self, name: str) -> zarr.Array:
         """One array, read lazily."""
@@ -86,12 +106,128 @@ class Store:
         """What the run that filled the store was to do."""
         return plan_of(self.attrs)
 
+    @cached_property
+    def on_minus_strand(self) -> np.ndarray:
+        """(N,) bool: the rows whose codes are the reverse complement of their locus.
+
+        Those are the ones on the minus strand with dataset.strand=apply, and FASTA records called chr1:100-200(-), as
+        `bedtools getfasta -s` names what it has turned.
+        """
+        dataset = self.attrs.get("dataset", {})
+        turned = dataset.get("strand") == "apply" or dataset.get("kind") == "fasta"
+        return (self.rows["strand"] == "-") & (self.rows["start"] >= 0) & turned
+
+    # --- which rows -------------------------------------------------------------------------------------------------
+
+    @property
+    def present(self) -> np.ndarray:
+        """(N,) bool: the rows whose values are there; all of them once the store is complete."""
+        there = np.full(len(self), self.done is None)
+        for index in self.done or ():
+            shard = self.plan.shard(index)
+            there[shard.start : shard.stop] = True
+        return there
+
+    def rows_named(self, *names: str) -> np.ndarray:
+        """The rows that have one of the names, ascending. Raises UserError naming what no row is called."""
+        return rows_named(self.rows["name"], names)
+
+    def rows_at(self, chrom: str, start: int, end: int) -> np.ndarray:
+        """The rows whose window is exactly [start, end), 0-based, ascending; none if there are none."""
+        rows = self.rows
+        return np.flatnonzero((rows["chrom"] == chrom) & (rows["start"] == start) & (rows["end"] == end))
+
+    def rows_overlapping(self, *regions: str | Region) -> np.ndarray:
+        """The rows whose window shares a base with one of the regions ("chr1:100-200", 0-based half-open), ascending.
+
+        Raises:
+            UserError: a region cannot be read, no row lies on its chromosome, or the input had no loci.
+        """
+        parsed = [Region.parse(region) if isinstance(region, str) else region for region in regions]
+        return rows_overlapping(self.rows["chrom"], self.rows["start"], self.rows["end"], parsed)
+
+    # --- reading rows -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def targets(self) -> list[str]:
+        """The labels of the target axis: which outputs of the model were attributed."""
+        return [str(label) for label in np.asarray(self["target"][:])]
+
+    def blocks(
+        self,
+        names: Sequence[str],
+        rows: np.ndarray | None = None,
+        target: int | None = None,
+        window: slice | None = None,
+    ) -> Iterator[Block]:
+        """Arrays row by row, a bounded number of rows at a time; nothing is read that no row asked for lies near.
+
+        Args:
+            names: of arrays of `ARRAYS` that have a row for each sequence.
+            rows: (M,) ascending indices; all rows if not given.
+            target: index on the target axis, which is then left out; all targets if not given.
+            window: positions; all if not given.
+        """
+        chosen = np.arange(len(self)) if rows is None else np.asarray(rows, dtype=np.int64)
+        dims_of = {name: ARRAYS[name][0] for name in names}
+        kept = {name: _kept(dims[1:], target, window) for name, dims in dims_of.items()}
+        chunk = int(self["codes"].chunks[0])
+        for start, stop in _runs(chosen // chunk, max(1, BLOCK_BYTES // (chunk * self._row_bytes(names, target)))):
+            some = chosen[start:stop]
+            first = int(some[0])
+            values = {
+                name: np.asarray(self[name][(slice(first, int(some[-1]) + 1), *kept[name])])[some - first]
+                for name in names
+            }
+            yield Block(some, values)
+
+    def take(
+        self, names: Sequence[str], rows: Sequence[int] | np.ndarray, target: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Arrays of some rows, in any order and as often as they are named: (len(rows), ...) each. See `blocks`."""
+        wanted, place = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
+        if not len(wanted):
+            return {name: np.asarray(self[name][:0]) for name in names}
+        found = list(self.blocks(names, wanted, target))
+        return {name: np.concatenate([block[name] for block in found])[place] for name in names}
+
+    def _row_bytes(self, names: Sequence[str], target: int | None) -> int:
+        """Bytes of one row of all of these arrays together."""
+        total = 0
+        for name in names:
+            n_values = int(np.prod(self[name].shape[1:]))
+            if target is not None and "target" in ARRAYS[name][0]:
+                n_values //= len(self.targets)
+            total += n_values * np.dtype(ARRAYS[name][1]).itemsize
+        return max(1, total)
+
+    # --- other libraries --------------------------------------------------------------------------------------------
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The store as an xarray Dataset that reads what is asked of it; the row table is coordinates of `sequence`.
+
+        Raises:
+            ModuleNotFoundError: xarray is not installed (`pip install 'dlshap[exports]'`).
+        """
+        import xarray
+
+        dataset = xarray.open_zarr(self.group.store, consolidated=False, chunks=None)
+        return dataset[[*arrays_of(self.plan), *TABLE]].set_coords([*TABLE])
+
+    def to_torch(
+        self, rows: np.ndarray | None = None, target: int | None = None, window: int | None = None
+    ) -> "AttributionDataset":
+        """A torch Dataset of the rows, for training on attributions; see `pipeline.training`."""
+        from pipeline.training import AttributionDataset
+
+        return AttributionDataset(self, rows, target, window)
+
     def digest(self) -> str:
         """SHA-256 over the values of every array: equal for equal values, however they came about."""
         total = hashlib.sha256()
         for name in [*arrays_of(self.plan), *TABLE]:
             array, digest = self[name], hashlib.sha256()
-            for start in range(0, len(self), array.shards[0] if array.shards else array.chunks[0]):
+            for start in range(0, array.shape[0], (array.shards or array.chunks)[0]):
                 values = np.asarray(array[start : start + (array.shards or array.chunks)[0]])
                 digest.update("\0".join(values).encode() if TABLE.get(name) is str else values.tobytes())
             total.update(f"{name} {array.shape} {digest.hexdigest()}\n".encode())
@@ -101,6 +237,27 @@ class Store:
         n_rows, n_targets, _, length = self.hypothetical.shape
         state = "complete" if self.complete else f"not complete, {self.n_done} shards done"
         return f"<dlshap store {self.url}: {n_rows} sequences of {length} bp, {n_targets} targets, {state}>"
+
+
+def _kept(dims: Sequence[str], target: int | None, window: slice | None) -> tuple[Any, ...]:
+    """What is read of the axes behind the first."""
+    picks = {"target": slice(None) if target is None else target, "position": slice(None) if window is None else window}
+    return tuple(picks.get(dim, slice(None)) for dim in dims)
+
+
+def _runs(chunks: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) of runs of rows whose chunks follow each other without a gap, of at most `most` chunks.
+
+    Args:
+        chunks: (M,) the chunk that each row lies in, ascending.
+        most: chunks in a run.
+    """
+    numbers, starts = np.unique(chunks, return_index=True)
+    begin = 0
+    for at in range(1, len(numbers) + 1):
+        if at == len(numbers) or at - begin == most or numbers[at] != numbers[at - 1] + 1:
+            yield int(starts[begin]), int(starts[at]) if at < len(numbers) else len(chunks)
+            begin = at
 
 
 def plan_of(attributes: Mapping[str, Any]) -> Plan:
@@ -128,14 +285,15 @@ def open_store(path: str | Path, allow_incomplete: bool = False, options: Mappin
             f"{directory.url} was written by a newer version (format {attributes['format_version']}); update dlshap"
         )
     total = plan_of(attributes).n_shards
-    n_done = total if attributes["complete"] else len(directory.done_indices())
+    done = None if attributes["complete"] else directory.done_indices()
+    n_done = total if done is None else len(done)
     if not attributes["complete"] and not allow_incomplete:
         raise UserError(
             f"{directory.url} is not complete: {n_done} of {total} shards are there; finish it with the command that "
             f"began it, or open it with allow_incomplete=True"
         )
     group = zarr.open_group(_zarr_store(directory.store), mode="r", zarr_format=3)
-    return Store(directory.url, group, n_done)
+    return Store(directory.url, group, n_done, done)
 
 
 def _zarr_store(place: Place) -> Any:

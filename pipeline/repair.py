@@ -6,7 +6,7 @@ Shards are computed again. What `prepare` made (the sequences, the row table, th
 
 import json
 
-from pipeline.commits import DoneRecord, RunDirectory
+from pipeline.commits import EVERYTHING, DoneRecord, RunDirectory
 from pipeline.deltas import summarise
 from pipeline.errors import UserError
 from pipeline.plan import Plan
@@ -34,6 +34,8 @@ def repair(directory: RunDirectory, verdict: Verdict) -> str:
                 f"{directory.url}/{ROOT} is damaged and {directory.run.url} is gone: what the run was is not known any "
                 f"more. Remove the store and run again"
             )
+        if not verdict.is_recorded:
+            return _begin_again(directory)
         _recall(directory, set(shards), keys | {*verdict.strays})
     directory.run.delete("result.json")
     directory.ask_for([*prepared, ROOT] if root_is_damaged else prepared)
@@ -47,6 +49,18 @@ def repair(directory: RunDirectory, verdict: Verdict) -> str:
     parts += [f"{counted(len(prepared), 'file')} to be made from the input again"] if prepared else []
     what = " and ".join(parts) or "the store's records of its files to be written again"
     return f"{what}: run the command that made it, or `dlshap run --config-from {directory.url}`"
+
+
+def _begin_again(directory: RunDirectory) -> str:
+    """Nobody knows what was committed: files may have changed places, so none of them is kept."""
+    plan = plan_of(json.loads(directory.store.read(ROOT))["attributes"])
+    directory.ask_for([EVERYTHING])  # first: without it, a run that goes on after a crash would believe the files
+    directory.recall(plan, {})
+    reopen(directory.store)
+    return (
+        f"the records of what its files were are lost, so all {counted(plan.n_shards, 'shard')} are to be computed "
+        f"again: run the command that made it, or `dlshap run --config-from {directory.url}`"
+    )
 
 
 def _is_prepared(key: str) -> bool:
@@ -66,11 +80,8 @@ def _recall(directory: RunDirectory, damaged: set[int], others: set[str]) -> Non
         others: files that are not in order, or not the store's.
     """
     root = json.loads(directory.store.read(ROOT))
-    plan, codec = plan_of(root["attributes"]), ShardCodec(directory.store)
-    layout = f"convergence_delta/{ROOT}"
-    if layout in others:  # made from the input again later; the records are made with it now
-        metadata = root["consolidated_metadata"]["metadata"]["convergence_delta"]
-        directory.store.write(layout, json.dumps(metadata, indent=2).encode())
+    plan, layout = plan_of(root["attributes"]), root["consolidated_metadata"]["metadata"]
+    codec = ShardCodec(directory.store, layout)
     prepared = [entry.key for entry in directory.store.files() if _is_prepared(entry.key)]
     small = [key for key in prepared if not key.startswith("codes/c.") and key not in others]
     for index in range(plan.n_shards):

@@ -1,6 +1,6 @@
 """How well attributions find motifs whose places are known.
 
-Positions are 0-based, intervals half-open. Shape legend: N sequences, L positions, K the length of a k-mer.
+Positions are 0-based, intervals half-open. Shape legend: N sequences, L positions.
 `python -m pipeline.scoring STORE [TRUTH]` prints the report for a finished store (of the packaged example by default).
 """
 
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dlshap_core.sequences import ALPHABET, UNKNOWN, decode
+from dlshap_core.sequences import decode
 from pipeline.errors import UserError
+from pipeline.kmers import reverse_complement, strongest_kmers
 from pipeline.sources.loci import columns, data_lines
 from pipeline.sources.text import require_file, text_of
 
@@ -29,15 +30,6 @@ class Site:
     end: int
     motif: str
     strand: str = "+"
-
-
-@dataclass(frozen=True)
-class Kmer:
-    """A k-mer, written on the strand that sorts first, and what its occurrences on both strands gather."""
-
-    text: str
-    attribution: float  # summed over positions and occurrences
-    count: int
 
 
 def read_truth(path: Path) -> list[Site]:
@@ -98,50 +90,6 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     mean_rank = np.cumsum(sizes) - (sizes - 1) / 2  # 1-based
     rank_sum = mean_rank[group][positive].sum()
     return float((rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
-
-
-def strongest_kmers(codes: np.ndarray, attribution: np.ndarray, k: int = 6, top: int = 6) -> list[Kmer]:
-    """The k-mers whose occurrences, all together and on both strands, gather the most attribution.
-
-    A k-mer that is a stronger one shifted by a base or two is left out.
-
-    Args:
-        codes: (N, L) uint8; windows with an unknown base are left out.
-        attribution: (N, L), one value per position.
-        k: bases of a k-mer.
-        top: how many to return, by falling sum.
-    """
-    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(codes), k, axis=1).reshape(-1, k)
-    values = np.asarray(attribution, dtype=np.float64)
-    sums = np.lib.stride_tricks.sliding_window_view(values, k, axis=1).sum(axis=-1).ravel()
-    known = (windows != UNKNOWN).all(axis=1)
-    windows, sums = windows[known].astype(np.int64), sums[known]
-    place = 4 ** np.arange(k - 1, -1, -1)
-    either_strand = np.minimum(windows @ place, (3 - windows[:, ::-1]) @ place)  # the one that sorts first
-    total = np.bincount(either_strand, weights=sums, minlength=4**k)
-    count = np.bincount(either_strand, minlength=4**k)
-    found: list[Kmer] = []
-    for index in np.argsort(-total, kind="stable").tolist():
-        if len(found) == top or total[index] <= 0:
-            break
-        text = "".join(ALPHABET[index // int(value) % 4] for value in place)
-        if not any(_overlap(text, other.text) for other in found):
-            found.append(Kmer(text, float(total[index]), int(count[index])))
-    return found
-
-
-def _overlap(a: str, b: str) -> bool:
-    """Whether two k-mers are one shifted by a base or two, on either strand."""
-    k = len(a)
-    return any(
-        a[shift:] == other[: k - shift] or other[shift:] == a[: k - shift]
-        for other in (b, reverse_complement(b))
-        for shift in (1, 2)
-    )
-
-
-def reverse_complement(text: str) -> str:
-    return text.translate(str.maketrans("ACGTN", "TGCAN"))[::-1]
 
 
 def consensus(codes: np.ndarray, sites: Sequence[Site], names: Sequence[str]) -> dict[str, str]:

@@ -49,7 +49,12 @@ OF_FOLDS: dict[str, tuple[tuple[str, ...], str]] = {  # with store.per_fold=true
     for name in COMPUTED
     if name != "reference_checksum"  # which the folds share
 }
-ARRAYS = {**LAYOUT, **OF_FOLDS}
+OF_VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {  # of a run on variants: alternate minus reference allele
+    f"{name}_difference": (("variant", *LAYOUT[name][0][1:]), LAYOUT[name][1])
+    for name in ("attribution", "hypothetical", "prediction")
+}
+ARRAYS = {**LAYOUT, **OF_FOLDS, **OF_VARIANTS}
+ALLELES = 2  # rows of a variant: reference, alternate
 TABLE: dict[str, type] = {
     "source_row": np.int64,
     "name": str,
@@ -70,6 +75,7 @@ DESCRIPTIONS = {
     "convergence_delta": "sum of multipliers times differences, minus the difference of predictions; signed",
     "reference_checksum": "CRC-32 of the sequence's references, in order: of codes, or of float32 values if not bases",
     **dict.fromkeys(OF_FOLDS, "the values of each fold; the array without _by_fold is their mean"),
+    **dict.fromkeys(OF_VARIANTS, "of the alternate allele, minus that of the reference allele; position by position"),
     "source_row": "0-based record or data line of the input",
     "start": "0-based; -1 where the input has none",
     "end": "exclusive; -1 where the input has none",
@@ -87,7 +93,8 @@ DESCRIPTIONS = {
 
 def arrays_of(plan: Plan) -> tuple[str, ...]:
     """The arrays that the store of a run has, in order."""
-    return tuple(ARRAYS if plan.per_fold else LAYOUT)
+    more = (*(OF_FOLDS if plan.per_fold else ()), *(OF_VARIANTS if plan.rows_per_group == ALLELES else ()))
+    return (*LAYOUT, *more)
 
 
 def computed(plan: Plan) -> tuple[str, ...]:
@@ -104,6 +111,7 @@ def shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
         "position": plan.length,
         "reference": plan.n_references,
         "fold": len(plan.folds),
+        "variant": plan.n_rows // ALLELES,
     }
     return {name: tuple(sizes[dim] for dim in ARRAYS[name][0]) for name in arrays_of(plan)}
 
@@ -118,10 +126,18 @@ def shard_key(name: str, index: int) -> str:
     return f"{name}/c.{index}" + ".0" * (len(ARRAYS[name][0]) - 1)
 
 
+def rows_in(name: str, shard: Shard) -> slice:
+    """Where a shard lies along the first axis of an array of `ARRAYS`."""
+    rows_each = ALLELES if ARRAYS[name][0][0] == "variant" else 1
+    return slice(shard.start // rows_each, shard.stop // rows_each)
+
+
 def _create(
     group: zarr.Group, name: str, shape: tuple[int, ...], rows_per_shard: int, dims: Sequence[str], dtype: str
 ) -> zarr.Array:
     """An array of one Zarr shard for each of our shards, every inner chunk compressed and checksummed."""
+    if dims[0] == "variant":
+        rows_per_shard //= ALLELES
     inner_tail = tuple(1 if dim in ("target", "fold") else size for dim, size in zip(dims[1:], shape[1:], strict=True))
     return group.create_array(
         name,
@@ -254,11 +270,16 @@ def file_record(data: bytes) -> FileRecord:
 
 
 class ShardCodec:
-    """Takes the files of shards apart and puts them together, in memory."""
+    """Takes the files of shards apart and puts them together, in memory.
 
-    def __init__(self, place: Place) -> None:
+    Args:
+        place: of the store.
+        metadata: of arrays, where it is known already.
+    """
+
+    def __init__(self, place: Place, metadata: Mapping[str, Any] | None = None) -> None:
         self._place = place
-        self._metadata: dict[str, bytes] = {}
+        self._metadata = {name: json.dumps(values).encode() for name, values in (metadata or {}).items()}
 
     def encode(self, name: str, shard: Shard, values: np.ndarray) -> bytes:
         """The file of a shard's part of an array of `ARRAYS`; values has len(shard) rows.
@@ -268,9 +289,9 @@ class ShardCodec:
         """
         files: dict[str, Any] = {}
         array = self._array(name, files)
-        values = np.ascontiguousarray(values, dtype=array.dtype)
-        array[shard.start : shard.stop] = values
-        if np.asarray(array[shard.start : shard.stop]).tobytes() != values.tobytes():
+        values, rows = np.ascontiguousarray(values, dtype=array.dtype), rows_in(name, shard)
+        array[rows] = values
+        if np.asarray(array[rows]).tobytes() != values.tobytes():
             raise ValueError(
                 f"{name} of {shard} does not decode to what was encoded; is this machine's memory damaged?"
             )
@@ -287,7 +308,7 @@ class ShardCodec:
         try:
             if not data:
                 raise ValueError("it is empty")  # which Zarr would fill
-            found = np.asarray(self._array(name, {key: _buffer(data)})[shard.start : shard.stop])
+            found = np.asarray(self._array(name, {key: _buffer(data)})[rows_in(name, shard)])
         except Exception as error:  # whatever the codecs make of damaged data
             raise ValueError(f"{name} of {shard} in {self._place.url} is damaged ({error})") from error
         return found
@@ -334,10 +355,16 @@ def shard_sizes(place: Place, plan: Plan) -> np.ndarray:
     n, names = plan.n_shards, arrays_of(plan)
     sizes = np.full((n, len(names)), -1, dtype=np.int64)
     for column, name in enumerate(names):
-        for entry in place.files(f"{name}/c."):
-            index = entry.key.removeprefix(f"{name}/c.").partition(".")[0]
-            if index.isdigit() and int(index) < n and entry.key == shard_key(name, int(index)):
-                sizes[int(index), column] = entry.n_bytes
+        prefix, tail = f"{name}/c.", shard_key(name, 0).removeprefix(f"{name}/c.0")
+        first, last = len(prefix), -len(tail) or None
+        found = {}
+        for key, n_bytes, _ in place.files(prefix):
+            index = key[first:last]
+            if index.isdecimal() and key.endswith(tail) and (index == "0" or index[0] != "0"):
+                found[int(index)] = n_bytes
+        indices = np.fromiter(found, dtype=np.int64, count=len(found))
+        there = indices < n
+        sizes[indices[there], column] = np.fromiter(found.values(), dtype=np.int64, count=len(found))[there]
     return sizes
 
 
@@ -351,6 +378,9 @@ def read_names(place: Place, rows: Iterable[int]) -> list[str]:
     return [str(names[row]) for row in wanted]
 
 
+_CHUNK_OR_METADATA = re.compile(r"zarr\.json|c(\.\d+)*")
+
+
 def read_array(place: Place, name: str) -> np.ndarray:
     """A whole array that is not sharded.
 
@@ -358,7 +388,8 @@ def read_array(place: Place, name: str) -> np.ndarray:
         ValueError: it is damaged or not there.
     """
     prefix = f"{name}/"
-    files = {entry.key.removeprefix(prefix): _buffer(place.read(entry.key)) for entry in place.files(prefix)}
+    keys = [entry.key for entry in place.files(prefix) if _CHUNK_OR_METADATA.fullmatch(entry.key, len(prefix))]
+    files = {key.removeprefix(prefix): _buffer(place.read(key)) for key in keys}
     try:
         array = zarr.open_array(MemoryStore(files), mode="r")
         if len(files) != array.nchunks + 1:  # Zarr fills what is missing

@@ -31,7 +31,7 @@ def verify_command(arguments: Sequence[str]) -> int:
     from pipeline.repair import repair
     from pipeline.verify import N_SAMPLED, verify
 
-    directory = RunDirectory(options.store, _options(options.option))
+    directory = RunDirectory(options.store, place_options(options.option))
     with FileProgress("reading") as progress:
         verdict = verify(directory, N_SAMPLED if options.sample is None else options.sample, progress.advance)
     repaired = repair(directory, verdict) if options.repair and not verdict.sound else None
@@ -49,7 +49,7 @@ def status_command(arguments: Sequence[str]) -> int:
     from pipeline.commits import RunDirectory
     from pipeline.status import look
 
-    status = look(RunDirectory(options.store, _options(options.option)))
+    status = look(RunDirectory(options.store, place_options(options.option)))
     print(json.dumps(status.to_dict()) if options.json else status.text())
     return errors.EXIT_DONE
 
@@ -71,7 +71,7 @@ def _store_parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _options(given: Sequence[str]) -> Mapping[str, str]:
+def place_options(given: Sequence[str]) -> Mapping[str, str]:
     """The options of an object store, from name=value.
 
     Raises:

@@ -35,6 +35,7 @@ class Verdict:
     Attributes:
         store: its url.
         complete: whether it says that it is.
+        is_recorded: whether it is known what its files were when they were committed.
         n_files, n_bytes: read.
         n_shards, n_done: of the run.
         n_sampled: rows whose references were drawn again.
@@ -45,6 +46,7 @@ class Verdict:
 
     store: str
     complete: bool = False
+    is_recorded: bool = True
     n_files: int = 0
     n_bytes: int = 0
     n_shards: int = 0

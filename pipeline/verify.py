@@ -2,8 +2,9 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +17,9 @@ from pipeline.references import open_references
 from pipeline.shards import Shard
 from pipeline.store import (
     ARRAYS,
-    LABELS,
     MADE_AT_THE_END,
     POOL,
     ROOT,
-    TABLE,
     ShardCodec,
     arrays_of,
     computed,
@@ -83,9 +82,9 @@ def wrong_sizes(place: Place, plan: Plan) -> list[str]:
 def _read_all(place: Place, expected: Expected, verdict: Verdict, progress: Callable[[int], None]) -> Iterator[Problem]:
     """Every file that should be there."""
     known = {problem.key for problem in verdict.problems}
-    codec = ShardCodec(place)
+    codec = ShardCodec(place, expected.layout)
     if not expected.small:
-        yield from _undecodable(place)
+        yield from _undecodable(place, expected.layout)
 
     def look(task: tuple[str, FileRecord, int | None]) -> tuple[Problem | None, FileRecord | None]:
         key, record, index = task
@@ -130,13 +129,16 @@ def _own_checksums(place: Place, codec: ShardCodec, key: str, shard: Shard) -> s
     return None
 
 
-def _undecodable(place: Place) -> Iterator[Problem]:
-    """Columns and labels that cannot be read."""
-    for name in (*TABLE, *LABELS):
+def _undecodable(place: Place, layout: Mapping[str, Any]) -> Iterator[Problem]:
+    """Columns and labels that cannot be read: it is not known which of their files are damaged."""
+    for name in sorted({*layout} - {*ARRAYS, *MADE_AT_THE_END}):
         try:
             read_array(place, name)
         except (ValueError, OSError) as error:
-            yield Problem(f"{name}/{ROOT}", f"or its values cannot be read: {error}")
+            chunks = zip(layout[name]["shape"], layout[name]["chunk_grid"]["configuration"]["chunk_shape"], strict=True)
+            grid = itertools.product(*(range(-(-size // chunk)) for size, chunk in chunks))
+            for key in (ROOT, *("c." + ".".join(map(str, index)) for index in grid)):
+                yield Problem(f"{name}/{key}", f"or another file of the array is damaged: {error}")
 
 
 def _moved(found: FileRecord | None, expected: Expected) -> str | None:
@@ -174,7 +176,7 @@ def _others(place: Place, expected: Expected) -> tuple[list[str], int]:
     strays, n_unfinished, arrays = [], 0, arrays_of(expected.plan)
     unrecorded: tuple[str, ...] = () if expected.is_recorded else MADE_AT_THE_END
     if not expected.small:
-        unrecorded += (*ARRAYS, *TABLE, *LABELS, POOL)
+        unrecorded += tuple(expected.layout)
     for entry in place.files():
         array, _, rest = entry.key.partition("/")
         first = rest.removeprefix("c.").partition(".")[0]
@@ -212,7 +214,9 @@ def _draw_again(
         codes, checksums = (codec.decode(name, shard, place.read(shard_key(name, index))) for name in files)
         for row in rows:
             verdict.n_sampled += 1
-            if draw(codes[row : row + 1], shard.start + row).checksums()[0] != checksums[row]:
+            first = row - row % plan.rows_per_group
+            drawn = draw(codes[first : first + plan.rows_per_group], shard.start + first)
+            if drawn.checksums()[row - first] != checksums[row]:
                 name = read_names(place, [shard.start + row])[0]
                 what = f"is not that of the references drawn now for row {shard.start + row}, {name!r}"
                 verdict.problems.append(

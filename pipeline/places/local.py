@@ -36,11 +36,12 @@ class LocalPlace:
         self._scratch = scratch
 
     def read(self, key: str) -> bytes:
-        target = self._target(key)
+        target = f"{self.path}/{check_key(key)}"
         try:
-            return target.read_bytes()
+            with open(target, "rb", buffering=0) as file:
+                return file.read()
         except NotADirectoryError as error:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target)) from error
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), target) from error
 
     def size(self, key: str) -> int | None:
         try:
@@ -227,14 +228,15 @@ def _scan(root: str, folder: str, prefix: str) -> Iterator[Entry]:
             entries = os.scandir(f"{root}/{folder}")
         except (FileNotFoundError, NotADirectoryError):  # never there, or removed meanwhile
             continue
+        start = prefix[len(folder) :] if prefix.startswith(folder) else ""
         with entries:
             for entry in entries:
-                key = folder + entry.name
+                name = entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    if key.startswith(prefix) or prefix.startswith(key + "/"):
-                        folders.append(key + "/")
-                elif key.startswith(prefix) and (status := _status(entry)):
-                    yield Entry(key, status.st_size, status.st_mtime)
+                    if name.startswith(start) or start.startswith(name + "/"):
+                        folders.append(f"{folder}{name}/")
+                elif name.startswith(start) and (status := _status(entry)):
+                    yield Entry(folder + name, status.st_size, status.st_mtime)
 
 
 def _status(entry: "os.DirEntry[str]") -> os.stat_result | None:

@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A file of a place.
+class Entry(NamedTuple):
+    """A file of a place; a tuple, because there may be millions.
 
     Attributes:
         key: relative to the place.
@@ -64,6 +62,7 @@ def check_key(key: str) -> str:
     Raises:
         ValueError: it has an empty part, . or .. in it, or is absolute.
     """
-    if any(part in ("", ".", "..") for part in key.split("/")):
+    parts = key.split("/")
+    if "" in parts or "." in parts or ".." in parts:
         raise ValueError(f"{key!r} is no key: expected parts with / between them, none of them empty, . or ..")
     return key

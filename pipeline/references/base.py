@@ -68,6 +68,30 @@ class CodeReferences:
         return np.array([zlib.crc32(row.tobytes()) for row in self.codes], dtype=np.uint32)
 
 
+def shared(codes: np.ndarray, rows_per_group: int) -> CodeReferences:
+    """(G, R, L) references of the first row of each group, for every row of it."""
+    return CodeReferences(codes if rows_per_group == 1 else np.repeat(codes, rows_per_group, axis=0))
+
+
+@dataclass(frozen=True)
+class RowsOf:
+    """The references of some of the rows."""
+
+    whole: ShardReferences
+    start: int
+
+    @property
+    def n(self) -> int:
+        return self.whole.n
+
+    def __call__(self, rows: slice, ks: slice) -> Tensor:
+        stop = None if rows.stop is None else self.start + rows.stop
+        return self.whole(slice(self.start + (rows.start or 0), stop), ks)
+
+    def checksums(self) -> np.ndarray:
+        return self.whole.checksums()[self.start :]
+
+
 @dataclass(frozen=True)
 class ValueReferences:
     """References that are not sequences of bases: (N, R, 4, L) float32, or (1, R, 4, L) for all of n_rows."""

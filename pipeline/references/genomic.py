@@ -17,7 +17,7 @@ from pipeline.config import ReferencesConfig
 from pipeline.errors import UserError
 from pipeline.fingerprint import InputFacts
 from pipeline.plan import Plan
-from pipeline.references.base import CodeReferences, Draw, Settled, ShardReferences
+from pipeline.references.base import Draw, Settled, ShardReferences, shared
 from pipeline.sources.genome import open_genome
 from pipeline.sources.text import require_file
 
@@ -55,9 +55,9 @@ def opened(plan: Plan, pool: np.ndarray) -> Draw:
         return [int(start + np.random.RandomState(seed).randint(stop - start)) for seed in seeds]
 
     def draw(codes_NL: np.ndarray, first_row: int) -> ShardReferences:
-        nearest = [int(np.abs(bins[:, 0] - gc_percent(row)).argmin()) for row in codes_NL]
+        nearest = [int(np.abs(bins[:, 0] - gc_percent(row)).argmin()) for row in codes_NL[:: plan.rows_per_group]]
         chosen = {bin_: indices(bin_) for bin_ in set(nearest)}
-        return CodeReferences(np.array(pool[[chosen[bin_] for bin_ in nearest]]))
+        return shared(np.array(pool[[chosen[bin_] for bin_ in nearest]]), plan.rows_per_group)
 
     return draw
 

@@ -7,7 +7,7 @@ import numpy as np
 from dlshap_core.references import permute_codes, shuffle_codes, shuffle_codes_locally
 from pipeline.config import ReferencesConfig
 from pipeline.plan import Plan
-from pipeline.references.base import CodeReferences, Draw, Settled, ShardReferences
+from pipeline.references.base import Draw, Settled, ShardReferences, shared
 
 SHUFFLES: dict[str, Callable[[np.ndarray, Sequence[int], int], np.ndarray]] = {
     "dinucleotide_shuffle": lambda codes, seeds, window: shuffle_codes(codes, seeds),
@@ -31,6 +31,6 @@ def opened(plan: Plan) -> Draw:
     seeds = [plan.seed + k for k in range(plan.n_references)]
 
     def draw(codes_NL: np.ndarray, first_row: int) -> ShardReferences:
-        return CodeReferences(shuffled(codes_NL, seeds, window))
+        return shared(shuffled(codes_NL[:: plan.rows_per_group], seeds, window), plan.rows_per_group)
 
     return draw

@@ -26,7 +26,8 @@ class Rows:
         chrom: chromosome, "" where the input has none.
         start: (n,) int64, 0-based, -1 where the input has none.
         end: (n,) int64, exclusive, -1 where the input has none.
-        strand: "+", "-" or "." (not known). The strand is recorded, not applied: codes are those of the plus strand.
+        strand: "+", "-" or "." (not known). Codes are as the input gives them; those of loci are of the plus strand,
+            unless `dataset.strand=apply` makes those on the minus strand its reverse complement.
     """
 
     source_row: np.ndarray
@@ -43,7 +44,10 @@ class Rows:
 
 
 class Source(Protocol):
-    """An input that can be read from its beginning, any number of times."""
+    """An input that can be read from its beginning, any number of times.
+
+    `description` is what the store says of the input; it is whole once the rows have been read.
+    """
 
     description: dict[str, Any]
 

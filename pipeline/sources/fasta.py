@@ -15,7 +15,7 @@ from typing import Any
 from dlshap_core.sequences import encode
 from pipeline.errors import UserError
 from pipeline.sources.base import Row, Rows, batched
-from pipeline.sources.text import numbered_lines, text_of
+from pipeline.sources.text import numbered_lines, shown, text_of
 
 _LOCUS = re.compile(r"(?:.*::)?(?P<chrom>[^:\s]+):(?P<start>\d{1,18})-(?P<end>\d{1,18})(?:\((?P<strand>[+.-])\))?")
 _PROTEIN_ONLY = re.compile(rb"[EFILPQefilpq]")  # letters of amino acids that are no nucleotide code
@@ -67,7 +67,7 @@ def parse(record: Record, index: int, path: Path) -> Row:
     header, is_utf8 = text_of(record.header)
     words = header.split(None, 1)
     name = words[0] if words else ""
-    where = f"record {index} {name!r} ({path.name}, line {record.line})"
+    where = f"record {index} {shown(name)} ({path.name}, line {record.line})"
     if not is_utf8:
         return Row(index, None, f"{where}: the header is not UTF-8 text", name)
     if not name:
@@ -108,5 +108,6 @@ def _hint(record: Record) -> str:
 
 def _not_fasta(path: Path, number: int, line: bytes) -> UserError:
     start, _ = text_of(line[:40])
-    guess = next((f"; is it {kind}?" for mark, kind in _OTHER_FORMATS.items() if line.startswith(mark)), "")
+    guesses = (f"; is it {kind}?" for mark, kind in _OTHER_FORMATS.items() if line.startswith(mark))
+    guess = next(guesses, "; dataset=table reads CSV and TSV, dataset=loci BED and narrowPeak")
     return UserError(f"{path}, line {number}: text before the first FASTA header ('>name'): {start!r}{guess}")

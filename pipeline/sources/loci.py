@@ -3,7 +3,8 @@
 Coordinates are 0-based and half-open. The centre c is start + summit for a narrowPeak line (10 columns, the last one
 the summit's offset, unless it is -1) and (start + end) // 2 otherwise; the window is [c - L // 2, c - L // 2 + L). A
 table of exactly 10 columns is read as narrowPeak. Comments, `track` and `browser` lines and blank lines are passed over
-and not counted as rows. The strand is recorded, not applied.
+and not counted as rows. The strand is recorded, and applied only on request: then the codes of a minus-strand row are
+the reverse complement of the window, whose coordinates stay those of the plus strand.
 """
 
 import re
@@ -12,13 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlshap_core.sequences import encode
+import numpy as np
+
+from dlshap_core.sequences import UNKNOWN, encode
 from pipeline.errors import UserError
 from pipeline.sources.base import Row, Rows, batched
 from pipeline.sources.genome import Genome, open_genome
-from pipeline.sources.text import numbered_lines, text_of
+from pipeline.sources.text import numbered_lines, shown, text_of
 
 _NARROW_PEAK_COLUMNS = 10
+_MITOCHONDRIAL = {"chrM": "MT", "MT": "chrM"}
+_COMPLEMENT = np.array([3, 2, 1, 0, UNKNOWN], dtype=np.uint8)  # of A, C, G, T, N
 _INTEGER = re.compile(r"[+-]?\d{1,18}")  # 18 digits: what fits int64
 
 
@@ -33,17 +38,23 @@ class Locus:
 
 
 class LociSource:
-    """Windows of `length` bases around every locus of a table, in the order of the table."""
+    """Windows of `length` bases around every locus of a table, in the order of the table.
 
-    def __init__(self, loci: Path, genome: Path, length: int) -> None:
-        self.loci = loci
-        self.genome = genome
-        self.length = length
+    Args:
+        loci: BED or narrowPeak.
+        genome: FASTA.
+        length: bases in a window.
+        strand: apply gives the reverse complement of rows on the minus strand, ignore the plus strand of all.
+    """
+
+    def __init__(self, loci: Path, genome: Path, length: int, strand: str = "ignore") -> None:
+        self.loci, self.genome, self.length, self.strand = loci, genome, length, strand
         self.description: dict[str, Any] = {
             "kind": "loci",
             "loci": loci.name,
             "genome": genome.name,
             "length": length,
+            "strand": strand,
         }
 
     def batches(self) -> Iterator[Rows]:
@@ -51,13 +62,11 @@ class LociSource:
         return batched(self._rows())
 
     def _rows(self) -> Iterator[Row]:
-        last_use: dict[str, int] = {}
-        for index, number, line in data_lines(self.loci):
-            if line.startswith(b">"):
-                raise UserError(f"{self.loci}, line {number}: looks like FASTA; expected chromosome, start, end")
-            last_use[columns(text_of(line)[0])[0]] = index
-        if not last_use:
-            raise UserError(f"{self.loci} holds no loci; expected lines of chromosome, start, end")
+        last_use, has_strand = self._survey()
+        if self.strand == "apply" and not has_strand:
+            raise UserError(
+                f"dataset.strand=apply: no row of {self.loci} has + or - in column 6 (strand); leave dataset.strand out"
+            )
         genome = open_genome(self.genome)
         try:
             genome.expect(set(last_use))
@@ -69,10 +78,24 @@ class LociSource:
         finally:
             genome.close()
 
+    def _survey(self) -> tuple[dict[str, int], bool]:
+        """The last row on each chromosome, and whether any row has a strand."""
+        last_use: dict[str, int] = {}
+        has_strand = False
+        for index, number, line in data_lines(self.loci):
+            if line.startswith(b">"):
+                raise UserError(f"{self.loci}, line {number}: looks like FASTA; expected chromosome, start, end")
+            fields = columns(text_of(line)[0])
+            last_use[fields[0]] = index
+            has_strand = has_strand or fields[5:6] in (["+"], ["-"])
+        if not last_use:
+            raise UserError(f"{self.loci} holds no loci; expected lines of chromosome, start, end")
+        return last_use, has_strand
+
     def _row(self, genome: Genome, index: int, number: int, line: bytes) -> Row:
         text, is_utf8 = text_of(line)
         fields = columns(text)
-        label = f"{fields[0]}:{'-'.join(fields[1:3])}"
+        label = ":".join([fields[0][:40], "-".join(field[:20] for field in fields[1:3])])
         where = f"row {index} {label} ({self.loci.name}, line {number})"
         try:
             if not is_utf8:
@@ -82,6 +105,8 @@ class LociSource:
             end = start + self.length
             check_window(locus.chrom, start, end, genome, self.genome.name)
             codes = encode(genome.fetch(locus.chrom, start, end))
+            if self.strand == "apply" and locus.strand == "-":
+                codes = reverse_complement(codes)
         except UserError:
             raise
         except ValueError as error:
@@ -100,6 +125,11 @@ def data_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
         index += 1
 
 
+def reverse_complement(codes: np.ndarray) -> np.ndarray:
+    """(L,) codes of the other strand."""
+    return _COMPLEMENT[codes[::-1]]
+
+
 def columns(line: str) -> list[str]:
     """The columns of a data line, by tabs where it has any, by blanks otherwise."""
     return [column.strip() for column in line.split("\t")] if "\t" in line else line.split()
@@ -107,6 +137,13 @@ def columns(line: str) -> list[str]:
 
 def parse_locus(fields: list[str]) -> Locus:
     """The locus of one line. Raises ValueError that says which column is wrong; the caller knows the line."""
+    chrom, start, end = parse_interval(fields)
+    name = fields[3] if len(fields) > 3 and fields[3] not in ("", ".") else f"{chrom}:{start}-{end}"
+    return Locus(chrom, _centre(fields, start, end), name, _strand(fields))
+
+
+def parse_interval(fields: list[str]) -> tuple[str, int, int]:
+    """The first three columns of a line. Raises ValueError that says which column is wrong."""
     if len(fields) < 3:
         raise ValueError(f"{len(fields)} columns; expected at least chromosome, start, end separated by tabs")
     chrom = fields[0]
@@ -117,20 +154,28 @@ def parse_locus(fields: list[str]) -> Locus:
         raise ValueError(f"start {start} is negative; coordinates are 0-based")
     if end < start:
         raise ValueError(f"end {end} lies before start {start}; for the minus strand use column 6")
-    name = fields[3] if len(fields) > 3 and fields[3] not in ("", ".") else f"{chrom}:{start}-{end}"
-    return Locus(chrom, _centre(fields, start, end), name, _strand(fields))
+    return chrom, start, end
 
 
 def check_window(chrom: str, start: int, end: int, genome: Genome, genome_name: str) -> None:
     """Raises ValueError when the window does not lie within a chromosome of the genome."""
-    if chrom not in genome.lengths:
-        other = chrom.removeprefix("chr") if chrom.startswith("chr") else f"chr{chrom}"
-        known = ", ".join(list(genome.lengths)[:3]) + (", ..." if len(genome.lengths) > 3 else "")
-        hint = f"it has {other!r}: rename one of the two" if other in genome.lengths else f"it has {known}"
-        raise ValueError(f"no chromosome {chrom!r} in {genome_name}; {hint}")
+    require_chrom(chrom, genome, genome_name)
     length = genome.lengths[chrom]
     if start < 0 or end > length:
         raise ValueError(f"the window {start}-{end} leaves {chrom}, which spans 0-{length}")
+
+
+def require_chrom(chrom: str, genome: Genome, genome_name: str) -> None:
+    """Raises ValueError when the genome has no such chromosome, with a hint where it has one of nearly that name."""
+    if chrom not in genome.lengths:
+        others = (
+            chrom.removeprefix("chr") if chrom.startswith("chr") else f"chr{chrom}",
+            _MITOCHONDRIAL.get(chrom, ""),
+        )
+        known = ", ".join(list(genome.lengths)[:3]) + (", ..." if len(genome.lengths) > 3 else "")
+        near = next((other for other in others if other in genome.lengths), None)
+        hint = f"it has {near!r}: rename one of the two" if near else f"it has {known}"
+        raise ValueError(f"no chromosome {shown(chrom)} in {genome_name}; {hint}")
 
 
 def _centre(fields: list[str], start: int, end: int) -> int:
@@ -148,11 +193,11 @@ def _centre(fields: list[str], start: int, end: int) -> int:
 def _strand(fields: list[str]) -> str:
     strand = fields[5] if len(fields) > 5 else "."
     if strand not in ("+", "-", "."):
-        raise ValueError(f"column 6 (strand) is {strand!r}; expected +, - or .")
+        raise ValueError(f"column 6 (strand) is {shown(strand)}; expected +, - or .")
     return strand
 
 
 def _integer(text: str, column: str) -> int:
     if not _INTEGER.fullmatch(text):
-        raise ValueError(f"{column} is {text!r}; expected a whole number")
+        raise ValueError(f"{column} is {shown(text)}; expected a whole number")
     return int(text)

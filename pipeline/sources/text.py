@@ -1,6 +1,7 @@
 """Reading plain or gzip-compressed text, told apart by its first bytes, with errors that name the file and the line."""
 
 import gzip
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,21 +23,36 @@ _NOT_TEXT = {
     b"CRAM": "a CRAM file",
     b"\x1a\x41\x43\x51": "a 2bit file",
     b"\x43\x27\x41\x1a": "a 2bit file",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"\x93NUMPY": "a numpy array",
 }
 
 
-def require_file(path: str | Path | None, field: str) -> Path:
-    """The path as a readable file, or a UserError that names the configuration field it came from."""
+def require_place(path: str | Path | None, field: str) -> Path:
+    """The path of something that is there, file or folder, or a UserError that names the configuration field."""
     if path is None or str(path) == "":
         raise UserError(f"{field} is not set; give the path of a file: {field}=...")
     found = Path(path).expanduser()
     try:
-        if found.is_dir():
-            raise UserError(f"{field}={path} is a directory; expected a file")
-        with found.open("rb"):
-            return found
+        kind = found.stat().st_mode
     except FileNotFoundError:
         raise UserError(f"{field}={path}: no such file (looked for {found.absolute()})") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise UserError(f"{field}={path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if stat.S_ISREG(kind) or stat.S_ISDIR(kind) or stat.S_ISFIFO(kind):
+        return found
+    raise UserError(f"{field}={path} is a {'socket' if stat.S_ISSOCK(kind) else 'device'}; expected a file")
+
+
+def require_file(path: str | Path | None, field: str) -> Path:
+    """The path as a readable file, or a UserError that names the configuration field it came from."""
+    found = require_place(path, field)
+    if found.is_dir():
+        raise UserError(f"{field}={path} is a directory; expected a file")
+    try:
+        with found.open("rb"):
+            return found
     except OSError as error:
         raise UserError(f"{field}={path} cannot be read: {error.strerror or error}") from None
 
@@ -89,3 +105,8 @@ def text_of(line: bytes) -> tuple[str, bool]:
         return line.decode("utf-8"), True
     except UnicodeDecodeError:
         return line.decode("utf-8", errors="replace"), False
+
+
+def shown(text: str, length: int = 80) -> str:
+    """A value of the user's in quotes, as an error shows it: the beginning of a long one."""
+    return repr(text) if len(text) <= length else f"{text[:length]!r}..."

@@ -121,6 +121,8 @@ class Commands:
     def __post_init__(self) -> None:
         self.mark = uuid.uuid4().hex
         self._n = 0
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._forked: list[Any] = []  # a forked process shows the environment of what it was forked from
 
     def run(self, arguments: Sequence[str], timeout: float = 120, **environment: str) -> Command:
         """Run a command to its end, here means: without Ray."""
@@ -133,6 +135,7 @@ class Commands:
         output = self._output()
         process = _forking.Process(target=_enter, args=(list(arguments), self._environment(environment), output))
         process.start()
+        self._forked.append(process)
         assert process.pid is not None
 
         def ended(timeout: float) -> int | None:
@@ -152,6 +155,7 @@ class Commands:
                 env=self._environment(environment),
                 start_new_session=True,
             )
+        self._started.append(process)
 
         def ended(timeout: float) -> int | None:
             try:
@@ -162,7 +166,7 @@ class Commands:
         return Command(process.pid, output, ended)
 
     def left(self) -> list[psutil.Process]:
-        """Processes of these commands that are still there."""
+        """Processes of these commands that are still there, but for forked commands themselves."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -181,12 +185,17 @@ class Commands:
 
     def clean_up(self) -> None:
         """End everything that a test has started."""
+        for process in self._forked:
+            process.kill()
+            process.join(10)
         for process in self.left():
             try:
                 process.kill()
             except psutil.Error:
                 continue
         psutil.wait_procs(self.left(), timeout=10)
+        for started in self._started:
+            started.wait(10)
 
     def _output(self) -> str:
         self._n += 1

@@ -46,7 +46,9 @@ def fill(disk: Path, free: int) -> Path:
     return ballast
 
 
-@pytest.mark.parametrize("free", [0, 30_000, 80_000, 120_000, 160_000, 200_000, 240_000, 280_000, 320_000])
+@pytest.mark.parametrize(
+    "free", [0, 120_000, *(pytest.param(free, marks=pytest.mark.slow) for free in range(30_000, 330_000, 30_000))]
+)
 def test_a_full_disk(
     inputs: Inputs,
     digest_of: Callable[..., str],
@@ -106,7 +108,7 @@ def test_a_read_only_disk(
     assert not (disk / "b.zarr.run").exists()
 
 
-@pytest.mark.parametrize("gone", ["store", "run", "both"])
+@pytest.mark.parametrize("gone", ["store", "run", pytest.param("both", marks=pytest.mark.slow)])
 def test_the_store_is_removed_while_the_run_goes_on(
     inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path, gone: str
 ) -> None:

@@ -15,8 +15,8 @@ from pipeline.commits import RunDirectory
 from pipeline.resume import take_stock
 from tests.pipeline.conftest import Inputs
 from tests.pipeline.faults.commands import Command, Commands, wait_until
-from tests.pipeline.faults.conftest import check_whole
-from tests.pipeline.faults.evils import FOR_EVER, environment, evil
+from tests.pipeline.faults.conftest import TARGET, check_whole
+from tests.pipeline.faults.evils import FOR_EVER, environment, evil, happened
 
 ON_RAY = ("cluster=local", "cluster.actors=2")
 SLEEPY = "tests.pipeline.faults.sleepy"  # imported for its model, it makes preparing and completing slow
@@ -67,7 +67,7 @@ def test_killed_with_workers_that_still_write(
     store = tmp_path / "a.zarr"
     arguments, around = slow_run(inputs, store, tmp_path / "chaos", *ON_RAY)
     command = commands.start(arguments, around)
-    wait_until(phase(store, command, "attributing"), 120)
+    wait_until(phase(store, command, "attributing"), 240)
     zombies = command.workers()
     command.kill()
     assert zombies
@@ -106,9 +106,9 @@ STOPS = {"term": (signal.SIGTERM, 75), "int": (signal.SIGINT, 130)}
 
 def stop(command: Command, how: str) -> float:
     """Send the signal as a scheduler or a terminal does; the seconds until the command has ended."""
-    number, code = STOPS[how]
+    number, code = STOPS[how.partition(" ")[0]]
     started = time.monotonic()
-    (os.killpg if how == "int" else os.kill)(command.pid, number)
+    (os.kill if how == "term" else os.killpg)(command.pid, number)
     assert command.wait(30) == code, command.err
     return time.monotonic() - started
 
@@ -119,7 +119,7 @@ def check_stopped(command: Command) -> None:
     assert command.out == ""
 
 
-@pytest.mark.parametrize("how", STOPS)
+@pytest.mark.parametrize("how", ["term", pytest.param("int", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PHASES)
 def test_stopped_in_a_phase(
     inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path, name: str, how: str
@@ -136,9 +136,30 @@ def test_stopped_in_a_phase(
     check_whole(store, digest_of("store.rows_per_shard=3"))
 
 
-@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("how", STOPS)
+def test_stopped_while_a_shard_is_in_a_process_of_its_own(
+    inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path, how: str
+) -> None:
+    store = tmp_path / "a.zarr"
+    arguments = ["run", *inputs.overrides(store, TARGET)]
+    kills = environment(tmp_path / "kills", evil("compute", "kill", 1, 2))
+    for _ in range(2):
+        assert commands.run(arguments, **kills).wait() == -signal.SIGKILL
+    command = commands.fork(arguments, environment(tmp_path / "chaos", evil("compute", "sleep", 1, 1, 60)))
+    wait_until(lambda: happened(tmp_path / "chaos"), 60)
+    assert len(commands.left()) == 1
+    assert stop(command, how) < 10
+    check_stopped(command)
+    commands.require_none_left(5)
+    again = commands.run(arguments)
+    assert again.wait() == 0, again.err
+    check_whole(store, digest_of())
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [*STOPS, "term to all"])
 def test_stopped_on_ray(
     inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path, how: str
 ) -> None:
@@ -146,7 +167,7 @@ def test_stopped_on_ray(
     arguments, around = slow_run(inputs, store, tmp_path / "chaos")
     on_ray, _ = slow_run(inputs, store, tmp_path / "chaos", *ON_RAY)
     command = commands.start(on_ray, around)
-    wait_until(phase(store, command, "attributing"), 120)
+    wait_until(phase(store, command, "attributing"), 240)
     assert stop(command, how) < 25
     check_stopped(command)
     commands.require_none_left(5)

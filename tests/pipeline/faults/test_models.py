@@ -65,7 +65,7 @@ def test_nan_is_a_value_that_the_summary_counts(
     assert dispatch([*command, "engine.on_nonconvergence=fail"]) == 1
 
 
-@pytest.mark.parametrize("room", [17, 9, 4])
+@pytest.mark.parametrize("room", [17, pytest.param(9, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_what_does_not_fit_names_a_batch_size_that_does(
     inputs: Inputs,
     tmp_path: Path,

@@ -58,8 +58,10 @@ def test_a_store_that_fails_now_and_then(
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("fault", ["later", "hang", "reset", "denied"])
 @pytest.mark.parametrize("from_start", [True, False])
+@pytest.mark.parametrize(
+    "fault", ["denied", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("later", "hang", "reset"))]
+)
 def test_a_store_that_always_fails_is_given_up(
     inputs: Inputs,
     digest_of: Callable[..., str],
@@ -89,6 +91,7 @@ def test_a_store_that_always_fails_is_given_up(
     check_whole(url, digest_of(), bucket.options)
 
 
+@pytest.mark.slow
 def test_killed_at_every_point(
     inputs: Inputs, commands: Commands, digest_of: Callable[..., str], bucket: Bucket, tmp_path: Path
 ) -> None:

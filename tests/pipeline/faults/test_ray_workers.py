@@ -28,7 +28,8 @@ def test_killed_once_at_every_point(
     command = commands.start(["run", *inputs.overrides(store, TARGET, *ON_RAY, "store.rows_per_shard=3")], around)
     assert command.wait(240) == 0, command.err
     assert len(happened(folder)) == len(POINTS)
-    assert all(line.startswith("dlshap: ") for line in command.err.splitlines()), command.err
+    assert "Traceback" not in command.err
+    assert not [line for line in command.out.splitlines() if "raylet" in line]
     check_whole(store, digest_of("store.rows_per_shard=3"))
     commands.require_none_left()
 
@@ -63,6 +64,7 @@ def kill_workers(command: Command, n: int, pause: Callable[[], float], seconds: 
     return killed
 
 
+@pytest.mark.timeout(600)
 def test_thirty_kills_from_outside_condemn_no_shard(
     inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -70,13 +72,14 @@ def test_thirty_kills_from_outside_condemn_no_shard(
     store, rng = tmp_path / "a.zarr", random.Random(0)
     around = environment(tmp_path / "chaos", evil("compute", "sleep", None, FOR_EVER, 1.0))
     command = commands.start(["run", *inputs.overrides(store, TARGET, *ON_RAY, "store.rows_per_shard=1")], around)
-    assert kill_workers(command, 30, lambda: rng.uniform(0.3, 2.5), 200) == 30, command.err
+    assert kill_workers(command, 30, lambda: rng.uniform(0.3, 2.5), 280) == 30, command.err
     assert command.wait(200) == 0, command.err
     assert record(store)["failures"] == []
     check_whole(store, digest_of("store.rows_per_shard=1"))
     commands.require_none_left()
 
 
+@pytest.mark.timeout(600)
 def test_one_actor_that_is_killed_in_nearly_every_shard(
     inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path
 ) -> None:

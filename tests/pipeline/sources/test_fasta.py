@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dlshap_core.sequences import decode
+from pipeline.config import DatasetConfig
 from pipeline.errors import UserError
 from pipeline.sources import base, open_source
 from pipeline.sources.base import Rows
@@ -171,17 +171,17 @@ def test_batches_are_bounded_and_can_be_read_again(tmp_path: Path, monkeypatch: 
 )
 def test_open_source_names_the_setting(path: str | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        open_source(SimpleNamespace(timeout_s=60, name="fasta", path=path))
+        open_source(DatasetConfig(timeout_s=60, name="fasta", path=path))
 
 
 def test_open_source_of_an_unknown_kind() -> None:
     with pytest.raises(UserError, match=r"dataset\.name='fastq' is not a dataset"):
-        open_source(SimpleNamespace(timeout_s=60, name="fastq"))
+        open_source(DatasetConfig(timeout_s=60, name="fastq"))
 
 
 @pytest.mark.real
 def test_real_peaks(real_data: Path) -> None:
-    source = open_source(SimpleNamespace(timeout_s=60, name="fasta", path=str(real_data / "ctcf_peaks_100bp.fa.gz")))
+    source = open_source(DatasetConfig(timeout_s=60, name="fasta", path=str(real_data / "ctcf_peaks_100bp.fa.gz")))
     batches = list(source.batches())
     assert sum(len(rows) for rows in batches) == 39184
     first = batches[0]

@@ -6,12 +6,12 @@ import gzip
 import os
 import stat
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dlshap_core.sequences import decode
+from pipeline.config import DatasetConfig
 from pipeline.errors import UserError
 from pipeline.sources import genome, open_source
 from pipeline.sources.base import Rows
@@ -303,9 +303,9 @@ def test_open_source_names_the_setting(tmp_path: Path, changed: dict[str, object
         "genome": write_genome(tmp_path),
         "length": 4,
     }
-    assert open_source(SimpleNamespace(**settings)).description["kind"] == "loci"
+    assert open_source(DatasetConfig(**settings)).description["kind"] == "loci"
     with pytest.raises(UserError, match=message):
-        open_source(SimpleNamespace(**{**settings, **changed}))
+        open_source(DatasetConfig(**{**settings, **changed}))
 
 
 @pytest.mark.real

@@ -7,11 +7,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pipeline.config import DatasetConfig
 from pipeline.errors import UserError
 from pipeline.sources import open_source
 from pipeline.sources.base import Row, Rows, batched
@@ -76,5 +76,5 @@ def test_a_pipe_that_nobody_writes_to_is_given_up(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.fa"
     os.mkfifo(pipe)
     with pytest.raises(UserError, match=r"dataset\.path=.*pipe\.fa gave nothing for 0\.2 s .*is it a pipe"):
-        open_source(SimpleNamespace(name="fasta", path=str(pipe), timeout_s=0.2))
+        open_source(DatasetConfig(name="fasta", path=str(pipe), timeout_s=0.2))
     os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))  # let go of the thread

@@ -1,0 +1,170 @@
+"""`dlshap export KIND STORE OUT`: rows of a store, for the next tool."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import errors
+from pipeline.errors import UserError
+from pipeline.progress import RowProgress, note
+from pipeline.store_commands import place_options
+from pipeline.wording import counted
+
+if TYPE_CHECKING:
+    from pipeline.exports import Written
+    from pipeline.exports.selection import Advance, Filters
+    from pipeline.reader import Store
+
+DESCRIPTION = """Write rows of a store in the format of another tool.
+
+  modisco      OUT/ohe.npz, attr.npz, rows.tsv: TF-MoDISco; rows shuffled, rows.tsv says which is which
+  finemo       OUT/regions.npz, regions.narrowPeak: Fi-NeMo; the lines of one are the rows of the other
+  chrombpnet   OUT.counts_scores.h5, OUT.interpreted_regions.bed: the layout of ChromBPNet
+  bigwig       OUT: the observed base's attribution along the genome; the nearest centre wins where windows overlap
+  parquet      OUT: a line for each row: locus, predictions, worst convergence delta, strongest k-mer
+  tsv          OUT: the same as text
+
+  dlshap export modisco ctcf.zarr ctcf_modisco --top 5000
+  dlshap export bigwig ctcf.zarr ctcf.bw --region chr1:0-1,000,000
+
+Files appear when they are whole. `dlshap export KIND --help` lists the options of a kind.
+"""
+KINDS = ("modisco", "finemo", "chrombpnet", "bigwig", "parquet", "tsv")
+WINDOWED = {"modisco": 400, "finemo": 1000}  # and the bases of each tool's own default
+
+
+def export_command(arguments: Sequence[str]) -> int:
+    """`dlshap export`: returns the exit code."""
+    parser = argparse.ArgumentParser(
+        "dlshap export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for kind in KINDS:
+        _add_options(kinds.add_parser(kind, help=argparse.SUPPRESS), kind)
+    options = parser.parse_args(arguments)
+
+    from pipeline.reader import open_store
+
+    if "://" in options.out:
+        raise UserError(f"{options.out}: exports are written to a disk; give a path")
+    store = open_store(options.store, options.allow_incomplete, place_options(options.option))
+    if not store.complete:
+        present = int(store.present.sum())
+        note(f"{store.url} is not complete: {present} of {counted(len(store), 'row')} are there, the rest is left out")
+    with RowProgress("exporting", None) as progress:
+        result = _export(store, options, progress.advance)
+    print(json.dumps(result.to_dict()) if options.json else result.text())
+    return errors.EXIT_DONE
+
+
+def _export(store: "Store", options: argparse.Namespace, advance: "Advance") -> "Written":
+    """Select the rows and write them."""
+    from pipeline.exports import bigwig, chrombpnet, finemo, modisco, summary
+    from pipeline.exports.selection import even, select
+
+    window = getattr(options, "window", None)
+    if window is None and options.kind in WINDOWED:
+        window = even(int(store.codes.shape[1]), WINDOWED[options.kind])
+    is_table = options.kind in ("parquet", "tsv")
+    every_target = is_table and options.target is None and options.top is None
+    target = store.targets[0] if every_target else options.target
+    selection = select(store, _filters(options), target, window)
+    out = Path(options.out)
+    if options.kind == "modisco":
+        return modisco.export(selection, out, options.seed, options.overwrite, advance)
+    if options.kind == "finemo":
+        return finemo.export(selection, out, options.dtype, options.overwrite, advance)
+    if options.kind == "chrombpnet":
+        return chrombpnet.export(selection, out, options.head, options.dtype, options.overwrite, advance)
+    if options.kind == "bigwig":
+        sizes = None if options.chrom_sizes is None else Path(options.chrom_sizes)
+        return bigwig.export(selection, out, sizes, options.overwrite, advance)
+    targets = list(range(len(store.targets))) if every_target else [selection.target]
+    return summary.export(selection, targets, out, options.kind, options.k, options.overwrite, advance)
+
+
+def _filters(options: argparse.Namespace) -> "Filters":
+    from pipeline.exports.selection import Filters
+
+    names = list(options.name)
+    if options.names is not None:
+        names += read_names(Path(options.names))
+    return Filters(tuple(names), tuple(options.region), options.top, options.max_rows, options.seed)
+
+
+def read_names(path: Path) -> list[str]:
+    """Names from a file, one a line; of a line with tabs the first column.
+
+    Raises:
+        UserError: there is no such file, or no name in it.
+    """
+    if not path.is_file():
+        raise UserError(f"--names {path}: no such file")
+    names = [line.partition("\t")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    if not any(names):
+        raise UserError(f"--names {path} holds no names; expected one a line")
+    return [name for name in names if name]
+
+
+def _count(text: str) -> int:
+    """A number of rows or bases."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1 on")
+    return int(text)
+
+
+def _add_options(parser: argparse.ArgumentParser, kind: str) -> None:
+    """What an export of this kind understands."""
+    parser.add_argument("store", metavar="STORE", help="path or URL of the store")
+    parser.add_argument("out", metavar="OUT", help=_out(kind))
+    rows = parser.add_argument_group("rows; a row must pass all that is given")
+    rows.add_argument("--name", metavar="A", action="append", default=[], help="the rows called A; may be repeated")
+    rows.add_argument("--names", metavar="FILE", help="the rows named in a file, one a line")
+    rows.add_argument(
+        "--region",
+        metavar="CHR:START-END",
+        action="append",
+        default=[],
+        help="rows whose window shares a base with a region, such as chr1 or chr1:100-200 (0-based, the end excluded); "
+        "may be repeated",
+    )
+    few = rows.add_mutually_exclusive_group()
+    few.add_argument(
+        "--top", metavar="N", type=_count, help="the N with the largest sum of |attribution| in the window"
+    )
+    few.add_argument("--max-rows", metavar="N", type=_count, help="at most N, drawn at random")
+    rows.add_argument("--seed", metavar="N", type=int, default=0, help=_seed(kind))
+    rows.add_argument("--allow-incomplete", action="store_true", help="of a store that is not complete, what is there")
+    own = parser.add_argument_group("what is written")
+    own.add_argument("--target", metavar="LABEL", help=_target(kind))
+    if kind in WINDOWED:
+        default = WINDOWED[kind]
+        own.add_argument("--window", metavar="W", type=_count, help=f"bases around the centre (default: {default})")
+    if kind in ("finemo", "chrombpnet"):
+        own.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="default: float16")
+    if kind == "chrombpnet":
+        own.add_argument("--head", choices=["counts", "profile"], help="in the file's name (default: the model's)")
+    if kind == "bigwig":
+        own.add_argument("--chrom-sizes", metavar="FILE", help="chromosomes and sizes, such as a .fai")
+    if kind in ("parquet", "tsv"):
+        own.add_argument("--k", metavar="K", type=_count, default=10, help="bases of the strongest k-mer (default: 10)")
+    own.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--json", action="store_true", help="print the answer as a JSON object")
+    parser.add_argument(
+        "--option", metavar="NAME=VALUE", action="append", default=[], help="of an object store; may be repeated"
+    )
+
+
+def _out(kind: str) -> str:
+    return {"modisco": "a folder", "finemo": "a folder", "chrombpnet": "prefix of the files' names"}.get(kind, "a file")
+
+
+def _target(kind: str) -> str:
+    every = "all" if kind in ("parquet", "tsv") else "the only one"
+    return f"which of the store's targets (default: {every})"
+
+
+def _seed(kind: str) -> str:
+    return f"of --max-rows{' and of the order of rows' if kind == 'modisco' else ''} (default: 0)"

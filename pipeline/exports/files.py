@@ -1,0 +1,127 @@
+"""Files of exports: they appear whole and together or not at all, and nothing of them is held in memory whole."""
+
+import contextlib
+import os
+import tempfile
+import uuid
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.commits import sync
+from pipeline.errors import UserError
+
+
+@contextlib.contextmanager
+def appearing(paths: Sequence[Path], overwrite: bool) -> Iterator[list[Path]]:
+    """Names of hidden files beside `paths` to write to; they get their own names when the block ends without an error.
+
+    Args:
+        paths: the files to be; missing folders are made.
+        overwrite: replace what is there.
+
+    Raises:
+        UserError: something is there and may not be replaced, or is a folder.
+        OSError: a file cannot be written.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; expected the name of a file to write")
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists; give --overwrite to replace it, or another name")
+    made = [folder for path in paths for folder in _make(path.parent)]
+    token = uuid.uuid4().hex[:8]
+    partial = [path.with_name(f".{path.name}.{token}.partial") for path in paths]
+    try:
+        yield partial
+        for path in partial:
+            sync(path)
+        for path in paths:  # first, so that files of two exports never stand side by side
+            path.unlink(missing_ok=True)
+        for hidden, path in zip(partial, paths, strict=True):
+            hidden.replace(path)
+        for folder in {path.parent for path in paths}:
+            sync(folder)
+    finally:
+        for path in partial:
+            path.unlink(missing_ok=True)
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # it holds what was written
+                folder.rmdir()
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder, and say which of it and its parents were made, outermost first."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; a folder is needed there")
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+    return missing[::-1]
+
+
+@contextlib.contextmanager
+def reordered(
+    folder: Path, shape: tuple[int, ...], dtype: str, parts: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> Iterator[np.ndarray]:
+    """An array on the disk, put together from rows in any order; it is gone after the block.
+
+    Args:
+        folder: where there is room for it.
+        shape, dtype: of the array.
+        parts: (B,) places along the first axis, and the (B, ...) values that belong there.
+
+    Raises:
+        OSError: there is no room.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and a crash in a mapped file
+        array = np.memmap(file, dtype=dtype, mode="r+", shape=shape)
+        for places, values in parts:
+            array[places] = values
+        yield array
+
+
+@dataclass(frozen=True)
+class Member:
+    """One array of an npz file: its shape and dtype, its values in blocks along the first axis, whether to compress."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    blocks: Iterable[np.ndarray]
+    compress: bool = False
+
+    @staticmethod
+    def of(values: np.ndarray) -> "Member":
+        """A small array."""
+        return Member(values.shape, values.dtype.str, [values], compress=True)
+
+
+def write_npz(path: Path, members: Iterable[tuple[str, Member]]) -> None:
+    """Write an npz file as numpy's own, one array after the other, block by block."""
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        for name, member in members:
+            entry = zipfile.ZipInfo(f"{name}.npy")  # of 1980: equal values make equal files
+            entry.compress_type = zipfile.ZIP_DEFLATED if member.compress else zipfile.ZIP_STORED
+            descr = np.lib.format.dtype_to_descr(np.dtype(member.dtype))
+            header = {"descr": descr, "fortran_order": False, "shape": member.shape}
+            n_rows = 0
+            with archive.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for block in member.blocks:
+                    file.write(np.ascontiguousarray(block, dtype=member.dtype).tobytes())
+                    n_rows += len(block)
+            assert n_rows == member.shape[0], f"{name}: {n_rows} rows of {member.shape[0]}"
+
+
+def in_blocks(array: np.ndarray, rows: int = 512) -> Iterator[np.ndarray]:
+    """An array, some rows at a time."""
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]

@@ -1,0 +1,124 @@
+"""k-mers that gather attribution, counted block by block and on both strands.
+
+Shape legend: B rows of a block, L positions, K the length of a k-mer, W = L - K + 1 windows of a row.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlshap_core.sequences import ALPHABET, UNKNOWN
+
+MAX_K = 10  # 4^10 sums are 8 MB
+
+
+@dataclass(frozen=True)
+class Kmer:
+    """A k-mer, written on the strand that sorts first, and what its occurrences on both strands gather."""
+
+    text: str
+    attribution: float  # summed over positions and occurrences
+    count: int
+
+
+class KmerTotals:
+    """Sums the attribution of every k-mer over any number of rows.
+
+    Args:
+        k: bases of a k-mer, at most MAX_K.
+    """
+
+    def __init__(self, k: int = 6) -> None:
+        if not 1 <= k <= MAX_K:
+            raise ValueError(f"k-mers of {k} bases; expected 1 to {MAX_K}")
+        self.k = k
+        self._total = np.zeros(4**k + 1)  # the last one: windows with an unknown base
+        self._count = np.zeros(4**k + 1, dtype=np.int64)
+
+    def add(self, codes: np.ndarray, attribution: np.ndarray) -> None:
+        """Count in (B, L) uint8 codes with their (B, L) attributions, all of them finite."""
+        n_windows = codes.shape[1] - self.k + 1
+        if n_windows < 1:
+            return
+        index = np.zeros((len(codes), n_windows), dtype=np.int64)
+        sums = np.zeros((len(codes), n_windows))
+        for offset in range(self.k):
+            index *= 4
+            index += codes[:, offset : offset + n_windows]
+            sums += attribution[:, offset : offset + n_windows]
+        if (codes == UNKNOWN).any():
+            windows = np.lib.stride_tricks.sliding_window_view(codes == UNKNOWN, self.k, axis=1)
+            index[windows.any(axis=-1)] = 4**self.k
+        self._total += np.bincount(index.ravel(), weights=sums.ravel(), minlength=len(self._total))
+        self._count += np.bincount(index.ravel(), minlength=len(self._count))
+
+    def strongest(self, top: int = 6, negative: bool = False) -> list[Kmer]:
+        """The k-mers whose occurrences, all together and on both strands, gather the most attribution.
+
+        A k-mer that is a stronger one shifted by a base or two is left out.
+
+        Args:
+            top: how many to return, by falling sum; fewer where fewer have a sum above 0.
+            negative: the most negative ones instead, by rising sum.
+        """
+        either_strand = self._either_strand()
+        total = np.bincount(either_strand, weights=self._total[:-1], minlength=4**self.k)
+        count = np.bincount(either_strand, weights=self._count[:-1], minlength=4**self.k)
+        found: list[Kmer] = []
+        for index in self._order(total, negative):
+            if len(found) == top:
+                break
+            text = self._text(index)
+            if not any(_overlap(text, other.text) for other in found):
+                found.append(Kmer(text, float(total[index]), int(count[index])))
+        return found
+
+    def _order(self, total: np.ndarray, negative: bool) -> Iterator[int]:
+        """Indices of the sums with the wanted sign, the largest first."""
+        signed = -total if negative else total
+        for index in np.argsort(-signed, kind="stable").tolist():
+            if signed[index] <= 0:
+                return
+            yield index
+
+    def _either_strand(self) -> np.ndarray:
+        """(4^K,) of every k-mer, its index or that of its reverse complement: the one that sorts first."""
+        forward = np.arange(4**self.k)
+        reverse, rest = np.zeros_like(forward), forward
+        for _ in range(self.k):
+            reverse = reverse * 4 + (3 - rest % 4)
+            rest = rest // 4
+        return np.minimum(forward, reverse)
+
+    def _text(self, index: int) -> str:
+        return "".join(ALPHABET[index // 4**place % 4] for place in range(self.k - 1, -1, -1))
+
+
+def strongest_kmers(codes: np.ndarray, attribution: np.ndarray, k: int = 6, top: int = 6) -> list[Kmer]:
+    """The strongest k-mers of arrays in memory; see `KmerTotals`.
+
+    Args:
+        codes: (N, L) uint8; windows with an unknown base are left out.
+        attribution: (N, L), one value per position.
+        k: bases of a k-mer.
+        top: how many to return, by falling sum.
+    """
+    totals = KmerTotals(k)
+    totals.add(np.asarray(codes), np.asarray(attribution))
+    return totals.strongest(top)
+
+
+def _overlap(a: str, b: str) -> bool:
+    """Whether two k-mers are one shifted by a base or two, on either strand."""
+    k = len(a)
+    return any(
+        a[shift:] == other[: k - shift] or other[shift:] == a[: k - shift]
+        for other in (b, reverse_complement(b))
+        for shift in (1, 2)
+    )
+
+
+def reverse_complement(text: str) -> str:
+    """The other strand, read from its own 5' end; N stays N."""
+    return text.translate(str.maketrans("ACGTN", "TGCAN"))[::-1]

@@ -1,0 +1,168 @@
+"""What a store says of the run that filled it, as lines of tables; a fact that a store does not hold is left out."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from pipeline.progress import duration
+from pipeline.reader import Store
+from pipeline.report.numbers import count, number
+from pipeline.sources.remarks import remarks
+from pipeline.wording import counted
+
+Fact = tuple[str, str]  # what, and its value
+N_NAMED = 8  # files, folds or targets
+
+
+def run_facts(store: Store) -> dict[str, list[Fact]]:
+    """Groups of facts: model, input, references, computation."""
+    return {
+        "Model": _model(store),
+        "Input": _input(store),
+        "References": _references(store),
+        "Computation": _computation(store.attrs),
+    }
+
+
+def _model(store: Store) -> list[Fact]:
+    attrs, plan = store.attrs, store.plan
+    model, prints = attrs.get("model", {}), attrs.get("fingerprint", {})
+    checkpoint = model.get("checkpoint")
+    files = checkpoint if isinstance(checkpoint, list) else [checkpoint]
+    several = len(plan.folds) > 1
+    return _present(
+        ("class", model.get("target")),
+        ("weights", _some([PurePath(str(file)).name for file in files if file is not None])),
+        ("folds", f"{len(plan.folds)}, their mean is attributed: {_some(plan.folds)}" if several else None),
+        ("SHA-256 of the weights", prints.get("model.weights")),
+        ("SHA-256 of the code", prints.get("model.code")),
+        ("head", attrs.get("head")),
+        ("output", model.get("output")),
+        ("targets", _some(store.targets)),
+        ("strands", "both, averaged in the forward frame" if plan.reverse_complement else None),
+        ("pickle", "trusted: loading it could run code" if model.get("trust_pickle") else None),
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names of several."""
+    more = f", and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
+    return ", ".join(names[:N_NAMED]) + more
+
+
+def _input(store: Store) -> list[Fact]:
+    attrs = store.attrs
+    given = attrs.get("dataset", {})
+    names = {"path": "file", "loci": "loci", "genome": "genome"}
+    files = [(text, PurePath(str(given[key])).name) for key, text in names.items() if given.get(key)]
+    said = ("kind", "path", "loci", "genome", "left_out", "length")
+    others = [(key.replace("_", " "), _text(value)) for key, value in given.items() if _is_plain(key, value, said)]
+    return _present(
+        ("form", given.get("kind")),
+        *files,
+        ("sequences", f"{counted_many(len(store), 'row')} of {count(int(store.codes.shape[1]))} bp"),
+        *others,
+        ("left out", _left_out(given)),
+        *[("note", line) for line in remarks(given)],
+        ("SHA-256", attrs.get("fingerprint", {}).get("input.sha256")),
+    )
+
+
+def _is_plain(key: str, value: Any, said: tuple[str, ...]) -> bool:
+    return key not in said and not key.startswith("n_") and isinstance(value, str | int | float | list) and value != []
+
+
+def _text(value: Any) -> str:
+    return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
+
+
+def _left_out(given: Mapping[str, Any]) -> str:
+    n_bad, named = int(given.get("n_left_out", 0)), given.get("left_out", [])
+    if not n_bad:
+        return "nothing"
+    return f"{counted_many(n_bad, 'row')} of the input that could not be used: {'; '.join(str(x) for x in named)}" + (
+        "; ..." if n_bad > len(named) else ""
+    )
+
+
+def _references(store: Store) -> list[Fact]:
+    attrs, plan = store.attrs, store.plan
+    config = attrs.get("config", {}).get("references", {})
+    drawn = config.get("n_shuffles") is not None
+    settings = {key: value for key, value in config.items() if key not in ("name", "n_shuffles") and value}
+    seeds = f"{plan.seed} to {plan.seed + plan.n_references - 1}, one for each" if drawn else str(plan.seed)
+    return _present(
+        ("kind", str(plan.references.get("name", "")).replace("_", " ")),
+        ("of each sequence", count(plan.n_references)),
+        ("seeds" if drawn else "seed", seeds),
+        *[(key, _text(value)) for key, value in settings.items()],
+    )
+
+
+def _computation(attrs: Mapping[str, Any]) -> list[Fact]:
+    plan, versions, hardware = attrs.get("plan", {}), attrs.get("versions", {}), attrs.get("hardware", {})
+    seconds = attrs.get("run", {}).get("shard_seconds")
+    threads = plan.get("threads")
+    return _present(
+        ("device", f"{plan.get('device')} ({attrs.get('device')})"),
+        ("numbers", plan.get("dtype")),
+        ("pairs in a batch", attrs.get("batch_size")),
+        ("threads of an actor", threads),
+        ("time on shards", None if seconds is None else f"{duration(seconds)}, all actors together"),
+        ("bit for bit repeatable", "yes" if attrs.get("bit_identical") and plan.get("deterministic") else "no"),
+        ("planned on", f"{hardware.get('platform')}, {hardware.get('cpus')} CPUs" if hardware else None),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+    )
+
+
+def counted_many(n: int, noun: str) -> str:
+    """1 row, 2,000 rows."""
+    return counted(n, noun).replace(str(n), count(n), 1)
+
+
+def _present(*facts: tuple[str, Any]) -> list[Fact]:
+    return [(what, str(value)) for what, value in facts if value not in (None, "", [])]
+
+
+def verdict(store: Store) -> tuple[str, str]:
+    """Whether contributions add up: good, bad or unknown, and a sentence."""
+    attrs = store.attrs
+    found = attrs.get("run", {}).get("deltas")
+    if found is None:
+        return "unknown", "The run has not finished, so its convergence deltas have not been judged."
+    if not found["judged"]:
+        return "unknown", (
+            f"The head {found['head']} does not sum to the difference of predictions by design: the convergence deltas "
+            "are recorded, not judged."
+        )
+    largest = f"the largest convergence delta is {number(found['largest'], 2)}, at {found['worst']}"
+    if attrs["convergence"] == "passed":
+        return "good", f"Contributions add up to the difference of predictions: {largest}."
+    over = f"{found['share_over']:.2%} of all pairs are over {found['threshold']:g}"
+    return "bad", f"Contributions do not add up everywhere: {largest}; {over}."
+
+
+def next_commands(store: Store, target: str) -> list[tuple[str, str]]:
+    """What to do with the store: (what for, command line)."""
+    place = shlex.quote(store.url)
+    out = PurePath(store.url).stem or "out"
+    which = f" --target {shlex.quote(target)}" if len(store.targets) > 1 else ""
+    stem = shlex.quote(out)
+    name = shlex.quote(str(store.rows["name"][int(store.present.argmax())]))
+    commands = [
+        ("files for TF-MoDISco", f"dlshap export modisco {place} {stem}_modisco{which}"),
+        (
+            "motifs from them",
+            f"modisco motifs -s {stem}_modisco/ohe.npz -a {stem}_modisco/attr.npz -n 2000 -o {stem}_motifs.h5",
+        ),
+        ("a table of all rows", f"dlshap export tsv {place} {stem}.tsv"),
+        ("a picture of one sequence", f"dlshap logo {place} {name} -o {stem}.png{which}"),
+        ("read every byte again", f"dlshap verify {place}"),
+    ]
+    if (store.rows["start"] >= 0).all():
+        commands[2:2] = [
+            ("files for Fi-NeMo", f"dlshap export finemo {place} {stem}_finemo{which}"),
+            ("a track for a genome browser", f"dlshap export bigwig {place} {stem}.bw{which}"),
+        ]
+    return commands

@@ -1,0 +1,151 @@
+"""A picture of one sequence, or of part of it, as letters to scale; long ones in several lines on one scale."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from pipeline.errors import UserError
+from pipeline.lookup import Region
+from pipeline.reader import Store
+from pipeline.report.logos import draw_logo
+from pipeline.report.sites import locus_of
+from pipeline.wording import did_you_mean
+
+BASES_IN_A_LINE = 150  # on average, at most
+BREAK_WITHIN, BREAK_FROM = 15, 5  # bases from where a line would end that it may end at, and looked at around that
+MAX_BASES = 6000
+INCHES_PER_BASE = 0.105
+DPI = 150
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What is drawn: positions [start, end) of a row, and how many other rows were meant as well."""
+
+    row: int
+    start: int
+    end: int
+    n_others: int = 0
+
+
+def choose(store: Store, wanted: str, start: int | None, end: int | None) -> Stretch:
+    """The row that is called so, or that lies there, and the part of it to draw.
+
+    Args:
+        store: to look in.
+        wanted: a name, or a region such as chr1:100-200, 0-based, half-open.
+        start, end: within the sequence; the whole of it, or of the region, if not given.
+
+    Raises:
+        UserError: no row is called so or lies there, or the part lies outside of it or is too long to draw.
+    """
+    length = int(store.codes.shape[1])
+    named = np.flatnonzero((store.rows["name"] == wanted) & store.present)
+    stretch = Stretch(int(named[0]), 0, length, len(named) - 1) if len(named) else _located(store, wanted)
+    first = stretch.start if start is None else start
+    last = stretch.end if end is None else end
+    if not 0 <= first < last <= length:
+        raise UserError(
+            f"positions {first} to {last} of {wanted}: expected a part of its {length} bases, 0 to {length}"
+        )
+    if last - first > MAX_BASES:
+        raise UserError(f"{last - first} bases are too many for a picture; choose {MAX_BASES} with --start and --end")
+    return Stretch(stretch.row, first, last, stretch.n_others)
+
+
+def _located(store: Store, wanted: str) -> Stretch:
+    """The row that covers most of a region, and then the one whose centre is nearest."""
+    region = Region.parse(wanted)
+    if ":" not in wanted or str(region) == region.chrom:
+        names = [str(name) for name in store.rows["name"]]
+        raise UserError(f"no row of {store.url} is called {wanted!r}{did_you_mean(wanted, names)}")
+    overlapping = store.rows_overlapping(region)
+    rows = overlapping[store.present[overlapping]]
+    if not len(rows):
+        raise UserError(f"no row of {store.url} is called {wanted!r}, and none shares a base with that region")
+    left, right = store.rows["start"][rows], store.rows["end"][rows]
+    covered = np.minimum(right, region.end) - np.maximum(left, region.start)
+    off_centre = np.abs(left + right - region.start - region.end)
+    best = np.lexsort((rows, off_centre, -covered))[0]
+    row, low, high = int(rows[best]), int(left[best]), int(right[best])
+    begin, end = max(region.start, low) - low, min(region.end, high) - low
+    if store.on_minus_strand[row]:
+        begin, end = high - low - end, high - low - begin
+    return Stretch(row, begin, end, len(rows) - 1)
+
+
+def draw(store: Store, stretch: Stretch, target: int, path: Path, form: str) -> None:
+    """Draw a stretch.
+
+    Args:
+        store, stretch: what.
+        target: index on the target axis.
+        path: of the picture.
+        form: png, svg or pdf.
+
+    Raises:
+        UserError: its attributions are not finite.
+    """
+    part = slice(stretch.start, stretch.end)
+    codes = np.asarray(store.codes[stretch.row, part])
+    attribution = np.asarray(store.attribution[stretch.row, target, part])
+    name = str(store.rows["name"][stretch.row])
+    if not np.isfinite(attribution).all():
+        raise UserError(f"the attributions of {name!r} (row {stretch.row}) are not finite; there is nothing to draw")
+    lines = _lines(attribution)
+    longest = max(last - first for first, last in lines)
+    low, high = min(float(attribution.min()), 0.0), max(float(attribution.max()), 0.0)
+    margin = 0.05 * (high - low) or 1.0
+    with matplotlib.rc_context({"svg.hashsalt": "dlshap", "svg.fonttype": "none"}):
+        size = (max(longest * INCHES_PER_BASE, 4) + 1, 0.6 + 1.5 * len(lines))
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(len(lines), 1, squeeze=False)[:, 0]
+        for axes, (first, last) in zip(panels, lines, strict=True):
+            draw_logo(axes, codes[first:last], attribution[first:last], stretch.start + first)
+            axes.set_xlim(stretch.start + first, stretch.start + first + longest)
+            axes.set_ylim(low - margin, high + margin)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.tick_params(labelsize=8)
+            axes.spines["bottom"].set_bounds(stretch.start + first, stretch.start + last)
+            axes.set_xticks(_ticks(stretch.start + first, stretch.start + last, longest))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        figure.supylabel("attribution", size=9)
+        figure.supxlabel("position in the sequence (bp)", size=9)
+        figure.suptitle(_title(store, stretch.row, name, target), size=10, parse_math=False)
+        figure.savefig(path, format=form, dpi=DPI, metadata=_no_date(form))
+
+
+def _lines(attribution: np.ndarray) -> list[tuple[int, int]]:
+    """[start, end) of each line, nearly even; a break lies where there is least attribution, so not within a motif."""
+    length, lines, start = len(attribution), [], 0
+    n_lines = -(-length // BASES_IN_A_LINE)
+    for line in range(1, n_lines):
+        even = line * length // n_lines
+        places = np.arange(even - BREAK_WITHIN, even + BREAK_WITHIN + 1)
+        around = [np.abs(attribution[place - BREAK_FROM : place + BREAK_FROM]).sum() for place in places]
+        end = int(places[np.argmin(around)])
+        lines.append((start, end))
+        start = end
+    return [*lines, (start, length)]
+
+
+def _ticks(first: int, last: int, longest: int) -> np.ndarray:
+    """Round positions of [first, last), equally far apart in every line."""
+    step = next(step for step in (1, 2, 5, 10) if step * 20 > longest or step == 10)
+    return np.arange(-(-first // step) * step, last + 1, step)
+
+
+def _title(store: Store, row: int, name: str, target: int) -> str:
+    locus = locus_of(store, row)
+    parts = [name, locus if locus.replace(",", "") != name else ""]
+    parts += [f"target {store.targets[target]}"] if len(store.targets) > 1 else []
+    return "   ".join(part for part in parts if part)
+
+
+def _no_date(form: str) -> dict[str, None]:
+    """What makes two pictures of the same differ."""
+    return {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[form]

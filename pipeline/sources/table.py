@@ -1,0 +1,276 @@
+"""Sequences in a column of a table: CSV, TSV, Parquet, Arrow or Feather.
+
+The sequence is text, read as in FASTA; in Parquet and Arrow it may also be one-hot or codes, as a fixed-size list (see
+onehot.py). Other columns are used where they are found by their usual names, whatever the case, or are named in
+`dataset.columns`: the row's name, and its chromosome, start and end, 0-based and half-open. Without these three, a name
+such as `chr1:100-200` is a locus, as in FASTA. Without a name, a row is called by its locus, or `row_5`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dlshap_core.sequences import encode
+from pipeline.errors import UserError
+from pipeline.sources.base import Row, Rows, batched
+from pipeline.sources.columnar import MAGIC, Columnar
+from pipeline.sources.delimited import Delimited, Line
+from pipeline.sources.fasta import locus_of
+from pipeline.sources.forms import first_bytes
+from pipeline.sources.onehot import axes_of, decode
+from pipeline.sources.text import shown
+
+SEQUENCE = ("sequence", "seq")
+USUAL = {
+    "name": ("name", "id"),
+    "chrom": ("chrom", "chr", "chromosome"),
+    "start": ("start", "chromstart", "chrom_start"),
+    "end": ("end", "stop", "chromend", "chrom_end"),
+    "strand": ("strand",),
+}
+LOCUS = ("chrom", "start", "end")
+NOT_USED = "none"  # as the name of a column
+_INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")  # a column with gaps is one of floats to many tools
+_STRANDS = {"+": "+", "-": "-", "1": "+", "-1": "-", ".": ".", "": ".", "*": "."}
+
+
+class TableSource:
+    """Every row of one table, in order.
+
+    Args:
+        path: of the table.
+        column: of the sequence; None: the only one that is called like it.
+        columns: names of other columns by their role (see USUAL); None where it is found by its usual names.
+        delimiter: of a text; see delimited.py.
+        axes: of a column of numbers; see onehot.py.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        column: str | None = None,
+        columns: Mapping[str, str | None] | None = None,
+        delimiter: str | None = None,
+        axes: str | None = None,
+    ) -> None:
+        self.path, self._delimiter, self._axes = path, delimiter, axes
+        self._column, self._columns = column, columns or {}
+        self._is_columnar = first_bytes(path).startswith(MAGIC)
+        if self._is_columnar and delimiter is not None:
+            raise UserError(f"dataset.delimiter={delimiter} is for text; {path} is not text: leave it out")
+        self.description: dict[str, Any] = {"kind": "table", "path": path.name}
+
+    def batches(self) -> Iterator[Rows]:
+        """The rows in order; see `Source`. Raises UserError for a file or columns that cannot be used."""
+        return batched(self._columnar() if self._is_columnar else self._delimited())
+
+    def _choose(self, columns: list[str]) -> dict[str, str]:
+        roles = choose(columns, self._column, self._columns, self.path)
+        self.description["columns"] = roles
+        return roles
+
+    def _delimited(self) -> Iterator[Row]:
+        table = Delimited(self.path, self._delimiter)
+        roles = self._choose(table.columns)
+        places = {role: table.columns.index(column) for role, column in roles.items()}
+        line = None
+        for line in table.lines():
+            yield self._row_of_line(line, places)
+        if line is None:
+            raise UserError(f"{self.path} holds no rows below its header")
+
+    def _row_of_line(self, line: Line, places: Mapping[str, int]) -> Row:
+        where = f"line {line.number}"
+        if line.problem is not None:
+            return self._bad(line.index, f"row_{line.index}", where, line.problem)
+        values = {role: line.fields[place].strip() for role, place in places.items()}
+        letters = values.pop("sequence")
+        return self._row(line.index, where, values, letters.encode("latin-1", "replace") if letters else None)
+
+    def _columnar(self) -> Iterator[Row]:
+        table = Columnar(self.path)
+        roles = self._choose(table.columns)
+        type_ = table.types[roles["sequence"]]
+        shape = _list_shape(type_)
+        if shape is None and not _is_text(type_):
+            raise UserError(
+                f"{self.path}: column {roles['sequence']!r} is {type_}; expected text, or one-hot or codes as a "
+                f"fixed-size list"
+            )
+        axes = shape and axes_of((0, *shape), _kind(type_), self._axes, f"{self.path}, column {roles['sequence']!r}")
+        index = 0
+        for batch in table.batches(list(roles.values())):
+            others = {role: batch.column(name).to_pylist() for role, name in roles.items() if role != "sequence"}
+            given = batch.column(roles["sequence"])
+            for i, sequence in enumerate(
+                _numbers(given, shape, axes, self.path) if shape and axes else _letters(given)
+            ):
+                values = {role: "" if column[i] is None else str(column[i]).strip() for role, column in others.items()}
+                yield self._row(index, "", values, sequence)
+                index += 1
+        if index == 0:
+            raise UserError(f"{self.path} holds no rows")
+
+    def _row(self, index: int, where: str, values: Mapping[str, str], sequence: "bytes | Decoded | None") -> Row:
+        """A row of the table.
+
+        Args:
+            index: 0-based.
+            where: in the file, for errors.
+            values: of the other columns, by role.
+            sequence: letters, or codes; None where there is none.
+        """
+        name = values.get("name", "")
+        label = name or f"row_{index}"
+        try:
+            if not sequence:
+                raise ValueError("it has no sequence")
+            codes = sequence.codes if isinstance(sequence, Decoded) else encode(sequence)
+            chrom, start, end, strand = _locus(values, len(codes)) or locus_of(name, len(codes))
+            strand = _strand(values, strand)
+        except ValueError as error:
+            return self._bad(index, label, where, str(error))
+        if chrom and not name:
+            label = f"{chrom}:{start}-{end}"
+        return Row(index, codes, None, label, chrom, start, end, strand)
+
+    def _bad(self, index: int, label: str, where: str, problem: str) -> Row:
+        place = f"{self.path.name}, {where}" if where else self.path.name
+        return Row(index, None, f"row {index} {shown(label)} ({place}): {problem}", label)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Codes of a row that was given as numbers; reading them raises ValueError where they are no sequence."""
+
+    values: np.ndarray
+    problem: str | None
+
+    @property
+    def codes(self) -> np.ndarray:
+        """(L,) uint8."""
+        if self.problem is not None:
+            raise ValueError(self.problem)
+        return self.values
+
+
+def choose(columns: list[str], sequence: str | None, given: Mapping[str, str | None], path: Path) -> dict[str, str]:
+    """The column of each role that has one.
+
+    Args:
+        columns: names of all columns.
+        sequence: the name given for the column of the sequence.
+        given: names given for other columns, by role; NOT_USED leaves a role out.
+        path: for errors.
+
+    Raises:
+        UserError: a column is not there, or there twice; or no column, or several, may be the sequence.
+    """
+    shown = ", ".join(repr(name[:30]) for name in columns[:12]) + (", ..." if len(columns) > 12 else "")
+    found = [name for name in columns if name.lower() in SEQUENCE]
+    if sequence is None and len(found) != 1:
+        why = f"{len(found)} columns may be the sequence" if found else "no column is called sequence or seq"
+        raise UserError(
+            f"{path}: {why}; its columns are {shown}: say which with dataset.column=... (the first line names them)"
+        )
+    roles = {"sequence": sequence or found[0]}
+    for role, usual in USUAL.items():
+        wanted = given.get(role)
+        like = [name for name in columns if name.lower() in usual and name != roles["sequence"]]
+        if wanted is not None and wanted != NOT_USED:
+            roles[role] = wanted
+        elif wanted is None and like:
+            roles[role] = like[0]
+    for role, name in roles.items():
+        if (n := columns.count(name)) != 1:
+            setting = "dataset.column" if role == "sequence" else f"dataset.columns.{role}"
+            raise UserError(
+                f"{path} has {n or 'no'} column{'s' if n else ''} {name!r} ({setting}); its columns are {shown}"
+            )
+    missing = [role for role in LOCUS if role not in roles]
+    if missing and any(given.get(role) not in (None, NOT_USED) for role in LOCUS):
+        raise UserError(
+            f"{path}: a locus needs chrom, start and end; give dataset.columns.{missing[0]}=..., one of {shown}"
+        )
+    return {role: name for role, name in roles.items() if not (missing and role in LOCUS)}
+
+
+def _locus(values: Mapping[str, str], length: int) -> tuple[str, int, int, str] | None:
+    """(chrom, start, end, strand) of a row; None where it has none. Raises ValueError where they cannot be."""
+    if "chrom" not in values or not any(values[role] for role in LOCUS):
+        return None
+    start, end = (_integer(values[role], role) for role in ("start", "end"))
+    leave = "; dataset.columns.chrom=none leaves loci out"
+    if not values["chrom"]:
+        raise ValueError(f"it has a start and no chromosome{leave}")
+    if start < 0:
+        raise ValueError(f"start {start} is negative; coordinates are 0-based{leave}")
+    if end < start:
+        raise ValueError(f"end {end} lies before start {start}; for the minus strand use a column 'strand'{leave}")
+    if end - start != length:
+        hint = "; coordinates are 0-based and half-open" if end - start == length - 1 else ""
+        raise ValueError(f"its locus {start}-{end} has {end - start} bases, and its sequence {length}{hint}{leave}")
+    return values["chrom"], start, end, "."
+
+
+def _integer(text: str, role: str) -> int:
+    if not _INTEGER.fullmatch(text):
+        raise ValueError(
+            f"{role} is {shown(text)}; expected a whole number; dataset.columns.chrom=none leaves loci out"
+        )
+    return int(text.partition(".")[0])
+
+
+def _strand(values: Mapping[str, str], otherwise: str) -> str:
+    given = values.get("strand", "")
+    if given not in _STRANDS:
+        raise ValueError(f"strand is {shown(given)}; expected +, - or .; dataset.columns.strand=none leaves it out")
+    return _STRANDS[given] if given else otherwise
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    inner = type_.value_type if pa.types.is_dictionary(type_) else type_
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    views = (pa.types.is_string_view, pa.types.is_binary_view)
+    return any(test(inner) for test in (*tests, *views))
+
+
+def _letters(column: pa.Array) -> Iterator[bytes | None]:
+    """The sequences of a column of text."""
+    binary = column.cast(pa.string() if pa.types.is_dictionary(column.type) else column.type).cast(pa.large_binary())
+    return (None if value is None else value.strip() for value in binary.to_pylist())
+
+
+def _list_shape(type_: pa.DataType) -> tuple[int, ...] | None:
+    """The shape of each value of a column of fixed-size lists; None for another column."""
+    shape: tuple[int, ...] = ()
+    while pa.types.is_fixed_size_list(type_):
+        shape, type_ = (*shape, type_.list_size), type_.value_type
+    return shape or None
+
+
+def _kind(type_: pa.DataType) -> str:
+    """numpy's letter for the numbers in a column of lists."""
+    while pa.types.is_fixed_size_list(type_):
+        type_ = type_.value_type
+    return str(np.dtype(type_.to_pandas_dtype()).kind)
+
+
+def _numbers(column: pa.Array, shape: tuple[int, ...], axes: str, path: Path) -> Iterator[Decoded | None]:
+    """The sequences of a column of fixed-size lists."""
+    is_there = column.is_valid().to_pylist()
+    flat = column.drop_null()
+    for _ in shape:
+        flat = flat.flatten()
+    values = flat.to_numpy(zero_copy_only=False)
+    if len(values) != sum(is_there) * int(np.prod(shape)):
+        raise UserError(
+            f"{path}: a list in the column of the sequence holds an empty place; expected numbers everywhere"
+        )
+    rows = zip(*decode(values.reshape(-1, *shape), axes), strict=True)
+    return (Decoded(*next(rows)) if there else None for there in is_there)

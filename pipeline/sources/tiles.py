@@ -1,0 +1,188 @@
+"""Windows of a whole genome, one every `stride` bases from the start of each chromosome.
+
+Coordinates are 0-based and half-open. Windows are in the order of the genome and called chrom:start-end. What is left
+of a chromosome after its last whole window is left out. So are, counted, windows with too few known bases and those
+that share a base with a blacklist. A row keeps the number that it has among all windows.
+
+A genome is read in blocks, so that memory does not grow with it (but for gzip: one chromosome, see genome.py).
+"""
+
+import bisect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlshap_core.sequences import UNKNOWN, encode
+from pipeline.errors import UserError
+from pipeline.sources.base import Row, Rows, batched
+from pipeline.sources.genome import Genome, open_genome
+from pipeline.sources.loci import columns, data_lines, parse_interval, require_chrom
+from pipeline.sources.text import text_of
+
+_BLOCK_BASES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Blacklist:
+    """Merged intervals of one chromosome, ascending: starts and ends."""
+
+    starts: list[int]
+    ends: list[int]
+
+    def hits(self, start: int, end: int) -> bool:
+        """Whether a window shares a base with an interval."""
+        i = bisect.bisect_left(self.starts, end) - 1  # the last one that starts before the window ends
+        return i >= 0 and self.ends[i] > start
+
+
+class TileSource:
+    """Windows of `length` bases, one every `stride`.
+
+    Args:
+        genome: FASTA.
+        length, stride: bases.
+        blacklist: BED, or None.
+        chroms: names of the chromosomes to take; all of them where empty.
+        min_known: the least share of known bases.
+    """
+
+    def __init__(
+        self,
+        genome: Path,
+        length: int,
+        stride: int | None = None,
+        blacklist: Path | None = None,
+        chroms: list[str] | None = None,
+        min_known: float = 0.5,
+    ) -> None:
+        self.genome, self.length, self.stride = genome, length, stride or length
+        self.blacklist, self.chroms, self.min_known = blacklist, chroms or [], min_known
+        self.description: dict[str, Any] = {
+            "kind": "tiles",
+            "genome": genome.name,
+            "length": length,
+            "stride": self.stride,
+            "blacklist": blacklist and blacklist.name,
+            "chroms": self.chroms,
+        }
+
+    def batches(self) -> Iterator[Rows]:
+        """The windows in order; see `Source`. Raises UserError when a file or a chromosome cannot be used."""
+        return batched(self._rows())
+
+    def _rows(self) -> Iterator[Row]:
+        self.description |= {"n_windows": 0, "n_unknown": 0, "n_blacklisted": 0}
+        genome = open_genome(self.genome)
+        try:
+            chroms = self._chosen(genome)
+            blacklists = {} if self.blacklist is None else read_blacklist(self.blacklist, genome, self.genome.name)
+            genome.expect(set(chroms))
+            n_passed = 0
+            for chrom in chroms:
+                n = (genome.lengths[chrom] - self.length) // self.stride + 1
+                yield from self._of_chromosome(genome, chrom, n, n_passed, blacklists.get(chrom))
+                genome.release(chrom)
+                n_passed += n
+            self.description["n_windows"] = n_passed
+        finally:
+            genome.close()
+
+    def _chosen(self, genome: Genome) -> list[str]:
+        """The chromosomes that have a window, in the order of the genome."""
+        for chrom in self.chroms:
+            try:
+                require_chrom(chrom, genome, self.genome.name)
+            except ValueError as error:
+                raise UserError(f"dataset.chroms: {error}") from None
+        wanted = set(self.chroms or genome.lengths)
+        found = [chrom for chrom, size in genome.lengths.items() if chrom in wanted and size >= self.length]
+        if not found:
+            longest = max(genome.lengths[chrom] for chrom in wanted)
+            raise UserError(
+                f"no chromosome of {self.genome.name} has dataset.length={self.length} bases; the longest has {longest}"
+            )
+        return found
+
+    def _of_chromosome(
+        self, genome: Genome, chrom: str, n: int, n_passed: int, blacklist: Blacklist | None
+    ) -> Iterator[Row]:
+        in_block = max(1, _BLOCK_BASES // self.stride)
+        for first in range(0, n, in_block):
+            last = min(first + in_block, n) - 1
+            begin = first * self.stride
+            letters = genome.fetch(chrom, begin, last * self.stride + self.length)
+            block = _encoded(letters)
+            for window in range(first, last + 1):
+                start = window * self.stride
+                end = start + self.length
+                if blacklist is not None and blacklist.hits(start, end):
+                    self.description["n_blacklisted"] += 1
+                    continue
+                row = self._row(n_passed + window, chrom, start, block, letters, begin)
+                if row is not None:
+                    yield row
+
+    def _row(
+        self, index: int, chrom: str, start: int, block: np.ndarray | None, letters: bytes, begin: int
+    ) -> Row | None:
+        """A window of a block that begins at `begin`; None where too few of its bases are known."""
+        end, place = start + self.length, slice(start - begin, start - begin + self.length)
+        name = f"{chrom}:{start}-{end}"
+        try:
+            codes = encode(letters[place]) if block is None else block[place].copy()
+        except ValueError as error:
+            return Row(index, None, f"window {index} {name} ({self.genome.name}): {error}", name, chrom, start, end)
+        known = np.count_nonzero(codes != UNKNOWN) / self.length
+        if known == 0 or known < self.min_known:
+            self.description["n_unknown"] += 1
+            return None
+        return Row(index, codes, None, name, chrom, start, end)
+
+
+def _encoded(letters: bytes) -> np.ndarray | None:
+    """Codes of a block; None where a character is no nucleotide, so that its windows are to be read one by one."""
+    try:
+        return encode(letters)
+    except ValueError:
+        return None
+
+
+def read_blacklist(path: Path, genome: Genome, genome_name: str) -> dict[str, Blacklist]:
+    """The merged intervals of a BED file, by chromosome.
+
+    Raises:
+        UserError: a line that cannot be read, or no chromosome in common with the genome.
+    """
+    found: dict[str, list[tuple[int, int]]] = {}
+    for _, number, line in data_lines(path):
+        text, is_utf8 = text_of(line)
+        try:
+            if not is_utf8:
+                raise ValueError("the line is not UTF-8 text")
+            chrom, start, end = parse_interval(columns(text))
+        except ValueError as error:
+            raise UserError(f"dataset.blacklist={path}, line {number}: {error}") from None
+        found.setdefault(chrom, []).append((start, end))
+    if found and not set(found) & set(genome.lengths):
+        try:
+            require_chrom(next(iter(found)), genome, genome_name)
+        except ValueError as error:
+            raise UserError(f"dataset.blacklist={path}: {error}") from None
+    return {chrom: _merged(sorted(intervals)) for chrom, intervals in found.items()}
+
+
+def _merged(intervals: list[tuple[int, int]]) -> Blacklist:
+    starts: list[int] = []
+    ends: list[int] = []
+    for start, end in intervals:
+        if start == end:
+            continue
+        if starts and start <= ends[-1]:
+            ends[-1] = max(ends[-1], end)
+        else:
+            starts.append(start)
+            ends.append(end)
+    return Blacklist(starts, ends)

@@ -1,0 +1,101 @@
+"""Small stores with values of choice, laid out and written by the pipeline's own code but computed by nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from pipeline.places import open_place
+from pipeline.plan import Plan
+from pipeline.reader import Store, open_store
+from pipeline.store import ShardCodec, StagedStore, write_shard
+
+N_REFERENCES = 3
+
+
+def make_store(
+    path: Path,
+    codes: np.ndarray,
+    loci: Sequence[tuple[str, int]] | None = None,
+    names: Sequence[str] | None = None,
+    strands: Sequence[str] | None = None,
+    targets: Sequence[int] = (0,),
+    hypothetical: np.ndarray | None = None,
+    rows_per_shard: int = 6,
+    done: Sequence[int] | None = None,
+    head: str = "none",
+    dataset: dict[str, str] | None = None,
+    source: dict[str, str] | None = None,
+    seed: int = 0,
+) -> Store:
+    """A store at `path`, opened.
+
+    Args:
+        path: where.
+        codes: (N, L) uint8.
+        loci: chromosome and start of each row, if there are any.
+        names: of the rows; row0, row1, ... if not given.
+        strands: of the rows.
+        targets: which outputs of the model.
+        hypothetical: (N, T, 4, L); random if not given.
+        rows_per_shard: as in a run.
+        done: the shards that are there; all, and the store complete, if not given.
+        head: of the model.
+        dataset: settings of the input.
+        source: what the input says of itself.
+        seed: of the random values.
+    """
+    n, length = codes.shape
+    generator = np.random.default_rng(seed)
+    counts = (n, length, list(targets), {}, N_REFERENCES, 0, 8, rows_per_shard)
+    plan = Plan(*counts, "float32", 1, True, "cpu", "cpu", True, 1e-3, {})
+    staged = StagedStore(path, length, rows_per_shard)
+    for row in range(n):
+        chrom, start = ("", -1) if loci is None else loci[row]
+        staged.append(
+            codes=codes[row],
+            source_row=row,
+            name=f"row{row}" if names is None else names[row],
+            chrom=chrom,
+            start=start,
+            end=-1 if loci is None else start + length,
+            strand="." if strands is None else strands[row],
+        )
+    config = {"dataset": dataset or {}}
+    plain = {key: value for key, value in vars(plan).items() if key != "fingerprint"}
+    attributes = {"plan": plain, "fingerprint": {}, "head": head, "config": config, "dataset": source or {}}
+    staged.finish(plan, attributes, None)
+    if hypothetical is None:
+        hypothetical = generator.normal(size=(n, len(targets), 4, length))
+    hypothetical = hypothetical.astype(np.float32)
+    one_hot = codes[:, None, None, :] == np.arange(4)[:, None]
+    values = {
+        "attribution": (hypothetical * one_hot).sum(axis=2, dtype=np.float32),
+        "hypothetical": hypothetical,
+        "prediction": generator.normal(size=(n, len(targets))),
+        "reference_prediction": generator.normal(size=(n, len(targets), N_REFERENCES)),
+        "convergence_delta": generator.normal(size=(n, len(targets), N_REFERENCES)) * 1e-6,
+        "reference_checksum": generator.integers(0, 2**32, n, dtype=np.uint32),
+    }
+    place = open_place(path)
+    codec = ShardCodec(place)
+    for index in range(plan.n_shards) if done is None else done:
+        shard = plan.shard(index)
+        write_shard(place, codec, shard, {name: array[shard.start : shard.stop] for name, array in values.items()})
+        record = path.parent / f"{path.name}.run" / "done" / f"{index:08d}.json"
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text("{}")
+    if done is None:
+        zarr.open_group(path, mode="r+").attrs.update({"complete": True})
+    return open_store(path, allow_incomplete=True)
+
+
+def random_codes(n: int, length: int, seed: int = 0, unknown: float = 0.02) -> np.ndarray:
+    """(n, length) uint8 with some unknown bases."""
+    generator = np.random.default_rng(seed)
+    codes = generator.integers(0, 4, (n, length), dtype=np.uint8)
+    codes[generator.random((n, length)) < unknown] = 4
+    return codes

@@ -1,0 +1,59 @@
+"""TF-MoDISco's pair of files: equal to the store, row by row of the map."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dlshap_core.sequences import one_hot
+from pipeline.errors import UserError
+from pipeline.exports import modisco
+from pipeline.exports.selection import Filters, select
+from pipeline.reader import Store
+
+
+def write(
+    store: Store, out: Path, window: int, seed: int = 0, target: str | None = None
+) -> tuple[np.ndarray, np.ndarray, list[dict[str, str]]]:
+    modisco.export(select(store, Filters(), target, window), out, seed, False, lambda n_rows: None)
+    with np.load(out / "ohe.npz") as ohe, np.load(out / "attr.npz") as attr, (out / "rows.tsv").open() as table:
+        return ohe["arr_0"], attr["arr_0"], list(csv.DictReader(table, delimiter="\t"))
+
+
+@pytest.mark.parametrize("window", [2, 10, 40])
+def test_the_files_are_the_store_cropped_and_shuffled(located: Store, tmp_path: Path, window: int) -> None:
+    ohe, attr, table = write(located, tmp_path / "out", window, target="7")
+    rows = np.array([int(line["store_row"]) for line in table])
+    assert sorted(rows) == list(range(len(located)))
+    assert rows.tolist() != sorted(rows)
+    middle = slice(20 - window // 2, 20 + window // 2)
+    np.testing.assert_array_equal(ohe, one_hot(np.asarray(located.codes[:])[rows][:, middle]))
+    np.testing.assert_array_equal(attr, np.asarray(located.hypothetical[:])[rows, 1][..., middle])
+    assert (ohe.dtype, attr.dtype) == (np.int8, np.float32)
+    np.testing.assert_array_equal(ohe.sum(axis=1) == 0, np.asarray(located.codes[:])[rows][:, middle] == 4)
+    for number, line in enumerate(table):
+        row = int(line["store_row"])
+        assert int(line["export_row"]) == number
+        assert line["name"] == f"peak {row}"
+        assert line["chrom"] == located.rows["chrom"][row]
+        assert int(line["start"]) == located.rows["start"][row] + middle.start
+        assert int(line["end"]) - int(line["start"]) == window
+
+
+def test_the_order_follows_the_seed(plain: Store, tmp_path: Path) -> None:
+    orders = []
+    for name, seed in [("a", 0), ("b", 0), ("c", 1)]:
+        table = write(plain, tmp_path / name, 8, seed)[2]
+        orders.append([line["store_row"] for line in table])
+        assert {line["start"] for line in table} == {"-1"}  # no loci
+    assert orders[0] == orders[1] != orders[2]
+    assert (tmp_path / "a" / "attr.npz").read_bytes() == (tmp_path / "b" / "attr.npz").read_bytes()
+
+
+def test_an_odd_window_is_refused(located: Store, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--window 9: TF-MoDISco reads an even number of bases, such as 8"):
+        write(located, tmp_path / "out", 9, target="0")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,101 @@
+"""From a run to motifs: TF-MoDISco itself, run on what is exported for it, finds what is known to be there.
+
+A motif is compared with a consensus by the Pearson correlation of the base frequencies (of the seqlets; 1 or, at an
+ambiguous letter, equal parts in the consensus) over all bases of all positions of the consensus, the largest over every
+offset within the motif and both strands.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyBigWig
+import pytest
+
+import pipeline
+from pipeline.cli import dispatch
+from tests.conftest import real_data_directory
+
+LETTERS = {"A": "A", "C": "C", "G": "G", "T": "T", "S": "CG", "Y": "CT", "K": "GT", "R": "AG"}
+PLANTED = {"CTCF": "CCACCAGGGGGCGC", "GATA": "AGATAAG", "AP1": "TGACTCA", "EBOX": "CCACGTGAC"}
+CTCF = "CCASYAGRKGGCRS"  # the core that all published forms of it share
+SIMILAR = 0.9  # the planted motifs are at most 0.75 similar to each other
+SIMILAR_TO_CORE = 0.8  # half of its letters are ambiguous: a perfect site of one kind is 0.85 similar
+
+
+def frequencies(consensus: str) -> np.ndarray:
+    """(K, 4) of a consensus, equal parts of the bases that a letter stands for."""
+    return np.array([[(base in LETTERS[letter]) / len(LETTERS[letter]) for base in "ACGT"] for letter in consensus])
+
+
+def similarity(motif: np.ndarray, consensus: str) -> float:
+    """See the module's description; motif is (W, 4)."""
+    wanted = frequencies(consensus)
+    k = len(wanted)
+    places = [strand[i : i + k] for strand in (motif, motif[::-1, ::-1]) for i in range(len(motif) - k + 1)]
+    return max(float(np.corrcoef(place.ravel(), wanted.ravel())[0, 1]) for place in places)
+
+
+def find_motifs(folder: Path, window: int) -> list[np.ndarray]:
+    """The (W, 4) base frequencies of what TF-MoDISco finds in the export in the folder."""
+    command = [str(Path(sys.executable).parent / "modisco"), "motifs", "-n", "2000", "-w", str(window)]
+    files = ["-s", str(folder / "ohe.npz"), "-a", str(folder / "attr.npz"), "-o", str(folder / "motifs.h5")]
+    done = subprocess.run([*command, *files], capture_output=True, text=True, check=False, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    with h5py.File(folder / "motifs.h5") as file:
+        return [np.asarray(pattern["sequence"]) for pattern in file.get("pos_patterns", {}).values()]
+
+
+def test_similarity_is_1_for_the_consensus_itself_on_either_strand() -> None:
+    around = np.full((5, 4), 0.25)
+    site = np.concatenate([around, frequencies("AGATAAG"), around])
+    assert similarity(site, "AGATAAG") == pytest.approx(1)
+    assert similarity(site[::-1, ::-1], "AGATAAG") == pytest.approx(1)
+    assert similarity(site, "TGACTCA") < 0.6
+    assert similarity(np.concatenate([around, frequencies(PLANTED["CTCF"]), around]), CTCF) > SIMILAR_TO_CORE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_planted_motifs_of_the_example_are_found(tmp_path: Path) -> None:
+    store = tmp_path / "example.zarr"
+    assert pipeline.run(["cluster=none", "references.n_shuffles=10", f"store.path={store}"]).complete
+    assert dispatch(["export", "modisco", str(store), str(tmp_path / "export"), "--window", "300"]) == 0
+    motifs = find_motifs(tmp_path / "export", 300)
+    best = {name: max(similarity(motif, text) for motif in motifs) for name, text in PLANTED.items()}
+    assert min(best.values()) > SIMILAR, best
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.timeout(2400)
+def test_ctcf_is_found_in_the_attributions_of_a_trained_model(tmp_path: Path) -> None:
+    real = real_data_directory()
+    peaks = (real / "ctcf_peaks.chr1_1m.narrowPeak").read_text()
+    tiles = [
+        f"chr1\t{start}\t{start + 2114}\ttile{start}\t0\t.\t0\t-1\t-1\t1057\n"
+        for start in range(760_000, 990_000, 1057)
+    ]
+    (tmp_path / "both.narrowPeak").write_text(peaks + "".join(tiles))
+    store = tmp_path / "ctcf.zarr"
+    model = ["model=bpnet", f"model.checkpoint={real}/bpnet_ctcf_k562.torch", "references.n_shuffles=2"]
+    loci = ["dataset=loci", f"dataset.loci={tmp_path}/both.narrowPeak", f"dataset.genome={real}/hg38_chr1_1m.fa.gz"]
+    assert pipeline.run([*model, *loci, "cluster=none", f"store.path={store}"]).complete
+
+    export = tmp_path / "export"
+    assert dispatch(["export", "modisco", str(store), str(export), "--window", "1000"]) == 0
+    motifs = find_motifs(export, 1000)
+    assert max(similarity(motif, CTCF) for motif in motifs) > SIMILAR_TO_CORE
+
+    assert dispatch(["export", "bigwig", str(store), str(tmp_path / "ctcf.bw")]) == 0
+    opened = pipeline.open_store(store)
+    centre = opened.rows["start"] + 1057
+    with pyBigWig.open(str(tmp_path / "ctcf.bw")) as track:
+        for base in range(760_000, 990_000, 997):
+            row = int(np.lexsort((centre, np.abs(centre - base)))[0])  # the nearest, the left one of two
+            value = opened.attribution[row, 0, base - int(opened.rows["start"][row])]
+            assert track.values("chr1", base, base + 1) == [pytest.approx(float(value), abs=0)], base

@@ -1,0 +1,72 @@
+"""A line for each row, read back with pyarrow and as text."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dlshap_core.sequences import decode
+from pipeline.errors import UserError
+from pipeline.exports import summary
+from pipeline.exports.selection import Filters, select
+from pipeline.exports.summary import strongest
+from pipeline.reader import Store
+from tests.pipeline.exports.stores import make_store, random_codes
+
+
+def write(store: Store, out: Path, kind: str, targets: list[int], k: int = 5) -> None:
+    selection = select(store, Filters(), store.targets[0], None)
+    summary.export(selection, targets, out, kind, k, False, lambda n_rows: None)
+
+
+def test_parquet_says_what_the_store_says(located: Store, tmp_path: Path) -> None:
+    write(located, tmp_path / "a.parquet", "parquet", [0, 1])
+    table = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    assert [line["row"] for line in table] == list(range(len(located)))
+    attribution, codes = np.asarray(located.attribution[:]), np.asarray(located.codes[:])
+    deltas, reference = np.asarray(located.convergence_delta[:]), np.asarray(located.reference_prediction[:])
+    for row, line in enumerate(table):
+        for name in ("name", "chrom", "start", "end", "strand", "source_row"):
+            assert line[name] == located.rows[name][row]
+        for target, label in enumerate(["0", "7"]):
+            assert line[f"prediction_{label}"] == located.prediction[row, target]
+            assert line[f"mean_reference_prediction_{label}"] == pytest.approx(reference[row, target].mean(), abs=1e-6)
+            assert line[f"worst_delta_{label}"] == max(deltas[row, target], key=abs)
+            sums = [float(np.abs(attribution[row, target, at : at + 5]).sum()) for at in range(37)]
+            start = line[f"kmer_start_{label}"]
+            assert sums[start] == max(sums)
+            assert line[f"kmer_attribution_{label}"] == pytest.approx(max(sums))
+            assert line[f"kmer_{label}"] == decode(codes[row, start : start + 5])
+
+
+def test_text_has_the_same_values(located: Store, tmp_path: Path) -> None:
+    write(located, tmp_path / "a.tsv", "tsv", [1])
+    write(located, tmp_path / "a.parquet", "parquet", [1])
+    wanted = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    with (tmp_path / "a.tsv").open() as file:
+        for line, row in zip(csv.DictReader(file, delimiter="\t"), wanted, strict=True):
+            assert set(line) == set(row)
+            for name, value in row.items():
+                assert type(value)(line[name]) == pytest.approx(value)
+
+
+def test_names_with_tabs_stay_one_column(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "a.zarr", random_codes(1, 8), names=["a\tb\r\nc"])
+    write(store, tmp_path / "a.tsv", "tsv", [0])
+    header, line = (tmp_path / "a.tsv").read_text().splitlines()
+    assert len(header.split("\t")) == len(line.split("\t"))
+    assert line.split("\t")[2] == "a b  c"
+
+
+def test_the_first_of_equal_places_is_taken() -> None:
+    start, total = strongest(np.array([[0, -2, 1, 0, 2, -1, 0]], dtype=np.float32), 2)
+    assert (start.tolist(), total.tolist()) == ([1], [3.0])
+
+
+def test_k_must_fit(plain: Store, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--k 25: the sequences have 24 bases"):
+        write(plain, tmp_path / "a.tsv", "tsv", [0], k=25)

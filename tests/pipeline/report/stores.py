@@ -1,0 +1,135 @@
+"""Stores made by writing arrays directly: any values, any number of rows, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from dlshap_core.sequences import encode
+from pipeline import deltas
+from pipeline.plan import Plan
+from pipeline.store import StagedStore
+
+THRESHOLD = 1e-3
+
+
+@dataclass
+class Synthetic:
+    """What is in a store; what is not given is drawn at random.
+
+    Attributes:
+        codes: (N, L) uint8.
+        targets: of the model.
+        loci: (chrom, start, strand) of each row.
+        names: of the rows.
+        dataset: what the store says of its input, more than usual.
+        values: arrays of the layout by name.
+    """
+
+    codes: np.ndarray
+    targets: Sequence[int] = (0,)
+    n_references: int = 3
+    rows_per_shard: int = 8
+    names: Sequence[str] | None = None
+    loci: Sequence[tuple[str, int, str]] | None = None
+    dataset: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def write(self, path: Path) -> Path:
+        """Make the store, complete."""
+        n, length = self.codes.shape
+        staged = StagedStore(path, length, self.rows_per_shard)
+        for row in range(n):
+            chrom, start, strand = self.loci[row] if self.loci else ("", -1, ".")
+            end = start + length if self.loci else -1
+            name = self.names[row] if self.names else f"s{row}"
+            staged.append(
+                codes=self.codes[row], source_row=row, name=name, chrom=chrom, start=start, end=end, strand=strand
+            )
+        staged.finish(self._plan(), self._attributes(), None)
+        group = zarr.open_group(path, mode="r+")
+        for start in range(0, n, self.rows_per_shard):
+            rows = slice(start, min(start + self.rows_per_shard, n))
+            drawn = self.drawn(rows.start, rows.stop)
+            for name in drawn:
+                array = group[name]
+                assert isinstance(array, zarr.Array)
+                array[rows] = self.values[name][rows] if name in self.values else drawn[name]
+        total = deltas.summarise(np.asarray(group["convergence_delta"][:]), 0, THRESHOLD)
+        worst = {"largest": total["largest"], "worst": f"s{total['worst_row']}", "worst_row": total["worst_row"]}
+        over = {"share_over": total["n_over"] / total["n"], "n_not_finite": total["n_not_finite"]}
+        judged = {"judged": True, "head": "none", "threshold": THRESHOLD}
+        group.attrs["run"] = {"deltas": judged | over | worst, "shard_seconds": 1234.5, "rows": n}
+        group.attrs["convergence"] = "failed" if total["n_over"] else "passed"
+        group.attrs["complete"] = True
+        return path
+
+    def _plan(self) -> Plan:
+        return Plan(
+            n_rows=len(self.codes),
+            length=self.codes.shape[1],
+            targets=list(self.targets),
+            references={"name": "dinucleotide_shuffle"},
+            n_references=self.n_references,
+            seed=7,
+            batch_size=64,
+            rows_per_shard=self.rows_per_shard,
+            dtype="float32",
+            threads=1,
+            deterministic=True,
+            device="cpu",
+            device_kind="x86_64 AVX2",
+            judged=True,
+            warning_threshold=THRESHOLD,
+            fingerprint={"model.weights": "ab" * 32, "input.sha256": "cd" * 32},
+        )
+
+    def _attributes(self) -> dict[str, Any]:
+        plan = {name: value for name, value in vars(self._plan()).items() if name != "fingerprint"}
+        audited = {"module": "model.relu (ReLU)", "operation": "relu", "treatment": "elementwise: secant", "count": 2}
+        return {
+            "format_version": 1,
+            "plan": plan,
+            "fingerprint": self._plan().fingerprint,
+            "config": {"references": {"name": "dinucleotide_shuffle", "n_shuffles": self.n_references}, "seed": 7},
+            "model": {"name": "module", "target": "my.Model", "checkpoint": "weights.safetensors", "head": "none"},
+            "dataset": {"kind": "fasta", "path": "in.fa", "n_left_out": 0, "left_out": []} | self.dataset,
+            "head": "none",
+            "audit": {"operations": [audited], "refused": [], "convergence_error": 1e-8, "n_pairs": 4},
+            "not_exact": [],
+            "seed": 7,
+            "device": "x86_64 AVX2",
+            "bit_identical": True,
+            "versions": {"dlshap": "0.1.0"},
+            "hardware": {"host": "here", "platform": "Linux", "cpus": 2},
+        }
+
+    def drawn(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Rows of every computed array at random, but for the hypothetical ones, which no report reads."""
+        generator = np.random.default_rng(start)
+        shape = (stop - start, len(self.targets))
+        scales = {
+            "attribution": (self.codes.shape[1:], 0.01),
+            "prediction": ((), 1.0),
+            "reference_prediction": ((self.n_references,), 1.0),
+            "convergence_delta": ((self.n_references,), 1e-7),
+        }
+        return {
+            name: scale * generator.standard_normal((*shape, *tail), dtype=np.float32)
+            for name, (tail, scale) in scales.items()
+        }
+
+
+def random_codes(n: int, length: int, seed: int = 0) -> np.ndarray:
+    """(n, length) uint8, all bases known."""
+    return np.random.default_rng(seed).integers(0, 4, (n, length), dtype=np.uint8)
+
+
+def codes_of(*texts: str) -> np.ndarray:
+    """(N, L) uint8."""
+    return np.stack([encode(text) for text in texts])

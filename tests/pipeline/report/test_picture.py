@@ -1,0 +1,147 @@
+"""dlshap logo: a sequence by its name or its place, and what is said when there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+import pipeline
+from pipeline.cli import dispatch
+from pipeline.errors import UserError
+from pipeline.report.picture import BASES_IN_A_LINE, Stretch, _lines, choose
+from pipeline.report.sites import on_genome
+from tests.pipeline.report.stores import Synthetic, random_codes
+
+LOCI = [("chr1", 100, "+"), ("chr1", 120, "-"), ("chr1", 100, "+"), ("chr2", 500, ".")]
+
+
+@pytest.fixture(scope="module")
+def located(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four rows of 60 bases; the second is the reverse complement of its locus. The last one has no finite values."""
+    names = ["one", "two", "one", "chr2:500-510"]
+    values = {"attribution": np.ones((4, 2, 60), np.float32)}
+    values["attribution"][3] = np.nan
+    dataset = {"kind": "loci", "strand": "apply"}
+    made = Synthetic(random_codes(4, 60), (0, 5), loci=LOCI, names=names, dataset=dataset, values=values)
+    return made.write(tmp_path_factory.mktemp("located") / "a.zarr")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "start", "end", "stretch"),
+    [
+        ("two", None, None, Stretch(1, 0, 60)),
+        ("two", 10, 20, Stretch(1, 10, 20)),
+        ("one", None, 5, Stretch(0, 0, 5, n_others=1)),
+        ("chr1:100-110", None, None, Stretch(0, 0, 10, n_others=1)),
+        ("chr1:170-175", None, None, Stretch(1, 5, 10)),
+        ("chr1:150-170", None, None, Stretch(1, 10, 30, n_others=2)),
+        ("chr1:1-1,000", None, None, Stretch(1, 0, 60, n_others=2)),
+        ("chr1:140-150", None, None, Stretch(1, 30, 40, n_others=2)),
+        ("chr2:500-510", None, None, Stretch(3, 0, 60)),  # the name, not the region
+        ("chr2:520-530", None, None, Stretch(3, 20, 30)),
+    ],
+)
+def test_the_row_and_the_part_that_are_drawn(
+    wanted: str, start: int | None, end: int | None, stretch: Stretch, located: Path
+) -> None:
+    assert choose(pipeline.open_store(located), wanted, start, end) == stretch
+
+
+def test_a_place_on_the_minus_strand_counts_from_its_end(located: Path) -> None:
+    store = pipeline.open_store(located)
+    assert on_genome(store, 0, 5, 10) == ("chr1", 105, 110)
+    assert on_genome(store, 1, 5, 10) == ("chr1", 170, 175)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+@pytest.mark.parametrize("wanted", ["two", "chr1:100-130"])
+def test_a_picture_of_each_format(
+    wanted: str, suffix: str, located: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / f"l.{suffix}"
+    assert dispatch(["logo", str(located), wanted, "--target", "5", "-o", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    data = out.read_bytes()
+    assert data.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix])
+    assert dispatch(["logo", str(located), wanted, "--target", "5", "-o", str(out)]) == 0
+    assert out.read_bytes() == data
+    if suffix == "png":
+        assert imread(out).min() < 0.5
+    if suffix == "svg":
+        assert f"{wanted if wanted == 'two' else 'one'}   chr1:1" in data.decode()
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["tow"], "is called 'tow'; did you mean two?"),
+        (["chr1:300-400"], "none shares a base with that region"),
+        (["chr7:1-2"], "no row lies on 'chr7'"),
+        (["1:100-110"], "the store calls it 'chr1'"),
+        (["chr1:200-100"], "the end does not lie behind the start"),
+        (["two"], "has 2 targets; choose one with --target: 0, 5"),
+        (["two", "--target", "7"], "--target 7"),
+        (["two", "--target", "0", "--start", "50", "--end", "61"], "expected a part of its 60 bases, 0 to 60"),
+        (["two", "--target", "0", "--start", "9", "--end", "9"], "expected a part of its 60 bases"),
+        (["two", "--target", "0", "--start", "-1"], "expected a part of its 60 bases"),
+        (["chr2:500-510", "--target", "0"], "are not finite; there is nothing to draw"),
+        (["two", "-o", "l.jpg"], "expected a name that ends with .png, .svg, .pdf"),
+        (["two", "-o", "s3://bucket/l.png"], "give a path"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_in_a_line(
+    options: list[str], said: str, located: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dispatch(["logo", str(located), *options]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert list(in_folder.iterdir()) == []
+
+
+def test_regions_need_loci(tmp_path: Path) -> None:
+    store = pipeline.open_store(Synthetic(random_codes(2, 20)).write(tmp_path / "a.zarr"))
+    with pytest.raises(UserError, match="had no loci"):
+        choose(store, "chr1:1-10", None, None)
+
+
+def test_too_many_bases_for_a_picture(tmp_path: Path) -> None:
+    store = pipeline.open_store(Synthetic(random_codes(1, 7000)).write(tmp_path / "a.zarr"))
+    with pytest.raises(UserError, match="7000 bases are too many for a picture"):
+        choose(store, "s0", None, None)
+    assert choose(store, "s0", 6000, None) == Stretch(0, 6000, 7000)
+
+
+def test_a_row_that_is_not_there_yet(located: Path) -> None:
+    store = dataclasses.replace(pipeline.open_store(located), done=[])
+    with pytest.raises(UserError, match="is called 'two'"):
+        choose(store, "two", None, None)
+
+
+def test_without_the_extra(
+    located: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert dispatch(["logo", str(located), "two", "-o", str(tmp_path / "l.png")]) == 2
+    assert "pip install 'dlshap[report]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", [1, 150, 151, 300, 2114])
+def test_lines_hold_every_base_once(length: int) -> None:
+    lines = _lines(np.random.default_rng(0).normal(size=length))
+    assert [base for first, last in lines for base in range(first, last)] == list(range(length))
+    assert all(0 < last - first <= BASES_IN_A_LINE + 30 for first, last in lines)
+    assert len(lines) == -(-length // BASES_IN_A_LINE)
+
+
+def test_a_line_does_not_break_a_motif() -> None:
+    attribution = np.zeros(300)
+    attribution[146:156] = 1
+    (_, end), _ = _lines(attribution)
+    assert not 141 < end < 161

@@ -1,0 +1,174 @@
+"""The same sequences in every form give the same values, and a file of another form is known for what it is."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pipeline
+from dlshap_core.sequences import decode
+from pipeline.cli import compose_config
+from pipeline.errors import UserError
+from pipeline.intake import Nowhere, known_facts, signature, take_in, to_store
+from pipeline.sources import open_source
+from pipeline.store import LAYOUT
+from tests.pipeline.conftest import LENGTH, N_ROWS, Inputs, random_sequences
+from tests.pipeline.sources.forms import FORMS
+
+SEQUENCES = random_sequences(500, 50, seed=3)
+SEQUENCES[7] = SEQUENCES[7][:20] + "N" * 5 + SEQUENCES[7][25:]
+NAMED = {"csv", "tsv.gz", "csv, CRLF", "txt", "semicolons", "parquet", "parquet, one-hot", "arrow", "arrow stream"}
+COMPUTED = ["csv", "parquet", "parquet, one-hot", "arrow stream", "npy, NL4, float", "zarr 2, NL4", "loci", "tiles"]
+
+
+def read(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Sequences and names of an input, all of them good."""
+    batches = list(open_source(compose_config(overrides).dataset).batches())
+    assert [problem for rows in batches for problem in rows.problem if problem] == []
+    assert [row for rows in batches for row in rows.source_row.tolist()] == list(range(sum(map(len, batches))))
+    assert all(codes.dtype == np.uint8 for rows in batches for codes in rows.codes if codes is not None)
+    codes = [decode(codes) for rows in batches for codes in rows.codes if codes is not None]
+    return codes, [name for rows in batches for name in rows.name]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_codes(tmp_path: Path, form: str) -> None:
+    codes, names = read(FORMS[form](tmp_path, SEQUENCES))
+    assert codes == SEQUENCES
+    if form in NAMED or form.startswith("fasta") or form == "loci":
+        assert names == [f"s{i}" for i in range(500)]
+    assert len(set(names)) == 500
+
+
+def test_tables_and_fasta_of_the_same_names_are_the_same_input(tmp_path: Path) -> None:
+    facts = []
+    for form in ("fasta", "csv", "parquet"):
+        dataset = compose_config(FORMS[form](tmp_path, SEQUENCES)).dataset
+        facts.append(take_in(open_source(dataset), dataset, lambda codes, name: Nowhere(), lambda n: None).facts)
+    assert facts[0] == facts[1] == facts[2]
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["csv", "parquet", "parquet, one-hot", "arrow stream", "npy, NL4, float", "zarr 2, NL4", "loci", "tiles"],
+)
+def test_every_form_gives_the_same_values(inputs: Inputs, finished: Path, tmp_path: Path, form: str) -> None:
+    settings = FORMS[form](tmp_path, random_sequences())
+    run = [override for override in inputs.overrides(tmp_path / "a.zarr") if not override.startswith("dataset")]
+    assert pipeline.run([*run, *settings]).rows == N_ROWS
+    expected, found = pipeline.open_store(finished), pipeline.open_store(tmp_path / "a.zarr")
+    assert found.codes.shape == (N_ROWS, LENGTH)
+    for name in LAYOUT:
+        assert np.asarray(found[name][:]).tobytes() == np.asarray(expected[name][:]).tobytes(), name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_input_whose_files_change_is_another(tmp_path: Path, form: str) -> None:
+    dataset = compose_config(FORMS[form](tmp_path, SEQUENCES[:20])).dataset
+    intake = take_in(open_source(dataset), dataset, lambda codes, name: Nowhere(), lambda n: None)
+    stored = to_store(signature(dataset), intake.facts)
+    assert known_facts(stored, dataset) == intake.facts
+    main = Path(dataset.path or dataset.loci or dataset.genome or "")
+    changed = next(path for path in sorted(main.rglob("*")) if path.is_file()) if main.is_dir() else main
+    os.utime(changed, ns=(1, changed.stat().st_mtime_ns + 1))
+    assert known_facts(stored, dataset) is None
+
+
+def test_settings_of_an_input_are_in_its_signature(tmp_path: Path) -> None:
+    settings = FORMS["npz"](tmp_path, SEQUENCES[:20])
+    one, other = (signature(compose_config([*settings, *more]).dataset) for more in ([], ["dataset.key=y"]))
+    assert one is not None
+    assert one != other
+    assert one == signature(compose_config([*settings, "dataset.timeout_s=9"]).dataset)
+    blacklist = tmp_path / "b.bed"
+    blacklist.write_text("chr1\t0\t1\n")
+    tiles = [*FORMS["tiles"](tmp_path, SEQUENCES[:20]), f"dataset.blacklist={blacklist}"]
+    found = signature(compose_config(tiles).dataset)
+    assert found is not None
+    assert str(blacklist) in found["files"]
+
+
+@pytest.mark.parametrize(
+    ("written", "read_as", "right"),
+    [
+        ("csv", "fasta", "dataset=table dataset.path="),
+        ("tsv.gz", "fasta", "dataset=table dataset.path="),
+        ("parquet", "fasta", "dataset=table dataset.path="),
+        ("arrow stream", "array", "dataset=table dataset.path="),
+        ("fasta.gz", "table", "dataset=fasta dataset.path="),
+        ("fasta", "array", "dataset=fasta dataset.path="),
+        ("npy, N4L", "fasta", "dataset=array dataset.path="),
+        ("npz", "table", "dataset=array dataset.path="),
+        ("zarr 3, N4L", "fasta", "dataset=array dataset.path="),
+        ("zarr group, codes", "table", "dataset=array dataset.path="),
+    ],
+)
+def test_another_form_is_known(tmp_path: Path, written: str, read_as: str, right: str) -> None:
+    path = next(item.partition("=")[2] for item in FORMS[written](tmp_path, SEQUENCES[:5]) if "path" in item)
+    with pytest.raises(UserError, match=rf"dataset={read_as} and dataset.path=\S+ contradict .*use {right}"):
+        read([f"dataset={read_as}", f"dataset.path={path}"])
+
+
+def test_loci_without_a_genome_are_known(tmp_path: Path) -> None:
+    (tmp_path / "x.narrowPeak").write_text("chr1\t0\t9\n")
+    with pytest.raises(UserError, match=r"a file of loci; use dataset=loci dataset\.loci="):
+        read(["dataset=table", f"dataset.path={tmp_path / 'x.narrowPeak'}"])
+
+
+@pytest.mark.parametrize("form", ["table", "array"])
+def test_an_unknown_name_lists_the_forms(tmp_path: Path, form: str) -> None:
+    (tmp_path / "x.dat").write_bytes(b"something")
+    with pytest.raises(UserError, match=r"x\.dat is not known .*dataset=fasta \(\.fa, .*\.csv, .*\.npz, .*=tiles"):
+        read([f"dataset={form}", f"dataset.path={tmp_path / 'x.dat'}"])
+
+
+@pytest.mark.parametrize("form", ["fasta", "table", "array", "loci", "tiles"])
+def test_what_is_no_file_is_refused(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    setting = {"loci": "dataset.loci", "tiles": "dataset.genome"}.get(form, "dataset.path")
+    more = {"loci": ["dataset.genome=x.fa"]}.get(form, [])
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("x.sock")
+        (tmp_path / "folder").mkdir()
+        for path, what in [("x.sock", "is a socket"), ("/dev/null", "is a device"), ("nowhere", "no such file")]:
+            with pytest.raises(UserError, match=rf"{re.escape(setting)}={path}\b.*{what}"):
+                read([f"dataset={form}", f"{setting}={path}", *more])
+    with pytest.raises(UserError, match=rf"{re.escape(setting)}=folder (is a directory|is not known)"):
+        read([f"dataset={form}", f"{setting}=folder", *more])
+
+
+def hostile(folder: Path) -> dict[str, list[str]]:
+    """Inputs with one thing wrong, by form."""
+    (folder / "t.csv").write_text("name,seq\na,ACGT\nb,ACXT\n")
+    (folder / "m.tsv").write_text("name\tseq\na\tACGT\nb\tACG\n")
+    np.save(folder / "soft.npy", np.full((3, 4, 9), 0.25))
+    (folder / "long.fa").write_text(">a\nACGT\n>b\n" + "ACGT" * 250_000 + "\n")
+    (folder / "g.fa").write_text(f">chr1\n{'ACGT' * 9}\n")
+    (folder / "out.bed").write_text("chr1\t0\t4\n")
+    (folder / "name.bed").write_text("1\t10\t14\n")
+    genome = f"dataset.genome={folder / 'g.fa'}"
+    loci = ["dataset=loci", genome, "dataset.length=8"]
+    return {
+        r"row 1 'b' \(t\.csv, line 3\): character 'X'": ["dataset=table", f"dataset.path={folder / 't.csv'}"],
+        r"row 1 'b' has 3 bases where the first sequence has 4": ["dataset=table", f"dataset.path={folder / 'm.tsv'}"],
+        r"3 of 3 rows .*row 0 \(soft\.npy\).*soft values": ["dataset=array", f"dataset.path={folder / 'soft.npy'}"],
+        r"row 1 'b' has 1000000 bases": ["dataset=fasta", f"dataset.path={folder / 'long.fa'}"],
+        r"the window -2-6 leaves chr1, which spans 0-36": [*loci, f"dataset.loci={folder / 'out.bed'}"],
+        r"no chromosome '1' in g\.fa; it has 'chr1'": [*loci, f"dataset.loci={folder / 'name.bed'}"],
+        r"no chromosome of g\.fa has dataset\.length=99 bases": ["dataset=tiles", genome, "dataset.length=99"],
+    }
+
+
+def test_bad_inputs_are_one_line_and_leave_nothing_behind(inputs: Inputs, tmp_path: Path) -> None:
+    store = tmp_path / "made" / "a.zarr"
+    run = [override for override in inputs.overrides(store) if not override.startswith("dataset")]
+    for message, settings in hostile(tmp_path).items():
+        with pytest.raises(UserError, match=message) as caught:
+            pipeline.run([*run, *settings])
+        assert "\n" not in str(caught.value)
+        assert list(store.parent.glob("*")) == []

@@ -1,0 +1,95 @@
+"""FASTA, loci and genomes that are wrong in ways that tables and arrays are tested for in files of their own."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dlshap_core.sequences import decode
+from pipeline.errors import UserError
+from pipeline.sources.base import Rows
+from pipeline.sources.fasta import FastaSource
+from pipeline.sources.loci import LociSource
+
+LONG = "ACGT" * 250_000
+
+
+def fasta(folder: Path, content: bytes) -> Rows:
+    (folder / "x.fa").write_bytes(content)
+    (rows,) = FastaSource(folder / "x.fa").batches()
+    return rows
+
+
+def loci(folder: Path, content: bytes, genome: str = f">chr1\n{LONG}\n", length: int = 4) -> Rows:
+    (folder / "l.bed").write_bytes(content)
+    (folder / "g.fa").write_text(genome)
+    (rows,) = LociSource(folder / "l.bed", folder / "g.fa", length).batches()
+    return rows
+
+
+def test_fasta_with_a_line_of_a_million_characters(tmp_path: Path) -> None:
+    rows = fasta(tmp_path, f">a\n{LONG}\n>{LONG}\nAC\n".encode())
+    assert [decode(codes) for codes in rows.codes if codes is not None] == [LONG, "AC"]
+    assert rows.name == ["a", LONG]
+    assert len(str(fasta(tmp_path, f">{LONG}\n{LONG}X\n".encode()).problem[0])) < 300
+
+
+def test_fasta_with_tabs_in_names(tmp_path: Path) -> None:
+    rows = fasta(tmp_path, b">a\tb c\r\nAC\r\n>\td\r\nGT\r\n")
+    assert rows.name == ["a", "d"]
+    assert rows.problem == [None, None]
+
+
+def test_fasta_of_a_header_alone(tmp_path: Path) -> None:
+    assert "record 0 'a' (x.fa, line 1) has no sequence" in str(fasta(tmp_path, b">a\n").problem[0])
+
+
+def test_fasta_with_the_same_name_twice(tmp_path: Path) -> None:
+    rows = fasta(tmp_path, b">a\nAC\n>a\nGT\n")
+    assert (rows.name, rows.problem) == (["a", "a"], [None, None])
+
+
+def test_loci_on_a_genome_of_one_long_line(tmp_path: Path) -> None:
+    rows = loci(tmp_path, b"chr1\t500000\t500004\n")
+    assert [decode(codes) for codes in rows.codes if codes is not None] == ["ACGT"]
+
+
+def test_loci_with_a_line_of_a_million_characters(tmp_path: Path) -> None:
+    rows = loci(tmp_path, f"chr1\t8\t12\t{LONG}\nchr1\t{'9' * 1_000_000}\t12\n".encode())
+    assert (rows.name[0], rows.problem[0]) == (LONG, None)
+    assert "row 1 " in str(rows.problem[1])
+    assert "column 2 (start) is '9999" in str(rows.problem[1])
+    assert len(str(rows.problem[1])) < 300
+
+
+def test_loci_with_tabs_in_names(tmp_path: Path) -> None:
+    rows = loci(tmp_path, b"chr1\t8\t12\ta\tb\t0\t-\n")  # the name's second half is the score, the score the strand
+    assert "column 6 (strand) is '0'; expected +, - or ." in str(rows.problem[0])
+
+
+def test_loci_in_bed12(tmp_path: Path) -> None:
+    rows = loci(tmp_path, b"chr1\t8\t12\ttx\t0\t-\t8\t12\t0,0,0\t1\t4,\t0,\r\n")
+    assert (rows.name, rows.strand, rows.start.tolist()) == (["tx"], ["-"], [8])
+    assert [decode(codes) for codes in rows.codes if codes is not None] == ["ACGT"]
+
+
+def test_loci_that_are_there_twice_and_have_no_length(tmp_path: Path) -> None:
+    rows = loci(tmp_path, b"chr1\t10\t10\nchr1\t10\t10\n")
+    assert (rows.start.tolist(), rows.problem) == ([8, 8], [None, None])  # a point is a centre; both are kept
+
+
+def test_loci_cut_short(tmp_path: Path) -> None:
+    lines = "".join(f"chr1\t{start}\t{start + 9}\n" for start in np.random.RandomState(0).randint(9, 9999, 500))
+    (tmp_path / "l.bed.gz").write_bytes(gzip.compress(lines.encode())[:-50])
+    (tmp_path / "g.fa").write_text(">chr1\nACGT\n")
+    with pytest.raises(UserError, match=r"l\.bed\.gz is truncated after line \d+"):
+        list(LociSource(tmp_path / "l.bed.gz", tmp_path / "g.fa", 4).batches())
+
+
+@pytest.mark.parametrize(("near", "other"), [("chr1", "1"), ("1", "chr1"), ("MT", "chrM"), ("chrM", "MT")])
+def test_chromosomes_of_another_naming(tmp_path: Path, near: str, other: str) -> None:
+    rows = loci(tmp_path, f"{other}\t1\t3\n".encode(), f">{near}\nACGTACGT\n")
+    assert f"no chromosome '{other}' in g.fa; it has '{near}': rename one of the two" in str(rows.problem[0])
