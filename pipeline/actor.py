@@ -272,7 +272,8 @@ def check_node(work: Work) -> list[str]:
     except OSError as error:
         problems.append(f"the store {work.store} cannot be used: {error}")
     sys.path.extend(folder for folder in work.search if folder not in sys.path)
-    files = [path for path in [*fold_paths(work.model["checkpoint"]), plan.references.get("path")] if path]
+    of_model = [path for key in ("checkpoint", "bias") for path in fold_paths(work.model.get(key), f"model.{key}")]
+    files = [path for path in [*of_model, plan.references.get("path")] if path]
     problems += [f"{path} is not there" for path in files if not Path(path).exists()]
     if not problems:
         try:

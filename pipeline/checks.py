@@ -1,4 +1,4 @@
-"""What may be said of the input, the cluster and the place of a store: each problem is a line, with the fix."""
+"""What may be said of the model, the input, the cluster and the place of a store: each problem a line, with the fix."""
 
 import re
 from collections.abc import Iterator
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.wording import did_you_mean, one_of
 
 if TYPE_CHECKING:
-    from pipeline.config import ClusterConfig, DatasetConfig, StoreConfig
+    from pipeline.config import ClusterConfig, DatasetConfig, ModelConfig, StoreConfig
 
+LAYOUTS = ("ncl", "nc1l", "ncl1", "n1cl", "nlc")  # axes of a model's input
 SCHEMES = ("s3", "gs", "az")  # object stores that a store may lie in
 CREDENTIALS = (  # in the name of an option of a store
     r"secret|token|password|passwd|credential|access_?key|account_?key|api_?key|master_?key|sas|signature|private|"
@@ -142,3 +143,20 @@ def _pool(cluster: "ClusterConfig") -> Iterator[str]:
         yield f"cluster.min_actors={least} needs cluster.max_actors; add cluster.max_actors=... to the command"
     if least is not None and most is not None and least > most:
         yield f"cluster.min_actors={least} is more than cluster.max_actors={most}; lower the one or raise the other"
+
+
+def model_problems(model: "ModelConfig") -> Iterator[str]:
+    """Of the group `model`, but for its choices."""
+    if model.name != "module" and model._target_ is not None:
+        yield f"model={model.name} and model._target_ contradict each other; use model=module for a class of your own"
+    if sorted(model.bases) != sorted("ACGT"):
+        yield f"model.bases={model.bases}; expected A, C, G and T in the order of the model's channels, such as AGCT"
+    if model.name != "chrombpnet":
+        for key, is_given in (("bias", bool(model.bias)), ("with_bias", model.with_bias)):
+            if is_given:
+                yield f"model={model.name} and model.{key} contradict each other; use model=chrombpnet"
+    elif model.bias and not model.with_bias:
+        yield (
+            "model.bias and model.with_bias=false contradict each other; add model.with_bias=true, or leave model.bias "
+            "out to attribute the accessibility alone"
+        )

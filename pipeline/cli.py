@@ -47,8 +47,8 @@ packaged example. `dlshap run --cfg job` prints all settings; pipeline/config.py
   model.checkpoint=...         dataset.path=...             references.n_shuffles=20          cluster.actors=auto
   engine.targets=[0]|all       engine.device=auto           seed=0                            store.path=...
 
-Other choices of references: dinucleotide_shuffle_uniform, local_dinucleotide_shuffle, shuffle, genomic, uniform, zeros,
-background, array.
+Other choices of models: chrombpnet. Of references: dinucleotide_shuffle_uniform, local_dinucleotide_shuffle, shuffle,
+genomic, uniform, zeros, background, array.
 """
 AUDIT_DESCRIPTION = """List every operation of a model, how each is treated, and how well contributions add up.
 

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.checks import DATASETS, cluster_problems, dataset_problems, store_problems
+from pipeline.checks import DATASETS, LAYOUTS, cluster_problems, dataset_problems, model_problems, store_problems
 from pipeline.errors import UserError
 from pipeline.wording import did_you_mean, in_a_line, one_of
 
@@ -30,12 +30,17 @@ FIXED = ("uniform", "zeros", "background")  # kinds of which there is one, the s
 class ModelConfig:
     """Which model, and which of its outputs is explained."""
 
-    name: str = "example"  # the family: example, bpnet or module
+    name: str = "example"  # the family: example, bpnet, chrombpnet or module
     _target_: str | None = None  # model=module: the class, by its import path
     checkpoint: Any = None  # file of weights; a list or a pattern of files where the model has folds
     head: str = "none"  # what turns the output into one value for each target; recorded in the store
     output: Any = None  # which output where the model returns several: an index or a key
     init: dict[str, Any] = field(default_factory=dict)  # arguments of the class
+    prefix: str | None = None  # taken off the names of weights, the others being left out; null: found where one fits
+    input_layout: str = "ncl"  # axes that the model takes: ncl is (N, 4, L); nc1l, ncl1, n1cl, nlc
+    bases: str = "ACGT"  # the base of each of its channels; AGCT for models of DeepSEA's family
+    bias: Any = None  # model=chrombpnet: the BPNet of the bias, or one for each fold
+    with_bias: bool = False  # model=chrombpnet: attribute accessibility and bias together, not accessibility alone
     trust_pickle: bool = False  # allow a checkpoint that runs code when it is loaded
 
 
@@ -199,7 +204,8 @@ def problems(config: Config) -> Iterator[str]:
 
 def _choices(config: Config) -> Iterator[str]:
     allowed = {
-        "model.name": (config.model.name, ("example", "bpnet", "module")),
+        "model.name": (config.model.name, ("example", "bpnet", "chrombpnet", "module")),
+        "model.input_layout": (config.model.input_layout, LAYOUTS),
         "dataset.name": (config.dataset.name, DATASETS),
         "dataset.strand": (config.dataset.strand, ("ignore", "apply")),
         "dataset.on_bad": (config.dataset.on_bad, ("error", "skip")),
@@ -280,15 +286,13 @@ def _contradictions(config: Config) -> Iterator[str]:
     yield from _references(config.references)
     yield from cluster_problems(config.cluster, config.engine.device)
     yield from store_problems(config.store)
+    yield from model_problems(config.model)
     yield from dataset_problems(config.dataset)
     if config.dataset.name == "variants" and config.store.rows_per_shard % 2:
         yield (
             f"dataset=variants and store.rows_per_shard={config.store.rows_per_shard} contradict each other; use an "
             f"even number: both alleles of a variant are in one shard"
         )
-    model = config.model
-    if model.name != "module" and model._target_ is not None:
-        yield f"model={model.name} and model._target_ contradict each other; use model=module for a class of your own"
 
 
 def keys(schema: Any = Config, prefix: str = "") -> list[str]:

@@ -80,6 +80,8 @@ def _run(config: Config) -> Summary:
     with contextlib.ExitStack() as stack:
         machine = _find_machine(config, stack)
         loaded = load_model(config.model)
+        for line in loaded.notes:
+            note(line)
         plan = agree_on_plan(config, directory, loaded, machine)
         attributes = _attributes(directory)
         assert attributes is not None
@@ -162,6 +164,8 @@ def audit_config(config: Config) -> Audit:
     elsewhere = config.cluster.address is not None and config.engine.device.startswith("cuda")
     device = resolve_device("auto" if elsewhere else config.engine.device)
     loaded = load_model(config.model)
+    for line in loaded.notes:
+        note(line)
     codes, name = first_good(open_source(config.dataset), config.dataset)
     return audit_model(loaded, codes, name, config, device)
 
@@ -304,8 +308,10 @@ def _work(config: Config, plan: Plan, directory: RunDirectory, shards: np.ndarra
     if not len(shards):
         return
     settings = absolute(to_dict(config))
-    paths = fold_paths(settings["model"]["checkpoint"])  # a pattern may match other files elsewhere
-    model = {**settings["model"], "checkpoint": paths if len(paths) > 1 else paths[0]}
+    model = settings["model"]
+    for key in ("checkpoint", "bias"):
+        paths = fold_paths(model[key], f"model.{key}")  # a pattern may match other files elsewhere
+        model = {**model, key: paths if len(paths) > 1 else paths[0]}
     search = [os.getcwd(), *filter(None, [settings["cluster"]["code"]])]
     mixed = config.cluster.mixed_devices == "allow"
     work = Work(directory.url, config.store.options, plan, model, search, mixed)

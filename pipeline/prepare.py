@@ -110,7 +110,7 @@ def make_plan(
 
 
 FILES = {
-    "model": ["checkpoint"],
+    "model": ["checkpoint", "bias"],
     "dataset": ["path", "genome", "loci", "vcf", "blacklist"],
     "references": ["path", "genome"],
     "cluster": ["code"],

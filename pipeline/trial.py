@@ -25,6 +25,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.hardware import repeatable
 from pipeline.models import LoadedModel
+from pipeline.models.lengths import wanted_lengths
 from pipeline.places import LocalPlace
 
 NOT_EXACT = ("integrated", "detach followed")  # how treatments begin that are right to a stated error, or by choice
@@ -62,7 +63,7 @@ def try_model(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config,
         count = "" if len(found.refused) == 1 else f"{len(found.refused)} reasons: "
         reasons = "; ".join(" ".join(reason.split()) for reason in found.refused)
         raise UserError(f"the model cannot be attributed: {count}{reasons}. `dlshap audit` lists all its operations")
-    with _explained(codes, name, config):
+    with _explained(loaded, codes, name, config):
         tried = attribute(
             loaded.module,
             one_hot(codes[None]),
@@ -85,7 +86,7 @@ def audit_model(loaded: LoadedModel, codes: np.ndarray, name: str, config: Confi
         UserError: the model fails for another reason than an operation that is refused.
     """
     both = np.concatenate([codes[None], shuffle_codes(codes[None], [config.seed])[0]])
-    with _explained(codes, name, config):
+    with _explained(loaded, codes, name, config):
         found = audit(
             loaded.module,
             one_hot(both),
@@ -128,7 +129,7 @@ def _failure(codes: np.ndarray, name: str) -> str:
 
 
 @contextmanager
-def _explained(codes: np.ndarray, name: str, config: Config) -> Iterator[None]:
+def _explained(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config) -> Iterator[None]:
     """The settings of a run, and its errors as the user's."""
     try:
         with repeatable(config.engine.threads, config.engine.deterministic):
@@ -140,8 +141,18 @@ def _explained(codes: np.ndarray, name: str, config: Config) -> Iterator[None]:
         if "deterministic" in str(error):
             fix = " (engine.deterministic=false allows it)"
         elif isinstance(error, RuntimeError):  # what torch raises where shapes do not fit
-            fix = f" (does the model take sequences of {len(codes)} bases? loci are cut to dataset.length)"
+            fix = f" ({_length_hint(loaded, len(codes))})"
         raise UserError(f"{_failure(codes, name)}: {error}{fix}") from error
+
+
+def _length_hint(loaded: LoadedModel, length: int) -> str:
+    """Which length the model takes, where it can be found; else the question whether it takes this one."""
+    wanted = wanted_lengths(loaded.module, length)
+    if wanted is None:
+        return f"does the model take sequences of {length} bases? loci are cut to dataset.length"
+    shortest, longest = wanted
+    between = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
+    return f"the model takes sequences of {between} bases, not of {length}; loci are cut to dataset.length"
 
 
 def _cache_file(loaded: LoadedModel, length: int, config: Config, device: str) -> Path:

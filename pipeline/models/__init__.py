@@ -4,8 +4,8 @@ A model may be several, its folds: the same architecture with other weights, of 
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,21 @@ from dlshap_core.heads import NOT_SUMMING
 from dlshap_core.heads import head as make_head
 from pipeline.errors import UserError
 from pipeline.models.bpnet import load_bpnet
-from pipeline.models.checkpoint import checkpoint_path, load_weights, read_checkpoint, require_finite
+from pipeline.models.checkpoint import checkpoint_path, read_checkpoint
+from pipeline.models.chrombpnet import load_chrombpnet
 from pipeline.models.example import ExampleNet
+from pipeline.models.fitting import Fitted, load_weights, require_usable
 from pipeline.models.folds import fold_labels, fold_paths, require_alike
 from pipeline.models.hashing import code_hash, weights_hash
+from pipeline.models.layouts import BASES, InputLayout
 from pipeline.models.module import load_module, plain_arguments
 from pipeline.models.outputs import SelectedOutput, SingleOutput
 
 __all__ = ["LoadedModel", "load_model"]
 
 EXAMPLE_CHECKPOINT = Path(__file__).parent.parent / "example" / "model.safetensors"
-DEFAULT_HEADS = {"bpnet": "counts", "example": "none", "module": "none"}
+_NAMES_KEPT = 20
+DEFAULT_HEADS = {"bpnet": "counts", "chrombpnet": "counts", "example": "none", "module": "none"}
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,12 @@ class LoadedModel:
         labels: of the folds: the names of their files, or numbers.
         weights_hash: sha256 of the weights, in hexadecimal; of those of all folds, in order.
         code_hash: sha256 of the code that runs on them, in hexadecimal.
-        description: name, head, output, checkpoint (file names), target (class), trust_pickle (whether it was needed).
+        description: name, head, output, checkpoint (file names), target (class), trust_pickle (whether it was needed),
+            init (arguments of the class), prefix (taken off the names of weights), left_out (names without it),
+            stored_as (types of weights that were converted to float32), input_layout, bases, with_bias, bias (file
+            names).
         sums_to_delta: whether attributions sum to the difference of predictions under this head.
+        notes: lines for the person who runs it: what was done that they may not expect.
     """
 
     folds: tuple[nn.Module, ...]
@@ -49,6 +57,7 @@ class LoadedModel:
     code_hash: str
     description: dict[str, Any]
     sums_to_delta: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def module(self) -> nn.Module:
@@ -68,12 +77,22 @@ class _WithHead(nn.Module):
         return self.head(self.model(*args))
 
 
+@dataclass(frozen=True)
+class _Raw:
+    """The bare module of one fold, float32 with its weights, and where these came from."""
+
+    module: nn.Module
+    path: Path | None
+    init: dict[str, Any]
+    trusted: bool = False
+    fitted: Fitted = field(default_factory=Fitted)
+
+
 def load_model(model: Any) -> LoadedModel:
     """The model that a configuration describes.
 
     Args:
-        model: has `name` (example, bpnet or module), `checkpoint` (a path, a list of paths or a pattern with *, ? or
-            [...]: one for each fold), `head`, `output`, `init`, `trust_pickle` and, for module, `_target_`.
+        model: a `pipeline.config.ModelConfig`, or what has its attributes.
 
     Raises:
         UserError: a ValueError; a checkpoint that is missing, damaged, not trusted or does not fit, folds that differ
@@ -83,52 +102,121 @@ def load_model(model: Any) -> LoadedModel:
         raise UserError(f"model.name={model.name!r} is not a model; expected {', '.join(DEFAULT_HEADS)}")
     head_name = model.head or DEFAULT_HEADS[model.name]
     paths = fold_paths(model.checkpoint)
-    loaded = [_load_raw(model, path) for path in paths]
-    raws = [raw.to(device="cpu", dtype=torch.float32).eval().requires_grad_(False) for raw, _, _ in loaded]
-    require_alike(raws, paths)
-    folds = [_finished(raw, model.output, head_name) for raw in raws]
-    hashes, files = [weights_hash(raw) for raw in raws], [path for _, path, _ in loaded]
-    names = [None if path is None else path.name for path in files]
+    biases = _bias_paths(model, len(paths))
+    raws = [_load_raw(model, path, bias) for path, bias in zip(paths, biases, strict=True)]
+    modules = [raw.module for raw in raws]
+    require_alike(modules, paths)
+    folds = [_finished(module, model, head_name) for module in modules]
+    if model.name != "module" and len({code_hash(module) for module in modules}) > 1:
+        raise UserError(
+            "model.checkpoint: the folds have weights of the same shapes and differ in settings (trimming?)"
+        )
+    hashes = [weights_hash(module) for module in modules]
     return LoadedModel(
         folds=tuple(folds),
-        labels=fold_labels(files),
+        labels=fold_labels(raw.path for raw in raws),
         weights_hash=hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
         code_hash=code_hash(folds[0]),
         description={
             "name": model.name,
             "head": head_name,
             "output": model.output,
-            "checkpoint": names[0] if len(names) == 1 else names,
-            "target": _name_of(raws[0]),
-            "trust_pickle": any(trusted for _, _, trusted in loaded),
+            "checkpoint": _file_names([raw.path for raw in raws]),
+            "target": _name_of(modules[0]),
+            "trust_pickle": any(raw.trusted for raw in raws),
+            "init": raws[0].init,
+            "prefix": raws[0].fitted.prefix,
+            "left_out": _brief(sorted({name for raw in raws for name in raw.fitted.left_out})),
+            "stored_as": sorted({kind for raw in raws for kind in raw.fitted.stored_as}),
+            "input_layout": model.input_layout,
+            "bases": model.bases,
+            "with_bias": bool(model.with_bias),
+            "bias": _file_names([*dict.fromkeys(None if bias is None else Path(bias) for bias in biases)]),
         },
         sums_to_delta=head_name not in NOT_SUMMING,
+        notes=tuple(note for raw in raws for note in _notes(raw)),
     )
 
 
-def _finished(raw: nn.Module, output: int | str | None, head_name: str) -> nn.Module:
-    """The module with its output selected and its head applied."""
-    module: nn.Module = raw if output is None else SelectedOutput(raw, output)
+def _bias_paths(model: Any, n_folds: int) -> list[str | None]:
+    """The bias of each fold: one of its own, or the same for all."""
+    if not model.bias:
+        return [None] * n_folds
+    found = fold_paths(model.bias, "model.bias")
+    if len(found) not in (1, n_folds):
+        raise UserError(
+            f"model.bias names {len(found)} files and model.checkpoint {n_folds}; give one bias for all folds, or one "
+            f"for each"
+        )
+    return found if len(found) == n_folds else found * n_folds
+
+
+def _notes(raw: _Raw) -> list[str]:
+    """What was done with a checkpoint that the person may not expect."""
+    fitted, notes = raw.fitted, []
+    if raw.trusted:
+        notes.append(
+            f"WARNING: {raw.path} was read as a pickle, which runs whatever code is in it, as model.trust_pickle=true "
+            f"allows; the store says so"
+        )
+    if fitted.prefix:
+        left_out = f"; {len(fitted.left_out)} names without it were left out" if fitted.left_out else ""
+        notes.append(f"the weights of {raw.path} fit without the prefix {fitted.prefix!r} of their names{left_out}")
+    if fitted.stored_as:
+        notes.append(f"weights of {raw.path} are stored as {' and '.join(fitted.stored_as)} and were made float32")
+    return notes
+
+
+def _finished(raw: nn.Module, model: Any, head_name: str) -> nn.Module:
+    """The module with its input moved to where it wants it, its output selected and its head applied."""
+    module = raw
+    if model.input_layout != "ncl" or model.bases != BASES:
+        module = InputLayout(module, model.input_layout, model.bases)
+    if model.output is not None:
+        module = SelectedOutput(module, model.output)
     return (SingleOutput(module) if head_name == "none" else _WithHead(module, _head(head_name))).eval()
 
 
-def _load_raw(model: Any, checkpoint: str | Path | None) -> tuple[nn.Module, Path | None, bool]:
-    """The bare module with its weights, where these came from, and whether a pickle had to be trusted."""
+def _load_raw(model: Any, checkpoint: str | None, bias: str | None) -> _Raw:
+    """The bare module of one fold, ready for inference."""
+    raw = _read_raw(model, checkpoint, bias)
+    origin = raw.path or f"model._target_={model._target_}"
+    require_usable(raw.module.state_dict(), origin)
+    raw.module.to(device="cpu", dtype=torch.float32).eval().requires_grad_(False)
+    if "float64" in raw.fitted.stored_as:
+        require_usable(raw.module.state_dict(), f"{origin}, made float32")
+    return raw
+
+
+def _read_raw(model: Any, checkpoint: str | None, bias: str | None) -> _Raw:
     init = plain_arguments(model.init)
     if model.name == "bpnet":
         path = checkpoint_path(checkpoint)
-        return load_bpnet(path, init), path, False
+        bpnet, fitted = load_bpnet(path, init, model.prefix)
+        return _Raw(bpnet, path, init, fitted=fitted)
+    if model.name == "chrombpnet":
+        path = checkpoint_path(checkpoint)
+        bias_path = checkpoint_path(bias) if bias else None
+        module, fitted = load_chrombpnet(path, bias_path, bool(model.with_bias), init, model.prefix)
+        return _Raw(module, path, init, fitted=fitted)
     if model.name == "example":
         path = checkpoint_path(checkpoint or EXAMPLE_CHECKPOINT)
         weights = read_checkpoint(path)
         assert isinstance(weights, Mapping)  # an untrusted module was refused
         net = ExampleNet(**init)
-        load_weights(net, weights, path)
-        return net, path, False
-    given = checkpoint_path(checkpoint) if checkpoint else None
-    module, trusted = load_module(model._target_, init, given, bool(model.trust_pickle))
-    require_finite(module.state_dict(), given or f"model._target_={model._target_}")
-    return module, given, trusted
+        return _Raw(net, path, init, fitted=load_weights(net, weights, path, model.prefix))
+    given = checkpoint_path(checkpoint, folders=True) if checkpoint else None
+    made = load_module(model._target_, init, given, bool(model.trust_pickle), model.prefix)
+    return _Raw(made.module, given, made.init, made.trusted, made.fitted)
+
+
+def _brief(names: list[str]) -> list[str]:
+    return names if len(names) <= _NAMES_KEPT else [*names[:_NAMES_KEPT], f"and {len(names) - _NAMES_KEPT} more"]
+
+
+def _file_names(paths: Sequence[Path | None]) -> str | list[str | None] | None:
+    names = [None if path is None else path.name for path in paths]
+    return names[0] if len(names) == 1 else names
 
 
 def _head(name: str) -> nn.Module:

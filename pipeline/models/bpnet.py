@@ -16,12 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from pipeline.errors import UserError
-from pipeline.models.checkpoint import is_safetensors, load_weights, read_checkpoint
+from pipeline.models.checkpoint import read_checkpoint
+from pipeline.models.fitting import Fitted, find_prefix, load_weights, without_prefix
+from pipeline.models.formats import is_safetensors
+from pipeline.models.shells import UNREADABLE, Shell, children_of, names_in, nothing, read_with, tensors_of
 
-_MODULE_CLASS = "bpnetlite.bpnet.BPNet"
+BPNET, CHROMBPNET = "bpnetlite.bpnet.BPNet", "bpnetlite.chrombpnet.ChromBPNet"
+_MARGIN = 37  # positions beside the profile that count for the total; the same for every width of the last convolution
 _RESIDUAL = re.compile(r"rconvs\.(\d+)\.weight")
 
 
@@ -87,8 +90,7 @@ class BPNet(nn.Module):
         with_control = hidden if control is None else torch.cat([hidden, control], dim=1)
         profile = self.fconv(with_control)[:, :, start:end]
 
-        margin = self.fconv.kernel_size[0] // 2
-        window = slice(max(start - margin, 0), end + margin)
+        window = slice(max(start - _MARGIN, 0), end + _MARGIN)
         summary = hidden[:, :, window].mean(dim=2)
         if control is not None:
             total = control[:, :, window].sum(dim=(1, 2)).unsqueeze(-1)
@@ -96,37 +98,66 @@ class BPNet(nn.Module):
         return profile, self.linear(summary)
 
 
-def load_bpnet(path: Path, init: Mapping[str, Any]) -> BPNet:
+def load_bpnet(path: Path, init: Mapping[str, Any], prefix: str | None = None) -> tuple[BPNet, Fitted]:
     """A BPNet from a bpnet-lite checkpoint, or from a state dict (then `init` must say the trimming).
 
     Args:
         path: a whole module pickled by bpnet-lite, or a state dict (torch or safetensors).
         init: arguments of `BPNet` that override what the file says; sizes are read from the weights.
+        prefix: of a state dict's names; None: found, where there is one.
 
     Raises:
         UserError: the file is not a BPNet, or holds names that are not known to be harmless.
     """
-    attributes: dict[str, Any] = {}
-    if not is_safetensors(path) and _MODULE_CLASS in _names_in(path):
-        shell = _read_shells(path)
-        attributes, state = shell.__dict__, dict(_tensors(shell))
-    else:
-        content = read_checkpoint(path)
-        assert isinstance(content, dict)  # an untrusted module was refused
-        state = content
+    if is_pickled(path, BPNET):
+        shell = read_shell(path)
+        if not isinstance(shell, _BPNetShell):
+            both = isinstance(shell, _ChromBPNetShell)
+            what = "a ChromBPNet; use model=chrombpnet" if both else "a module that holds a BPNet, not a BPNet itself"
+            raise UserError(f"{path} holds {what}")
+        return bpnet_of(shell, path, init), Fitted()
+    content = read_checkpoint(path)
+    assert isinstance(content, dict)  # an untrusted module was refused
+    return bpnet_from_state(content, path, init, prefix)
+
+
+def bpnet_of(shell: Shell, path: Path, init: Mapping[str, Any]) -> BPNet:
+    """The BPNet of a shell. Raises UserError where it is not one."""
+    state = dict(tensors_of(shell))
     settings = _sizes(state, path)
-    trimming = attributes.get("trimming")
-    if trimming is None and "trimming" not in init:
+    _require_layout(shell, path)
+    trimming = shell.__dict__.get("trimming")
+    if not isinstance(trimming, int):
+        raise UserError(f"{path} does not say how many positions are trimmed; is it of bpnet-lite?")
+    model = _made({**settings, "trimming": trimming, **init})
+    load_weights(model, state, path, prefix="")
+    return model
+
+
+def bpnet_from_state(
+    state: Mapping[str, Tensor], path: Path, init: Mapping[str, Any], prefix: str | None = None
+) -> tuple[BPNet, Fitted]:
+    """A BPNet from a state dict; arguments and errors as of `load_bpnet`."""
+    if prefix is None:
+        found = find_prefix(state, "iconv.weight")
+        if len(found) > 1:
+            raise UserError(f"{path} holds several BPNets, under {', '.join(found)}; choose one with model.prefix=...")
+        prefix = found[0] if found else ""
+    settings = _sizes(without_prefix(state, prefix, path), path)
+    if "trimming" not in init:
         raise UserError(
             f"{path} is a state dict, which does not say how many positions BPNet trims from either end; "
             f"give it: model.init.trimming=557 for 2114 bp in and 1000 out"
         )
+    model = _made({**settings, **init})
+    return model, load_weights(model, state, path, prefix)
+
+
+def _made(settings: Mapping[str, Any]) -> BPNet:
     try:
-        model = BPNet(**{**settings, "trimming": trimming, **init})
-    except TypeError as error:
+        return BPNet(**settings)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"model.init does not fit BPNet: {error}") from None
-    load_weights(model, state, path)
-    return model
 
 
 def _sizes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
@@ -135,6 +166,11 @@ def _sizes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     missing = [name for name in needed if name not in state]
     if missing:
         raise UserError(f"{path} is not a BPNet: it has no {', '.join(missing)}; for another model use model=module")
+    flat = [name for name in needed[:2] if state[name].ndim != 3]
+    if flat:
+        raise UserError(
+            f"{path} is not a BPNet: {flat[0]} has shape {tuple(state[flat[0]].shape)}; expected three axes"
+        )
     n_filters, _, first_kernel = state["iconv.weight"].shape
     n_outputs, n_joined, profile_kernel = state["fconv.weight"].shape
     return {
@@ -149,73 +185,81 @@ def _sizes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     }
 
 
-class _Shell:
-    """Stands for any object of the file: takes whatever attributes it is given, and does nothing."""
+def _require_layout(shell: Shell, path: Path) -> None:
+    """Raises UserError where a pickled module's convolutions are not placed as those of `BPNet`."""
+    children = children_of(shell)
+    convolutions = {name: children[name] for name in ("iconv", "fconv")}
+    convolutions |= {f"rconvs.{name}": conv for name, conv in children_of(children.get("rconvs", Shell())).items()}
+    for name, conv in convolutions.items():
+        dilation = 2 ** (int(name.partition(".")[2]) + 1) if name.startswith("rconvs.") else 1
+        width = dict(tensors_of(conv))["weight"].shape[-1]
+        expected = {"padding": width // 2 * dilation, "dilation": dilation, "stride": 1, "groups": 1}
+        for setting, value in expected.items():
+            found = conv.__dict__.get(setting, value)
+            if found not in (value, (value,)):
+                raise UserError(f"{path} is not a BPNet: {name} has {setting} {found}; expected {value}")
 
-    def __init__(self, *_: object) -> None:
-        """Constructor arguments are not wanted: only attributes hold weights and sizes."""
 
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(state)
-
-
-class _BPNetShell(_Shell):
+class _BPNetShell(Shell):
     """Stands for the pickled BPNet itself."""
 
 
-def _nothing(*_: object) -> None:
-    """Stands for any function of the file."""
+class _ChromBPNetShell(Shell):
+    """Stands for a pickled ChromBPNet, which holds two."""
 
 
 # What bpnet-lite's checkpoints hold, and what stands for it when they are read. Tensors are torch's own business.
 _STAND_INS: dict[str, Any] = {
-    _MODULE_CLASS: _BPNetShell,
-    "bpnetlite.logging.Logger": _Shell,
-    "torch.nn.modules.conv.Conv1d": _Shell,
-    "torch.nn.modules.linear.Linear": _Shell,
-    "torch.nn.modules.activation.ReLU": _Shell,
-    "torch.nn.modules.container.ModuleList": _Shell,
-    "numpy.dtype": _Shell,
-    "numpy.ndarray": _Shell,
-    "numpy.core.multiarray._reconstruct": _Shell,
-    "numpy._core.multiarray._reconstruct": _Shell,
-    "numpy.core.multiarray.scalar": _nothing,
-    "numpy._core.multiarray.scalar": _nothing,
+    BPNET: _BPNetShell,
+    CHROMBPNET: _ChromBPNetShell,
+    "bpnetlite.chrombpnet._Exp": Shell,
+    "bpnetlite.chrombpnet._Log": Shell,
+    "bpnetlite.logging.Logger": Shell,
+    "torch.nn.modules.conv.Conv1d": Shell,
+    "torch.nn.modules.linear.Linear": Shell,
+    "torch.nn.modules.activation.ReLU": Shell,
+    "torch.nn.modules.container.ModuleList": Shell,
+    "numpy.dtype": Shell,
+    "numpy.ndarray": Shell,
+    "numpy.core.multiarray._reconstruct": Shell,
+    "numpy._core.multiarray._reconstruct": Shell,
+    "numpy.core.multiarray.scalar": nothing,
+    "numpy._core.multiarray.scalar": nothing,
 }
 
 
-def _names_in(path: Path) -> set[str]:
-    """The names in a checkpoint beyond those that torch allows, found without executing it."""
-    try:
-        return set(get_unsafe_globals_in_checkpoint(path))
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
-        return set()  # not such a file at all: reading it as a state dict says what is wrong with it
+def is_pickled(path: Path, name: str) -> bool:
+    """Whether the file is a pickle that names this class."""
+    return not is_safetensors(path) and name in names_in(path)
 
 
-def _read_shells(path: Path) -> _BPNetShell:
-    foreign = sorted(_names_in(path) - set(_STAND_INS))
+def read_shell(path: Path) -> Shell:
+    """The module that a checkpoint of bpnet-lite holds, as a shell.
+
+    Raises:
+        UserError: it is none, is damaged, or holds names that are not known to be harmless.
+    """
+    foreign = sorted(names_in(path) - set(_STAND_INS))
     if foreign:
         raise UserError(
             f"{path} holds names that a BPNet has no need of: {', '.join(foreign[:5])}; it was not read. "
             f"Write the weights alone, torch.save(model.state_dict(), ...)"
         )
     try:
-        with safe_globals([(stand_in, name) for name, stand_in in _STAND_INS.items()]), path.open("rb") as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, KeyError) as error:
-        raise UserError(f"{path} cannot be read as a BPNet: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, _BPNetShell):
+        content = read_with(path, _STAND_INS)
+    except (pickle.UnpicklingError, *UNREADABLE) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read as a BPNet: {reason}") from None
+    if not isinstance(content, Shell):
         raise UserError(f"{path} holds a {type(content).__name__}, not a BPNet")
     return content
 
 
-def _tensors(shell: _Shell, prefix: str = "") -> list[tuple[str, Tensor]]:
-    """The state dict of a module that is only a shell: its parameters and buffers, and those of its children."""
-    attributes = shell.__dict__
-    own = {**attributes.get("_parameters", {}), **attributes.get("_buffers", {})}
-    found = [(prefix + name, values.detach()) for name, values in own.items() if isinstance(values, Tensor)]
-    for name, child in attributes.get("_modules", {}).items():
-        if isinstance(child, _Shell):
-            found += _tensors(child, f"{prefix}{name}.")
-    return found
+def parts_of(shell: Shell, path: Path) -> dict[str, Shell]:
+    """The two BPNets of a pickled ChromBPNet: accessibility and bias. Raises UserError where it is none."""
+    children = children_of(shell)
+    parts: dict[str, Shell] = {name: child for name, child in children.items() if isinstance(child, _BPNetShell)}
+    absent = {"accessibility", "bias"} - parts.keys()
+    if not isinstance(shell, _ChromBPNetShell) or absent:
+        raise UserError(f"{path} is not a ChromBPNet: it holds no BPNet called {', '.join(sorted(absent)) or 'so'}")
+    return parts

@@ -13,10 +13,11 @@ from pipeline.errors import UserError
 PATTERN = frozenset("*?[")
 
 
-def fold_paths(checkpoint: Any) -> list[str | None]:
+def fold_paths(checkpoint: Any, key: str = "model.checkpoint") -> list[str | None]:
     """The checkpoint of each fold.
 
     Args:
+        key: of the setting, for errors.
         checkpoint: a path, a list of paths or patterns, a pattern with *, ? or [...] (its matches in the order of
             their names), or None where the model needs none.
 
@@ -26,22 +27,22 @@ def fold_paths(checkpoint: Any) -> list[str | None]:
     if checkpoint is None or checkpoint == "":
         return [None]
     given = [checkpoint] if isinstance(checkpoint, (str, Path)) else list(checkpoint)
-    found = [path for one in given for path in _matches(str(one))]
+    found = [path for one in given for path in _matches(str(one), key)]
     if not found:
-        raise UserError("model.checkpoint=[] is empty; give one file of weights for each fold")
+        raise UserError(f"{key}=[] is empty; give one file of weights for each fold")
     twice = [path for path, n in Counter(str(Path(path).expanduser().resolve()) for path in found).items() if n > 1]
     if twice:
-        raise UserError(f"model.checkpoint names {twice[0]} twice; give each fold once")
+        raise UserError(f"{key} names {twice[0]} twice; give each fold once")
     return list(found)
 
 
-def _matches(path: str) -> list[str]:
+def _matches(path: str, key: str) -> list[str]:
     expanded = Path(path).expanduser()
     if expanded.exists() or not PATTERN & set(path):
         return [path]
     found = sorted(glob.glob(str(expanded)))
     if not found:
-        raise UserError(f"model.checkpoint={path} matches no file (looked in {expanded.absolute().parent})")
+        raise UserError(f"{key}={path} matches no file (looked in {expanded.absolute().parent})")
     return found
 
 

@@ -1,6 +1,8 @@
 """Any `torch.nn.Module` by its import path: the only place that instantiates what a configuration names."""
 
+import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,39 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from pipeline.errors import UserError
-from pipeline.models.checkpoint import load_weights, read_checkpoint
+from pipeline.models.checkpoint import read_checkpoint
+from pipeline.models.fitting import Fitted, load_weights
+from pipeline.models.folder import folder_arguments
+
+
+@dataclass(frozen=True)
+class MadeModule:
+    """A module by its target.
+
+    Attributes:
+        module: with its weights.
+        init: all arguments that it was made with.
+        trusted: whether a pickle had to be trusted.
+        fitted: how the weights came to fit.
+    """
+
+    module: nn.Module
+    init: dict[str, Any]
+    trusted: bool
+    fitted: Fitted
 
 
 def load_module(
-    target: str | None, init: Mapping[str, Any], path: Path | None, trust_pickle: bool
-) -> tuple[nn.Module, bool]:
-    """The module that `target` makes, with the weights of a checkpoint, and whether a pickle had to be trusted.
+    target: str | None, init: Mapping[str, Any], path: Path | None, trust_pickle: bool, prefix: str | None = None
+) -> MadeModule:
+    """The module that `target` makes, with the weights of a checkpoint.
 
     Args:
         target: import path of a class, or of a function that returns a module; None for a trusted pickled module.
-        init: its arguments; nested `_target_`s are instantiated too.
+        init: its arguments, before those that a folder's config.json gives; nested `_target_`s are instantiated too.
         path: the checkpoint. A class needs one (its weights would be random), a function may load its own.
         trust_pickle: whether a pickled whole module may be read, which runs code from the file.
+        prefix: of the names in the checkpoint; None: found, where only one makes them fit.
 
     Raises:
         UserError: a target that cannot be imported or called, or a checkpoint that does not fit it.
@@ -32,16 +54,28 @@ def load_module(
     trusted = isinstance(weights, nn.Module)
     if target is None:
         if isinstance(weights, nn.Module):
-            return weights, trusted
+            return MadeModule(weights, {}, trusted, Fitted())
         raise UserError("model._target_ is not set; give the import path of the model's class, package.module.Class")
-    module = make(target, init)
+    init = {**_accepted(_find(target), folder_arguments(path)), **init}
+    module, fitted = make(target, init), Fitted()
     if isinstance(weights, nn.Module):
         weights = weights.state_dict()
     if weights is not None and path is not None:
-        load_weights(module, weights, path)
+        fitted = load_weights(module, weights, path, prefix)
     elif isinstance(_find(target), type) and any(True for _ in module.parameters()):
         raise UserError(f"model.checkpoint is not set: the weights of {target} would be random; give a file of weights")
-    return module, trusted
+    return MadeModule(module, init, trusted, fitted)
+
+
+def _accepted(target: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments that a class or function takes: a config.json may hold more than these."""
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return {}
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return dict(arguments)
+    return {name: value for name, value in arguments.items() if name in parameters}
 
 
 def make(target: str, init: Mapping[str, Any]) -> nn.Module:

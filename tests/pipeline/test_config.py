@@ -43,7 +43,7 @@ def test_values_reach_the_configuration() -> None:
         (["+engine.batchsize=3"], ["engine.batchsize is not a setting", "did you mean engine.batch_size?"]),
         (["+new.key=1"], ["new is not a setting"]),
         (["modle=bpnet"], ["modle is not a setting", "did you mean model?"]),
-        (["model=bpnt"], ["model=bpnt; expected bpnet, example or module", "did you mean bpnet?"]),
+        (["model=bpnt"], ["model=bpnt; expected bpnet, chrombpnet, example or module", "did you mean bpnet?"]),
         (["engine.threads=two"], ["engine.threads=two; expected a whole number"]),
         (["engine.threads=0"], ["engine.threads=0; expected a whole number of at least 1"]),
         (["engine.batch_size=many"], ["engine.batch_size=many", "or auto"]),

@@ -16,6 +16,7 @@ from dlshap_core.engine import attribute
 from dlshap_core.references import shuffle_codes
 from dlshap_core.sequences import encode, one_hot
 from pipeline import scoring
+from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.models import EXAMPLE_CHECKPOINT, LoadedModel, load_model
 from pipeline.scoring import EXAMPLE_TRUTH, Site
@@ -37,8 +38,7 @@ def maker() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
-    settings = {"_target_": None, "checkpoint": None, "head": "none", "output": None, "init": {}, "trust_pickle": False}
-    return load_model(SimpleNamespace(timeout_s=60, name="example", **settings))
+    return load_model(ModelConfig())
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ def test_a_state_dict_gives_its_own_sizes(tmp_path: Path, form: str, settings: d
     else:
         save_file(model.state_dict(), path)
     with torch.no_grad():
-        for a, b in zip(load_bpnet(path, {"trimming": 40})(sequences()), model(sequences()), strict=True):
+        for a, b in zip(load_bpnet(path, {"trimming": 40})[0](sequences()), model(sequences()), strict=True):
             assert torch.equal(a, b)
     with pytest.raises(UserError, match=r"trims.*model\.init\.trimming"):
         load_bpnet(path, {})
@@ -135,7 +135,7 @@ def pickled(path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool = True, **
 
 def test_a_pickled_module_is_read_without_its_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = pickled(tmp_path / "model.torch", monkeypatch)
-    loaded = load_bpnet(tmp_path / "model.torch", {})
+    loaded, _ = load_bpnet(tmp_path / "model.torch", {})
     assert loaded.trimming == 40
     assert loaded.n_control_tracks == 2
     assert list(loaded.state_dict()) == list(reference.state_dict())
@@ -146,7 +146,7 @@ def test_a_pickled_module_is_read_without_its_class(tmp_path: Path, monkeypatch:
 
 def test_a_pickled_module_with_numpy_values_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pickled(tmp_path / "model.torch", monkeypatch, history=[np.float32(0.5), np.float64(1.5), np.ones(3)])
-    assert load_bpnet(tmp_path / "model.torch", {}).trimming == 40
+    assert load_bpnet(tmp_path / "model.torch", {})[0].trimming == 40
 
 
 def test_code_in_a_pickled_bpnet_is_refused_by_name_and_does_not_run(
@@ -168,7 +168,7 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
 
 @pytest.mark.real
 def test_a_published_model_sees_more_at_peaks_than_beside_them(real_data: Path, tmp_path: Path) -> None:
-    model = load_bpnet(real_data / "bpnet_ctcf_k562.torch", {}).eval()
+    model = load_bpnet(real_data / "bpnet_ctcf_k562.torch", {})[0].eval()
     assert (model.n_layers, model.trimming, model.n_control_tracks) == (8, 557, 0)
     background = tmp_path / "background.bed"
     background.write_text("".join(f"chr1\t{start}\t{start + 2114}\n" for start in range(400_000, 460_000, 3000)))

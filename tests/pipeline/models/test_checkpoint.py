@@ -14,7 +14,8 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.models.bpnet import load_bpnet
-from pipeline.models.checkpoint import checkpoint_path, load_weights, read_checkpoint
+from pipeline.models.checkpoint import checkpoint_path, read_checkpoint
+from pipeline.models.fitting import load_weights
 
 
 class Touch:
@@ -132,7 +133,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, state: dict[str, torc
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"hello, I am text", "is neither; expected safetensors"),
+        (b"hello, I am text", "is text, which begins .hello, I am text.; expected safetensors"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (b"version https and a pointer", "git lfs pull"),
         (b"PK\x03\x04" + b"x" * 100, "cannot be read as a torch checkpoint"),

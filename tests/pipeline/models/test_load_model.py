@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from pipeline.config import ModelConfig
 from pipeline.errors import UserError
 from pipeline.models import LoadedModel, load_model
 from pipeline.models.hashing import code_hash, weights_hash
@@ -69,8 +70,7 @@ def toy_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def config(**values: Any) -> SimpleNamespace:
-    defaults = {"name": "module", "_target_": None, "checkpoint": None, "head": None, "output": None}
-    return SimpleNamespace(**{**defaults, "init": {}, "trust_pickle": False, **values})
+    return SimpleNamespace(**{**vars(ModelConfig(name="module", head="")), **values})
 
 
 def saved(module: nn.Module, path: Path) -> str:
@@ -98,7 +98,16 @@ def test_a_module_by_its_target(toy_models: Any, tmp_path: Path) -> None:
         "checkpoint": "w.pt",
         "target": "toy_models.Toy",
         "trust_pickle": False,
+        "init": {"width": 5},
+        "prefix": "",
+        "left_out": [],
+        "stored_as": ["float64"],
+        "input_layout": "ncl",
+        "bases": "ACGT",
+        "with_bias": False,
+        "bias": None,
     }
+    assert loaded.notes == (f"weights of {path} are stored as float64 and were made float32",)
 
 
 def test_configuration_objects_of_omegaconf(toy_models: Any, tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+"""The length that a model wants is found where its layers show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.models.lengths import wanted_lengths
+
+
+def pooled(n_features: int = 48) -> nn.Module:
+    """8 channels x 6 places: 6 = (L - 4) // 4, so L is 28 to 31."""
+    return nn.Sequential(nn.Conv1d(4, 8, 5), nn.ReLU(), nn.MaxPool1d(4), nn.Flatten(), nn.Linear(n_features, 1))
+
+
+class Rows(nn.Module):
+    """Views its features as rows, of which there is one for each sequence."""
+
+    def __init__(self, reshape: bool) -> None:
+        super().__init__()
+        self.layer, self.reshape = nn.Linear(40, 1), reshape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.reshape((-1, 40)) if self.reshape else x.view(-1, 40))
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, 4 * 300))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.flatten(1), self.weight)
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(4, 30))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.places).sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("make", "length", "wanted"),
+    [
+        (pooled, 100, (28, 31)),
+        (pooled, 27, (28, 31)),
+        (pooled, 32, (28, 31)),
+        (pooled, 9, (28, 31)),
+        (pooled, 28, None),  # it takes that
+        (lambda: pooled(47), 100, None),  # no length gives 47 features
+        (lambda: Rows(False), 25, (10, 10)),
+        (lambda: Rows(True), 7, (10, 10)),
+        (Functional, 200, (300, 300)),
+        (lambda: nn.Linear(300, 1), 200, (300, 300)),
+        (Positions, 20, None),  # torch's own error names both lengths
+        (lambda: nn.Conv1d(5, 1, 1), 20, None),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(10**6, 1)), 8, None),  # beyond the longest that is tried
+    ],
+)
+def test_lengths(make: Callable[[], nn.Module], length: int, wanted: tuple[int, int] | None) -> None:
+    assert wanted_lengths(make().eval(), length) == wanted
