@@ -177,7 +177,7 @@ def test_of_many_targets_the_first_have_sections_and_the_rest_are_named(tmp_path
 
 
 def test_names_are_text(tmp_path: Path) -> None:
-    names = ['<script>alert("1")</script>', "a & b", "x'\"><img src=http://e.vil>", "$x_1$"]
+    names = ['<script>alert("1")</script>', "a & b", "x'\"><img src=//e.vil>", "$x_1$"]
     left_out = ["row 3 <b>bad</b> (in.fa, line 4): too short"]
     made = Synthetic(random_codes(4, 40), names=names, dataset={"n_left_out": 5, "left_out": left_out})
     store = made.write(tmp_path / "<i>store.zarr")
