@@ -43,7 +43,7 @@ RUN_DESCRIPTION = """Attribute every sequence of an input, and write one Zarr st
 The same command again goes on where it stopped, and does nothing when the store is finished. With no settings it is the
 packaged example. `dlshap run --cfg job` prints all settings; pipeline/config.py describes each of them.
 
-  model=example|bpnet|module   dataset=example|fasta|loci   references=dinucleotide_shuffle   cluster=local|address|none
+  model=example|bpnet|module   dataset=fasta|loci|tiles|... references=dinucleotide_shuffle   cluster=local|address|none
   model.checkpoint=...         dataset.path=...             references.n_shuffles=20          cluster.actors=auto
   engine.targets=[0]|all       engine.device=auto           seed=0                            store.path=...
 

@@ -46,7 +46,7 @@ class Bucket:
 
     Attributes:
         name: of the bucket.
-        endpoint: http://host:port of the server, or of a proxy in front of it.
+        endpoint: HOST:PORT of the server, or of a proxy in front of it.
     """
 
     name: str
@@ -110,7 +110,7 @@ class FaultyProxy:
         requests: method and path of each one, as they came.
         done: how often each fault was met; "" counts what went through.
         rule: what to do with a request; set by the methods below, or by a test.
-        endpoint: http://host:port of the proxy.
+        endpoint: HOST:PORT of the proxy.
     """
 
     upstream: str

@@ -254,7 +254,7 @@ def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("url", "options", "message"),
     [
-        ("http://host/x", None, r"http://host/x: a place is a path, or starts with .*s3://, gs:// or az://"),
+        ("http://localhost/x", None, r"http://localhost/x: a place is a path, or starts with .*s3://, gs:// or az://"),
         ("memory:///", None, r"not with memory://"),
         ("file://host/x", None, r"a file of another host"),
         ("s3://", None, r"s3://: there is no bucket in it; expected s3://bucket/prefix"),
