@@ -39,10 +39,22 @@ def _model(store: Store) -> list[Fact]:
         ("SHA-256 of the code", prints.get("model.code")),
         ("head", attrs.get("head")),
         ("output", model.get("output")),
+        ("bias", _bias(model)),
+        ("bases of its channels", model.get("bases") if model.get("bases") != "ACGT" else None),
+        ("axes of its input", model.get("input_layout") if model.get("input_layout") != "ncl" else None),
         ("targets", _some(store.targets)),
         ("strands", "both, averaged in the forward frame" if plan.reverse_complement else None),
         ("pickle", "trusted: loading it could run code" if model.get("trust_pickle") else None),
     )
+
+
+def _bias(model: Mapping[str, Any]) -> str | None:
+    """Of a ChromBPNet that is explained with its bias, where that came from."""
+    if not model.get("with_bias"):
+        return None
+    given = model.get("bias")
+    files = given if isinstance(given, list) else [given] if given else []
+    return "included" + (f": {_some([PurePath(str(file)).name for file in files])}" if files else "")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 import pipeline
 from pipeline.cli import dispatch
@@ -146,6 +147,19 @@ def test_a_page_says_what_was_run(finished: Path, tmp_path: Path) -> None:
     assert set(commands) <= set(KINDS)
 
 
+def test_a_page_says_what_is_unusual_of_the_model(finished: Path, tmp_path: Path) -> None:
+    store = tmp_path / "copy.zarr"
+    shutil.copytree(finished, store)
+    group = zarr.open_group(store, mode="r+")
+    unusual = {"with_bias": True, "bias": ["/a/bias.torch"], "bases": "AGCT", "input_layout": "nc1l"}
+    group.attrs["model"] = group.attrs["model"] | unusual
+    group.attrs["plan"] = group.attrs["plan"] | {"folds": ["one", "two"], "reverse_complement": True}
+    text = page_of(store, tmp_path).text
+    said = ["bias included: bias.torch", "bases of its channels AGCT", "axes of its input nc1l"]
+    said += ["folds 2, their mean is attributed: one, two", "strands both", "of the mean over folds and strands"]
+    assert [phrase for phrase in said if phrase not in text] == []
+
+
 def test_the_same_store_gives_the_same_page(finished: Path, tmp_path: Path) -> None:
     pages = []
     for _ in range(2):
@@ -193,8 +207,7 @@ def test_names_are_text(tmp_path: Path) -> None:
     assert dispatch(["logo", str(store), names[0], "-o", str(tmp_path / "l.svg")]) == 0
 
 
-@pytest.mark.parametrize("n_rows", [1, 2])
-@pytest.mark.parametrize("length", [1, 5, 6, 21])
+@pytest.mark.parametrize(("n_rows", "length"), [(1, 1), (2, 5), (1, 6), (2, 21)])
 def test_short_stores(n_rows: int, length: int, tmp_path: Path) -> None:
     made = Synthetic(random_codes(n_rows, length), n_references=1)
     page = page_of(made.write(tmp_path / "s.zarr"), tmp_path)
