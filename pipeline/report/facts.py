@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from pipeline.export_command import WINDOWED
+from pipeline.exports.selection import even
 from pipeline.progress import duration
 from pipeline.reader import Store
 from pipeline.report.numbers import count, number
@@ -162,11 +164,12 @@ def next_commands(store: Store, target: str) -> list[tuple[str, str]]:
     which = f" --target {shlex.quote(target)}" if len(store.targets) > 1 else ""
     stem = shlex.quote(out)
     name = shlex.quote(str(store.rows["name"][int(store.present.argmax())]))
+    window = even(int(store.codes.shape[1]), WINDOWED["modisco"])
     commands = [
         ("files for TF-MoDISco", f"dlshap export modisco {place} {stem}_modisco{which}"),
         (
             "motifs from them",
-            f"modisco motifs -s {stem}_modisco/ohe.npz -a {stem}_modisco/attr.npz -n 2000 -o {stem}_motifs.h5",
+            f"modisco motifs -s {stem}_modisco/ohe.npz -a {stem}_modisco/attr.npz -w {window} -n 2000 -o {stem}_motifs.h5",
         ),
         ("a table of all rows", f"dlshap export tsv {place} {stem}.tsv"),
         ("a picture of one sequence", f"dlshap logo {place} {name} -o {stem}.png{which}"),

@@ -17,9 +17,11 @@ import pipeline
 from pipeline.cli import dispatch
 from pipeline.export_command import KINDS
 from pipeline.kmers import strongest_kmers
+from pipeline.places import open_place
 from pipeline.report.measure import RUN_ROWS, sample
 from pipeline.report.numbers import MINUS, TIMES, number, share, tick
 from tests.pipeline.conftest import Inputs
+from tests.pipeline.object_store import Bucket
 from tests.pipeline.report.stores import Synthetic, codes_of, random_codes
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -377,3 +379,16 @@ def test_a_hundred_thousand_rows_in_a_minute(tmp_path: Path) -> None:
     assert page.value("n-rows") == page.value("n-attributed") == n
     assert page.value("n-pairs") == 20 * n
     assert (tmp_path / "page.html").stat().st_size < 2_000_000
+
+
+def test_a_store_in_an_object_store(finished: Path, bucket: Bucket, tmp_path: Path) -> None:
+    url = f"{bucket.url}/whole.zarr"
+    place = open_place(url, bucket.options)
+    for path in finished.rglob("*"):
+        if path.is_file():
+            place.write(path.relative_to(finished).as_posix(), path.read_bytes())
+    options = [part for name, value in bucket.options.items() for part in ("--option", f"{name}={value}")]
+    out = tmp_path / "page.html"
+    assert dispatch(["report", url, "-o", str(out), *options]) == 0
+    assert Page(out.read_text(encoding="utf-8")).value("n-rows") == 22
+    assert dispatch(["logo", url, "s3", "-o", str(tmp_path / "l.png"), *options]) == 0
