@@ -164,12 +164,13 @@ def next_commands(store: Store, target: str) -> list[tuple[str, str]]:
     which = f" --target {shlex.quote(target)}" if len(store.targets) > 1 else ""
     stem = shlex.quote(out)
     name = shlex.quote(str(store.rows["name"][int(store.present.argmax())]))
+    files = f"{stem}_modisco"
     window = even(int(store.codes.shape[1]), WINDOWED["modisco"])
     commands = [
-        ("files for TF-MoDISco", f"dlshap export modisco {place} {stem}_modisco{which}"),
+        ("files for TF-MoDISco", f"dlshap export modisco {place} {files}{which}"),
         (
             "motifs from them",
-            f"modisco motifs -s {stem}_modisco/ohe.npz -a {stem}_modisco/attr.npz -w {window} -n 2000 -o {stem}_motifs.h5",
+            f"modisco motifs -s {files}/ohe.npz -a {files}/attr.npz -w {window} -n 2000 -o {stem}_motifs.h5",
         ),
         ("a table of all rows", f"dlshap export tsv {place} {stem}.tsv"),
         ("a picture of one sequence", f"dlshap logo {place} {name} -o {stem}.png{which}"),
