@@ -1,11 +1,11 @@
 """What happened in a command, as JSON lines beside the store: logs/<start>-<host>-<process>.jsonl."""
 
+import contextlib
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from pipeline.places import LocalPlace, Place
@@ -38,19 +38,17 @@ class Journal:
         self._written = time.monotonic()
 
 
-@contextmanager
+@contextlib.contextmanager
 def journal(run: Place, **values: Any) -> Iterator[Journal]:
     """The log of the command that runs within this context, from its first line to its last."""
     log = Journal(run)
     log.note("start", host=socket.gethostname(), process=os.getpid(), **values)
-    how = "error"
     try:
         yield log
-        how = "end"
     except BaseException as error:
-        log.note(how, kind=type(error).__name__, error=" ".join(str(error).split()))
+        with contextlib.suppress(OSError):  # the place may be what failed, and the first error is the one to tell
+            log.note("error", kind=type(error).__name__, error=" ".join(str(error).split()))
+            log.flush()
         raise
-    finally:
-        if how == "end":
-            log.note(how)
-        log.flush()
+    log.note("end")
+    log.flush()

@@ -10,7 +10,7 @@ import pytest
 
 import pipeline
 from pipeline.cli import dispatch
-from pipeline.errors import Stopped
+from pipeline.errors import RunError, Stopped
 from pipeline.journal import journal
 from pipeline.places import LocalPlace, ObjectPlace
 from tests.pipeline.conftest import N_ROWS, Inputs
@@ -36,7 +36,7 @@ def test_a_run_tells_its_story(inputs: Inputs, tmp_path: Path) -> None:
     assert (lines[0]["rows"], lines[0]["shards"]) == (N_ROWS, N_SHARDS)
     assert lines[0]["store"] == str(tmp_path / "a.zarr")
     assert {"host", "process"} <= lines[0].keys()
-    assert {key: lines[1][key] for key in ("done", "chosen", "todo")} == {"done": 0, "chosen": 3, "todo": 3}
+    assert {key: lines[1][key] for key in ("chosen", "todo")} == {"chosen": 3, "todo": 3}
     assert [(line["shard"], line["rows"]) for line in lines[2:-1]] == [(1, 6), (2, 6), (3, 4)]
 
 
@@ -103,6 +103,20 @@ def test_whatever_ends_it_is_written(tmp_path: Path, error: BaseException, kind:
     assert [line["event"] for line in lines] == ["start", "something", "error"]
     assert lines[-1]["kind"] == kind
     assert "\n" not in lines[-1]["error"]
+
+
+def test_a_place_that_fails_does_not_hide_what_ended_the_run(tmp_path: Path) -> None:
+    class Full(LocalPlace):
+        def append(self, key: str, data: bytes) -> None:
+            if b'"error"' in data:
+                raise OSError(28, "No space left on device", key)
+
+    def work() -> None:
+        with journal(Full(tmp_path)):
+            raise RunError("a shard failed")
+
+    with pytest.raises(RunError, match="a shard failed"):
+        work()
 
 
 def test_lines_for_an_object_store_wait_until_the_end() -> None:
