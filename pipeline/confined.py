@@ -49,8 +49,9 @@ def attribute(work: "Work", shard: "Shard") -> "Outcome | list[str]":
 def _run(task: bytes) -> tuple[bytes | None, str]:
     """What the process wrote back, or None and how it ended."""
     reader, writer = os.pipe()
-    command = [sys.executable, "-m", "pipeline.confined", str(writer), str(os.getpid())]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    # -P: modules are looked for where this process does, and not in the working folder before all others.
+    command = [sys.executable, "-P", "-m", "pipeline.confined", str(writer), str(os.getpid())]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "pass_fds": [writer]}
     # In a group of its own, so that a terminal's Ctrl-C is for the parent alone.
     with subprocess.Popen(command, env=environment, process_group=0, **pipes) as process:
