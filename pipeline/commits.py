@@ -4,7 +4,7 @@
     staged.zarr the store in the making, where it lies on a disk
     partial/    files on their way to their place, where it lies on a disk
     plan.json   all that a worker must know; written before the store appears
-    files.json  size and checksum of every file that `prepare` made, but for the sequences' own
+    files.json  size and checksum of every file that `prepare` made, but for the group's own and the sequences'
     prepared    marker: store, plan and files.json are whole
     restore.json  files of a damaged store that are to be made from the input again
     attempts/   one file for each shard that is being worked on; a killed worker leaves its own behind
@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UserError
 from pipeline.places import LocalPlace, open_place
 from pipeline.plan import Plan
 from pipeline.shards import Shard
@@ -178,8 +179,18 @@ class RunDirectory:
         self.run.write("prepared", b"")
 
     def prepared_files(self) -> dict[str, FileRecord]:
-        """What `publish` was given."""
-        return {key: FileRecord(*values) for key, values in json.loads(self.run.read("files.json")).items()}
+        """What `publish` was given.
+
+        Raises:
+            UserError: the file that says it is damaged or gone.
+        """
+        try:
+            return {key: FileRecord(*values) for key, values in json.loads(self.run.read("files.json")).items()}
+        except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.run.url}/files.json, which says what the other files should be, is damaged or gone ({error}): "
+                f"remove {self.url} and {self.run.url}, and run again"
+            ) from None
 
     # --- making damaged files anew ----------------------------------------------------------------------------------
 
@@ -205,7 +216,8 @@ class RunDirectory:
         """Copy the files that were asked for from a store made anew, the group's own last."""
         asked = self.asked_for()
         if EVERYTHING in asked:
-            asked = [key for path in staged.rglob("*") if (key := path.relative_to(staged).as_posix()) != "zarr.json"]
+            there = [path.relative_to(staged).as_posix() for path in staged.rglob("*")]
+            asked = [key for key in there if key != "zarr.json" or key in asked]
         keys = sorted((key for key in asked if (staged / key).is_file()), key=lambda key: key == "zarr.json")
         self._write_files({**self.prepared_files(), **{key: files[key] for key in keys if key in files}})
         for key in keys:

@@ -95,7 +95,7 @@ def expectations(directory: RunDirectory, verdict: Verdict) -> Expected | None:
         verdict.notes.append(f"the store's record of its own files is damaged; {directory.run.url} is believed instead")
     elif plan_of(attributes) != planned:
         verdict.problems.append(Problem(ROOT, f"holds another plan than {directory.run.url}"))
-    return _stated_by_records(directory, planned, _made_from_input(directory), verdict)
+    return _stated_by_records(directory, planned, directory.prepared_files(), verdict)
 
 
 def _planned(directory: RunDirectory, verdict: Verdict) -> Plan | None:
@@ -160,16 +160,6 @@ def _stated_by_store(
         return None
     small |= {key: FileRecord(n_bytes, crc32) for key, n_bytes, crc32 in zip(*columns, strict=True)}
     return Expected(plan, small, n_bytes, crc32, np.ones(plan.n_shards, dtype=bool), layout)
-
-
-def _made_from_input(directory: RunDirectory) -> dict[str, FileRecord]:
-    try:
-        return directory.prepared_files()
-    except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{directory.run.url}/files.json, which says what the other files should be, is damaged or gone ({error}): "
-            f"remove {directory.url} and {directory.run.url}, and run again"
-        ) from None
 
 
 def _stated_by_records(

@@ -55,6 +55,8 @@ def _begin_again(directory: RunDirectory) -> str:
     """Nobody knows what was committed: files may have changed places, so none of them is kept."""
     plan = plan_of(json.loads(directory.store.read(ROOT))["attributes"])
     directory.ask_for([EVERYTHING])  # first: without it, a run that goes on after a crash would believe the files
+    for index in directory.done_indices():
+        directory.revoke(index)
     directory.recall(plan, {})
     reopen(directory.store)
     return (

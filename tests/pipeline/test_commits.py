@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.commits import DoneRecord, Failure, FileRecord, RunDirectory
+from pipeline.commits import EVERYTHING, DoneRecord, Failure, FileRecord, RunDirectory
 from pipeline.errors import UserError
 from pipeline.plan import Plan
 from pipeline.resume import is_done, take_stock
-from pipeline.store import LAYOUT, file_record, shard_key
+from pipeline.store import LAYOUT, ROOT, file_record, shard_key
 
 PLAN = Plan(10, 5, [0], {"name": "shuffle"}, 3, 0, 32, 4, "float32", 1, True, "cpu", "any", True, 1e-3, {"a": 1})
 DELTAS = {"n": 3, "n_over": 1, "n_not_finite": 0, "largest": 0.5, "worst_row": 2, "counts": {"7": 3}}
@@ -129,6 +129,26 @@ def test_files_asked_for_are_made_again_once(directory: RunDirectory, tmp_path: 
     assert directory.asked_for() == []
     assert directory.store.read("base/c.0") == b"base/c.0"
     assert directory.prepared_files() == {"name/c.0": FileRecord(8, 9), "base/c.0": FileRecord(5, 6)}
+
+
+def test_everything_and_the_group_s_own_file_may_be_asked_for(directory: RunDirectory, tmp_path: Path) -> None:
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    for key in (ROOT, "base"):
+        (staged / key).write_text("made anew")
+    directory.store.write(ROOT, b"as it was")
+    directory.ask_for([EVERYTHING])
+    directory.restore(staged, {})
+    assert directory.store.read(ROOT) == b"as it was"
+    directory.ask_for([EVERYTHING, ROOT])
+    directory.restore(staged, {})
+    assert directory.store.read(ROOT) == directory.store.read("base") == b"made anew"
+
+
+def test_a_record_of_the_prepared_files_that_is_gone_is_named(directory: RunDirectory, tmp_path: Path) -> None:
+    (tmp_path / "a.zarr.run" / "files.json").unlink()
+    with pytest.raises(UserError, match=r"a.zarr.run/files.json, which says .* is damaged or gone"):
+        directory.prepared_files()
 
 
 def test_one_process_at_a_time_holds_the_claim(tmp_path: Path) -> None:
