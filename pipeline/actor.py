@@ -3,6 +3,7 @@
 `Worker.do` is the whole of the work, the same in a Ray actor, in this process, and in a process of its own.
 """
 
+import contextlib
 import importlib.metadata
 import sys
 import time
@@ -37,6 +38,7 @@ from pipeline.store import (
     ALLELES,
     OF_VARIANTS,
     POOL,
+    ROOT,
     ShardCodec,
     file_record,
     read_array,
@@ -132,9 +134,8 @@ class Worker:
 
     def give_up(self, shard: Shard, text: str, log: str = "") -> Outcome:
         """Record that a shard failed, with the names of its sequences."""
-        names = ", ".join(
-            repr(name) for name in read_names(self._directory.store, range(shard.start, shard.stop)[:N_NAMED])
-        )
+        rows = range(shard.start, shard.stop)[:N_NAMED]
+        names = ", ".join(repr(name) for name in read_names(self._directory.store, rows))
         more = f" and {len(shard) - N_NAMED} more" if len(shard) > N_NAMED else ""
         error = f"{shard}, sequences {names}{more}, failed: {text}"
         self._directory.fail(Failure(shard.index, shard.start, shard.stop, error, log))
@@ -148,11 +149,9 @@ class Worker:
 
     def _fatal(self, shard: Shard, error: Exception) -> Outcome:
         """Unless someone else has committed the shard meanwhile, and tidied up."""
-        try:
+        with contextlib.suppress(OSError, ValueError):  # the first error is the one to tell
             if is_done(self._directory, self._work.plan, shard):
                 return Outcome(shard.index, len(shard))
-        except (OSError, ValueError) as second:
-            error.add_note(f"and then: {second}")
         kind = "" if isinstance(error, (OSError, RunError, UserError)) else f"{type(error).__name__}: "
         text = f"{shard} could not be worked on by {whoami()}: {kind}{' '.join(str(error).split())}"
         return Outcome(shard.index, len(shard), text, fatal=True)
@@ -204,7 +203,8 @@ def attribute_shard(
     try:
         result = attribute_rows(folds, plan, codes_NL, references)
     except Exception as error:
-        names = [f"row {shard.start + i}, {name!r}" for i, name in enumerate(_names(directory, shard))]
+        rows = range(shard.start, shard.stop)
+        names = [f"row {row}, {name!r}" for row, name in zip(rows, read_names(directory.store, rows), strict=True)]
         raise ShardError(explain(error, folds, plan, codes_NL, references, names)) from error
     values = _values(codes_NL, references, result, plan.rows_per_group)
     files = {"codes": file_record(data), **write_shard(directory.store, codec, shard, values)}
@@ -221,14 +221,10 @@ def attribute_shard(
     return record
 
 
-def _names(directory: RunDirectory, shard: Shard) -> list[str]:
-    return read_names(directory.store, range(shard.start, shard.stop))
-
-
 def _values(
     codes_NL: np.ndarray, references: ShardReferences, result: Attributed, rows_per_group: int
 ) -> dict[str, np.ndarray]:
-    """What the store holds of a shard; see store.LAYOUT."""
+    """What the store holds of a shard, but for the sequences; see store.ARRAYS."""
     x_N14L = one_hot(codes_NL).unsqueeze(1)
     values = {**_of(result.mean, x_N14L), "reference_checksum": references.checksums()}
     if result.folds:
@@ -264,7 +260,7 @@ def check_node(work: Work) -> list[str]:
         problems.append(_other_kind(device_kind("cpu"), plan))
     directory, probe = RunDirectory(work.store, work.options), f"partial/check-{uuid.uuid4().hex}"
     try:
-        directory.store.read("zarr.json")
+        directory.store.read(ROOT)
         directory.run.write(probe, b"")
         directory.run.delete(probe)
     except FileNotFoundError:

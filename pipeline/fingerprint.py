@@ -35,7 +35,7 @@ class InputFacts:
     """What a run depends on of its input.
 
     Attributes:
-        sha256: over the good rows; see fingerprint.InputHash.
+        sha256: over the good rows; see InputHash.
         n_rows: good rows.
         length: bases in each.
         base_counts: how often A, C, G and T occur in them.

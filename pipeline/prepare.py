@@ -109,7 +109,7 @@ def make_plan(
     )
 
 
-FILES = {
+PATHS = {  # settings of each group that name files or folders
     "model": ["checkpoint", "bias"],
     "dataset": ["path", "genome", "loci", "vcf", "blacklist"],
     "references": ["path", "genome"],
@@ -121,7 +121,7 @@ FILES = {
 def absolute(config: dict[str, Any]) -> dict[str, Any]:
     """Settings with the paths of files as they are from anywhere."""
     found = {group: dict(values) if isinstance(values, dict) else values for group, values in config.items()}
-    for group, names in FILES.items():
+    for group, names in PATHS.items():
         for name in names:
             found[group][name] = _absolute(config[group][name])
     return found

@@ -40,7 +40,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Store:
-    """A store to read. `store["hypothetical"][10:20]` reads rows into numpy; the shapes are those of `LAYOUT`."""
+    """A store to read. `store["hypothetical"][10:20]` reads rows into numpy; the shapes are those of `ARRAYS`."""
 
     url: str
     group: zarr.Group

@@ -1,6 +1,6 @@
 """The store: one Zarr v3 group, laid out in advance, written one whole Zarr shard at a time; reader.py reads it.
 
-Axis order is that of `LAYOUT`; bases are A, C, G, T; positions and rows are 0-based, coordinates half-open. Nothing but
+Axis order is that of `ARRAYS`; bases are A, C, G, T; positions and rows are 0-based, coordinates half-open. Nothing but
 Zarr's own files lies inside the group; what belongs to the run lies beside it (see commits.py). Zarr shards are encoded
 and decoded in memory, so that a place only ever sees whole files.
 """
@@ -63,7 +63,6 @@ TABLE: dict[str, type] = {
     "end": np.int64,
     "strand": str,
 }
-LABELS = ("target", "base", "fold")  # of the dimensions of these names
 MADE_AT_THE_END = ("shard_crc32", "shard_bytes", "array", "file", "file_crc32", "file_bytes")  # see complete_store
 POOL = "reference_pool"  # (window, position) codes that references are drawn from, where they are
 DESCRIPTIONS = {
@@ -369,13 +368,20 @@ def shard_sizes(place: Place, plan: Plan) -> np.ndarray:
 
 
 def read_names(place: Place, rows: Iterable[int]) -> list[str]:
-    """What the input calls each of some rows."""
+    """What the input calls each of some rows.
+
+    Raises:
+        ValueError: the column is damaged.
+    """
     column: dict[str, Any] = {ROOT: _buffer(place.read(f"name/{ROOT}"))}
     wanted = list(rows)
     for chunk in {row // TABLE_CHUNK_ROWS for row in wanted}:
         column[f"c.{chunk}"] = _buffer(place.read(f"name/c.{chunk}"))
-    names = zarr.open_array(MemoryStore(column), mode="r")
-    return [str(names[row]) for row in wanted]
+    try:
+        names = zarr.open_array(MemoryStore(column), mode="r")
+        return [str(names[row]) for row in wanted]
+    except Exception as error:  # whatever the codecs make of damaged data
+        raise ValueError(f"name in {place.url} is damaged ({error})") from error
 
 
 _CHUNK_OR_METADATA = re.compile(r"zarr\.json|c(\.\d+)*")
