@@ -33,7 +33,8 @@ def known(n_rows: int = N, length: int = L) -> InputFacts:
 
 def plan_of(settled: Settled) -> Plan:
     values: dict[str, Any] = dict.fromkeys(Plan.__dataclass_fields__)
-    return Plan(**{**values, "references": settled.plan, "n_references": settled.n, "seed": SEED, "length": L})
+    own = {"references": settled.plan, "n_references": settled.n, "seed": SEED, "length": L, "rows_per_group": 1}
+    return Plan(**{**values, **own})
 
 
 def opened(**config: Any) -> tuple[Settled, Draw]:
