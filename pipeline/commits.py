@@ -104,7 +104,9 @@ class RunDirectory:
     """
 
     def __init__(self, url: str | Path, options: Mapping[str, str] | None = None) -> None:
-        url = os.fspath(url).rstrip("/")
+        url = os.fspath(url).rstrip("/") or "/"
+        if "://" not in url:
+            url = os.path.expanduser(url)
         scratch = None if "://" in url else Path(url + ".run").absolute() / "partial"
         self.store = open_place(url, options, scratch)
         self.run = open_place(url + ".run", options, scratch)
@@ -288,9 +290,11 @@ class RunDirectory:
         except (ValueError, TypeError):
             return Failure(-1, 0, 0, f"{self.run.url}/{key} says that a shard failed, and is damaged", "")
 
-    def forget_failures(self) -> None:
-        """Everything is tried again."""
-        self.run.clear("failures/")
+    def forget_failures(self, chosen: range) -> None:
+        """These shards are tried again."""
+        for failure in self.failures():
+            if failure.shard in chosen:
+                self.run.delete(_failure_key(failure.shard))
 
     def log(self, shard: Shard, text: str) -> str:
         """Keep what went wrong in a shard, in full; returns where."""

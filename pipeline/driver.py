@@ -83,16 +83,15 @@ def _run(config: Config) -> Summary:
         for line in loaded.notes:
             note(line)
         plan = agree_on_plan(config, directory, loaded, machine)
-        attributes = _attributes(directory)
-        assert attributes is not None
+        attributes = _present(directory)
         if n_left_out := attributes["dataset"]["n_left_out"]:
             note(f"{n_left_out} bad rows of the input are left out, as dataset.on_bad=skip says; the store lists them")
         if attributes["complete"]:
             return _finished(directory, plan, attributes, started)
         log = stack.enter_context(journal(directory.run, store=directory.url, rows=plan.n_rows, shards=plan.n_shards))
         stack.enter_context(_result_of_failure(directory))
-        directory.forget_failures()
         chosen = select(plan.n_shards, config.run.shards)
+        directory.forget_failures(chosen)
         todo, n_rows, began = remaining(chosen, recorded(directory, plan)), 0, time.monotonic()
         is_connected = False
         for _ in range(ROUNDS):
@@ -103,7 +102,7 @@ def _run(config: Config) -> Summary:
             # Closed, so that nothing is still at work when Ray is shut down after an error.
             with contextlib.closing(_work(config, plan, directory, todo)) as outcomes:
                 n_rows += _work_through(outcomes, plan, chosen, todo, log)
-            summary, damaged = finalize(directory, plan, n_rows, began, started, loaded.description["head"])
+            summary, damaged = finalize(directory, plan, chosen, n_rows, began, started, loaded.description["head"])
             todo = damaged[(damaged >= chosen.start) & (damaged < chosen.stop)]
             if not len(todo):
                 break
@@ -175,6 +174,18 @@ def _attributes(directory: RunDirectory) -> dict[str, Any] | None:
     if directory.store.size(ROOT) is None and directory.read_plan() is not None:
         return None
     return read_attributes(directory.store)
+
+
+def _present(directory: RunDirectory) -> dict[str, Any]:
+    """Attributes of a store that was there a moment ago.
+
+    Raises:
+        RunError: it is gone.
+    """
+    attributes = _attributes(directory)
+    if attributes is None:
+        raise RunError(f"{directory.url} was removed or given up meanwhile; run the same command again")
+    return attributes
 
 
 def _find_machine(config: Config, stack: contextlib.ExitStack) -> Machine:
@@ -287,8 +298,7 @@ def _require_same(directory: RunDirectory, plan: Plan, config: Config, loaded: L
 
 def _facts(directory: RunDirectory, config: Config) -> InputFacts:
     """What the run depends on of its input, which is read again unless its files are those that were read before."""
-    attributes = _attributes(directory)
-    assert attributes is not None
+    attributes = _present(directory)
     if (known := known_facts(attributes["input"], config.dataset)) is not None:
         return known
     with RowProgress("comparing the input", None) as progress:
@@ -326,12 +336,13 @@ def _work(config: Config, plan: Plan, directory: RunDirectory, shards: np.ndarra
 
 
 def finalize(
-    directory: RunDirectory, plan: Plan, rows_computed: int, began: float, started: float, head: str
+    directory: RunDirectory, plan: Plan, chosen: range, rows_computed: int, began: float, started: float, head: str
 ) -> tuple[Summary, np.ndarray]:
     """Complete the store if every shard is done, and say how things stand.
 
     Args:
         directory, plan: of the run.
+        chosen: the shards that this command was to do, whose failures are its own.
         rows_computed: by this command.
         began, started: when attributing and when the command began (monotonic, seconds).
         head: the model's.
@@ -341,15 +352,15 @@ def finalize(
     """
     seconds = time.monotonic() - began
     with _claimed(directory, "completing"):
-        attributes = _attributes(directory)
-        assert attributes is not None
+        attributes = _present(directory)
         deltas, failures, damaged = None, [], np.empty(0, dtype=np.int64)
         if attributes["complete"]:
             deltas, n_done = attributes["run"]["deltas"], plan.n_shards
         else:
-            is_recorded, failures = recorded(directory, plan), directory.failures()
+            is_recorded = recorded(directory, plan)
+            failures = [failure for failure in directory.failures() if failure.shard in chosen]
             n_done = int(is_recorded.sum())
-            if is_recorded.all():
+            if is_recorded.all() and not directory.asked_for():
                 standing = take_stock(directory, plan)
                 n_done, damaged = standing.n_done, np.flatnonzero(~standing.is_done)
                 for index in damaged.tolist():

@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.lookup import Region, rows_named, rows_overlapping
 from pipeline.places import LocalPlace, ObjectPlace, Place
 from pipeline.plan import Plan
-from pipeline.store import ARRAYS, FORMAT_VERSION, TABLE, arrays_of, read_attributes
+from pipeline.store import ARRAYS, TABLE, arrays_of, read_attributes
 
 if TYPE_CHECKING:
     import xarray
@@ -280,10 +280,6 @@ def open_store(path: str | Path, allow_incomplete: bool = False, options: Mappin
     attributes = read_attributes(directory.store)
     if attributes is None:
         raise UserError(f"{directory.url} does not exist")
-    if attributes["format_version"] > FORMAT_VERSION:
-        raise UserError(
-            f"{directory.url} was written by a newer version (format {attributes['format_version']}); update dlshap"
-        )
     total = plan_of(attributes).n_shards
     done = None if attributes["complete"] else directory.done_indices()
     n_done = total if done is None else len(done)

@@ -10,6 +10,7 @@ from pipeline.commits import EVERYTHING, DoneRecord, RunDirectory
 from pipeline.deltas import summarise
 from pipeline.errors import UserError
 from pipeline.plan import Plan
+from pipeline.progress import note
 from pipeline.reader import plan_of
 from pipeline.store import ARRAYS, MADE_AT_THE_END, ROOT, ShardCodec, arrays_of, file_record, reopen, shard_key
 from pipeline.verdict import Verdict
@@ -25,15 +26,20 @@ def repair(directory: RunDirectory, verdict: Verdict) -> str:
         UserError: what the store holds is not known any more.
     """
     keys = {problem.key for problem in verdict.problems}
+    if ROOT in keys and not directory.prepared:
+        raise UserError(
+            f"{directory.url}/{ROOT} is damaged and {directory.run.url} is gone: what the run was is not known any "
+            f"more. Remove the store and run again"
+        )
+    with directory.claim(lambda who: note(f"waiting for {who}, which is at work on {directory.url}")):
+        return _give_up(directory, verdict, keys)
+
+
+def _give_up(directory: RunDirectory, verdict: Verdict, keys: set[str]) -> str:
     shards = sorted({problem.shard for problem in verdict.problems if problem.shard is not None})
     prepared = sorted(key for key in keys if _is_prepared(key))
     root_is_damaged = ROOT in keys
     if not directory.prepared:
-        if root_is_damaged:
-            raise UserError(
-                f"{directory.url}/{ROOT} is damaged and {directory.run.url} is gone: what the run was is not known any "
-                f"more. Remove the store and run again"
-            )
         if not verdict.is_recorded:
             return _begin_again(directory)
         _recall(directory, set(shards), keys | {*verdict.strays})

@@ -412,12 +412,17 @@ def read_attributes(place: Place) -> dict[str, Any] | None:
     """Attributes of the store at a place; None where nothing lies there.
 
     Raises:
-        UserError: something else than a dlshap store lies there.
+        UserError: something else than a dlshap store lies there, or one of a newer version.
     """
     try:
         attributes = json.loads(place.read(ROOT))["attributes"]
         if "format_version" in attributes and "complete" in attributes:
+            if attributes["format_version"] > FORMAT_VERSION:
+                version = attributes["format_version"]
+                raise UserError(f"{place.url} was written by a newer version (format {version}); update dlshap")
             return dict(attributes)
+    except UserError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         is_file = isinstance(place, LocalPlace) and place.path.is_file()
         if not is_file and next(place.files(), None) is None:

@@ -63,6 +63,7 @@ class Lease:
         self._seen_first = 0.0  # when that was, by this machine's steady clock
         self._told = False
         self._lost_to = ""
+        self._renewed = time.monotonic()
 
     @contextlib.contextmanager
     def held(self, waiting: Callable[[str], None]) -> Iterator[None]:
@@ -136,7 +137,9 @@ class Lease:
             self._write(self._version)
         except FileExistsError:
             found = self._look()
-            if found is None:  # someone removed it
+            if found is None and time.monotonic() - self._renewed > self._lease_s:  # taken over, used and let go
+                self._lost_to = "someone"
+            elif found is None:  # someone removed it
                 self._write(None)
             elif found[1].token == self._claim.token:  # a renewal whose answer was lost
                 self._write(found[0])
@@ -189,9 +192,10 @@ class Lease:
         """
         self._claim = replace(self._claim, renewals=self._claim.renewals + 1)
         text = json.dumps(asdict(self._claim)).encode()
+        asked = time.monotonic()
         with self._failures():
             written = obstore.put(self._store, self._key, text, mode=version or "create")
-        self._version = _version(written)
+        self._version, self._renewed = _version(written), asked
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:

@@ -102,7 +102,9 @@ def test_failures_are_kept_until_forgotten_or_mended(directory: RunDirectory) ->
     assert directory.failures() == failures
     commit(directory, 2)
     assert directory.failures() == failures[:1]
-    directory.forget_failures()
+    directory.forget_failures(range(1, 3))
+    assert directory.failures() == failures[:1], "those of other parts of a job array stay"
+    directory.forget_failures(range(3))
     assert directory.failures() == []
 
 
