@@ -159,7 +159,7 @@ class Worker:
     def _load(self) -> tuple[tuple[nn.Module, ...], Draw]:
         if self._loaded is None:
             work, plan = self._work, self._work.plan
-            sys.path.extend(folder for folder in work.search if folder not in sys.path)
+            _search(work)
             kind = device_kind(plan.device)
             if kind != plan.device_kind and not work.mixed_devices:
                 raise RunError(_other_kind(kind, plan))
@@ -241,6 +241,11 @@ def _of(mean: Mean, x_N14L: Tensor) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in arrays.items()}
 
 
+def _search(work: Work) -> None:
+    """Look for the user's own modules in their folders too, after all others."""
+    sys.path.extend(folder for folder in work.search if folder not in sys.path)
+
+
 def _other_kind(kind: str, plan: Plan) -> str:
     return (
         f"this worker computes on {kind} and the run was planned on {plan.device_kind}; they may differ in the last "
@@ -267,7 +272,7 @@ def check_node(work: Work) -> list[str]:
         problems.append(f"the store {work.store} is not there; put it where every node finds it")
     except OSError as error:
         problems.append(f"the store {work.store} cannot be used: {error}")
-    sys.path.extend(folder for folder in work.search if folder not in sys.path)
+    _search(work)
     of_model = [path for key in ("checkpoint", "bias") for path in fold_paths(work.model.get(key), f"model.{key}")]
     files = [path for path in [*of_model, plan.references.get("path")] if path]
     problems += [f"{path} is not there" for path in files if not Path(path).exists()]
