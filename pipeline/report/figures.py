@@ -29,6 +29,7 @@ ROLES = {INK: "ink", MUTED: "muted", ACCENT: "accent", WARN: "warn"} | {
     color: f"base-{base}" for base, color in COLORS.items()
 }
 MOST_DOTS = 1000  # rows drawn one by one; more are counted in cells
+BINS = 50  # of a histogram
 CELLS = 40  # on either side of a picture of counts
 MOST_POINTS = 1500  # of a line
 STYLE: dict[Any, Any] = {
@@ -103,17 +104,21 @@ def predictions(scalars: Scalars, name: str) -> str:
         figure, axes = _new(5, 4)
         low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
         margin = 0.04 * (high - low) or 0.5
-        if len(x) <= MOST_DOTS:
-            axes.scatter(x, y, s=9, color=ACCENT, alpha=0.45, linewidths=0)
-            drawn = "each dot is a sequence"
-        else:
-            drawn = _cells(axes, x, y)
+        drawn = _points(axes, x, y)
         axes.axline((low, low), slope=1, color=MUTED, linewidth=0.8, dashes=(4, 3))
         axes.set_xlim(float(x.min()) - margin, float(x.max()) + margin)
         axes.set_ylim(float(y.min()) - margin, float(y.max()) + margin)
         axes.set_xlabel("mean prediction of its references")
         axes.set_ylabel("prediction of the sequence")
         return _svg(figure, name, f"Predictions of {len(x):,} sequences against those of their references; {drawn}.")
+
+
+def _points(axes: Axes, x: np.ndarray, y: np.ndarray) -> str:
+    """Dots, or cells where there are many; and what they are, in words."""
+    if len(x) > MOST_DOTS:
+        return _cells(axes, x, y)
+    axes.scatter(x, y, s=9, color=ACCENT, alpha=0.45, linewidths=0)
+    return "each dot is a sequence"
 
 
 def _cells(axes: Axes, x: np.ndarray, y: np.ndarray) -> str:
@@ -164,6 +169,41 @@ def convergence(scalars: Scalars, threshold: float, name: str) -> str:
         return _svg(figure, name, f"Histogram of the sizes of convergence deltas; the threshold is {threshold:g}.")
 
 
+def histogram(values: np.ndarray, limits: tuple[float, float], label: str, what: str, name: str) -> str:
+    """How (n,) finite values are distributed.
+
+    Args:
+        values: one or more.
+        limits: of the axis.
+        label: of the axis.
+        what: is counted, such as sequences.
+        name: of the figure; see `_svg`.
+    """
+    counts, edges = np.histogram(values, bins=BINS, range=limits)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _new(5, 3.2)
+        axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=ACCENT, linewidth=0, aa=False)
+        axes.set_xlim(*limits)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.set_xlabel(label)
+        axes.set_ylabel(what)
+        return _svg(figure, name, f"Histogram: {label}, of {len(values):,} {what}.")
+
+
+def spread(prediction: np.ndarray, spread_of_folds: np.ndarray, name: str) -> str:
+    """How far the folds' predictions of each row lie apart, against their mean; (n,) finite values each."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _new(5, 3.2)
+        drawn = _points(axes, prediction, spread_of_folds)
+        axes.set_ylim(0, float(spread_of_folds.max()) * 1.05 or 1.0)
+        _plain(axes)
+        axes.set_xlabel("mean prediction of the folds")
+        axes.set_ylabel("largest less smallest")
+        return _svg(figure, name, f"Spread of the folds' predictions of {len(prediction):,} sequences; {drawn}.")
+
+
 def profile(values: np.ndarray, name: str) -> str:
     """Mean |attribution| at each of (L,) positions."""
     width = -(-len(values) // MOST_POINTS)
@@ -185,7 +225,7 @@ def profile(values: np.ndarray, name: str) -> str:
 
 def logos(sites: Sequence[Site], limits: tuple[float, float], name: str) -> list[str]:
     """A logo of each site; all with the same limits of attribution."""
-    return [_logo(site, limits, f"{name}-{index}") for index, site in enumerate(sites)]
+    return [logo_of(site, limits, f"{name}-{index}") for index, site in enumerate(sites)]
 
 
 def limits_of(sites: Sequence[Site]) -> tuple[float, float]:
@@ -196,7 +236,8 @@ def limits_of(sites: Sequence[Site]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _logo(site: Site, limits: tuple[float, float], name: str) -> str:
+def logo_of(site: Site, limits: tuple[float, float], name: str) -> str:
+    """One logo: the bases of a site shaded, and those around it."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5, 1.35))  # a fixed frame: the logos of a page line up, and are drawn in half the time
         figure.patch.set_visible(False)

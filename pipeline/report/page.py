@@ -14,7 +14,10 @@ from pipeline.deltas import QUANTILES, quantile
 from pipeline.kmers import Kmer, reverse_complement
 from pipeline.reader import Store
 from pipeline.report import figures
+from pipeline.report.effects import SITE_WIDTH as CHANGE_WIDTH
+from pipeline.report.effects import Effects, measure_effects
 from pipeline.report.facts import counted_many, next_commands, run_facts, verdict
+from pipeline.report.folds import Folds, measure_folds
 from pipeline.report.measure import (
     Attributions,
     Scalars,
@@ -29,6 +32,7 @@ K = 6
 N_STRONGEST, N_LOWEST = 8, 4  # sites drawn
 N_KMERS, N_KMERS_LOWEST = 12, 6
 N_WORST = 8  # rows with the largest deltas
+LONGEST_ALLELE = 16  # bases that are shown of one
 N_TARGETS = 4  # that get a section of their own unless others are asked for
 
 Advance = Callable[[int], None]
@@ -61,6 +65,8 @@ class Section:
     predictions: Markup
     convergence: Markup
     profile: Markup
+    folds: Folds | None
+    effects: Effects | None
 
     @property
     def n_above(self) -> int:
@@ -99,9 +105,18 @@ def make_page(store: Store, targets: Sequence[int], advance: Advance) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": count, "number": number, "rc": reverse_complement}
+    environment.filters |= {"count": count, "number": number, "rc": reverse_complement, "short": _short}
     environment.globals |= {"share": share, "counted": counted_many, "abs": abs}
     return environment.get_template("page.html").render(_context(store, sections, rows, threshold))
+
+
+def _short(bases: str) -> str:
+    """An allele; of a long one its beginning and its length."""
+    return (
+        bases
+        if len(bases) <= LONGEST_ALLELE
+        else f"{bases[: LONGEST_ALLELE - 4]}... ({counted_many(len(bases), 'base')})"
+    )
 
 
 def _context(store: Store, sections: list[Section], rows: np.ndarray, threshold: float) -> dict[str, Any]:
@@ -134,6 +149,7 @@ def _context(store: Store, sections: list[Section], rows: np.ndarray, threshold:
         "config": json.dumps(attrs.get("config", {}), indent=2),
         "version": attrs.get("versions", {}).get("dlshap", ""),
         "k": K,
+        "change_width": CHANGE_WIDTH,
     }
 
 
@@ -157,6 +173,8 @@ def _section(store: Store, target: int, rows: np.ndarray, threshold: float, adva
         predictions=Markup(figures.predictions(scalars, f"{prefix}-predictions")),
         convergence=Markup(figures.convergence(scalars, threshold, f"{prefix}-deltas")),
         profile=Markup(figures.profile(found.profile, f"{prefix}-profile")) if len(found.rows) else Markup(""),
+        folds=measure_folds(store, target, prefix),
+        effects=measure_effects(store, target, prefix),
     )
 
 

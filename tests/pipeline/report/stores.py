@@ -29,6 +29,8 @@ class Synthetic:
         names: of the rows.
         dataset: what the store says of its input, more than usual.
         values: arrays of the layout by name.
+        folds: of the model; with several, each one's values are kept, and are the mean's with a little noise.
+        alleles: whether the rows are alleles of variants, in turn.
     """
 
     codes: np.ndarray
@@ -39,6 +41,8 @@ class Synthetic:
     loci: Sequence[tuple[str, int, str]] | None = None
     dataset: dict[str, Any] = field(default_factory=dict)
     values: dict[str, np.ndarray] = field(default_factory=dict)
+    folds: Sequence[str] = ("0",)
+    alleles: bool = False
 
     def write(self, path: Path) -> Path:
         """Make the store, complete."""
@@ -56,10 +60,15 @@ class Synthetic:
         for start in range(0, n, self.rows_per_shard):
             rows = slice(start, min(start + self.rows_per_shard, n))
             drawn = self.drawn(rows.start, rows.stop)
-            for name in drawn:
+            drawn |= {name: values[rows] for name, values in self.values.items()}
+            if self.alleles:
+                names = ("attribution", "prediction")
+                drawn |= {f"{name}_difference": drawn[name][1::2] - drawn[name][::2] for name in names}
+            for name, values in drawn.items():
                 array = group[name]
                 assert isinstance(array, zarr.Array)
-                array[rows] = self.values[name][rows] if name in self.values else drawn[name]
+                of_variants = name.endswith("_difference")
+                array[slice(rows.start // 2, rows.stop // 2) if of_variants else rows] = values
         total = deltas.summarise(np.asarray(group["convergence_delta"][:]), 0, THRESHOLD)
         worst = {"largest": total["largest"], "worst": f"s{total['worst_row']}", "worst_row": total["worst_row"]}
         over = {"share_over": total["n_over"] / total["n"], "n_not_finite": total["n_not_finite"]}
@@ -87,6 +96,9 @@ class Synthetic:
             judged=True,
             warning_threshold=THRESHOLD,
             fingerprint={"model.weights": "ab" * 32, "input.sha256": "cd" * 32},
+            folds=list(self.folds),
+            per_fold=len(self.folds) > 1,
+            rows_per_group=2 if self.alleles else 1,
         )
 
     def _attributes(self) -> dict[str, Any]:
@@ -119,10 +131,15 @@ class Synthetic:
             "reference_prediction": ((self.n_references,), 1.0),
             "convergence_delta": ((self.n_references,), 1e-7),
         }
-        return {
+        values = {
             name: scale * generator.standard_normal((*shape, *tail), dtype=np.float32)
             for name, (tail, scale) in scales.items()
         }
+        if len(self.folds) > 1:
+            for name in ("attribution", "prediction"):
+                noise = generator.standard_normal((len(self.folds), *values[name].shape), dtype=np.float32)
+                values[f"{name}_by_fold"] = (values[name] + 0.3 * scales[name][1] * noise).swapaxes(0, 1)
+        return values
 
 
 def random_codes(n: int, length: int, seed: int = 0) -> np.ndarray:

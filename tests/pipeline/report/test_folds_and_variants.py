@@ -1,0 +1,107 @@
+"""What a report says of folds and of variants: its numbers are the store's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pipeline
+from pipeline.agreement import agreement, of_row
+from pipeline.report.effects import strongest_change
+from pipeline.variants import difference
+from tests.pipeline.report.stores import Synthetic, random_codes
+from tests.pipeline.report.test_page import assert_stands_alone, page_of
+
+N, LENGTH = 24, 60
+
+
+def alleles(n: int, length: int) -> np.ndarray:
+    """Codes of n / 2 variants of one base, reference and alternate allele in turn."""
+    codes = random_codes(n // 2, length).repeat(2, axis=0)
+    codes[1::2, length // 2] = (codes[1::2, length // 2] + 1) % 4
+    return codes
+
+
+def test_folds_that_agree_least_are_named(tmp_path: Path) -> None:
+    synthetic = Synthetic(random_codes(N, LENGTH), targets=(0, 3), folds=("a", "b", "c"))
+    path = synthetic.write(tmp_path / "folds.zarr")
+    page = page_of(path, tmp_path)
+    assert_stands_alone(page, (tmp_path / "page.html").read_text())
+    store = pipeline.open_store(path)
+    for target in (0, 1):
+        per_fold = agreement(np.asarray(store["attribution_by_fold"][:, :, target]))
+        of_rows = of_row(per_fold)
+        assert page.value("n-agreement", target) == N
+        assert page.value("median-agreement", target) == pytest.approx(np.median(of_rows))
+        least = [float(value) for value in page.values["least-agreement"][8 * target : 8 * target + 8]]
+        np.testing.assert_allclose(least, np.sort(of_rows)[:8])
+        folds = [float(value) for value in page.values["fold-agreement"][3 * target : 3 * target + 3]]
+        np.testing.assert_allclose(folds, per_fold.mean(axis=0))
+        spreads = np.ptp(np.asarray(store["prediction_by_fold"][:, :, target]), axis=1)
+        assert page.value("median-spread", target) == pytest.approx(np.median(spreads))
+        worst = store.rows["name"][of_rows.argmin()]
+        assert f"row agreement mean prediction apart by {worst} {of_rows.argmin()}" in page.text
+
+
+def test_rows_without_an_agreement_are_counted(tmp_path: Path) -> None:
+    synthetic = Synthetic(random_codes(N, LENGTH), folds=("a", "b"))
+    values = np.random.default_rng(0).normal(size=(N, 2, 1, LENGTH)).astype(np.float32)
+    values[3, 1] = 0
+    synthetic.values["attribution_by_fold"] = values
+    page = page_of(synthetic.write(tmp_path / "folds.zarr"), tmp_path)
+    assert page.value("n-agreement") == N - 1
+    assert "1 row left out: of a fold or more" in page.text
+    synthetic.values["attribution_by_fold"] = 0 * values
+    page = page_of(synthetic.write(tmp_path / "none.zarr"), tmp_path)
+    assert f"{N} rows left out: of a fold or more" in page.text
+
+
+def test_a_store_without_values_of_folds_says_nothing_of_their_agreement(finished: Path, tmp_path: Path) -> None:
+    text = page_of(finished, tmp_path).text
+    assert "Agreement of the folds" not in text
+    assert "Variants" not in text
+
+
+def test_the_strongest_variants_are_listed_and_drawn(tmp_path: Path) -> None:
+    codes = alleles(N, LENGTH)
+    names = [f"rs{row // 2}:{'alt' if row % 2 else 'ref'}" for row in range(N)]
+    loci = [("chr1", 1000 + 7 * (row // 2), "+") for row in range(N)]
+    path = Synthetic(codes, names=names, loci=loci, alleles=True).write(tmp_path / "variants.zarr")
+    page = page_of(path, tmp_path)
+    assert_stands_alone(page, (tmp_path / "page.html").read_text())
+    store = pipeline.open_store(path)
+    differences = np.asarray(store["prediction_difference"][:, 0], dtype=np.float64)
+    order = np.argsort(-np.abs(differences))
+    assert page.value("n-variants") == N // 2
+    assert page.value("n-up") == (differences > 0).sum()
+    found = [float(value) for value in page.values["variant-difference"]]
+    np.testing.assert_allclose(found, differences[order])
+    strongest = int(order[0])
+    ref, alt = np.asarray(store.attribution[2 * strongest : 2 * strongest + 2, 0], dtype=np.float64)
+    change = difference(ref, alt, 1, 1)
+    np.testing.assert_allclose(change, np.asarray(store["attribution_difference"][strongest, 0]), atol=1e-7)
+    start, end = strongest_change(change, 20)
+    assert page.value("variant-change") == pytest.approx(change[start:end].sum())
+    bases = ["ACGT"[codes[2 * strongest + allele, LENGTH // 2]] for allele in (0, 1)]
+    left = 1000 + 7 * strongest
+    locus = f"chr1:{left + start:,}-{left + end:,}"
+    assert f"rs{strongest} chr1:{left + LENGTH // 2 + 1:,} {bases[0]} to {bases[1]}" in page.text
+    assert locus in page.text
+    drawn = [label for label in page.labels if label is not None and label.startswith(f"Logo of rs{strongest}, ")]
+    assert [label.split(", ")[1] for label in drawn] == ["reference", "alternate", "difference"]
+
+
+def test_variants_without_a_finite_difference_are_counted(tmp_path: Path) -> None:
+    prediction = np.random.default_rng(0).normal(size=(N, 1)).astype(np.float32)
+    prediction[2] = np.nan
+    synthetic = Synthetic(alleles(N, LENGTH), alleles=True, values={"prediction": prediction})
+    page = page_of(synthetic.write(tmp_path / "variants.zarr"), tmp_path)
+    assert "1 variant left out: the difference is not finite" in page.text
+    assert len(page.values["variant-difference"]) == N // 2 - 1
+
+
+def test_the_strongest_change_is_where_sizes_sum_to_most() -> None:
+    assert strongest_change(np.array([0.0, -3, 1, 0, 2, 1, 0]), 2) == (1, 3)
+    assert strongest_change(np.zeros(5), 20) == (0, 5)
