@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from pipeline.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.exports import Written
-    from pipeline.exports.selection import Advance, Filters
+    from pipeline.exports.selection import Advance, Filters, Selection
     from pipeline.reader import Store
 
 DESCRIPTION = """Write rows of a store in the format of another tool.
@@ -23,7 +24,8 @@ DESCRIPTION = """Write rows of a store in the format of another tool.
   finemo       OUT/regions.npz, regions.narrowPeak: Fi-NeMo; the lines of one are the rows of the other
   chrombpnet   OUT.counts_scores.h5, OUT.interpreted_regions.bed: the layout of ChromBPNet
   bigwig       OUT: the observed base's attribution along the genome; the nearest centre wins where windows overlap
-  parquet      OUT: a line for each row: locus, predictions, worst convergence delta, strongest k-mer
+  parquet      OUT: a line for each row: locus, predictions, worst convergence delta, strongest k-mer; of variants a
+               line for each: alleles, difference of predictions, where attributions change most
   tsv          OUT: the same as text
 
   dlshap export modisco ctcf.zarr ctcf_modisco --top 5000
@@ -33,6 +35,24 @@ Files appear when they are whole. `dlshap export KIND --help` lists the options 
 """
 KINDS = ("modisco", "finemo", "chrombpnet", "bigwig", "parquet", "tsv")
 WINDOWED = {"modisco": 400, "finemo": 1000}  # and the bases of each tool's own default
+TABLES = ("parquet", "tsv")  # have a line for a variant, of both alleles
+ALLELE = {"modisco": "ref", "finemo": "both", "chrombpnet": "both", "bigwig": "ref"}  # of each variant, if not asked
+MEANT_FOR = {
+    "modisco": "TF-MoDISco: one-hot sequences and hypothetical attributions around the centres, rows shuffled.",
+    "finemo": "Fi-NeMo: regions around the centres, and a narrowPeak whose lines are their rows.",
+    "chrombpnet": "The layout of ChromBPNet's own scores: HDF5, and the interpreted regions.",
+    "bigwig": "A track of the observed base's attribution; where windows overlap, the nearest centre gives the value.",
+    "parquet": "A table with a line for each row, or for each variant.",
+    "tsv": "A table as text, with a line for each row, or for each variant.",
+}
+
+
+_SHIFTED = "behind an insertion or a deletion, places are not those of the genome"
+SAID_OF_ALLELES = {
+    "ref": "rows are the reference alleles of the variants, without the alternate ones",
+    "alt": f"rows are the alternate alleles of the variants; {_SHIFTED}",
+    "both": f"rows are both alleles of each variant; {_SHIFTED}",
+}
 
 
 def export_command(arguments: Sequence[str]) -> int:
@@ -42,7 +62,7 @@ def export_command(arguments: Sequence[str]) -> int:
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for kind in KINDS:
-        _add_options(kinds.add_parser(kind, help=argparse.SUPPRESS), kind)
+        _add_options(kinds.add_parser(kind, description=MEANT_FOR[kind]), kind)
     options = parser.parse_args(arguments)
 
     from pipeline.reader import open_store
@@ -61,16 +81,39 @@ def export_command(arguments: Sequence[str]) -> int:
 
 def _export(store: "Store", options: argparse.Namespace, advance: "Advance") -> "Written":
     """Select the rows and write them."""
-    from pipeline.exports import bigwig, chrombpnet, finemo, modisco, summary
     from pipeline.exports.selection import even, select
 
     window = getattr(options, "window", None)
     if window is None and options.kind in WINDOWED:
         window = even(int(store.codes.shape[1]), WINDOWED[options.kind])
-    is_table = options.kind in ("parquet", "tsv")
-    every_target = is_table and options.target is None and options.top is None
+    every_target = options.kind in TABLES and options.target is None and options.top is None
     target = store.targets[0] if every_target else options.target
-    selection = select(store, _filters(options), target, window)
+    allele = allele_of(store, options.kind, getattr(options, "allele", None))
+    selection = select(store, _filters(options, allele), target, window)
+    targets = list(range(len(store.targets))) if every_target else [selection.target]
+    result = _write(selection, targets, options, advance)
+    return replace(result, notes=[*result.notes, *([] if allele is None else [SAID_OF_ALLELES[allele]])])
+
+
+def allele_of(store: "Store", kind: str, asked: str | None) -> str | None:
+    """Which rows of variants an export has: ref, alt or both; None where rows are no variants, or a line is of both.
+
+    Raises:
+        UserError: one is asked for, and the rows are no variants.
+    """
+    from pipeline.variants import has_variants
+
+    if has_variants(store.plan):
+        return asked or ALLELE.get(kind)
+    if asked is not None:
+        raise UserError(f"--allele {asked}: the rows of {store.url} are no variants (dataset=variants)")
+    return None
+
+
+def _write(selection: "Selection", targets: list[int], options: argparse.Namespace, advance: "Advance") -> "Written":
+    from pipeline.exports import bigwig, chrombpnet, finemo, modisco, summary, variant_table
+    from pipeline.variants import has_variants
+
     out = Path(options.out)
     if options.kind == "modisco":
         return modisco.export(selection, out, options.seed, options.overwrite, advance)
@@ -81,17 +124,18 @@ def _export(store: "Store", options: argparse.Namespace, advance: "Advance") -> 
     if options.kind == "bigwig":
         sizes = None if options.chrom_sizes is None else Path(options.chrom_sizes)
         return bigwig.export(selection, out, sizes, options.overwrite, advance)
-    targets = list(range(len(store.targets))) if every_target else [selection.target]
-    return summary.export(selection, targets, out, options.kind, options.k, options.overwrite, advance)
+    table = variant_table if has_variants(selection.store.plan) else summary
+    return table.export(selection, targets, out, options.kind, options.k, options.overwrite, advance)
 
 
-def _filters(options: argparse.Namespace) -> "Filters":
+def _filters(options: argparse.Namespace, allele: str | None) -> "Filters":
     from pipeline.exports.selection import Filters
 
     names = list(options.name)
     if options.names is not None:
         names += read_names(Path(options.names))
-    return Filters(tuple(names), tuple(options.region), options.top, options.max_rows, options.seed)
+    only = None if allele == "both" else allele
+    return Filters(tuple(names), tuple(options.region), options.top, options.max_rows, options.seed, only)
 
 
 def read_names(path: Path) -> list[str]:
@@ -136,6 +180,9 @@ def _add_options(parser: argparse.ArgumentParser, kind: str) -> None:
     )
     few.add_argument("--max-rows", metavar="N", type=_count, help="at most N, drawn at random")
     rows.add_argument("--seed", metavar="N", type=int, default=0, help=_seed(kind))
+    if kind in ALLELE and kind != "bigwig":
+        help_ = f"of variants these alleles, which are rows of their own (default: {ALLELE[kind]})"
+        rows.add_argument("--allele", choices=["ref", "alt", "both"], help=help_)
     rows.add_argument("--allow-incomplete", action="store_true", help="of a store that is not complete, what is there")
     own = parser.add_argument_group("what is written")
     own.add_argument("--target", metavar="LABEL", help=_target(kind))
@@ -148,8 +195,9 @@ def _add_options(parser: argparse.ArgumentParser, kind: str) -> None:
         own.add_argument("--head", choices=["counts", "profile"], help="in the file's name (default: the model's)")
     if kind == "bigwig":
         own.add_argument("--chrom-sizes", metavar="FILE", help="chromosomes and sizes, such as a .fai")
-    if kind in ("parquet", "tsv"):
-        own.add_argument("--k", metavar="K", type=_count, default=10, help="bases of the strongest k-mer (default: 10)")
+    if kind in TABLES:
+        help_ = "bases of the strongest k-mer, or of a variant's strongest change (default: 10)"
+        own.add_argument("--k", metavar="K", type=_count, default=10, help=help_)
     own.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument("--json", action="store_true", help="print the answer as a JSON object")
     parser.add_argument(
@@ -162,7 +210,7 @@ def _out(kind: str) -> str:
 
 
 def _target(kind: str) -> str:
-    every = "all" if kind in ("parquet", "tsv") else "the only one"
+    every = "all" if kind in TABLES else "the only one"
     return f"which of the store's targets (default: {every})"
 
 

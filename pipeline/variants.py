@@ -125,3 +125,11 @@ def difference(ref: np.ndarray, alt: np.ndarray, n_ref: int, n_alt: int) -> np.n
     aligned[..., middle + n_ref - 1] += alt[..., middle + common : middle + n_alt].sum(axis=-1, dtype=np.float64)
     aligned[..., middle + n_ref : middle + n_ref + n_tail] = alt[..., middle + n_alt : middle + n_alt + n_tail]
     return aligned - ref
+
+
+def strongest_change(change: np.ndarray, width: int) -> tuple[int, int]:
+    """[start, end) of the bases with the largest sum of |change|: `width` of (L,), or all where there are fewer."""
+    width = min(width, len(change))
+    sums = np.concatenate([[0.0], np.abs(change).cumsum()])
+    start = int((sums[width:] - sums[:-width]).argmax())
+    return start, start + width

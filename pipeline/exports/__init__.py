@@ -7,6 +7,8 @@
     chrombpnet.py  ChromBPNet's HDF5 layout and interpreted regions
     bigwig.py      a genome browser's track of the observed base's attribution
     summary.py     a line for each row, Parquet or TSV
+    variant_table.py  a line for each variant
+    tables.py      how both are written
 
 Every export reads blocks of rows and writes them, so that memory does not grow with the store (but for its row table);
 coordinates are 0-based and half-open, and the centre of L bases is base L // 2. What goes to a tool that knows of the

@@ -14,6 +14,7 @@ from pipeline.reader import Block, Store
 from pipeline.windows import centred
 from pipeline.wording import counted
 
+ALLELES = ("ref", "alt")  # of the rows of a store of variants, in turn
 Advance = Callable[[int], None]  # told how many more rows are done
 
 
@@ -27,6 +28,7 @@ class Filters:
         top: only the so many rows with the largest sum of |attribution| in the exported window.
         max_rows: only so many rows, drawn at random.
         seed: of the draw.
+        allele: of a store of variants only these rows, ref or alt; both if not given.
     """
 
     names: tuple[str, ...] = ()
@@ -34,6 +36,7 @@ class Filters:
     top: int | None = None
     max_rows: int | None = None
     seed: int = 0
+    allele: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def select(store: Store, filters: Filters, target: str | None, window: int | Non
         keep &= np.isin(np.arange(len(store)), store.rows_named(*filters.names))
     if filters.regions:
         keep &= np.isin(np.arange(len(store)), store.rows_overlapping(*filters.regions))
+    if filters.allele is not None:
+        keep &= np.arange(len(store)) % len(ALLELES) == ALLELES.index(filters.allele)
     rows = np.flatnonzero(keep)
     if not len(rows):
         raise UserError(f"no row of {store.url} is left to export; {_asked(filters)}")
@@ -124,6 +129,7 @@ def select(store: Store, filters: Filters, target: str | None, window: int | Non
 def _asked(filters: Filters) -> str:
     asked = [counted(len(filters.names), "name")] if filters.names else []
     asked += [f"regions {', '.join(filters.regions)}"] if filters.regions else []
+    asked += [f"{filters.allele} alleles"] if filters.allele is not None else []
     return f"asked for were {' and '.join(asked)}" if asked else "none is there yet"
 
 

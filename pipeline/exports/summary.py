@@ -2,24 +2,25 @@
 
 Columns of a target end in its label: `prediction_0`, `mean_reference_prediction_0`, `worst_delta_0` (signed, the one of
 largest absolute value), `kmer_0` (the K bases in a row with the largest sum of |attribution|), `kmer_start_0` (its
-0-based place in the sequence) and `kmer_attribution_0` (that sum).
+0-based place in the sequence) and `kmer_attribution_0` (that sum). Where the store keeps the values of each fold, also
+`fold_agreement_0` (see pipeline/agreement.py) and `prediction_spread_0` (largest less smallest of the folds').
+
+Of variants there is a line for each variant instead: see variant_table.py.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dlshap_core.sequences import decode
+from pipeline import agreement
 from pipeline.errors import UserError
 from pipeline.exports import Written, written
 from pipeline.exports.files import appearing
 from pipeline.exports.selection import Advance, Selection
-from pipeline.exports.text import field
+from pipeline.exports.tables import OPENERS
 from pipeline.reader import Block
 from pipeline.store import TABLE
 
@@ -47,16 +48,19 @@ def export(
     """
     if not 0 < k <= selection.width:
         raise UserError(f"--k {k}: the sequences have {selection.width} bases")
-    labels = {index: selection.store.targets[index] for index in targets}
-    with appearing([out], overwrite) as (partial,), _OPENERS[kind](partial, schema(list(labels.values()))) as write:
-        for block in selection.store.blocks(ARRAYS, selection.rows):
+    store = selection.store
+    labels = {index: store.targets[index] for index in targets}
+    folds = agreement.has_folds(store.plan)
+    columns = schema(list(labels.values()), folds)
+    with appearing([out], overwrite) as (partial,), OPENERS[kind](partial, columns) as write:
+        for block in store.blocks([*ARRAYS, *(agreement.ARRAYS if folds else ())], selection.rows):
             write(summarise(selection, block, labels, k))
             advance(len(block.rows))
     return written([out], len(selection), [])
 
 
-def schema(labels: list[str]) -> pa.Schema:
-    """The columns, for these labels of targets."""
+def schema(labels: list[str], folds: bool = False) -> pa.Schema:
+    """The columns, for these labels of targets; with what is said of folds where there are any."""
     columns = [("row", pa.int64()), *((name, _TYPES[kind]) for name, kind in TABLE.items())]
     for label in labels:
         columns += [
@@ -67,6 +71,8 @@ def schema(labels: list[str]) -> pa.Schema:
             (f"kmer_start_{label}", pa.int64()),
             (f"kmer_attribution_{label}", pa.float64()),
         ]
+        if folds:
+            columns += [(f"fold_agreement_{label}", pa.float64()), (f"prediction_spread_{label}", pa.float64())]
     return pa.schema(columns)
 
 
@@ -87,6 +93,10 @@ def summarise(selection: Selection, block: Block, labels: dict[int, str], k: int
             f"kmer_start_{label}": start.tolist(),
             f"kmer_attribution_{label}": total.tolist(),
         }
+        if "attribution_by_fold" in block.values:
+            per_fold = agreement.agreement(block["attribution_by_fold"][:, :, index])
+            columns[f"fold_agreement_{label}"] = agreement.of_row(per_fold).tolist()
+            columns[f"prediction_spread_{label}"] = agreement.spread(block["prediction_by_fold"][:, :, index]).tolist()
     return columns
 
 
@@ -108,27 +118,3 @@ def strongest(attribution: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     sums = windows.sum(axis=2, dtype=np.float64)
     start = sums.argmax(axis=1)
     return start, sums[np.arange(len(sums)), start]
-
-
-Write = Callable[[dict[str, list[Any]]], None]
-
-
-@contextlib.contextmanager
-def _parquet(path: Path, columns: pa.Schema) -> Iterator[Write]:
-    with pq.ParquetWriter(path, columns) as writer:
-        yield lambda values: writer.write_table(pa.table(values, schema=columns))
-
-
-@contextlib.contextmanager
-def _tsv(path: Path, columns: pa.Schema) -> Iterator[Write]:
-    with path.open("w", encoding="utf-8") as file:
-        file.write("\t".join(columns.names) + "\n")
-
-        def write(values: dict[str, list[Any]]) -> None:
-            for row in zip(*(values[name] for name in columns.names), strict=True):
-                file.write("\t".join(map(field, row)) + "\n")
-
-        yield write
-
-
-_OPENERS = {"parquet": _parquet, "tsv": _tsv}

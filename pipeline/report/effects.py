@@ -108,7 +108,7 @@ def _effect(store: Store, target: int, index: int, name: str, draws: bool) -> Ef
     codes, attribution = values["codes"], values["attribution"]
     (variant,) = variants.variants_of(store, Block(rows, values))
     change = variants.difference(attribution[0], attribution[1], *variant.lengths)
-    start, end = strongest_change(change, SITE_WIDTH)
+    start, end = variants.strongest_change(change, SITE_WIDTH)
     left = int(store.rows["start"][rows[0]])
     ref, alt = (float(value) for value in values["prediction"])
     drawn = np.stack([*attribution, change])
@@ -123,14 +123,6 @@ def _effect(store: Store, target: int, index: int, name: str, draws: bool) -> Ef
         change=float(change[start:end].sum()),
         logos=_logos(variant, np.stack([*codes, codes[0]]), drawn, start, end, name) if draws else [],
     )
-
-
-def strongest_change(change: np.ndarray, width: int) -> tuple[int, int]:
-    """[start, end) of the bases with the largest sum of |change|: `width` of (L,), or all where there are fewer."""
-    width = min(width, len(change))
-    sums = np.concatenate([[0.0], np.abs(change).cumsum()])
-    start = int((sums[width:] - sums[:-width]).argmax())
-    return start, start + width
 
 
 def _logos(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlshap_core.sequences import encode
-from pipeline.variants import allele_lengths, difference, with_both_alleles
+from pipeline.variants import allele_lengths, difference, strongest_change, with_both_alleles
 from tests.pipeline.conftest import random_sequences
 
 LENGTH = 80
@@ -63,3 +63,8 @@ def test_without_alleles_the_difference_is_position_by_position() -> None:
 
 def test_both_rows_of_a_variant_are_taken() -> None:
     assert with_both_alleles(np.array([1, 4, 5, 8])).tolist() == [0, 1, 4, 5, 8, 9]
+
+
+def test_the_strongest_change_is_where_sizes_sum_to_most() -> None:
+    assert strongest_change(np.array([0.0, -3, 1, 0, 2, 1, 0]), 2) == (1, 3)
+    assert strongest_change(np.zeros(5), 20) == (0, 5)

@@ -37,3 +37,18 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Store:
     codes = random_codes(4, 10)
     loci = [("chr1", 20 * row) for row in range(4)]
     return make_store(tmp_path_factory.mktemp("large") / "a.zarr", codes, loci, hypothetical=hypothetical)
+
+
+@pytest.fixture(scope="session")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """6 variants of one base and 6 insertions in windows of 60 bp, two targets, three folds whose values are kept."""
+    ref = np.random.default_rng(0).integers(0, 4, (12, 61), dtype=np.uint8)
+    alt = ref.copy()
+    alt[:6, 30] = (ref[:6, 30] + 1) % 4
+    alt[6:, 31] = 3 - ref[6:, 31]  # T for A, G for C: not the base that follows
+    alt[6:, 32:] = ref[6:, 31:-1]
+    codes = np.stack([ref, alt], axis=1).reshape(24, 61)[:, :60]
+    names = [f"rs{row // 2}:{'alt' if row % 2 else 'ref'}" for row in range(24)]
+    loci = [("chr3", 500 + 15 * (row // 2)) for row in range(24)]
+    path = tmp_path_factory.mktemp("variants") / "a.zarr"
+    return make_store(path, codes, loci, names, ["+"] * 24, (0, 7), folds=("a", "b", "c"), alleles=True)

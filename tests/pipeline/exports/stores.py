@@ -30,6 +30,8 @@ def make_store(
     dataset: dict[str, str] | None = None,
     source: dict[str, str] | None = None,
     seed: int = 0,
+    folds: Sequence[str] = ("0",),
+    alleles: bool = False,
 ) -> Store:
     """A store at `path`, opened.
 
@@ -47,11 +49,14 @@ def make_store(
         dataset: settings of the input.
         source: what the input says of itself.
         seed: of the random values.
+        folds: of the model; with several, each one's values are kept.
+        alleles: whether the rows are alleles of variants, in turn.
     """
     n, length = codes.shape
     generator = np.random.default_rng(seed)
     counts = (n, length, list(targets), {}, N_REFERENCES, 0, 8, rows_per_shard)
-    plan = Plan(*counts, "float32", 1, True, "cpu", "cpu", True, 1e-3, {})
+    more = {"folds": list(folds), "per_fold": len(folds) > 1, "rows_per_group": 2 if alleles else 1}
+    plan = Plan(*counts, "float32", 1, True, "cpu", "cpu", True, 1e-3, {}, **more)
     staged = StagedStore(path, length, rows_per_shard)
     for row in range(n):
         chrom, start = ("", -1) if loci is None else loci[row]
@@ -75,16 +80,24 @@ def make_store(
     values = {
         "attribution": (hypothetical * one_hot).sum(axis=2, dtype=np.float32),
         "hypothetical": hypothetical,
-        "prediction": generator.normal(size=(n, len(targets))),
+        "prediction": generator.normal(size=(n, len(targets))).astype(np.float32),
         "reference_prediction": generator.normal(size=(n, len(targets), N_REFERENCES)),
         "convergence_delta": generator.normal(size=(n, len(targets), N_REFERENCES)) * 1e-6,
         "reference_checksum": generator.integers(0, 2**32, n, dtype=np.uint32),
     }
+    if len(folds) > 1:
+        for name in ("attribution", "prediction"):
+            shape = (n, len(folds), *np.shape(values[name])[1:])
+            values[f"{name}_by_fold"] = generator.normal(size=shape)
     place = open_place(path)
     codec = ShardCodec(place)
     for index in range(plan.n_shards) if done is None else done:
         shard = plan.shard(index)
-        write_shard(place, codec, shard, {name: array[shard.start : shard.stop] for name, array in values.items()})
+        there = {name: array[shard.start : shard.stop] for name, array in values.items()}
+        if alleles:
+            names = ("attribution", "hypothetical", "prediction")
+            there |= {f"{name}_difference": there[name][1::2] - there[name][::2] for name in names}
+        write_shard(place, codec, shard, there)
         record = path.parent / f"{path.name}.run" / "done" / f"{index:08d}.json"
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text("{}")

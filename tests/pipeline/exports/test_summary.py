@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dlshap_core.sequences import decode
+from pipeline.agreement import agreement
 from pipeline.errors import UserError
 from pipeline.exports import summary
 from pipeline.exports.selection import Filters, select
@@ -52,6 +53,23 @@ def test_text_has_the_same_values(located: Store, tmp_path: Path) -> None:
             assert set(line) == set(row)
             for name, value in row.items():
                 assert type(value)(line[name]) == pytest.approx(value)
+
+
+def test_folds_that_are_kept_have_columns(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "a.zarr", random_codes(8, 24), targets=(2, 4), folds=("a", "b", "c"))
+    write(store, tmp_path / "a.parquet", "parquet", [0, 1])
+    agreements = agreement(np.asarray(store["attribution_by_fold"][:]).transpose(0, 2, 1, 3).reshape(16, 3, 24))
+    agreements = agreements.mean(axis=1).reshape(8, 2)
+    predictions = np.asarray(store["prediction_by_fold"][:], dtype=np.float64)
+    for row, line in enumerate(pq.read_table(tmp_path / "a.parquet").to_pylist()):
+        for target, label in enumerate(["2", "4"]):
+            assert line[f"fold_agreement_{label}"] == pytest.approx(agreements[row, target])
+            assert line[f"prediction_spread_{label}"] == pytest.approx(np.ptp(predictions[row, :, target]))
+
+
+def test_folds_of_which_only_the_mean_is_kept_have_none(located: Store, tmp_path: Path) -> None:
+    write(located, tmp_path / "a.tsv", "tsv", [0])
+    assert "fold" not in (tmp_path / "a.tsv").read_text().splitlines()[0]
 
 
 def test_names_with_tabs_stay_one_column(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ import pytest
 
 import pipeline
 from pipeline.agreement import agreement, of_row
-from pipeline.report.effects import strongest_change
-from pipeline.variants import difference
+from pipeline.variants import difference, strongest_change
 from tests.pipeline.report.stores import Synthetic, random_codes
 from tests.pipeline.report.test_page import assert_stands_alone, page_of
 
@@ -100,8 +99,3 @@ def test_variants_without_a_finite_difference_are_counted(tmp_path: Path) -> Non
     page = page_of(synthetic.write(tmp_path / "variants.zarr"), tmp_path)
     assert "1 variant left out: the difference is not finite" in page.text
     assert len(page.values["variant-difference"]) == N // 2 - 1
-
-
-def test_the_strongest_change_is_where_sizes_sum_to_most() -> None:
-    assert strongest_change(np.array([0.0, -3, 1, 0, 2, 1, 0]), 2) == (1, 3)
-    assert strongest_change(np.zeros(5), 20) == (0, 5)

@@ -1,0 +1,118 @@
+"""Exports of stores of variants: a line for each in tables, and which alleles the others hold."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dlshap_core.sequences import decode
+from pipeline.agreement import agreement
+from pipeline.cli import dispatch
+from pipeline.reader import Store
+from pipeline.variants import difference
+
+MIDDLE = 30  # of the windows
+
+
+def export(kind: str, store: Store, out: Path, *options: str) -> int:
+    return dispatch(["export", kind, store.url, str(out), *options])
+
+
+def test_a_line_for_each_variant(variants: Store, tmp_path: Path) -> None:
+    assert export("parquet", variants, tmp_path / "a.parquet", "--k", "5") == 0
+    lines = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    codes, attribution = np.asarray(variants.codes[:]), np.asarray(variants.attribution[:], dtype=np.float64)
+    prediction, deltas = np.asarray(variants.prediction[:]), np.asarray(variants.convergence_delta[:])
+    assert [line["variant"] for line in lines] == [f"rs{index}" for index in range(12)]
+    for index, line in enumerate(lines):
+        ref, alt = 2 * index, 2 * index + 1
+        start, n_alt = 500 + 15 * index, 1 if index < 6 else 2
+        assert (line["row"], line["chrom"], line["start"], line["end"]) == (ref, "chr3", start, start + 60)
+        assert line["vcf_position"] == start + MIDDLE + 1
+        assert line["ref"] == decode(codes[ref, MIDDLE : MIDDLE + 1])
+        assert line["alt"] == decode(codes[alt, MIDDLE : MIDDLE + n_alt])
+        for target, label in enumerate(["0", "7"]):
+            assert line[f"prediction_ref_{label}"] == prediction[ref, target]
+            assert line[f"prediction_alt_{label}"] == prediction[alt, target]
+            assert line[f"prediction_difference_{label}"] == variants["prediction_difference"][index, target]
+            assert line[f"worst_delta_{label}"] == max([*deltas[ref, target], *deltas[alt, target]], key=abs)
+            change = difference(attribution[ref, target], attribution[alt, target], 1, n_alt)
+            sums = [np.abs(change[at : at + 5]).sum() for at in range(56)]
+            at = line[f"change_start_{label}"] - start
+            assert line[f"change_end_{label}"] == start + at + 5
+            assert sums[at] == pytest.approx(max(sums))
+            assert line[f"change_size_{label}"] == pytest.approx(max(sums))
+            assert line[f"change_{label}"] == pytest.approx(change[at : at + 5].sum())
+
+
+def test_folds_are_compared_by_what_a_variant_changes(variants: Store, tmp_path: Path) -> None:
+    assert export("parquet", variants, tmp_path / "a.parquet", "--target", "7") == 0
+    folds = np.asarray(variants["attribution_by_fold"][:, :, 1], dtype=np.float64)
+    prediction = np.asarray(variants["prediction_by_fold"][:, :, 1], dtype=np.float64)
+    for index, line in enumerate(pq.read_table(tmp_path / "a.parquet").to_pylist()):
+        change = difference(folds[2 * index], folds[2 * index + 1], 1, 1 if index < 6 else 2)
+        assert line["fold_agreement_7"] == pytest.approx(agreement(change[None]).mean())
+        apart = np.ptp(prediction[2 * index + 1] - prediction[2 * index])
+        assert line["prediction_difference_spread_7"] == pytest.approx(apart)
+
+
+def test_a_variant_of_which_one_row_is_asked_for_has_its_line(
+    variants: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert export("tsv", variants, tmp_path / "a.tsv", "--name", "rs3:alt", "--name", "rs7:ref") == 0
+    with (tmp_path / "a.tsv").open() as file:
+        assert [line["variant"] for line in csv.DictReader(file, delimiter="\t")] == ["rs3", "rs7"]
+    assert "a line for each of 2 variants" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("modisco", [], "ref"),
+        ("modisco", ["--allele", "both"], "both"),
+        ("finemo", [], "both"),
+        ("finemo", ["--allele", "alt"], "alt"),
+        ("chrombpnet", [], "both"),
+        ("bigwig", [], "ref"),
+    ],
+)
+def test_which_alleles_an_export_holds_is_said(
+    variants: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str, options: list[str], expected: str
+) -> None:
+    assert export(kind, variants, tmp_path / "out", "--target", "0", "--json", *options) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["rows"] == (24 if expected == "both" else 12)
+    said = {"ref": "the reference alleles of", "alt": "the alternate alleles of", "both": "both alleles of each"}
+    assert any(said[expected] in note for note in told["notes"])
+
+
+def test_tf_modisco_gets_reference_alleles_once(variants: Store, tmp_path: Path) -> None:
+    assert export("modisco", variants, tmp_path / "out", "--target", "0") == 0
+    with (tmp_path / "out/rows.tsv").open() as file:
+        names = [line["name"] for line in csv.DictReader(file, delimiter="\t")]
+    assert sorted(names) == sorted(f"rs{index}:ref" for index in range(12))
+
+
+def test_a_track_is_of_the_reference_alleles(variants: Store, tmp_path: Path) -> None:
+    import pyBigWig
+
+    assert export("bigwig", variants, tmp_path / "a.bw", "--target", "0") == 0
+    with pyBigWig.open(str(tmp_path / "a.bw")) as track:
+        found = track.values("chr3", 500, 530)
+    np.testing.assert_array_equal(np.float32(found), variants.attribution[0, 0, :30])
+
+
+def test_alleles_of_rows_that_have_none(
+    located: Store, variants: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert export("modisco", located, tmp_path / "out", "--target", "0", "--allele", "ref") == 2
+    assert "the rows of" in (told := capfd.readouterr().err)
+    assert "are no variants" in told
+    assert export("bigwig", variants, tmp_path / "out", "--target", "0", "--name", "rs2:alt") == 2
+    assert "asked for were 1 name and ref alleles" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
