@@ -1,5 +1,6 @@
 """How a run stands, from its protocol files alone: no cluster is asked, and nothing is written."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.commits import RunDirectory
-from pipeline.errors import UserError
+from pipeline.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
 from pipeline.plan import Plan
 from pipeline.progress import duration
 from pipeline.reader import plan_of
@@ -17,6 +18,7 @@ from pipeline.wording import counted
 
 WINDOW_S = 600.0  # speed is that of the last ten minutes
 N_NAMED = 20  # failures that the text names
+SIGNALS = {str(EXIT_STOPPED): "stopped by SIGTERM", str(EXIT_INTERRUPTED): "stopped by Ctrl-C"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Status:
         seconds_since_last: since a shard was committed; None where none is.
         in_work: shards that processes work on, or were killed over.
         failures: shards that were given up, a line each.
+        error: what ended the last command before it was through; None where nothing did, or one works since then.
     """
 
     store: str
@@ -46,6 +49,7 @@ class Status:
     seconds_since_last: float | None
     in_work: int
     failures: list[str]
+    error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for programs."""
@@ -54,7 +58,7 @@ class Status:
     def text(self) -> str:
         """For people."""
         if self.rows is None:
-            return f"{self.store}: {self.state}"
+            return "\n".join([f"{self.store}: {self.state}", *self._of_command()])
         line = f"{self.store}: {self.state}, {self.shards_done} of {self.shards} shards"
         line += f" ({self.rows_done} of {self.rows} rows)"
         if self.state == "complete":
@@ -69,7 +73,18 @@ class Status:
         lines += [f"failed: {failure}" for failure in self.failures[:N_NAMED]]
         if len(self.failures) > N_NAMED:
             lines.append(f"failed: {len(self.failures) - N_NAMED} more")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._of_command()])
+
+    def _of_command(self) -> list[str]:
+        return [] if self.error is None else [f"the last command ended: {self.error}"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of a command: when, by the clock of the place, and the error that it ended with."""
+
+    time: float
+    error: str | None
 
 
 def look(directory: RunDirectory, now: float | None = None) -> Status:
@@ -99,9 +114,26 @@ def look(directory: RunDirectory, now: float | None = None) -> Status:
     entries = [entry for entry in directory.run.files("done/") if entry.key.endswith(".json")]
     times = np.array([entry.modified for entry in entries])
     rows = np.array([_rows(plan, entry.key) for entry in entries], dtype=np.int64)
-    in_work = {entry.key.partition("/")[2].partition("-")[0] for entry in directory.run.files("attempts/")}
+    attempts = list(directory.run.files("attempts/"))
+    in_work = {entry.key.partition("/")[2].partition("-")[0] for entry in attempts}
     failures = [failure.error for failure in directory.failures()]
-    return standing(directory.url, plan, times, rows, len(in_work), failures, time.time() if now is None else now)
+    ended = _ended(directory)
+    if ended is not None and any(entry.modified > ended.time for entry in attempts):
+        ended = None
+    now = time.time() if now is None else now
+    return standing(directory.url, plan, times, rows, len(in_work), failures, now, ended)
+
+
+def _ended(directory: RunDirectory) -> Ended | None:
+    """The end of the command that ended last; None where none has, or its record is damaged."""
+    for entry in directory.run.files("result.json"):
+        if entry.key == "result.json":
+            try:
+                error = json.loads(directory.run.read(entry.key)).get("error")
+            except (FileNotFoundError, ValueError, AttributeError):
+                return None
+            return Ended(entry.modified, SIGNALS.get(str(error), None if error is None else str(error)))
+    return None
 
 
 def _attributes(directory: RunDirectory, has_begun: bool) -> dict[str, Any] | None:
@@ -115,7 +147,14 @@ def _attributes(directory: RunDirectory, has_begun: bool) -> dict[str, Any] | No
 
 
 def standing(
-    url: str, plan: Plan, times: np.ndarray, rows: np.ndarray, in_work: int, failures: Sequence[str], now: float
+    url: str,
+    plan: Plan,
+    times: np.ndarray,
+    rows: np.ndarray,
+    in_work: int,
+    failures: Sequence[str],
+    now: float,
+    ended: Ended | None = None,
 ) -> Status:
     """The same as a function of values.
 
@@ -127,6 +166,7 @@ def standing(
         in_work: shards that are being worked on.
         failures: shards that were given up.
         now: seconds since 1970.
+        ended: the command that ended last, unless a shard was begun since.
     """
     n_done = int(rows.sum())
     if len(times):
@@ -139,10 +179,25 @@ def standing(
         first = int(np.flatnonzero(recent)[times[recent].argmin()])
         elapsed = max(now - float(times[first]), 1e-3)
         speed = float(rows[recent].sum() - rows[first]) / elapsed
+    if ended is not None and len(times) and ended.time < float(times.max()):
+        ended = None  # another one works since
+    if ended is not None and not in_work:
+        speed = None
     left = (plan.n_rows - n_done) / speed if speed else None
     state = "done, not completed yet" if n_done == plan.n_rows else "under way" if speed or in_work else "stopped"
     return Status(
-        url, state, plan.n_rows, plan.n_shards, n_done, len(times), speed, left, since, in_work, list(failures)
+        url,
+        state,
+        plan.n_rows,
+        plan.n_shards,
+        n_done,
+        len(times),
+        speed,
+        left,
+        since,
+        in_work,
+        list(failures),
+        None if ended is None else ended.error,
     )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 import pipeline
 from pipeline.cli import dispatch
 from pipeline.commits import Failure, RunDirectory
+from pipeline.errors import EXIT_STOPPED, Stopped
 from pipeline.plan import Plan
-from pipeline.status import N_NAMED, WINDOW_S, Status, look, standing
+from pipeline.status import N_NAMED, WINDOW_S, Ended, Status, look, standing
 from tests.pipeline.conftest import N_ROWS, Inputs
 from tests.pipeline.damage import copy_of
 
@@ -124,6 +126,22 @@ def test_failures_are_named_and_the_rest_counted() -> None:
     assert len(lines) == N_NAMED + 2
 
 
+@pytest.mark.parametrize(
+    ("ended_ago", "in_work", "state"),
+    [(None, 0, "under way"), (5.0, 0, "stopped"), (15.0, 0, "under way"), (5.0, 1, "under way")],
+    ids=["has not ended", "ended after the last shard", "a shard since", "another one at work"],
+)
+def test_a_command_that_ended_is_no_longer_under_way(ended_ago: float | None, in_work: int, state: str) -> None:
+    times, rows = np.array([NOW - 20.0, NOW - 10.0]), np.array([100, 100])
+    ended = None if ended_ago is None else Ended(NOW - ended_ago, "the disk is full")
+    status = standing("a.zarr", plan(), times, rows, in_work, [], NOW, ended)
+    assert status.state == state
+    assert (status.rows_per_second is None) == (state == "stopped")
+    assert (status.error is not None) == (ended_ago == 5.0)
+    if ended_ago == 5.0:
+        assert status.text().splitlines()[-1] == "the last command ended: the disk is full"
+
+
 # --- stores in every state ------------------------------------------------------------------------------------------
 
 
@@ -152,9 +170,13 @@ def test_an_unfinished_store(inputs: Inputs, tmp_path: Path, capsys: pytest.Capt
     store = tmp_path / "a.zarr"
     assert not pipeline.run(inputs.overrides(store, "run.shards=2-3")).complete
     found = ask(store, capsys)
-    assert (found["state"], found["shards_done"], found["rows_done"]) == ("under way", 2, 10)
-    assert found["rows_per_second"] > 0
+    assert (found["state"], found["shards_done"], found["rows_done"]) == ("stopped", 2, 10), "its command has ended"
+    assert (found["rows_per_second"], found["error"]) == (None, None)
     directory = RunDirectory(store)
+    directory.run.delete("result.json")
+    found = ask(store, capsys)
+    assert found["state"] == "under way"
+    assert found["rows_per_second"] > 0
     later = look(directory, time.time() + 2 * WINDOW_S)
     assert (later.state, later.rows_per_second) == ("stopped", None)
     plan = directory.read_plan()
@@ -163,6 +185,36 @@ def test_an_unfinished_store(inputs: Inputs, tmp_path: Path, capsys: pytest.Capt
     assert look(directory, time.time() + 2 * WINDOW_S).in_work == 2
     for attempt in attempts:
         directory.end(attempt)
+
+
+def test_a_command_that_failed_says_why(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "a.zarr"
+    pipeline.run(inputs.overrides(store, "run.shards=0"))
+    for error, said in [(OSError("no space left"), "no space left"), (Stopped(EXIT_STOPPED), "stopped by SIGTERM")]:
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.driver._work_through", failing(error))
+            with pytest.raises(type(error)):
+                pipeline.run(inputs.overrides(store, "run.shards=1"))
+        found = ask(store, capsys)
+        assert (found["state"], found["error"]) == ("stopped", said)
+    directory, planned = RunDirectory(store), RunDirectory(store).read_plan()
+    assert planned is not None
+    result = Path(f"{store}.run/result.json")
+    os.utime(result, (result.stat().st_mtime - 5, result.stat().st_mtime - 5))
+    attempt = directory.begin(planned.shard(2))
+    assert ask(store, capsys)["state"] == "under way", "a shard was begun since"
+    directory.end(attempt)
+    result.write_text("[")
+    assert ask(store, capsys)["error"] is None
+
+
+def failing(error: BaseException) -> Callable[..., int]:
+    def work(*_: object) -> int:
+        raise error
+
+    return work
 
 
 def test_a_shard_that_failed_is_named(inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
