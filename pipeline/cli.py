@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import errors
+from pipeline.choices import choices, listing
 from pipeline.config import Config, explain, from_mapping
 from pipeline.errors import RunError, Stopped, UserError
 from pipeline.export_command import export_command
@@ -41,15 +42,21 @@ DESCRIPTION = """DeepLIFT/SHAP attributions of DNA sequence models, for many seq
 RUN_DESCRIPTION = """Attribute every sequence of an input, and write one Zarr store.
 
 The same command again goes on where it stopped, and does nothing when the store is finished. With no settings it is the
-packaged example. `dlshap run --cfg job` prints all settings; pipeline/config.py describes each of them.
+packaged example.
 
-  model=example|bpnet|module   dataset=fasta|loci|tiles|... references=dinucleotide_shuffle   cluster=local|address|none
-  model.checkpoint=...         dataset.path=...             references.n_shuffles=20          cluster.actors=auto
-  engine.targets=[0]|all       engine.device=auto           seed=0                            store.path=...
+  dlshap run model=bpnet model.checkpoint=ctcf.torch \\
+      dataset=loci dataset.genome=hg38.fa dataset.loci=peaks.narrowPeak store.path=ctcf.zarr
 
-Other choices of models: chrombpnet. Of references: dinucleotide_shuffle_uniform, local_dinucleotide_shuffle, shuffle,
-genomic, uniform, zeros, background, array.
+Of each group one is chosen, as in dataset=fasta; its own settings come after a dot, as in dataset.path=x.fa.
 """
+RUN_EPILOG = """Other settings that are often needed:
+  engine.targets=[0,3]|all   engine.device=auto|cpu|cuda   engine.batch_size=auto   engine.reverse_complement=average
+  seed=0   store.path=attributions.zarr   store.rows_per_shard=128   store.per_fold=true   run.shards=0-9
+
+`dlshap run --cfg job` prints every setting with its value, and the README and pipeline/config.py describe them.
+"""
+LISTED = ("model", "dataset")  # groups whose choices the first help names
+EXPLAINED = ("model", "dataset", "references", "cluster", "experiment")  # and those of each that `run --help` explains
 AUDIT_DESCRIPTION = """List every operation of a model, how each is treated, and how well contributions add up.
 
 Takes the settings of `dlshap run`, and tries the model on the first sequence of its input and a shuffle of it. The exit
@@ -120,10 +127,13 @@ def _require_folder(path: str) -> Path:
     return folder
 
 
-def _settings_parser(command: str, description: str) -> argparse.ArgumentParser:
+def _settings_parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """What every command that takes a configuration understands."""
     parser = argparse.ArgumentParser(
-        f"dlshap {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        f"dlshap {command}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config-dir", metavar="DIR", help="a folder with further choices for the groups")
     parser.add_argument("overrides", nargs="*", metavar="name=value", help="settings, in Hydra's syntax")
@@ -132,7 +142,8 @@ def _settings_parser(command: str, description: str) -> argparse.ArgumentParser:
 
 def run_command(arguments: Sequence[str]) -> int:
     """`dlshap run`: returns the exit code."""
-    parser = _settings_parser("run", RUN_DESCRIPTION)
+    groups = "\n\n".join(f"{group}=\n{listing(group)}" for group in EXPLAINED)
+    parser = _settings_parser("run", RUN_DESCRIPTION, f"{groups}\n\n{RUN_EPILOG}")
     parser.add_argument("--cfg", choices=["job"], help="print the whole configuration and stop")
     parser.add_argument("--config-from", metavar="STORE", help="repeat the run that made a store, but for the settings")
     parser.add_argument("--json", action="store_true", help="print the summary, or the error, as a JSON object")
@@ -189,11 +200,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def dispatch(arguments: Sequence[str]) -> int:
     """Run a command line, and turn errors into a line on stderr and an exit code."""
-    listing = "\n".join(f"  {name:8}{summary}" for name, (_, summary) in COMMANDS.items())
+    commands = "\n".join(f"  {name:8}{summary}" for name, (_, summary) in COMMANDS.items())
+    kinds = "\n".join(f"  {group + '=':9}{', '.join(choices(group))}" for group in LISTED)
     parser = argparse.ArgumentParser(
         "dlshap",
+        usage="dlshap [-h] [--version] COMMAND ...",
         description=DESCRIPTION,
-        epilog=f"commands:\n{listing}\n\n`dlshap COMMAND --help` describes one.",
+        epilog=f"commands:\n{commands}\n\nwhat `run` can be given:\n{kinds}\n\n"
+        "`dlshap COMMAND --help` describes a command; that of `run` says what each of these is.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dlshap {importlib.metadata.version('dlshap')}")

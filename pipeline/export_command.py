@@ -201,7 +201,11 @@ def _add_options(parser: argparse.ArgumentParser, kind: str) -> None:
     own.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument("--json", action="store_true", help="print the answer as a JSON object")
     parser.add_argument(
-        "--option", metavar="NAME=VALUE", action="append", default=[], help="of an object store; may be repeated"
+        "--option",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="of an object store, such as endpoint=...; may be repeated",
     )
 
 

@@ -10,19 +10,20 @@ from pipeline.errors import UserError
 VERIFY_DESCRIPTION = """Read every byte of a store again, and compare it with what was committed.
 
 Every array, chunk and record is looked at, and the references of some rows are drawn again. What is damaged, missing,
-cut short or in another's place is named with its array, shard and rows, and the exit code is 1. With --repair the
-command that made the store makes what is damaged anew, and nothing else.
+cut short or in another's place is named with its array, shard and rows, and the exit code is 1. With --repair it is
+given up as well: the command that made the store then makes that anew, and nothing else.
 """
 STATUS_DESCRIPTION = """Say how far a run has come: shards and rows, speed, time left, and what failed, by name.
 
-It reads the files beside the store alone, so it can be asked on any machine that sees them.
+It reads the files beside the store alone (STORE.run/), so it can be asked on any machine that sees them, at any time.
+The exit code is 0 however the run stands; --json says it to programs.
 """
 
 
 def verify_command(arguments: Sequence[str]) -> int:
     """`dlshap verify`: returns the exit code."""
     parser = _store_parser("verify", VERIFY_DESCRIPTION)
-    parser.add_argument("--repair", action="store_true", help="give up what is damaged, so that it is made anew")
+    parser.add_argument("--repair", action="store_true", help="give up what is damaged, so that the run makes it anew")
     parser.add_argument("--sample", metavar="N", type=int, help="rows whose references are drawn again (default: 100)")
     options = parser.parse_args(arguments)
 
@@ -66,7 +67,7 @@ def _store_parser(command: str, description: str) -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="of an object store, such as endpoint=...; may be given several times (store.options of the run)",
+        help="of an object store, such as endpoint=...; may be repeated",
     )
     return parser
 

@@ -95,7 +95,11 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
         "--allow-incomplete", action="store_true", help="of a store that is not complete, what is there"
     )
     parser.add_argument(
-        "--option", metavar="NAME=VALUE", action="append", default=[], help="of an object store; may be repeated"
+        "--option",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="of an object store, such as endpoint=...; may be repeated",
     )
     return parser
 

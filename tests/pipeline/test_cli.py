@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,19 +14,37 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.cli import compose_config, dispatch
+from pipeline.choices import choices
+from pipeline.cli import COMMANDS, compose_config, dispatch
+from pipeline.export_command import KINDS
 from pipeline.progress import RowProgress
 from tests.pipeline.conftest import Inputs, values
 
 
-def test_help_is_of_use(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [[name] for name in COMMANDS] + [["export", kind] for kind in KINDS])
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert dispatch([]) == 0
-    assert "dlshap run" in capsys.readouterr().out
-    for arguments in (["--help"], ["run", "--help"]):
-        with pytest.raises(SystemExit) as ended:
-            dispatch(arguments)
-        assert ended.value.code == 0
-        assert "dataset" in capsys.readouterr().out
+    assert arguments[0] in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"^0$"):
+        dispatch([*arguments, "--help"])
+    told = capsys.readouterr().out
+    assert f"usage: dlshap {' '.join(arguments)} " in told
+    assert "SUPPRESS" not in told
+
+
+def test_help_names_every_choice_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    conf = Path(__file__).parents[2] / "conf"
+    for arguments, groups in ([], ["model", "dataset"]), (["run"], ["model", "dataset", "references", "cluster"]):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            dispatch([*arguments, "--help"])
+        told = capsys.readouterr().out
+        for group in groups:
+            there = [path.stem for path in sorted((conf / group).glob("*.yaml"))]
+            assert list(choices(group)) == there
+            assert f"{group}=" in told
+            assert all(re.search(rf"\b{name}\b", told) for name in there)
+    assert max(map(len, told.splitlines())) <= 120
+    assert all(text for group in groups for text in choices(group).values()), "each file says what it is"
 
 
 def test_the_module_is_the_command() -> None:
