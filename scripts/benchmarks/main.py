@@ -1,0 +1,114 @@
+"""The command: which suites, with which options, and what is written."""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import machine
+from benchmarks.contenders import is_installed
+from benchmarks.models import SUBJECTS
+from benchmarks.options import Options
+
+# Modules of this package with a function run(options), in the order in which they run
+SUITES = {
+    "engine": "the engine against plain autograd (the floor), tangermeme and captum",
+    "commit": "the commit protocol against plain Zarr writes",
+}
+PEERS = ("tangermeme", "captum")
+NEEDED = {"commit": ("zarr", "hydra")}  # beyond what dlshap_core needs
+
+
+def main() -> None:
+    """Run the suites that are asked for, or all."""
+    parser = make_parser()
+    arguments = parser.parse_args()
+    if unknown := set(arguments.suites) - set(SUITES):
+        parser.error(f"no suite is called {' or '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
+    if unknown := set(arguments.models) - set(SUBJECTS):
+        parser.error(f"no model is called {' or '.join(sorted(unknown))}; there are {', '.join(SUBJECTS)}")
+    if arguments.device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
+    torch.set_num_threads(arguments.threads)
+    options = options_of(arguments)
+    results: dict[str, Any] = {"machine": machine.describe(options.device), "options": in_json(options)}
+    print(machine.in_words(results["machine"]))
+    for peer in PEERS:
+        if not is_installed(peer):
+            print(f"{peer} is not installed and left out")
+    for suite in arguments.suites or SUITES:
+        results[suite] = run_suite(suite, options)
+        if arguments.out is not None:
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def run_suite(suite: str, options: Options) -> dict[str, Any]:
+    """Figures of one suite, or why there are none."""
+    print(f"\n== {suite}: {SUITES[suite]}", flush=True)
+    if missing := [package for package in NEEDED.get(suite, ()) if not is_installed(package)]:
+        print(f"  left out: {' and '.join(missing)} not installed")
+        return {"left_out": missing}
+    started = time.monotonic()
+    figures: dict[str, Any] = importlib.import_module(f"benchmarks.{suite}").run(options)
+    print(f"  ({time.monotonic() - started:.0f} s)", flush=True)
+    return figures
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
+    described = "\n".join(f"  {name:<10} {text}" for name, text in SUITES.items())
+    parser = argparse.ArgumentParser(
+        prog="scripts/benchmark",
+        description="What the parts of the project cost: ratios from interleaved runs, with medians and quartiles.",
+        epilog=f"suites:\n{described}\n\nResults of some machines: scripts/benchmarks/README.md",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help="all if none is given")
+    parser.add_argument("--quick", action="store_true", help="short sequences and few rounds: within three minutes")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads; all cores")
+    parser.add_argument("--models", type=names, default=(), metavar="A,B", help=f"of {', '.join(SUBJECTS)}")
+    parser.add_argument("--peers", type=names, default=PEERS, metavar="A,B", help="of tangermeme, captum; none")
+    parser.add_argument("--targets", type=numbers, default=(), metavar="N,N", help="of 1, 10")
+    parser.add_argument("--references", type=numbers, default=(), metavar="N,N", help="of 2, 20")
+    parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="instead of the best of each")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="for the rounds of a figure; 60, quick 4")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write every sample as JSON")
+    return parser
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """The options, with the peers that are installed."""
+    budget_s = arguments.budget if arguments.budget is not None else 4.0 if arguments.quick else 60.0
+    return Options(
+        quick=arguments.quick,
+        device=arguments.device,
+        threads=arguments.threads,
+        budget_s=budget_s,
+        models=arguments.models,
+        peers=tuple(peer for peer in arguments.peers if peer in PEERS and is_installed(peer)),
+        targets=arguments.targets,
+        references=arguments.references,
+        batch_size=arguments.batch_size,
+    )
+
+
+def in_json(options: Options) -> dict[str, Any]:
+    """The options as JSON holds them."""
+    return {**dataclasses.asdict(options), "device": str(options.device)}
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(text.split(","))
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Numbers with commas between them."""
+    return tuple(int(part) for part in text.split(","))

@@ -1,0 +1,173 @@
+"""Models that are benchmarked: the shapes in use, with random weights, made of modules so that every peer sees them.
+
+Shape legend: B rows, T targets, C channels, L length. All take (B, 4, L) and return (B, T).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+class BPNet(nn.Module):
+    """BPNet's trunk with a counts head: a wide convolution, eight dilated residual ones, the mean over positions."""
+
+    def __init__(self, n_filters: int, n_targets: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(4, n_filters, 21, padding=10)
+        self.stem_activation = nn.ReLU()
+        self.layers = nn.ModuleList(
+            nn.Conv1d(n_filters, n_filters, 3, padding=2**i, dilation=2**i) for i in range(1, 9)
+        )
+        self.activations = nn.ModuleList(nn.ReLU() for _ in range(8))
+        self.head = nn.Linear(n_filters, n_targets)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem_activation(self.stem(x))
+        for layer, activation in zip(self.layers, self.activations, strict=True):
+            x = x + activation(layer(x))
+        return self.head(x.mean(-1))
+
+
+class DeepSEA(nn.Module):
+    """Three wide convolutions with max-pooling and two dense layers, after DeepSEA."""
+
+    def __init__(self, length: int, n_targets: int) -> None:
+        super().__init__()
+        widths = (4, 320, 480, 960)
+        layers: list[nn.Module] = []
+        for i in range(3):
+            layers += [nn.Conv1d(widths[i], widths[i + 1], 8), nn.ReLU()]
+            length -= 7
+            if i < 2:
+                layers.append(nn.MaxPool1d(4))
+                length //= 4
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Linear(960 * length, 925), nn.ReLU(), nn.Linear(925, n_targets))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x).flatten(1))
+
+
+class SpliceBlock(nn.Module):
+    """Batch norm, ReLU and a dilated convolution, twice, added to what came in."""
+
+    def __init__(self, n_channels: int, dilation: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(
+                module
+                for _ in range(2)
+                for module in (
+                    nn.BatchNorm1d(n_channels),
+                    nn.ReLU(),
+                    nn.Conv1d(n_channels, n_channels, 11, padding=5 * dilation, dilation=dilation),
+                )
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class Splice(nn.Module):
+    """A small SpliceAI: residual blocks of growing dilation, scores of the middle position."""
+
+    def __init__(self, n_targets: int, n_channels: int = 32) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(4, n_channels, 1)
+        self.blocks = nn.Sequential(*(SpliceBlock(n_channels, dilation) for dilation in (1, 1, 4, 4, 10, 10)))
+        self.head = nn.Conv1d(n_channels, n_targets, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.head(self.blocks(self.stem(x)))
+        return scores[:, :, scores.shape[-1] // 2]
+
+
+class Attention(nn.Module):
+    """Layer norm and multi-head self-attention, added to what came in."""
+
+    def __init__(self, width: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, 3 * width)
+        self.softmax = nn.Softmax(dim=-1)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        split = self.project(self.norm(x)).unflatten(-1, (3, self.n_heads, -1))
+        query, key, value = split.permute(2, 0, 3, 1, 4)
+        weights = self.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5)
+        return x + self.out((weights @ value).transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Layer norm and two dense layers with GELU, added to what came in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class Transformer(nn.Module):
+    """A convolution averaged to one token for 8 bases, four layers of attention, the mean over tokens."""
+
+    def __init__(self, n_targets: int, width: int = 96, n_heads: int = 4, n_layers: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv1d(4, width, 15, padding=7), nn.GELU(), nn.AvgPool1d(8))
+        self.layers = nn.Sequential(
+            *(module for _ in range(n_layers) for module in (Attention(width, n_heads), FeedForward(width)))
+        )
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, n_targets))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(self.stem(x).transpose(1, 2)).mean(1))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and the input it is benchmarked on.
+
+    Attributes:
+        make: (length, n_targets) -> model.
+        length, quick_length: bases of a sequence, and with --quick.
+        n_sequences: sequences in one timed call with 20 references on a CPU; ten times as many with 2 references, one
+            with --quick.
+        has_max_pooling: captum's rule for it is wrong, so captum is left out.
+    """
+
+    make: Callable[[int, int], nn.Module]
+    length: int
+    quick_length: int
+    n_sequences: int
+    has_max_pooling: bool = False
+
+
+SUBJECTS = {
+    "bpnet64": Subject(lambda length, n_targets: BPNet(64, n_targets), 2114, 400, 4),
+    "bpnet256": Subject(lambda length, n_targets: BPNet(256, n_targets), 2114, 200, 2),
+    "deepsea": Subject(DeepSEA, 1000, 300, 4, has_max_pooling=True),
+    "splice": Subject(lambda length, n_targets: Splice(n_targets), 10_000, 500, 2),
+    "transformer": Subject(lambda length, n_targets: Transformer(n_targets), 1024, 256, 8),
+}
+
+
+def build(subject: Subject, length: int, n_targets: int, device: torch.device) -> nn.Module:
+    """The model with seeded weights, in eval mode. Batch norms have statistics that are not the identity's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = subject.make(length, n_targets)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+    return model.eval().to(device)
