@@ -1,0 +1,33 @@
+"""Exports of a store in an object store are those of the same store on a disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import dispatch
+from pipeline.export_command import KINDS
+from pipeline.places import open_place
+from pipeline.reader import Store
+from tests.pipeline.object_store import Bucket
+
+
+def test_every_kind_is_written_from_an_object_store(
+    located: Store, bucket: Bucket, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url = f"{bucket.url}/located.zarr"
+    place = open_place(url, bucket.options)
+    for path in Path(located.url).rglob("*"):
+        if path.is_file():
+            place.write(path.relative_to(located.url).as_posix(), path.read_bytes())
+    options = [part for name, value in bucket.options.items() for part in ("--option", f"{name}={value}")]
+    for kind in KINDS:
+        for source, out, more in [(located.url, "disk", []), (url, "object", options)]:
+            assert dispatch(["export", kind, source, str(tmp_path / out / kind), "--target", "7", *more]) == 0
+    assert dispatch(["export", "tsv", url, str(tmp_path / "a.tsv"), "--name", "peak 3", *options]) == 0
+    assert "1 row in" in capfd.readouterr().out
+    there = sorted(path.relative_to(tmp_path / "disk") for path in (tmp_path / "disk").rglob("*") if path.is_file())
+    assert len(there) == 10
+    for path in there:
+        assert (tmp_path / "object" / path).read_bytes() == (tmp_path / "disk" / path).read_bytes(), path
