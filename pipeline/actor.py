@@ -206,7 +206,7 @@ def attribute_shard(
         rows = range(shard.start, shard.stop)
         names = [f"row {row}, {name!r}" for row, name in zip(rows, read_names(directory.store, rows), strict=True)]
         raise ShardError(explain(error, folds, plan, codes_NL, references, names)) from error
-    values = _values(codes_NL, references, result, plan.rows_per_group)
+    values = shard_values(codes_NL, references, result, plan.rows_per_group)
     files = {"codes": file_record(data), **write_shard(directory.store, codec, shard, values)}
     record = DoneRecord(
         shard=shard.index,
@@ -221,7 +221,7 @@ def attribute_shard(
     return record
 
 
-def _values(
+def shard_values(
     codes_NL: np.ndarray, references: ShardReferences, result: Attributed, rows_per_group: int
 ) -> dict[str, np.ndarray]:
     """What the store holds of a shard, but for the sequences; see store.ARRAYS."""
