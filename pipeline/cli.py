@@ -57,6 +57,11 @@ RUN_EPILOG = """Other settings that are often needed:
 """
 LISTED = ("model", "dataset")  # groups whose choices the first help names
 EXPLAINED = ("model", "dataset", "references", "cluster", "experiment")  # and those of each that `run --help` explains
+PLAN_DESCRIPTION = """Say what a run would cost, and spend nothing: rows, shards, device hours, bytes, files, time.
+
+Takes the settings of `dlshap run`, reads its whole input once, times the first rows through its model on the device
+here, and works out the rest. No store is made. Errors are those with which the run would end before its first shard.
+"""
 AUDIT_DESCRIPTION = """List every operation of a model, how each is treated, and how well contributions add up.
 
 Takes the settings of `dlshap run`, and tries the model on the first sequence of its input and a shuffle of it. The exit
@@ -174,11 +179,27 @@ def audit_command(arguments: Sequence[str]) -> int:
     return errors.EXIT_FAILED if found.refused else errors.EXIT_DONE
 
 
+def plan_command(arguments: Sequence[str]) -> int:
+    """`dlshap plan`: returns the exit code."""
+    parser = _settings_parser("plan", PLAN_DESCRIPTION)
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    options = parser.parse_intermixed_args(arguments)
+    config = compose_config(options.overrides, options.config_dir)
+
+    from pipeline.estimate import estimate_config
+
+    with stdout_to_stderr():
+        found = estimate_config(config)
+    print(json.dumps(found.to_dict()) if options.json else found.text())
+    return errors.EXIT_DONE
+
+
 STOPPED = {signal.SIGTERM: errors.EXIT_STOPPED, signal.SIGINT: errors.EXIT_INTERRUPTED}
 GRACE_S = 20  # for the way out after a signal; what is not finished by then is done again by the same command
 END_S = 5  # for the end of the interpreter after that
 COMMANDS = {
     "run": (run_command, "attribute every sequence of an input"),
+    "plan": (plan_command, "say what a run would cost, and spend nothing"),
     "audit": (audit_command, "list how each operation of a model is treated"),
     "status": (status_command, "say how far a run has come"),
     "verify": (verify_command, "read every byte of a store again, and name what is damaged"),
