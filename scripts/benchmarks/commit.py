@@ -26,7 +26,7 @@ def run(options: Options) -> dict[str, Any]:
     """Medians of both. The protocol is all that `Worker.do` does beside computing."""
     generator = np.random.RandomState(0)
     numbers = itertools.count()
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         fasta = Path(folder) / "input.fa"
         letters = np.frombuffer(b"ACGT", np.uint8)
         rows = [letters[generator.randint(0, 4, LENGTH)].tobytes().decode() for _ in range(ROWS * N_SHARDS)]
@@ -46,7 +46,7 @@ def run(options: Options) -> dict[str, Any]:
 
         def protocol(number: int) -> None:
             shard = plan.shard(number % N_SHARDS)
-            is_done(directory, shard)
+            is_done(directory, plan, shard)
             directory.n_attempts(shard)
             attempt = directory.begin(shard)
             data = directory.store.read(shard_key("codes", shard.index))

@@ -19,10 +19,14 @@ from benchmarks.options import Options
 # Modules of this package with a function run(options), in the order in which they run
 SUITES = {
     "engine": "the engine against plain autograd (the floor), tangermeme and captum",
+    "memory": "peak memory per pair",
+    "shuffles": "dinucleotide shuffles in a second",
+    "store": "writing shards",
+    "pipeline": "whole runs on Ray against the engine in plain processes, one thread each",
     "commit": "the commit protocol against plain Zarr writes",
 }
 PEERS = ("tangermeme", "captum")
-NEEDED = {"commit": ("zarr", "hydra")}  # beyond what dlshap_core needs
+NEEDED = dict.fromkeys(("store", "commit", "pipeline"), ("zarr", "hydra", "obstore"))  # beyond what dlshap_core needs
 
 
 def main() -> None:

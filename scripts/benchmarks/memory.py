@@ -1,0 +1,86 @@
+"""Peak memory per pair, at equal pairs in a batch, each contender in a process of its own.
+
+On a CPU the largest resident memory of the process less that after imports, model, data and a batch of one pair; on a
+GPU the largest memory that torch allocated, less what model and data hold.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import contenders
+from benchmarks.contenders import Run
+from benchmarks.engine import draw
+from benchmarks.models import SUBJECTS, build
+from benchmarks.options import Options
+
+N_REFERENCES = 20
+MODELS, QUICK_MODELS = ("bpnet64", "splice"), ("bpnet64",)
+PAIRS = {"cpu": 40, "cuda": 640}
+ROOT = Path(__file__).resolve().parents[2]
+MAKERS = {"floor": contenders.floor, "engine": contenders.engine, "tangermeme": contenders.tangermeme}
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Bytes per pair of each contender on each model; printed as they come."""
+    results: dict[str, Any] = {}
+    names = [name for name in MAKERS if name != "tangermeme" or "tangermeme" in options.peers]
+    for model in options.models or (QUICK_MODELS if options.quick else MODELS):
+        found = {name: measured(name, model, options) for name in names}
+        results[model] = {"pairs": PAIRS[options.device.type], "bytes_per_pair": found}
+        if "tangermeme" in found:
+            results[model]["engine / tangermeme"] = round(found["engine"] / found["tangermeme"], 3)
+        figures = ", ".join(f"{name} {n_bytes / 2**20:.2f} MiB" for name, n_bytes in found.items())
+        ratio = results[model].get("engine / tangermeme")
+        print(
+            f"  {model}, {results[model]['pairs']} pairs in a batch, per pair: {figures}; engine / tangermeme {ratio}"
+        )
+    return results
+
+
+def measured(name: str, model: str, options: Options) -> float:
+    """Bytes per pair of one contender, in a fresh process."""
+    subject = SUBJECTS[model]
+    length = max(600, subject.quick_length) if options.quick else subject.length
+    asked = {"name": name, "model": model, "length": length, "device": str(options.device), "threads": options.threads}
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"
+    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(asked)]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"the process that measures {name} on {model} failed: {done.stderr.strip()[-400:]}")
+    return float(done.stdout.splitlines()[-1])
+
+
+def peak(asked: dict[str, Any]) -> float:
+    """In that process: bytes per pair."""
+    torch.set_num_threads(asked["threads"])
+    device, pairs = torch.device(asked["device"]), PAIRS[torch.device(asked["device"]).type]
+    X, references = draw(pairs // N_REFERENCES, asked["length"], N_REFERENCES, device)
+    model = build(SUBJECTS[asked["model"]], asked["length"], 1, device)
+    make = MAKERS[asked["name"]]
+    small: Run = make(model, X[:1], references[:1, :1], [0])
+    small(1)
+    whole: Run = make(model, X, references, [0])
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # to what is held now
+    before = _peak_so_far(device)
+    whole(pairs)
+    return (_peak_so_far(device) - before) / pairs
+
+
+def _peak_so_far(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
+
+
+if __name__ == "__main__":
+    print(peak(json.loads(sys.argv[1])))

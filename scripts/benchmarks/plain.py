@@ -1,0 +1,65 @@
+"""A plain process that attributes rows with the engine alone, for comparison with the pipeline's actors.
+
+`python -m benchmarks.plain JSON` says "ready" when it is warm, waits for a line, works, and prints the seconds it took.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.models import BPNet
+from dlshap_core import attribute, shuffle_codes
+from dlshap_core.sequences import one_hot
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment() -> dict[str, str]:
+    """For processes that import this package."""
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"}
+
+
+def rates(asked: dict[str, Any], n_processes: int) -> float:
+    """Rows in a second of some processes that work at the same time: all rows, over the time of the slowest."""
+    command = [sys.executable, "-m", "benchmarks.plain", json.dumps(asked)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes) for _ in range(n_processes)]
+    for process in processes:
+        assert process.stdout is not None
+        if process.stdout.readline().strip() != "ready":
+            raise RuntimeError("a plain process did not get ready")
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    seconds = [float(process.communicate()[0]) for process in processes]
+    return n_processes * asked["rows"] / max(seconds)
+
+
+def work(asked: dict[str, Any]) -> float:
+    """Seconds of the rows, references drawn within, after a warm-up."""
+    torch.set_num_threads(1)
+    model = BPNet(asked["filters"], 1).eval()
+    codes = np.random.RandomState(0).randint(0, 4, (asked["rows"], asked["length"])).astype(np.uint8)
+
+    def attribute_rows(codes: np.ndarray) -> None:
+        references = one_hot(shuffle_codes(codes, range(asked["references"])))
+        attribute(model, one_hot(codes), references, batch_size=asked["batch_size"], device="cpu")
+
+    attribute_rows(codes[:1])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    started = time.perf_counter()
+    attribute_rows(codes)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    print(work(json.loads(sys.argv[1])))
