@@ -73,7 +73,10 @@ def parse(record: Record, index: int, path: Path) -> Row:
     if not name:
         return Row(index, None, f"{where} has no name; expected '>name'", name)
     if not record.pieces:
-        return Row(index, None, f"{where} has no sequence", name)
+        joined = (
+            "; its lines end in a carriage return alone: tr '\\r' '\\n' mends that" if b"\r" in record.header else ""
+        )
+        return Row(index, None, f"{where} has no sequence{joined}", name)
     try:
         codes = encode(b"".join(piece for _, piece in record.pieces))
     except ValueError as error:

@@ -80,12 +80,15 @@ def open_bytes(path: Path) -> BinaryIO:
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(1-based line number, line without its ending), blank lines included.
 
-    A byte order mark before the first line is dropped. Raises UserError where the file is truncated or damaged.
+    A byte order mark before the first line is dropped. Raises UserError where the file is truncated or damaged, or
+    what gzip holds is no text.
     """
     number = 0
     with open_bytes(path) as file:
         try:
             for number, line in enumerate(file, start=1):
+                if number == 1 and b"\0" in line and not line.startswith(b"BCF"):  # told of by those who read VCF
+                    raise UserError(f"{path} is not text; an archive (tar) must be unpacked, UTF-16 text made UTF-8")
                 yield number, (line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line).rstrip(b"\r\n")
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise damaged(path, f"after line {number}", error) from error

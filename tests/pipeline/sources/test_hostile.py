@@ -1,8 +1,11 @@
-"""FASTA, loci and genomes that are wrong in ways that tables and arrays are tested for in files of their own."""
+"""FASTA, loci, variants and genomes that are wrong in ways that tables and arrays are tested for elsewhere."""
 
 from __future__ import annotations
 
 import gzip
+import io
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.sources.base import Rows
 from pipeline.sources.fasta import FastaSource
 from pipeline.sources.loci import LociSource
+from pipeline.sources.variants import VariantSource
 
 LONG = "ACGT" * 250_000
 
@@ -27,6 +31,13 @@ def loci(folder: Path, content: bytes, genome: str = f">chr1\n{LONG}\n", length:
     (folder / "l.bed").write_bytes(content)
     (folder / "g.fa").write_text(genome)
     (rows,) = LociSource(folder / "l.bed", folder / "g.fa", length).batches()
+    return rows
+
+
+def variants(folder: Path, content: bytes, genome: str = f">chr1\n{LONG}\n") -> Rows:
+    (folder / "v.vcf").write_bytes(content)
+    (folder / "g.fa").write_text(genome)
+    (rows,) = VariantSource(folder / "v.vcf", folder / "g.fa", 4).batches()
     return rows
 
 
@@ -93,3 +104,70 @@ def test_loci_cut_short(tmp_path: Path) -> None:
 def test_chromosomes_of_another_naming(tmp_path: Path, near: str, other: str) -> None:
     rows = loci(tmp_path, f"{other}\t1\t3\n".encode(), f">{near}\nACGTACGT\n")
     assert f"no chromosome '{other}' in g.fa; it has '{near}': rename one of the two" in str(rows.problem[0])
+
+
+# --- variants -------------------------------------------------------------------------------------------------------
+
+
+def test_variants_with_other_line_ends_and_a_byte_order_mark(tmp_path: Path) -> None:
+    rows = variants(tmp_path, b"\xef\xbb\xbf##x\r\n#CHROM\r\n\r\nchr1\t9\trs1\tA\tC\r\nchr1\t10\trs2\tC\tG")
+    assert rows.problem == [None] * 4
+    assert rows.name == ["rs1:ref", "rs1:alt", "rs2:ref", "rs2:alt"]
+
+
+def test_variants_cut_short(tmp_path: Path) -> None:
+    lines = "".join(f"chr1\t{place}\t.\tA\tC\n" for place in np.random.RandomState(0).randint(9, 9999, 500))
+    with pytest.raises(UserError, match=r"v\.vcf is truncated after line \d+"):
+        variants(tmp_path, gzip.compress(lines.encode())[:-50])
+
+
+def test_variants_with_a_line_of_a_million_characters(tmp_path: Path) -> None:
+    rows = variants(tmp_path, f"chr1\t9\tlong\tA\t{LONG}\nchr1\t9\trs2\t{LONG}X\tA\n".encode())
+    assert rows.problem[:2] == [None, None]
+    assert "line 2): column 4 (REF)" in str(rows.problem[2])
+    assert len(str(rows.problem[2])) < 300
+
+
+def test_variants_that_are_not_text(tmp_path: Path) -> None:
+    rows = variants(tmp_path, b"chr1\t9\t\xff\xfe\tA\tC\nchr1\t9\trs\tA\tC\n")
+    assert "row 0 chr1:9 (v.vcf, line 1): the line is not UTF-8 text" in str(rows.problem[0])
+    assert rows.problem[2:] == [None, None]
+
+
+def test_variants_that_are_there_twice(tmp_path: Path) -> None:
+    rows = variants(tmp_path, b"chr1\t9\trs\tA\tC\n" * 2)
+    assert (rows.name, rows.problem) == (["rs:ref", "rs:alt"] * 2, [None] * 4)
+
+
+def test_variants_that_are_loci(tmp_path: Path) -> None:
+    assert "3 columns; expected CHROM, POS, ID, REF, ALT" in str(variants(tmp_path, b"chr1\t8\t12\n").problem[0])
+    assert "column 3 (end) is '.'" in str(loci(tmp_path, b"##x\n#CHROM\nchr1\t9\t.\tA\tC\n").problem[0])
+
+
+# --- what is no text ------------------------------------------------------------------------------------------------
+
+
+def test_line_ends_of_a_carriage_return_alone(tmp_path: Path) -> None:
+    assert r"has no sequence; its lines end in a carriage return alone: tr '\r' '\n'" in str(
+        fasta(tmp_path, b">a\rACGT\r>b\rACGT\r").problem[0]
+    )
+    rows = fasta(tmp_path, b">a\r\nACGT\n>b\rACGT\n>c\nAC")
+    assert [problem is None for problem in rows.problem] == [True, False, True]
+
+
+@pytest.mark.parametrize("read", [fasta, loci, variants])
+@pytest.mark.parametrize("form", ["tar", "UTF-16"])
+def test_what_gzip_holds_is_no_text(tmp_path: Path, read: Callable[[Path, bytes], Rows], form: str) -> None:
+    content = "chr1\t9\t12\tA\tC\n".encode("utf-16")
+    if form == "tar":
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            archive.addfile(tarfile.TarInfo("folder/x"))
+        content = buffer.getvalue()
+    with pytest.raises(UserError, match=r"is not text; an archive \(tar\) must be unpacked"):
+        read(tmp_path, gzip.compress(content))
+
+
+def test_a_real_bcf_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is BCF; convert it"):
+        variants(tmp_path, gzip.compress(b"BCF\2\2\x10\0\0\0##fileformat=VCFv4.2\n\0"))
