@@ -32,6 +32,7 @@ from pipeline.references.base import ShardReferences
 from pipeline.sources import open_source
 from pipeline.store import TABLE, ShardCodec, StagedStore, read_attributes
 from pipeline.trial import Trial, try_model
+from pipeline.wording import counted
 
 TIMED_S = 3.0  # device seconds that the trial aims at
 MAX_TIMED_ROWS = 64
@@ -68,26 +69,22 @@ class Estimate:
         work, cost = self.workload, self.cost
         last = work.n_rows - (work.n_shards - 1) * work.rows_per_shard
         sizes = f"{work.rows_per_shard} rows" + (f", the last {last}" if last != work.rows_per_shard else "")
-        actors = f"{work.actors} actor{'s' * (work.actors > 1)}"
+        actors = counted(work.actors, "actor")
         if not self.actors_are_known:
-            actors += ", as how many the cluster has is not known here; more divide it"
-        n_left_out = f"; {self.left_out:,} bad rows left out" if self.left_out else ""
-        folds = f" x {work.n_folds} folds" if work.n_folds > 1 else ""
-        strands = " x 2 strands" if work.n_strands > 1 else ""
+            actors += ", as how many the cluster has is not known here"
+        left_out = f"; {counted(self.left_out, 'bad row')} left out" if self.left_out else ""
+        pairs = [f"{cost.pairs:,}: rows", counted(work.n_references, "reference")]
+        pairs += [counted(n, noun) for n, noun in ((work.n_folds, "fold"), (work.n_strands, "strand")) if n > 1]
+        hours = f"{cost.device_s / 3600:,.1f} hours" if cost.device_s >= 3600 else duration(cost.device_s)
+        files = f"{cost.objects:,} files"
         lines = [
-            ("rows", f"{work.n_rows:,} of {work.length:,} bases{n_left_out}"),
+            ("rows", f"{work.n_rows:,} of {work.length:,} bases{left_out}"),
             ("shards", f"{cost.shards:,} of {sizes}; {duration(cost.shard_s)} each"),
-            (
-                "pairs",
-                f"{cost.pairs:,}: rows x {work.n_references} references{folds}{strands}; {work.n_targets} targets",
-            ),
-            ("device", f"{cost.device_s / 3600:,.2f} hours of {self.device} ({self.timed_rows} rows timed)"),
-            (
-                "store",
-                f"{size(cost.store_bytes)} in {cost.objects:,} files; {size(cost.run_bytes)} of records beside it",
-            ),
+            ("pairs", f"{' x '.join(pairs)}; {counted(work.n_targets, 'target')}"),
+            ("device", f"{hours} of {self.device} ({counted(self.timed_rows, 'row')} timed)"),
+            ("store", f"{size(cost.store_bytes)}, and {size(cost.run_bytes)} of records, in {files}"),
             ("wall", f"{duration(cost.wall_s)} with {actors}; {duration(cost.read_s)} of it to read the input"),
-            ("resume", f"{duration(cost.resume_s)} lost by an interruption"),
+            ("resume", f"{duration(cost.resume_s)} lost by an interruption, at most"),
         ]
         return "\n".join(f"{name:<8}{text}" for name, text in lines)
 
@@ -109,7 +106,7 @@ class _Intended:
     are left out, and the seconds that reading took."""
 
     plan: Plan
-    pool: np.ndarray | None
+    pool: np.ndarray
     codes: np.ndarray
     n_left_out: int
     read_s: float
@@ -164,7 +161,8 @@ def _read(config: Config, loaded: LoadedModel, machine: Machine) -> _Intended:
     read_s = time.perf_counter() - started - tried_s
     references = settle(config.references, intake.facts)
     plan = make_plan(config, loaded, intake.facts, machine, references, trials[0].targets)
-    return _Intended(plan, references.pool, np.stack(sink.codes), intake.n_bad, read_s)
+    pool = np.zeros((0, plan.length), np.uint8) if references.pool is None else references.pool
+    return _Intended(plan, pool, np.stack(sink.codes), intake.n_bad, read_s)
 
 
 def measure(intended: _Intended, loaded: LoadedModel) -> tuple[Measured, int]:
@@ -176,10 +174,8 @@ def measure(intended: _Intended, loaded: LoadedModel) -> tuple[Measured, int]:
     Raises:
         UserError: the rows do not go through the model.
     """
-    plan, codes = intended.plan, intended.codes
-    draw = open_references(
-        plan, lambda: np.zeros((0, plan.length), np.uint8) if intended.pool is None else intended.pool
-    )
+    plan, codes, pool = intended.plan, intended.codes, intended.pool
+    draw = open_references(plan, lambda: pool)
 
     def attribute_first(n: int) -> tuple[ShardReferences, Attributed, float]:
         started = time.perf_counter()

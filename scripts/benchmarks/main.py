@@ -23,10 +23,12 @@ SUITES = {
     "shuffles": "dinucleotide shuffles in a second",
     "store": "writing shards",
     "pipeline": "whole runs on Ray against the engine in plain processes, one thread each",
+    "scale": "input, driver and store by runs with a stand-in for the model, against the model of costs",
     "commit": "the commit protocol against plain Zarr writes",
 }
 PEERS = ("tangermeme", "captum")
-NEEDED = dict.fromkeys(("store", "commit", "pipeline"), ("zarr", "hydra", "obstore"))  # beyond what dlshap_core needs
+BEYOND_THE_CORE = ("zarr", "hydra", "obstore")  # packages that dlshap_core does without
+NEEDED = dict.fromkeys(("store", "pipeline", "scale", "commit"), BEYOND_THE_CORE)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Whole runs on Ray, with one and two actors of one thread, against plain processes that run the engine alone.
 
-Of a run, the steady state is from the start of the first shard to the end of the last; a run whose shards take less than
-10 s says little. Rates are the best of rounds in which all take turns.
+Of a run, the steady state is from the start of the first shard to the end of the last; shards that take less than
+10 s say little. Rates are the best of rounds in which all take turns.
 """
 
 import json
@@ -68,7 +68,7 @@ def make_weights(path: Path) -> None:
     save_file(BPNet(FILTERS, 1).state_dict(), path)
 
 
-def watched(folder: Path, number: int, n_actors: int, asked: dict[str, Any]) -> dict[str, float]:
+def watched(folder: Path, number: int, n_actors: int, asked: dict[str, Any]) -> dict[str, Any]:
     """One run: rows in a second of its steady state, seconds to its first shard, seconds of the whole command."""
     n_rows, store = asked["rows"] * SHARDS_PER_ACTOR * n_actors, folder / f"{number}-{n_actors}.zarr"
     codes = np.random.RandomState(0).randint(0, 4, (n_rows, asked["length"])).astype(np.uint8)
@@ -109,5 +109,5 @@ def watched(folder: Path, number: int, n_actors: int, asked: dict[str, Any]) -> 
         "rows_per_s": n_rows / (last - first),
         "first_shard_after_s": first - started,
         "command_s": ended - started,
-        "shard_s": sum(seconds for _, seconds in spans) / len(spans),
+        "shards_s": [round(seconds, 2) for _, seconds in sorted(spans)],
     }
