@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline import errors
 from pipeline.errors import UserError
 from pipeline.progress import RowProgress, note
-from pipeline.store_commands import place_options
+from pipeline.store_commands import place_options, whole_number
 from pipeline.wording import counted
 
 if TYPE_CHECKING:
@@ -142,21 +142,14 @@ def read_names(path: Path) -> list[str]:
     """Names from a file, one a line; of a line with tabs the first column.
 
     Raises:
-        UserError: there is no such file, or no name in it.
+        UserError: there is no such file, it is not UTF-8 text, or no name is in it.
     """
-    if not path.is_file():
-        raise UserError(f"--names {path}: no such file")
-    names = [line.partition("\t")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    from pipeline.exports.text import lines_of
+
+    names = [line.partition("\t")[0].strip() for _, line in lines_of(path, "--names")]
     if not any(names):
         raise UserError(f"--names {path} holds no names; expected one a line")
     return [name for name in names if name]
-
-
-def _count(text: str) -> int:
-    """A number of rows or bases."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1 on")
-    return int(text)
 
 
 def _add_options(parser: argparse.ArgumentParser, kind: str) -> None:
@@ -176,10 +169,10 @@ def _add_options(parser: argparse.ArgumentParser, kind: str) -> None:
     )
     few = rows.add_mutually_exclusive_group()
     few.add_argument(
-        "--top", metavar="N", type=_count, help="the N with the largest sum of |attribution| in the window"
+        "--top", metavar="N", type=whole_number(1), help="the N with the largest sum of |attribution| in the window"
     )
-    few.add_argument("--max-rows", metavar="N", type=_count, help="at most N, drawn at random")
-    rows.add_argument("--seed", metavar="N", type=int, default=0, help=_seed(kind))
+    few.add_argument("--max-rows", metavar="N", type=whole_number(1), help="at most N, drawn at random")
+    rows.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help=_seed(kind))
     if kind in ALLELE and kind != "bigwig":
         help_ = f"of variants these alleles, which are rows of their own (default: {ALLELE[kind]})"
         rows.add_argument("--allele", choices=["ref", "alt", "both"], help=help_)
@@ -188,7 +181,9 @@ def _add_options(parser: argparse.ArgumentParser, kind: str) -> None:
     own.add_argument("--target", metavar="LABEL", help=_target(kind))
     if kind in WINDOWED:
         default = WINDOWED[kind]
-        own.add_argument("--window", metavar="W", type=_count, help=f"bases around the centre (default: {default})")
+        own.add_argument(
+            "--window", metavar="W", type=whole_number(1), help=f"bases around the centre (default: {default})"
+        )
     if kind in ("finemo", "chrombpnet"):
         own.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="default: float16")
     if kind == "chrombpnet":
@@ -197,7 +192,7 @@ def _add_options(parser: argparse.ArgumentParser, kind: str) -> None:
         own.add_argument("--chrom-sizes", metavar="FILE", help="chromosomes and sizes, such as a .fai")
     if kind in TABLES:
         help_ = "bases of the strongest k-mer, or of a variant's strongest change (default: 10)"
-        own.add_argument("--k", metavar="K", type=_count, default=10, help=help_)
+        own.add_argument("--k", metavar="K", type=whole_number(1), default=10, help=help_)
     own.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument("--json", action="store_true", help="print the answer as a JSON object")
     parser.add_argument(

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pipeline import errors
 from pipeline.errors import UserError
@@ -24,7 +24,9 @@ def verify_command(arguments: Sequence[str]) -> int:
     """`dlshap verify`: returns the exit code."""
     parser = _store_parser("verify", VERIFY_DESCRIPTION)
     parser.add_argument("--repair", action="store_true", help="give up what is damaged, so that the run makes it anew")
-    parser.add_argument("--sample", metavar="N", type=int, help="rows whose references are drawn again (default: 100)")
+    parser.add_argument(
+        "--sample", metavar="N", type=whole_number(0), help="rows whose references are drawn again (default: 100)"
+    )
     options = parser.parse_args(arguments)
 
     from pipeline.commits import RunDirectory
@@ -70,6 +72,17 @@ def _store_parser(command: str, description: str) -> argparse.ArgumentParser:
         help="of an object store, such as endpoint=...; may be repeated",
     )
     return parser
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """A type of argparse's: whole numbers from `least` on."""
+
+    def number(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {least} on")
+        return int(text)
+
+    return number
 
 
 def place_options(given: Sequence[str]) -> Mapping[str, str]:

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.exports import Written, written
 from pipeline.exports.files import appearing, reordered
 from pipeline.exports.selection import Advance, Selection
+from pipeline.exports.text import lines_of
 from pipeline.exports.tiling import shares
 from pipeline.wording import counted
 
@@ -123,10 +124,8 @@ def _index_of_genome(selection: Selection) -> Path | None:
 
 def read_sizes(path: Path) -> Sizes:
     """Chromosomes and their sizes, the first two columns of a table. Raises UserError naming the line."""
-    if not path.is_file():
-        raise UserError(f"--chrom-sizes {path}: no such file")
     sizes = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in lines_of(path, "--chrom-sizes"):
         fields = line.split()
         if not fields or fields[0].startswith("#"):
             continue

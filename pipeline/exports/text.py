@@ -2,13 +2,31 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
+from pipeline.errors import UserError
 from pipeline.exports.selection import Selection
+from pipeline.sources.text import numbered_lines, text_of
 
 
 def field(text: object) -> str:
     """A name as one column: a tab or a line end in it becomes a space."""
     return re.sub(r"[\t\r\n]", " ", str(text))
+
+
+def lines_of(path: Path, option: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that an option names, plain or gzip, and their 1-based numbers.
+
+    Raises:
+        UserError: there is no such file, or it is not UTF-8 text.
+    """
+    if not path.is_file():
+        raise UserError(f"{option} {path}: no such file")
+    for number, line in numbered_lines(path):
+        text, is_utf8 = text_of(line)
+        if not is_utf8:
+            raise UserError(f"{option} {path}, line {number}: it is not UTF-8 text")
+        yield number, text
 
 
 def narrow_peak(selection: Selection) -> Iterator[str]:

@@ -47,6 +47,12 @@ def test_help_names_every_choice_there_is(capsys: pytest.CaptureFixture[str]) ->
     assert all(text for group in groups for text in choices(group).values()), "each file says what it is"
 
 
+def test_numbers_that_cannot_be_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        dispatch(["verify", str(finished), "--sample", "-5"])
+    assert "argument --sample: '-5': expected a whole number from 0 on" in capsys.readouterr().err
+
+
 def test_the_module_is_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", "--version"], capture_output=True, text=True, check=True, timeout=60

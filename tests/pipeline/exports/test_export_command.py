@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -68,6 +69,30 @@ def test_windows_are_as_wide_as_the_tools_unless_sequences_are_shorter(
         assert found["arr_0"].shape == (20, 4, 40)
 
 
+@pytest.mark.parametrize("option", ["--names", "--chrom-sizes"])
+def test_lists_that_are_not_text(
+    located: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str], option: str
+) -> None:
+    kind = "bigwig" if option == "--chrom-sizes" else "tsv"
+    first = b"\xef\xbb\xbfchr2\t9999\r\n"  # a byte order mark and other line ends are no fault
+    not_utf8, utf16 = f"{option} .*/list, line 2: it is not UTF-8 text", "list is UTF-16 text"
+    for content, message in [(first + b"\xffb\n", not_utf8), (b"\xff\xfea\0", utf16)]:
+        (tmp_path / "list").write_bytes(content)
+        arguments = [
+            "export",
+            kind,
+            located.url,
+            str(tmp_path / "out"),
+            "--target",
+            "0",
+            option,
+            str(tmp_path / "list"),
+        ]
+        assert dispatch(arguments) == 2
+        assert re.search(message, capfd.readouterr().err)
+        assert not (tmp_path / "out").exists()
+
+
 def test_an_incomplete_store_is_refused_or_said_to_be(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     part = make_store(tmp_path / "part.zarr", random_codes(14, 12), done=[0, 2])
     command = ["export", "tsv", part.url, str(tmp_path / "a.tsv")]
@@ -107,7 +132,9 @@ def test_what_cannot_be_is_one_line(
     assert os.listdir(in_folder) == []
 
 
-@pytest.mark.parametrize("arguments", [["--top", "0"], ["--top", "1", "--max-rows", "1"], ["--dtype", "int8"]])
+@pytest.mark.parametrize(
+    "arguments", [["--top", "0"], ["--top", "1", "--max-rows", "1"], ["--dtype", "int8"], ["--seed", "-1"]]
+)
 def test_options_that_mean_nothing_are_refused(
     located: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
