@@ -39,7 +39,7 @@ class Samples:
 
 def timed(function: Contender, device: torch.device) -> Samples:
     """One call; work queued on a GPU is waited for on both sides."""
-    gc.collect()  # what the contender before left behind is not this one's to clear away
+    gc.collect(1)  # what the contender before left behind is not this one's to clear away
     _wait(device)
     wall, cpu = time.perf_counter(), time.process_time()
     function()
