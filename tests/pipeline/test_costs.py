@@ -1,0 +1,150 @@
+"""What a run costs, on paper and by `dlshap plan`."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.store import make_plan
+
+import pipeline
+from pipeline.cli import compose_config, dispatch
+from pipeline.config import ClusterConfig
+from pipeline.costs import Constants, Measured, Workload, cost
+from pipeline.estimate import actors_of, estimate_config, size
+from pipeline.store import arrays_of
+from tests.pipeline.conftest import LENGTH, N_ROWS, ROWS_PER_SHARD, Inputs
+
+WORK = Workload(n_rows=10_000, length=2114, n_references=20, rows_per_shard=100, actors=4)
+MEASURED = Measured(row_s=0.1)
+
+
+def test_a_million_rows_of_five_folds_are_a_hundred_million_pairs() -> None:
+    found = cost(replace(WORK, n_rows=1_000_000, n_folds=5), MEASURED)
+    assert (found.pairs, found.shards) == (100_000_000, 10_000)
+
+
+def test_everything_but_the_fixed_parts_grows_with_the_rows() -> None:
+    few, many = cost(WORK, MEASURED), cost(replace(WORK, n_rows=100_000), MEASURED)
+    for name in ("shards", "pairs", "device_s", "store_bytes", "run_bytes", "read_s", "driver_s", "end_s"):
+        assert getattr(many, name) == pytest.approx(10 * getattr(few, name)), name
+    assert few.objects < many.objects <= 10 * few.objects
+    assert many.shard_s == few.shard_s
+
+
+def test_actors_divide_the_work_down_to_a_shard() -> None:
+    constants = Constants(start_s=0)
+    alone = cost(replace(WORK, actors=1), MEASURED, constants)
+    busy_s = alone.wall_s - alone.read_s - alone.end_s
+    assert busy_s == pytest.approx(alone.shard_s * alone.shards)
+    shared = cost(replace(WORK, actors=8), MEASURED, constants)
+    assert shared.wall_s - shared.read_s - shared.end_s == pytest.approx(shared.shard_s * math.ceil(100 / 8))
+    crowded = cost(replace(WORK, actors=1000), MEASURED, constants)
+    assert crowded.wall_s - crowded.read_s - crowded.end_s == pytest.approx(crowded.shard_s)
+
+
+def test_shards_too_small_wait_for_the_driver() -> None:
+    constants = Constants(start_s=0, shard_s=0, encode_s_per_byte=0)
+    work = replace(WORK, rows_per_shard=1, actors=1000)
+    found = cost(work, Measured(row_s=0.001), constants)
+    assert found.wall_s - found.read_s - found.end_s == found.driver_s == 10_000 * constants.driver_s_per_shard
+    assert cost(replace(work, on_ray=False), Measured(row_s=0.001), constants).driver_s == 0
+
+
+def test_a_resume_loses_a_shard_and_a_start() -> None:
+    constants = Constants(look_s_per_shard=0.001)
+    found = cost(WORK, MEASURED, constants)
+    assert found.resume_s == pytest.approx(constants.start_s + 100 * 0.001 + found.shard_s)
+
+
+def plan_json(capsys: pytest.CaptureFixture[str], *overrides: str) -> dict[str, object]:
+    assert dispatch(["plan", "--json", *overrides]) == 0
+    return dict(json.loads(capsys.readouterr().out))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("engine.targets=all", "engine.reverse_complement=average"),
+        ("references=uniform", "references.n_shuffles=null"),
+    ],
+)
+def test_the_plan_is_what_the_run_then_makes(inputs: Inputs, tmp_path: Path, more: tuple[str, ...]) -> None:
+    config = compose_config(inputs.overrides(tmp_path / "a.zarr", *more))
+    estimate = estimate_config(config)
+    assert list(tmp_path.glob("a.zarr*")) == []
+    pipeline.run(inputs.overrides(tmp_path / "a.zarr", *more))
+    plan = json.loads((tmp_path / "a.zarr.run" / "plan.json").read_text())
+    work, found = estimate.workload, estimate.cost
+    assert (work.n_rows, work.length, work.rows_per_shard) == (N_ROWS, LENGTH, ROWS_PER_SHARD)
+    assert (work.n_targets, work.n_references) == (len(plan["targets"]), plan["n_references"])
+    files = [path.stat().st_size for path in (tmp_path / "a.zarr").rglob("*") if path.is_file()]
+    records = list((tmp_path / "a.zarr.run" / "done").iterdir())
+    assert found.shards == len(records) == 4
+    assert found.objects == pytest.approx(len(files) + len(records), rel=0.15)
+    assert estimate.row_s > 0
+    assert found.device_s == pytest.approx(N_ROWS * estimate.row_s)
+
+
+def test_bytes_are_near_what_the_run_writes(inputs: Inputs, tmp_path: Path) -> None:
+    generator, store = np.random.RandomState(0), tmp_path / "a.zarr"
+    np.save(tmp_path / "codes.npy", generator.randint(0, 4, (64, 400)).astype(np.uint8))
+    more = ["dataset=array", f"dataset.path={tmp_path / 'codes.npy'}", "dataset.axes=NL", "store.rows_per_shard=32"]
+    overrides = inputs.overrides(store, *more)
+    found = estimate_config(compose_config(overrides)).cost
+    pipeline.run(overrides)
+    written = sum(path.stat().st_size for path in store.glob("*/c.*"))
+    assert found.store_bytes == pytest.approx(written, rel=0.1)
+
+
+def test_the_plan_is_said_to_people_and_programs(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = inputs.overrides(tmp_path / "a.zarr")
+    assert dispatch(["plan", *overrides]) == 0
+    text = capsys.readouterr().out
+    assert [line.split()[0] for line in text.splitlines()] == [
+        "rows", "shards", "pairs", "device", "store", "wall", "resume",
+    ]  # fmt: skip
+    assert f"{N_ROWS} of {LENGTH} bases" in text
+    found = plan_json(capsys, *overrides)
+    assert set(found) >= {"workload", "cost", "device", "row_s"}
+
+
+def test_the_errors_are_those_of_the_run(inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in ("engine.targets=[99]", "dataset.path=/nowhere.fa", "engine.batch_sise=3"):
+        said = []
+        for command in ("plan", "run"):
+            assert dispatch([command, *inputs.overrides(tmp_path / "a.zarr", wrong)]) == 2
+            said.append(capsys.readouterr().err.splitlines()[-1])
+        assert said[0] == said[1]
+    assert list(tmp_path.glob("a.zarr*")) == []
+
+
+@pytest.mark.parametrize(
+    ("cluster", "expected"),
+    [
+        (ClusterConfig(name="none"), 1),
+        (ClusterConfig(name="local", actors=3), 3),
+        (ClusterConfig(name="address", address="auto"), None),
+        (ClusterConfig(name="address", address="auto", max_actors=64), 64),
+    ],
+)
+def test_actors_follow_from_the_settings_where_they_can(cluster: ClusterConfig, expected: int | None) -> None:
+    assert actors_of(cluster, "cpu", 1) == expected
+
+
+def test_sizes_in_words() -> None:
+    assert [size(n) for n in (0, 999, 42_500, 1.5e12, 3e18)] == ["0 B", "999 B", "42.5 kB", "1.5 TB", "3000.0 PB"]
+
+
+def test_the_number_of_arrays_is_the_store_s() -> None:
+    for per_fold in (False, True):
+        for rows_per_group in (1, 2):
+            plan = replace(make_plan(8, 20, 4, 2), per_fold=per_fold, rows_per_group=rows_per_group)
+            assert replace(WORK, per_fold=per_fold, rows_per_group=rows_per_group).n_arrays == len(arrays_of(plan))
