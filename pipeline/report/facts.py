@@ -11,6 +11,7 @@ from pipeline.progress import duration
 from pipeline.reader import Store
 from pipeline.report.numbers import count, number
 from pipeline.sources.remarks import remarks
+from pipeline.variants import has_variants
 from pipeline.wording import counted
 
 Fact = tuple[str, str]  # what, and its value
@@ -165,6 +166,7 @@ def next_commands(store: Store, target: str) -> list[tuple[str, str]]:
     stem = shlex.quote(out)
     name = shlex.quote(str(store.rows["name"][int(store.present.argmax())]))
     files = f"{stem}_modisco"
+    rows = "variants" if has_variants(store.plan) else "rows"
     window = even(int(store.codes.shape[1]), WINDOWED["modisco"])
     commands = [
         ("files for TF-MoDISco", f"dlshap export modisco {place} {files}{which}"),
@@ -172,7 +174,7 @@ def next_commands(store: Store, target: str) -> list[tuple[str, str]]:
             "motifs from them",
             f"modisco motifs -s {files}/ohe.npz -a {files}/attr.npz -w {window} -n 2000 -o {stem}_motifs.h5",
         ),
-        ("a table of all rows", f"dlshap export tsv {place} {stem}.tsv"),
+        (f"a table of all {rows}", f"dlshap export tsv {place} {stem}.tsv"),
         ("a picture of one sequence", f"dlshap logo {place} {name} -o {stem}.png{which}"),
         ("read every byte again", f"dlshap verify {place}"),
     ]
