@@ -39,6 +39,10 @@ class PassesDiffer(Exception):
     """The two passes did not do the same, or their rows cannot be matched; what happened is in the message."""
 
 
+class Overwritten(Exception):
+    """The model overwrote a tensor that was kept without a copy."""
+
+
 @dataclass(frozen=True)
 class OperationKey:
     """An operation as the audit counts it."""
@@ -60,6 +64,14 @@ class Seen:
 class _Entry:
     name: str
     payload: Any
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Tensors of the observing pass, and how often each had been written to when it was recorded."""
+
+    tensors: list[Tensor]
+    versions: list[int]
 
 
 @dataclass
@@ -150,6 +162,7 @@ class ForwardPass(TorchFunctionMode):
         replaying: False for the sequences, True for the references.
         modules: names of the model's modules by id, for messages and reports.
         seen: filled by an audit, which goes on past an operation that is refused.
+        is_careful: copy what is kept for later, as the model overwrites its activations.
     """
 
     def __init__(
@@ -159,9 +172,11 @@ class ForwardPass(TorchFunctionMode):
         replaying: bool,
         modules: dict[int, str],
         seen: Seen | None = None,
+        is_careful: bool = False,
     ) -> None:
         super().__init__()
         self.replaying = replaying
+        self.is_careful = is_careful
         self._tape = tape
         self._rows = rows
         self._modules = modules
@@ -220,14 +235,24 @@ class ForwardPass(TorchFunctionMode):
         return output
 
     def record(self, call: Call, tensors: list[Tensor] | None = None) -> None:
-        """Keep the varying inputs of a call (or the tensors given) for the replaying pass; cloned, as forward may
-        overwrite."""
-        self._tape.add(call.name, [x.detach().clone() for x in (call.inputs if tensors is None else tensors)])
+        """Keep the varying inputs of a call (or the tensors given) for the replaying pass.
+
+        What the call itself will overwrite is copied; what the model overwrites later is noticed by `_recorded`.
+        """
+        copies = call.in_place or self.is_careful
+        kept = [x.detach().clone() if copies else x.detach() for x in (call.inputs if tensors is None else tensors)]
+        self._tape.add(call.name, _Kept(kept, [x._version for x in kept]))
+
+    def _recorded(self, name: str) -> list[Tensor]:
+        kept = self._tape.take(name)
+        if [x._version for x in kept.tensors] != kept.versions:
+            raise Overwritten(f"the model overwrites in place what {name!r} was given")
+        return kept.tensors
 
     def observed(self, call: Call, tensors: list[Tensor] | None = None) -> list[Tensor]:
         """What the observing pass recorded at this call, repeated to the rows of the call's inputs (or the tensors
         given)."""
-        recorded = self._tape.take(call.name)
+        recorded = self._recorded(call.name)
         reference = call.inputs if tensors is None else tensors
         if len(recorded) != len(reference):
             raise PassesDiffer(
@@ -237,7 +262,7 @@ class ForwardPass(TorchFunctionMode):
 
     def observed_beside(self, call: Call, expand: bool) -> tuple[Tensor, Tensor]:
         """Observed and reference input of a call of one input, as they broadcast, or both of the reference's shape."""
-        (recorded,) = self._tape.take(call.name)
+        (recorded,) = self._recorded(call.name)
         reference = call.inputs[0].detach()
         return (self._rows.expand(recorded, reference), reference) if expand else self._rows.beside(recorded, reference)
 

@@ -50,8 +50,27 @@ class _Pullback(torch.autograd.Function):
         return ctx.pullback(gradients[0]), None, None
 
 
+class _ComputeLate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        source: Tensor,
+        boxed_value: list[Tensor],
+        pullback: Callable[..., Tensor],
+        observed: Tensor,
+        reference: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(observed, reference)  # tells if the model overwrites one of them
+        ctx.pullback = pullback
+        return boxed_value[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.pullback(gradients[0], *ctx.saved_tensors), None, None, None, None
+
+
 # The autograd nodes of these functions, as they stand in a graph.
-OWN_NODES = tuple(function._backward_cls for function in (_Multiply, _Substitute, _Pullback))
+OWN_NODES = tuple(function._backward_cls for function in (_Multiply, _Substitute, _Pullback, _ComputeLate))
 
 
 def multiply(source: Tensor, value: Tensor, multiplier: Tensor) -> Tensor:
@@ -70,6 +89,16 @@ def pull_back(source: Tensor, value: Tensor, pullback: Callable[[Tensor], Tensor
     `pullback` must hold no tensor that requires grad, and may be called once per target.
     """
     return _Pullback.apply(source, [value.detach()], pullback)
+
+
+def pull_back_late(
+    source: Tensor, value: Tensor, pullback: Callable[..., Tensor], observed: Tensor, reference: Tensor
+) -> Tensor:
+    """`value`, whose gradient g flows to `source` as pullback(g, observed, reference).
+
+    The two activations are kept until then; going back raises autograd's RuntimeError where they were overwritten.
+    """
+    return _ComputeLate.apply(source, [value.detach()], pullback, observed, reference)
 
 
 @lru_cache(maxsize=32)

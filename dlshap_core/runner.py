@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlshap_core.capture import ForwardPass, PassesDiffer, Rows, Seen, Tape, find_custom_function
+from dlshap_core.capture import ForwardPass, Overwritten, PassesDiffer, Rows, Seen, Tape, find_custom_function
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.rules.table import BREAKS_TIES
 from dlshap_core.state import Borrowed
@@ -72,6 +72,7 @@ class PairRunner:
         self._seen = seen
         self._has_equal_rows = False
         self._breaks_ties = False
+        self._is_careful = False
         self._is_checked = False
         self._custom_function: str | None = None
 
@@ -80,20 +81,19 @@ class PairRunner:
         sequences = X.detach().to(self._device).to(self._dtype)
         references = references.detach().to(self._device).to(self._dtype)
         n_references = references.shape[1]
-        if not self._has_equal_rows and n_references > 1:
+        while True:
+            n_repeats = n_references if self._has_equal_rows else 1
             try:
-                return self._run(sequences, references, rows, 1)
-            except (PassesDiffer, _DoesNotAddUp):
+                return self._run(sequences, references, rows, n_repeats)
+            except Overwritten as error:
+                if self._is_careful:
+                    raise UnsupportedModelError(str(error)) from error
+                self._is_careful = True
+            except (PassesDiffer, _DoesNotAddUp) as error:
+                if n_repeats == n_references:
+                    raise _unsupported(error) from error
                 # Rows cannot be matched across passes of different sizes: from now on both get the same rows.
                 self._has_equal_rows = True
-        try:
-            return self._run(sequences, references, rows, n_references)
-        except PassesDiffer as error:
-            raise UnsupportedModelError(
-                f"the model does not do the same on a sequence and on its reference: {error}"
-            ) from error
-        except _DoesNotAddUp as error:
-            raise UnsupportedModelError(str(error)) from None
 
     def _run(self, sequences: Tensor, references: Tensor, rows: slice, n_repeats: int) -> Batch:
         """Both passes, each sequence going through the first one `n_repeats` times (1, or once for each reference)."""
@@ -134,12 +134,12 @@ class PairRunner:
     def _observe(self, sequences: Tensor, rows: slice, n_repeats: int, tape: Tape, layout: Rows) -> Tensor:
         """First pass: predictions (S n_repeats, T) of the sequences; fills the tape."""
         x = sequences.repeat_interleave(n_repeats, 0).requires_grad_()
-        return self._predict(x, rows, n_repeats, ForwardPass(tape, layout, False, self._modules, self._seen)).detach()
+        return self._predict(x, rows, n_repeats, self._forward(tape, layout, replaying=False)).detach()
 
     def _replay(self, leaf: Tensor, rows: slice, n_references: int, tape: Tape, layout: Rows) -> tuple[Tensor, bool]:
         """Second pass: predictions (S K, T) of the references with multipliers in place of gradients, and whether
         contributions add up by design."""
-        forward = ForwardPass(tape, layout, True, self._modules, self._seen)
+        forward = self._forward(tape, layout, replaying=True)
         y = self._predict(leaf, rows, n_references, forward)
         tape.check_consumed()
         if not self._is_checked:
@@ -147,6 +147,9 @@ class PairRunner:
             if self._custom_function == "CheckpointFunction":
                 raise UnsupportedModelError(_HOOKS_REFUSED)
         return y, forward.sums
+
+    def _forward(self, tape: Tape, layout: Rows, replaying: bool) -> ForwardPass:
+        return ForwardPass(tape, layout, replaying, self._modules, self._seen, self._is_careful)
 
     def _predict(self, x: Tensor, rows: slice, n_repeats: int, forward: ForwardPass) -> Tensor:
         """The model's output (B, T) on (B, A, L), with every operation going through `forward`.
@@ -166,7 +169,7 @@ class PairRunner:
                 forward,
             ):
                 y = self._model(x, *extra)
-        except (PassesDiffer, UnsupportedModelError):
+        except (PassesDiffer, Overwritten, UnsupportedModelError):
             raise
         except Exception as error:
             self._explain(error, x, extra)
@@ -246,6 +249,12 @@ class PairRunner:
         return arg if arg.dtype in (torch.int32, torch.int64) else arg.to(self._dtype)
 
 
+def _unsupported(error: PassesDiffer | _DoesNotAddUp) -> UnsupportedModelError:
+    if isinstance(error, _DoesNotAddUp):
+        return UnsupportedModelError(str(error))
+    return UnsupportedModelError(f"the model does not do the same on a sequence and on its reference: {error}")
+
+
 def model_dtype(model: nn.Module) -> torch.dtype:
     """The dtype of the model's first floating-point parameter or buffer, float32 if it has none."""
     tensors = (*model.parameters(), *model.buffers())
@@ -264,7 +273,7 @@ def _gradients(y: Tensor, leaf: Tensor, targets: list[int]) -> Tensor:
             except RuntimeError as error:
                 if "modified by an inplace operation" not in str(error):
                     raise
-                raise UnsupportedModelError(
+                raise Overwritten(
                     f"the model overwrites in place a tensor that is needed to go back through it: {error}"
                 ) from error
         gradients.append(torch.zeros_like(leaf) if gradient is None else gradient)

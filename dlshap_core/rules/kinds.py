@@ -4,6 +4,7 @@ Observing (the sequences alone): compute as usual, record what the rule will nee
 record back as the other end of each difference, compute the reference's value, and set what flows back.
 """
 
+import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dlshap_core.gradients import between, gauss_legendre, multiply, path_gradient, substitute
+from dlshap_core.gradients import between, gauss_legendre, multiply, path_gradient, pull_back_late, substitute
+from dlshap_core.rules import fused
 from dlshap_core.rules.arithmetic import quotient_multipliers
 
 if TYPE_CHECKING:
@@ -204,6 +206,7 @@ class Elementwise(Kind):
 
     secant: Callable[..., Tensor]
     label: str = "elementwise: secant"
+    kernel: fused.Kernel | None = None  # the same, where a gradient goes back through it on a CPU
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
         rest = call.first_input_only()
@@ -217,6 +220,10 @@ class Elementwise(Kind):
         value = call.with_inputs([reference.detach()])
         has_tensor_arguments = any(isinstance(x, Tensor) for x in (*args, *kwargs.values()))
         observed, reference_view = forward.observed_beside(call, expand=has_tensor_arguments)
+        if self.kernel is not None and not forward.is_careful and not kwargs and fused.fits(observed, reference_view):
+            kept = reference_view.clone() if call.in_place else reference_view
+            pullback = functools.partial(fused.pull_back, self.kernel, rest=args)
+            return call.finish(pull_back_late(reference, value, pullback, observed, kept))
         multiplier = self.secant(_at_least_float32(observed), _at_least_float32(reference_view), *args, **kwargs)
         if value.shape != reference.shape:  # broadcast to a tensor argument; autograd adds up what flows back
             reference = reference.expand(value.shape)

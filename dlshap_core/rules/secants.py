@@ -34,10 +34,14 @@ def finite_or_zero(multiplier: Tensor) -> Tensor:
 
 
 def ramp(x: Tensor, r: Tensor) -> Tensor:
-    """Secant of max(x, 0): the share of [r, x] that is positive; f'(0) = 0."""
-    difference = x - r
-    share = (x.clamp_min(0) - r.clamp_min(0)).div_(difference)
-    return torch.where(difference == 0, (x > 0).to(share.dtype), share)
+    """Secant of max(x, 0): the share of [r, x] that is positive; f'(0) = 0.
+
+    max(x, r) / |x - r| is that share where the signs differ, at least 1 where both are positive, and at most 0 where
+    neither is: clamped to [0, 1] it is the share everywhere, without cancellation. The smallest normal number beside
+    |x - r| is nothing unless that is 0.
+    """
+    distance = (x - r).abs_().add_(torch.finfo(r.dtype).tiny)
+    return torch.maximum(x, r).div_(distance).clamp_(0, 1)
 
 
 def relu(x: Tensor, r: Tensor) -> Tensor:

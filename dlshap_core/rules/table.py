@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dlshap_core.rules import arithmetic, attention, maxima, normalization, recurrent, secants, softmaxes
+from dlshap_core.rules import arithmetic, attention, fused, maxima, normalization, recurrent, secants, softmaxes
 from dlshap_core.rules.kinds import (
     INTEGRATED,
     Branch,
@@ -188,6 +188,9 @@ _ELEMENTWISE: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
+_KERNELS = {"relu": fused.relu, "leaky_relu": fused.leaky_relu}
+
+
 def _smooth(function: Callable[..., torch.Tensor], is_singular: bool = False) -> Callable[..., torch.Tensor]:
     return lambda x, r: secants.smooth(function, x, r, is_singular=is_singular)
 
@@ -289,7 +292,7 @@ def _build_table() -> dict[str, Kind]:
     table |= dict.fromkeys(_names("split split_with_sizes chunk tensor_split unbind"), Pieces())
     table |= dict.fromkeys(_DERIVED, Linear("no gradient"))
     table |= dict.fromkeys(_LEAVES_TORCH, Refused("the value leaves torch, so nothing can be followed through it"))
-    table |= {name: Elementwise(secant) for name, secant in _ELEMENTWISE.items()}
+    table |= {name: Elementwise(secant, kernel=_KERNELS.get(name)) for name, secant in _ELEMENTWISE.items()}
     table |= {name: Elementwise(_smooth(getattr(torch, name))) for name in _SMOOTH}
     table |= {name: Elementwise(_smooth(torch.lgamma, is_singular=True)) for name in _names("lgamma special_gammaln")}
     table |= {name: Elementwise(_step(getattr(torch, name)), "step: secant") for name in _STEPS}

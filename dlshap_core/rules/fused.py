@@ -1,0 +1,106 @@
+"""Elementwise rules applied to a gradient in one pass over memory, on a CPU.
+
+Written with torch's operations a secant takes five to eight passes over the activations, each as long as the ReLU it
+belongs to. These kernels compute the multiplier of each element from the two activations while going back, and multiply
+the gradient by it: as many reads and writes as torch's own backward of a ReLU. Nothing but the activations is kept.
+
+Every kernel is (gradient, observed, reference, *rest) -> the gradient times the secant of `rules.secants`.
+
+Shape legend: B rows of references, of which R in a row share a row of the observed activations; M elements in a row.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+_DTYPES = (torch.float32, torch.float64)
+_SMALLEST_ROW = 16  # elements; shorter rows are left to torch, whose loops do not care
+_SMALLEST_PART = 1 << 16  # elements of a thread
+
+Kernel = Callable[..., Tensor]
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _times_share(
+    gradient: np.ndarray, x: np.ndarray, r: np.ndarray, slope: float, out: np.ndarray, first: int, last: int
+) -> None:
+    """out = gradient (slope + (1 - slope) share) for rows first to last; see `secants.ramp` for the share."""
+    n_repeats = r.shape[0] // x.shape[0]
+    one, zero = r.dtype.type(1), r.dtype.type(0)
+    tiny, low = r.dtype.type(np.finfo(r.dtype).tiny), r.dtype.type(slope)
+    high = one - low
+    for row in range(first, last):
+        source = row // n_repeats
+        for i in range(r.shape[1]):
+            a, b = x[source, i], r[row, i]
+            share = max(a, b) / (abs(a - b) + tiny)
+            share = share if share > zero else zero
+            share = share if share < one else one
+            out[row, i] = gradient[row, i] * (low + high * share)
+
+
+def relu(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+    """The gradient (B, M) times the share of [r, x] that is positive; x is (B / R, M)."""
+    return leaky_relu(gradient, x, r, 0.0)
+
+
+def leaky_relu(gradient: Tensor, x: Tensor, r: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """The gradient (B, M) times 1 for the positive share of [r, x] and the slope for the rest."""
+    out = torch.empty_like(r)
+    arrays = [gradient.numpy(), x.numpy(), r.numpy(), float(negative_slope), out.numpy()]
+    _in_parts(functools.partial(_times_share, *arrays), r.shape[0], r.numel())
+    return out
+
+
+def fits(x: Tensor, r: Tensor) -> bool:
+    """Whether the kernels take an observed (..., 1, ...) and a reference activation (..., R, ...), as `Rows.beside`
+    gives them, or two of the same shape."""
+    return (
+        r.device.type == "cpu"
+        and r.dtype in _DTYPES
+        and x.dtype == r.dtype
+        and x.is_contiguous()
+        and r.is_contiguous()
+        and r.numel() >= _SMALLEST_ROW * _rows(x, r)[1]
+    )
+
+
+def pull_back(kernel: Kernel, gradient: Tensor, x: Tensor, r: Tensor, rest: tuple[Any, ...]) -> Tensor:
+    """The kernel on activations that fit and a gradient of as many elements as r; of the gradient's shape."""
+    n_observed, n_rows = _rows(x, r)
+    flat = gradient.to(r.dtype).contiguous().view(n_rows, -1)
+    return kernel(flat, x.view(n_observed, -1), r.view(n_rows, -1), *rest).view(gradient.shape)
+
+
+def _rows(x: Tensor, r: Tensor) -> tuple[int, int]:
+    """Rows of the observed activation, and of the reference's."""
+    axis = next((d for d in range(r.ndim) if x.shape[d] != r.shape[d]), 0)
+    return x.shape[: axis + 1].numel(), r.shape[: axis + 1].numel()
+
+
+def _in_parts(kernel: Callable[[int, int], None], n_rows: int, n_elements: int) -> None:
+    """Rows shared among as many threads as torch would use. Numba's own threads serve one caller at a time."""
+    n_parts = min(torch.get_num_threads(), n_rows, max(1, n_elements // _SMALLEST_PART))
+    if n_parts == 1:
+        kernel(0, n_rows)
+        return
+    edges = [n_rows * part // n_parts for part in range(n_parts + 1)]
+    pending = [_threads().submit(kernel, *part) for part in zip(edges[1:-1], edges[2:], strict=True)]
+    kernel(0, edges[1])
+    for part in pending:
+        part.result()
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="dlshap-fused")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked process has none of the threads
