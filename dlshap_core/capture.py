@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.gradients import OWN_NODES
+from dlshap_core.rows import PassesDiffer, Rows
 from dlshap_core.rules.kinds import Call, Constant, Integrated, Kind, Linear, Opened, replace_tensors, varying_tensors
 from dlshap_core.rules.masks import number_of
 from dlshap_core.rules.table import (
@@ -33,10 +34,6 @@ from dlshap_core.rules.table import (
 )
 
 _DERIVED = "_dlshap_derived"
-
-
-class PassesDiffer(Exception):
-    """The two passes did not do the same, or their rows cannot be matched; what happened is in the message."""
 
 
 class Overwritten(Exception):
@@ -108,61 +105,15 @@ class Tape:
             raise PassesDiffer(f"the sequence goes through one more operation, {name!r}, than the references")
 
 
-@dataclass(frozen=True)
-class Rows:
-    """How rows of the observing pass pair with rows of the replaying one: S sequences, each with R references.
-
-    The observing pass may hold further rows behind the sequences, `n_padding` of them, which are dropped.
-    """
-
-    n_sequences: int
-    n_references: int
-    n_padding: int = 0
-
-    def axis(self, observed: Tensor, reference: Tensor) -> int | None:
-        """The axis of the rows, or None where both have the same rows (R = 1).
-
-        It is the one axis with S elements in one pass and S x R in the other. Rows merged with another axis, or none at
-        all, cannot be told by their sizes: then the passes are run with equal rows instead.
-        """
-        if self.n_references == 1 and observed.shape == reference.shape:
-            return None
-        if observed.ndim == reference.ndim:
-            differing = [d for d in range(observed.ndim) if observed.shape[d] != reference.shape[d]]
-            expected = (self.n_sequences + self.n_padding, self.n_sequences * self.n_references)
-            if len(differing) == 1 and (observed.shape[differing[0]], reference.shape[differing[0]]) == expected:
-                return differing[0]
-        raise PassesDiffer(
-            f"an activation has shape {tuple(observed.shape)} for {self.n_sequences} sequences and "
-            f"{tuple(reference.shape)} for {self.n_sequences * self.n_references} references"
-        )
-
-    def expand(self, observed: Tensor, reference: Tensor) -> Tensor:
-        """The observed activation repeated to the rows of the reference's."""
-        axis = self.axis(observed, reference)
-        if axis is None:
-            return observed
-        return observed.narrow(axis, 0, self.n_sequences).repeat_interleave(self.n_references, axis)
-
-    def beside(self, observed: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-        """Views of both that broadcast: (..., S, 1, ...) and (..., S, R, ...)."""
-        axis = self.axis(observed, reference)
-        if axis is None:
-            return observed, reference
-        observed = observed.narrow(axis, 0, self.n_sequences).unsqueeze(axis + 1)
-        return observed, reference.unflatten(axis, (self.n_sequences, self.n_references))
-
-
 class ForwardPass(TorchFunctionMode):
     """A forward pass under observation; use as a context manager around the call of the model.
 
     Args:
         tape: filled when observing, consumed when replaying.
-        rows: the row layout of the two passes.
+        rows: the row layout of the two passes, and whether what is kept for later is copied.
         replaying: False for the sequences, True for the references.
         modules: names of the model's modules by id, for messages and reports.
         seen: filled by an audit, which goes on past an operation that is refused.
-        is_careful: copy what is kept for later, as the model overwrites its activations.
     """
 
     def __init__(
@@ -172,13 +123,11 @@ class ForwardPass(TorchFunctionMode):
         replaying: bool,
         modules: dict[int, str],
         seen: Seen | None = None,
-        is_careful: bool = False,
     ) -> None:
         super().__init__()
         self.replaying = replaying
-        self.is_careful = is_careful
+        self.rows = rows
         self._tape = tape
-        self._rows = rows
         self._modules = modules
         self._seen = seen
         self._has_derived = False
@@ -237,13 +186,14 @@ class ForwardPass(TorchFunctionMode):
     def record(self, call: Call, tensors: list[Tensor] | None = None) -> None:
         """Keep the varying inputs of a call (or the tensors given) for the replaying pass.
 
-        What the call itself will overwrite is copied; what the model overwrites later is noticed by `_recorded`.
+        What the call itself will overwrite is copied; what the model overwrites later is noticed by `recorded`.
         """
-        copies = call.in_place or self.is_careful
+        copies = call.in_place or self.rows.is_careful
         kept = [x.detach().clone() if copies else x.detach() for x in (call.inputs if tensors is None else tensors)]
         self._tape.add(call.name, _Kept(kept, [x._version for x in kept]))
 
-    def _recorded(self, name: str) -> list[Tensor]:
+    def recorded(self, name: str) -> list[Tensor]:
+        """What the observing pass recorded at a call of this name, with the rows of that pass."""
         kept = self._tape.take(name)
         if [x._version for x in kept.tensors] != kept.versions:
             raise Overwritten(f"the model overwrites in place what {name!r} was given")
@@ -252,19 +202,19 @@ class ForwardPass(TorchFunctionMode):
     def observed(self, call: Call, tensors: list[Tensor] | None = None) -> list[Tensor]:
         """What the observing pass recorded at this call, repeated to the rows of the call's inputs (or the tensors
         given)."""
-        recorded = self._recorded(call.name)
+        recorded = self.recorded(call.name)
         reference = call.inputs if tensors is None else tensors
         if len(recorded) != len(reference):
             raise PassesDiffer(
                 f"{call.name!r} has {len(recorded)} varying inputs in one pass, {len(reference)} in the other"
             )
-        return [self._rows.expand(x, r) for x, r in zip(recorded, reference, strict=True)]
+        return [self.rows.expand(x, r) for x, r in zip(recorded, reference, strict=True)]
 
     def observed_beside(self, call: Call, expand: bool) -> tuple[Tensor, Tensor]:
         """Observed and reference input of a call of one input, as they broadcast, or both of the reference's shape."""
-        (recorded,) = self._recorded(call.name)
+        (recorded,) = self.recorded(call.name)
         reference = call.inputs[0].detach()
-        return (self._rows.expand(recorded, reference), reference) if expand else self._rows.beside(recorded, reference)
+        return (self.rows.expand(recorded, reference), reference) if expand else self.rows.beside(recorded, reference)
 
     def check_branch(self, name: str, value: Any) -> None:
         """A Python value read from the sequence decides the model's path: it must be the same in both passes."""

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlshap_core.capture import ForwardPass, Overwritten, PassesDiffer, Rows, Seen, Tape, find_custom_function
+from dlshap_core.capture import ForwardPass, Overwritten, Seen, Tape, find_custom_function
 from dlshap_core.errors import UnsupportedModelError
+from dlshap_core.rows import PassesDiffer, Rows
 from dlshap_core.rules.table import BREAKS_TIES
 from dlshap_core.state import Borrowed
 
@@ -104,7 +105,7 @@ class PairRunner:
         if needs_company and n_references == 2:
             n_repeats = 2  # one row of padding would make both passes equal in size, and rows are told by size
         n_padding = 1 if needs_company and n_references > 2 else 0
-        layout = Rows(n_sequences * n_repeats, n_references // n_repeats, n_padding)
+        layout = Rows(n_sequences * n_repeats, n_references // n_repeats, n_padding, self._is_careful)
         tape = Tape()
         y = self._observe(sequences, rows, n_repeats + n_padding, tape, layout)
         if is_alone and n_references > 1 and not self._breaks_ties and tape.holds_any(BREAKS_TIES):
@@ -134,12 +135,12 @@ class PairRunner:
     def _observe(self, sequences: Tensor, rows: slice, n_repeats: int, tape: Tape, layout: Rows) -> Tensor:
         """First pass: predictions (S n_repeats, T) of the sequences; fills the tape."""
         x = sequences.repeat_interleave(n_repeats, 0).requires_grad_()
-        return self._predict(x, rows, n_repeats, self._forward(tape, layout, replaying=False)).detach()
+        return self._predict(x, rows, n_repeats, ForwardPass(tape, layout, False, self._modules, self._seen)).detach()
 
     def _replay(self, leaf: Tensor, rows: slice, n_references: int, tape: Tape, layout: Rows) -> tuple[Tensor, bool]:
         """Second pass: predictions (S K, T) of the references with multipliers in place of gradients, and whether
         contributions add up by design."""
-        forward = self._forward(tape, layout, replaying=True)
+        forward = ForwardPass(tape, layout, True, self._modules, self._seen)
         y = self._predict(leaf, rows, n_references, forward)
         tape.check_consumed()
         if not self._is_checked:
@@ -147,9 +148,6 @@ class PairRunner:
             if self._custom_function == "CheckpointFunction":
                 raise UnsupportedModelError(_HOOKS_REFUSED)
         return y, forward.sums
-
-    def _forward(self, tape: Tape, layout: Rows, replaying: bool) -> ForwardPass:
-        return ForwardPass(tape, layout, replaying, self._modules, self._seen, self._is_careful)
 
     def _predict(self, x: Tensor, rows: slice, n_repeats: int, forward: ForwardPass) -> Tensor:
         """The model's output (B, T) on (B, A, L), with every operation going through `forward`.

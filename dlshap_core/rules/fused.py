@@ -10,6 +10,7 @@ Shape legend: B rows of references, of which R in a row share a row of the obser
 """
 
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,76 @@ def _times_share(
             out[row, i] = gradient[row, i] * (low + high * share)
 
 
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _times_route(
+    gradient: np.ndarray,
+    x: np.ndarray,
+    r: np.ndarray,
+    places_x: np.ndarray,
+    places_r: np.ndarray,
+    n_inner: int,
+    rounding: float,
+    largest: float,
+    out: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
+    """Rows first to last of `maxima.route`: `out` (rows, inputs) gets the gradient (rows, outputs) of each window."""
+    kind = r.dtype.type
+    top, limit_of_size = kind(largest), kind(rounding)
+    n_repeats = r.shape[0] // x.shape[0]
+    for row in range(first, last):
+        source = row // (n_repeats * n_inner) * n_inner + row % n_inner
+        size = kind(0)
+        for o in range(gradient.shape[1]):
+            value = abs(r[row, places_r[row, o]])
+            if size < value < top / 2:
+                size = value
+        limit = limit_of_size * size
+        out[row] = 0
+        for o in range(gradient.shape[1]):
+            best_x, best_r, g = places_x[source, o], places_r[row, o], gradient[row, o]
+            value_x = min(max(x[source, best_x], -top), top)
+            value_r = min(max(r[row, best_r], -top), top)
+            step = value_x - min(max(r[row, best_x], -top), top)
+            is_unchanged = abs(step) <= limit
+            if is_unchanged:
+                out[row, best_x] += g
+            if value_x >= value_r:
+                if not is_unchanged and value_x != value_r:
+                    out[row, best_x] += g * ((value_x - value_r) / step)
+            elif not (is_unchanged and best_r == best_x):
+                step = min(max(x[source, best_r], -top), top) - value_r
+                out[row, best_r] += g * ((value_x - value_r) / step)
+
+
+def route(
+    gradient: Tensor,
+    x: Tensor,
+    r: Tensor,
+    places_x: Tensor,
+    places_r: Tensor,
+    n_inner: int,
+    rounding: float,
+    largest: float,
+) -> Tensor:
+    """What `maxima.route` does with a gradient (rows, outputs): (rows, inputs).
+
+    Args:
+        gradient: (B, outputs), B = S K n_inner rows.
+        x, r: (S n_inner, inputs) and (B, inputs).
+        places_x, places_r: of the maxima, (S n_inner, outputs) and (B, outputs).
+        n_inner: rows of one sequence.
+        rounding: relative to the largest maximum of a row, what counts as no change.
+        largest: stands for infinity.
+    """
+    out = torch.empty_like(r)
+    tensors = [gradient.to(r.dtype).contiguous(), x, r, places_x, places_r]
+    arrays: list[Any] = [*(tensor.numpy() for tensor in tensors), n_inner, rounding, largest, out.numpy()]
+    _in_parts(functools.partial(_times_route, *arrays), r.shape[0], r.numel())
+    return out
+
+
 def relu(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
     """The gradient (B, M) times the share of [r, x] that is positive; x is (B / R, M)."""
     return leaky_relu(gradient, x, r, 0.0)
@@ -54,7 +125,7 @@ def relu(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
 def leaky_relu(gradient: Tensor, x: Tensor, r: Tensor, negative_slope: float = 0.01) -> Tensor:
     """The gradient (B, M) times 1 for the positive share of [r, x] and the slope for the rest."""
     out = torch.empty_like(r)
-    arrays = [gradient.numpy(), x.numpy(), r.numpy(), float(negative_slope), out.numpy()]
+    arrays: list[Any] = [gradient.numpy(), x.numpy(), r.numpy(), float(negative_slope), out.numpy()]
     _in_parts(functools.partial(_times_share, *arrays), r.shape[0], r.numel())
     return out
 
@@ -62,14 +133,12 @@ def leaky_relu(gradient: Tensor, x: Tensor, r: Tensor, negative_slope: float = 0
 def fits(x: Tensor, r: Tensor) -> bool:
     """Whether the kernels take an observed (..., 1, ...) and a reference activation (..., R, ...), as `Rows.beside`
     gives them, or two of the same shape."""
-    return (
-        r.device.type == "cpu"
-        and r.dtype in _DTYPES
-        and x.dtype == r.dtype
-        and x.is_contiguous()
-        and r.is_contiguous()
-        and r.numel() >= _SMALLEST_ROW * _rows(x, r)[1]
-    )
+    return takes(x, r) and x.is_contiguous() and r.is_contiguous() and r.numel() >= _SMALLEST_ROW * _rows(x, r)[1]
+
+
+def takes(*activations: Tensor) -> bool:
+    """Whether activations are where, and of a dtype, that the kernels are for."""
+    return all(z.device.type == "cpu" and z.dtype in _DTYPES and z.dtype == activations[0].dtype for z in activations)
 
 
 def pull_back(kernel: Kernel, gradient: Tensor, x: Tensor, r: Tensor, rest: tuple[Any, ...]) -> Tensor:
@@ -92,8 +161,9 @@ def _in_parts(kernel: Callable[[int, int], None], n_rows: int, n_elements: int) 
         kernel(0, n_rows)
         return
     edges = [n_rows * part // n_parts for part in range(n_parts + 1)]
-    pending = [_threads().submit(kernel, *part) for part in zip(edges[1:-1], edges[2:], strict=True)]
-    kernel(0, edges[1])
+    own, *others = itertools.pairwise(edges)
+    pending = [_threads().submit(kernel, *part) for part in others]
+    kernel(*own)
     for part in pending:
         part.result()
 

@@ -220,8 +220,8 @@ class Elementwise(Kind):
         value = call.with_inputs([reference.detach()])
         has_tensor_arguments = any(isinstance(x, Tensor) for x in (*args, *kwargs.values()))
         observed, reference_view = forward.observed_beside(call, expand=has_tensor_arguments)
-        if self.kernel is not None and not forward.is_careful and not kwargs and fused.fits(observed, reference_view):
-            kept = reference_view.clone() if call.in_place else reference_view
+        if self.kernel is not None and not kwargs and fused.fits(observed, reference_view):
+            kept = reference_view.clone() if call.in_place else forward.rows.keep(reference_view)
             pullback = functools.partial(fused.pull_back, self.kernel, rest=args)
             return call.finish(pull_back_late(reference, value, pullback, observed, kept))
         multiplier = self.secant(_at_least_float32(observed), _at_least_float32(reference_view), *args, **kwargs)
@@ -246,14 +246,27 @@ class FromFirst(Kind):
             forward.record(call)
             return call.plain()
         args, kwargs = rest
-        (observed,) = forward.observed(call)
         forward.sums &= self.sums
-        with torch.autocast(observed.device.type, enabled=False):
+        with torch.autocast(call.inputs[0].device.type, enabled=False):
             try:
-                output = self.rule(observed, call.inputs[0], *args, **kwargs)
+                output = self.rule(*self._pair(forward, call), *args, **kwargs)
             except (TypeError, ValueError) as error:
                 forward.refuse(call.name, str(error))
         return call.finish(output)
+
+    def _pair(self, forward: "ForwardPass", call: Call) -> tuple[Any, ...]:
+        return (*forward.observed(call), call.inputs[0])
+
+
+@dataclass(frozen=True)
+class Beside(FromFirst):
+    """The same with the rows as they are: rule(rows, observed, reference, *rest), S observed and S R of references.
+
+    What the rule makes of the observed side alone is made once, not once for each reference.
+    """
+
+    def _pair(self, forward: "ForwardPass", call: Call) -> tuple[Any, ...]:
+        return (forward.rows, *forward.recorded(call.name), call.inputs[0])
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlshap_core.gradients import pull_back
+from dlshap_core.gradients import pull_back, pull_back_late
+from dlshap_core.rows import Rows
+from dlshap_core.rules import fused
 
 # Rounding of a few layers, in units of the largest activation beside it.
 _ROUNDING_STEPS = 64
@@ -53,37 +55,64 @@ def _route(
     shares = torch.where(change == 0, 0.0, change / input_change)
     sizes = best_r.values.abs()
     sizes = torch.where(sizes < largest / 2, sizes, 0.0)  # masked inputs (-inf, -1e9) are no measure of rounding
-    rounding = _ROUNDING_STEPS * torch.finfo(reference.dtype).eps * sizes.amax(-1, keepdim=True)
-    unchanged = (observed.gather(-1, best_x.places) - reference.gather(-1, best_x.places)).abs() <= rounding
+    limit = _rounding(reference.dtype) * sizes.amax(-1, keepdim=True)
+    unchanged = (observed.gather(-1, best_x.places) - reference.gather(-1, best_x.places)).abs() <= limit
     shares = torch.where(unchanged & (places == best_x.places), 0.0, shares)
     return places, shares, unchanged
 
 
+def _rounding(dtype: torch.dtype) -> float:
+    return _ROUNDING_STEPS * torch.finfo(dtype).eps
+
+
 def _max_over_windows(
-    observed: Tensor, reference: Tensor, find: Callable[[Tensor], tuple[Tensor, Tensor]], n_axes: int
+    rows: Rows, observed: Tensor, reference: Tensor, find: Callable[[Tensor], tuple[Tensor, Tensor]], n_axes: int
 ) -> tuple[Tensor, Tensor]:
-    """Max over windows in the last `n_axes` axes: the output with its multipliers, and the reference's places."""
+    """Max over windows in the last `n_axes` axes: the output with its multipliers, and the reference's places.
+
+    `observed` has the rows of the sequences; it is searched once, not once for each reference.
+    """
+    axis = rows.axis(observed, reference)
+    if axis is not None:
+        observed = observed.narrow(axis, 0, rows.n_sequences)  # without padding
     reference_value, reference_places = find(reference.detach())
     observed_value, observed_places = find(observed)
-    flat_inputs, flat_outputs = (-n_axes, -1), slice(-n_axes, None)
     largest = _stands_for_infinity(reference.dtype)
+    shape, flat = reference.shape, (-n_axes, -1)
+    if axis in (0, None) and fused.takes(observed, reference):
+        n_inner = shape[1:-n_axes].numel() if axis == 0 else 1
 
-    def flat(z: Tensor) -> Tensor:
-        return z.detach().clamp(-largest, largest).flatten(*flat_inputs)
+        def two_axes(z: Tensor) -> Tensor:
+            return z.flatten(*flat).flatten(0, -2).contiguous()
 
-    best_x = _Windows(flat(observed_value), observed_places.flatten(*flat_inputs))
-    best_r = _Windows(flat(reference_value), reference_places.flatten(*flat_inputs))
-    places, shares, unchanged = _route(flat(observed), flat(reference), best_x, best_r, largest)
-    shape, n_outputs = reference.shape, reference_value.shape[flat_outputs].numel()
+        places_x, places_r = two_axes(observed_places), two_axes(reference_places)
 
-    def pullback(gradient: Tensor) -> Tensor:
-        gradient = gradient.reshape(*shape[:-n_axes], n_outputs)
-        routed = torch.zeros(*shape[:-n_axes], shape[-n_axes:].numel(), dtype=gradient.dtype, device=gradient.device)
+        def pullback(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+            gradient, x, r = (two_axes(z) for z in (gradient, x, r))
+            return fused.route(gradient, x, r, places_x, places_r, n_inner, _rounding(r.dtype), largest).reshape(shape)
+
+        kept = rows.keep(reference.detach())
+        return pull_back_late(reference, reference_value, pullback, observed, kept), reference_places
+
+    def expanded(z: Tensor) -> Tensor:
+        return (z if axis is None else z.repeat_interleave(rows.n_references, axis)).flatten(*flat)
+
+    def finite(z: Tensor) -> Tensor:
+        return z.detach().clamp(-largest, largest)
+
+    best_x = _Windows(finite(expanded(observed_value)), expanded(observed_places))
+    best_r = _Windows(finite(reference_value.flatten(*flat)), reference_places.flatten(*flat))
+    flat_x, flat_r = finite(expanded(observed)), finite(reference.flatten(*flat))
+    places, shares, unchanged = _route(flat_x, flat_r, best_x, best_r, largest)
+
+    def pull_back_now(gradient: Tensor) -> Tensor:
+        gradient = gradient.reshape(places.shape)
+        routed = torch.zeros(flat_r.shape, dtype=gradient.dtype, device=gradient.device)
         routed.scatter_add_(-1, places, gradient * shares.to(gradient.dtype))
         routed.scatter_add_(-1, best_x.places, gradient * unchanged)
         return routed.reshape(shape)
 
-    return pull_back(reference, reference_value, pullback), reference_places
+    return pull_back(reference, reference_value, pull_back_now), reference_places
 
 
 _Sizes = int | tuple[int, ...]
@@ -106,6 +135,7 @@ def max_pool(name: str, always_with_places: bool = False) -> Callable[..., Tenso
     pool, n_axes = _POOLS[name]
 
     def rule(
+        rows: Rows,
         observed: Tensor,
         reference: Tensor,
         kernel_size: _Sizes,
@@ -118,7 +148,7 @@ def max_pool(name: str, always_with_places: bool = False) -> Callable[..., Tenso
         def find(z: Tensor) -> tuple[Tensor, Tensor]:
             return pool(z, kernel_size, stride or None, padding, dilation, ceil_mode)
 
-        value, places = _max_over_windows(observed, reference, find, n_axes)
+        value, places = _max_over_windows(rows, observed, reference, find, n_axes)
         return (value, places) if return_indices or always_with_places else value
 
     return rule
@@ -129,29 +159,31 @@ def adaptive_max_pool(name: str, always_with_places: bool = False) -> Callable[.
     pool, n_axes = _ADAPTIVE_POOLS[name]
 
     def rule(
-        observed: Tensor, reference: Tensor, output_size: _Sizes, return_indices: bool = False
+        rows: Rows, observed: Tensor, reference: Tensor, output_size: _Sizes, return_indices: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        value, places = _max_over_windows(observed, reference, lambda z: pool(z, output_size), n_axes)
+        value, places = _max_over_windows(rows, observed, reference, lambda z: pool(z, output_size), n_axes)
         return (value, places) if return_indices or always_with_places else value
 
     return rule
 
 
-def _max_over_last(observed: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+def _max_over_last(rows: Rows, observed: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Max over the last axis, kept with size 1."""
-    return _max_over_windows(observed, reference, lambda z: z.max(dim=-1, keepdim=True), 1)
+    return _max_over_windows(rows, observed, reference, lambda z: z.max(dim=-1, keepdim=True), 1)
 
 
-def max_over_axis(observed: Tensor, reference: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+def max_over_axis(
+    rows: Rows, observed: Tensor, reference: Tensor, dim: int, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
     """max(dim=...): values and places."""
-    value, places = _max_over_last(observed.movedim(dim, -1), reference.movedim(dim, -1))
+    value, places = _max_over_last(rows, observed.movedim(dim, -1), reference.movedim(dim, -1))
     if keepdim:
         return torch.return_types.max((value.movedim(-1, dim), places.movedim(-1, dim)))
     return torch.return_types.max((value.squeeze(-1), places.squeeze(-1)))
 
 
 def amax(
-    observed: Tensor, reference: Tensor, dim: int | tuple[int, ...] | None = None, keepdim: bool = False
+    rows: Rows, observed: Tensor, reference: Tensor, dim: int | tuple[int, ...] | None = None, keepdim: bool = False
 ) -> Tensor:
     """amax over one or several axes. Where several inputs share the maximum, the first one gets it all."""
     if dim is None or dim == ():
@@ -159,7 +191,7 @@ def amax(
     axes = sorted(axis % reference.ndim for axis in ([dim] if isinstance(dim, int) else dim))
     last = tuple(range(-len(axes), 0))
     value, _ = _max_over_last(
-        observed.movedim(axes, last).flatten(-len(axes)), reference.movedim(axes, last).flatten(-len(axes))
+        rows, observed.movedim(axes, last).flatten(-len(axes)), reference.movedim(axes, last).flatten(-len(axes))
     )
     value = value.squeeze(-1)
     if keepdim:
@@ -168,17 +200,19 @@ def amax(
     return value
 
 
-def min_over_axis(observed: Tensor, reference: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+def min_over_axis(
+    rows: Rows, observed: Tensor, reference: Tensor, dim: int, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
     """min is -max(-x)."""
-    value, places = max_over_axis(-observed, -reference, dim, keepdim)
+    value, places = max_over_axis(rows, -observed, -reference, dim, keepdim)
     return torch.return_types.min((-value, places))
 
 
 def amin(
-    observed: Tensor, reference: Tensor, dim: int | tuple[int, ...] | None = None, keepdim: bool = False
+    rows: Rows, observed: Tensor, reference: Tensor, dim: int | tuple[int, ...] | None = None, keepdim: bool = False
 ) -> Tensor:
     """min is -max(-x)."""
-    return -amax(-observed, -reference, dim, keepdim)
+    return -amax(rows, -observed, -reference, dim, keepdim)
 
 
 class _SumsOfLargest:

@@ -17,6 +17,7 @@ import torch
 from dlshap_core.rules import arithmetic, attention, fused, maxima, normalization, recurrent, secants, softmaxes
 from dlshap_core.rules.kinds import (
     INTEGRATED,
+    Beside,
     Branch,
     Call,
     Constant,
@@ -263,7 +264,7 @@ _SPELLED: dict[str, tuple[Callable[..., Any], str]] = {
     "rnn_relu_cell": (recurrent.rnn_relu_cell, "recurrent: unrolled"),
 }
 
-_FROM_FIRST: dict[str, tuple[Callable[..., Any], str]] = {
+_BESIDE: dict[str, tuple[Callable[..., Any], str]] = {
     **{f"max_pool{d}d": (maxima.max_pool(f"max_pool{d}d"), "maximum") for d in (1, 2, 3)},
     **{f"max_pool{d}d_with_indices": (maxima.max_pool(f"max_pool{d}d", True), "maximum") for d in (1, 2, 3)},
     **{f"adaptive_max_pool{d}d": (maxima.adaptive_max_pool(f"adaptive_max_pool{d}d"), "maximum") for d in (1, 2, 3)},
@@ -273,6 +274,9 @@ _FROM_FIRST: dict[str, tuple[Callable[..., Any], str]] = {
     },
     "amax": (maxima.amax, "maximum"),
     "amin": (maxima.amin, "maximum"),
+}
+
+_FROM_FIRST: dict[str, tuple[Callable[..., Any], str]] = {
     "sort": (maxima.sort, "order statistics"),
     "softmax": (softmaxes.softmax, "softmax"),
     "special_softmax": (softmaxes.softmax, "softmax"),
@@ -299,6 +303,7 @@ def _build_table() -> dict[str, Kind]:
     table |= {name: Elementwise(_shrink(getattr(torch, name))) for name in ("threshold", "hardshrink")}
     table |= {name: Spelled(function, label) for name, (function, label) in _SPELLED.items()}
     table |= {name: FromFirst(rule, label) for name, (rule, label) in _FROM_FIRST.items()}
+    table |= {name: Beside(rule, label) for name, (rule, label) in _BESIDE.items()}
     table |= dict.fromkeys(_names("div divide true_divide"), Quotient())
     table |= dict.fromkeys(_names("dropout feature_dropout alpha_dropout feature_alpha_dropout"), _DROPOUT)
     table |= dict.fromkeys(_COMPARISONS, Comparison())
@@ -322,11 +327,11 @@ def _build_table() -> dict[str, Kind]:
         "batch statistics mix the sequences of a batch; use running statistics",
     )
     table["max"] = MaxOf(
-        FromFirst(maxima.max_over_axis, "maximum"),
+        Beside(maxima.max_over_axis, "maximum"),
         Spelled(arithmetic.maximum, "maximum: ramp"),
     )
     table["min"] = MaxOf(
-        FromFirst(maxima.min_over_axis, "maximum"),
+        Beside(maxima.min_over_axis, "maximum"),
         Spelled(arithmetic.minimum, "minimum: ramp"),
     )
     table["new_tensor"] = OnlyIf(
