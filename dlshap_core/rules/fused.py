@@ -11,6 +11,7 @@ Shape legend: B rows of references, of which R in a row share a row of the obser
 
 import functools
 import itertools
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,81 @@ def route(
     tensors = [gradient.to(r.dtype).contiguous(), x, r, places_x, places_r]
     arrays: list[Any] = [*(tensor.numpy() for tensor in tensors), n_inner, rounding, largest, out.numpy()]
     _in_parts(functools.partial(_times_route, *arrays), r.shape[0], r.numel())
+    return out
+
+
+# (1 - exp(-t)) / t = 1 - t/2 + t^2/6 - ..., as in `softmaxes`
+_SERIES = np.array([(-1) ** k / math.factorial(k + 1) for k in range(10)])
+
+
+@numba.njit(inline="always")
+def _exp_secant(a_x: float, a_r: float, apart: float, below: float, series: tuple[float, ...]) -> float:
+    """As `softmaxes._exp_secant`."""
+    s_0, s_1, s_2, s_3, s_4, s_5, s_6, s_7, s_8, s_9 = series  # written out: a loop over them is not vectorised
+    close = ((((s_9 * apart + s_8) * apart + s_7) * apart + s_6) * apart + s_5) * apart + s_4
+    close = (((close * apart + s_3) * apart + s_2) * apart + s_1) * apart + s_0
+    return max(a_x, a_r) * close if apart < below else abs(a_x - a_r) / apart
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _times_softmax(
+    gradient: np.ndarray,
+    x: np.ndarray,
+    r: np.ndarray,
+    p_x: np.ndarray,
+    p_r: np.ndarray,
+    n_inner: int,
+    series: tuple[float, ...],
+    out: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
+    """Rows first to last of the rule of `softmaxes.softmax`; x, r are logits, p_x, p_r their softmax over the row."""
+    kind = r.dtype.type
+    zero, one, below = kind(0), kind(1), kind(0.1)
+    n_repeats = r.shape[0] // x.shape[0]
+    for row in range(first, last):
+        source = row // (n_repeats * n_inner) * n_inner + row % n_inner
+        top_x, top_r = np.argmax(x[source]), np.argmax(r[row])
+        # c = logsumexp = z - log p, best known where p is largest
+        c_x, c_r = x[source, top_x] - np.log(p_x[source, top_x]), r[row, top_r] - np.log(p_r[row, top_r])
+        step, shift = c_x - c_r, max(c_x, c_r)
+        s_x, s_r = np.exp(c_x - shift), np.exp(c_r - shift)
+        of_log = one if step == zero else kind(abs(step) / -np.expm1(-abs(step)))
+        logits_x, logits_r, probable_x, probable_r, result = x[source], r[row], p_x[source], p_r[row], out[row]
+        for i in range(result.shape[0]):
+            change = logits_x[i] - logits_r[i]
+            change = change if change == change else zero  # both masked by -inf
+            result[i] = gradient[row, i] * _exp_secant(probable_x[i], probable_r[i], abs(change - step), below, series)
+        scale = kind(_sum(result)) * of_log
+        for i in range(result.shape[0]):
+            change = logits_x[i] - logits_r[i]
+            change = change if change == change else zero
+            result[i] -= scale * _exp_secant(probable_x[i] * s_x, probable_r[i] * s_r, abs(change), below, series)
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+def _sum(values: np.ndarray) -> float:
+    """In float64, in whatever order the processor likes."""
+    total = 0.0
+    for i in range(values.shape[0]):
+        total += values[i]
+    return total
+
+
+def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, n_inner: int) -> Tensor:
+    """The gradient (B, M) at a softmax over M, taken to its logits.
+
+    Args:
+        gradient: (B, M), B = S K n_inner rows.
+        x, p_x: logits of the sequences and their softmax, (S n_inner, M).
+        r, p_r: those of the references, (B, M).
+        n_inner: rows of one sequence.
+    """
+    out = torch.empty_like(r)
+    arrays: list[Any] = [*(z.numpy() for z in (gradient.to(r.dtype), x, r, p_x, p_r)), n_inner]
+    arrays += [tuple(_SERIES.astype(arrays[2].dtype)), out.numpy()]
+    _in_parts(functools.partial(_times_softmax, *arrays), r.shape[0], r.numel())
     return out
 
 

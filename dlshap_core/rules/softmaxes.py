@@ -1,71 +1,123 @@
-"""Rules of softmax, log-softmax and logsumexp, with observed and reference logits under one shared shift.
+"""Rules of softmax, log-softmax and logsumexp.
 
-With a_i = exp(z_i - c), s = sum_i a_i, the parts have exact multipliers that are chained: the secants of exp and of log
-s. The shift c, the largest logit on either side, cancels; both sides must share it, or exp over- or underflows on one
-of them.
+With p = softmax(z) and c = logsumexp(z), y = exp(z - c) is a chain of two parts with exact multipliers: the secant of
+exp at the log probabilities, and the multipliers w of log sum exp, which are the secants of exp under one shift of both
+sides times the secant of log at the two sums. The shift cancels. All of them are differences of exponentials over
+differences of logits, and what would be a quotient of two small differences is a short series instead.
+
+Shape legend: z are logits with any axes, one of which is summed over; sums keep it with one element.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dlshap_core.gradients import pull_back
-from dlshap_core.rules import secants
+from dlshap_core.gradients import pull_back, pull_back_late
+from dlshap_core.rows import Rows
+from dlshap_core.rules import fused
+
+# Below this difference of logits (1 - exp(-t)) / t is summed up as a series, exact to float64's last digits.
+_SERIES_BELOW = 0.1
+_SERIES = tuple((-1) ** k / torch.tensor(range(1, k + 2)).prod().item() for k in range(10))
 
 
-class _Exponentials:
-    """Sums s of both sides, and the secants of exp; z = -inf (a masked logit) has a = 0 and no multiplier."""
+@dataclass(frozen=True)
+class _Sides:
+    """Logits, probabilities and log sums of both sides, as they broadcast; `shape` is that of the references."""
 
-    def __init__(self, observed: Tensor, reference: Tensor, dim: int | tuple[int, ...]) -> None:
-        lowest = torch.finfo(reference.dtype).min / 4
-        x, r = observed.clamp_min(lowest), reference.detach().clamp_min(lowest)
-        shift = torch.maximum(x, r).amax(dim, keepdim=True)
-        self.secant = secants.exp(x - shift, r - shift)
-        self.sum_x, self.sum_r = ((z - shift).exp().sum(dim, keepdim=True) for z in (x, r))
-        # Of log sum exp on each side, under a shift of its own, so that neither side vanishes.
-        self.logsumexp_change = torch.logsumexp(x, dim, keepdim=True) - torch.logsumexp(r, dim, keepdim=True)
+    change: Tensor  # z - z0
+    p_x: Tensor
+    p_r: Tensor
+    c_x: Tensor
+    c_r: Tensor
 
-    def logsumexp_multiplier(self) -> Tensor:
-        """Secant of log sum exp: the secant of the log, at close sums by its own closed form, times those of exp."""
-        close = secants.log(self.sum_x, self.sum_r)
-        apart = self.logsumexp_change / (self.sum_x - self.sum_r)
-        return self.secant * torch.where(self.logsumexp_change.abs() < 1, close, apart)
+    def of_probabilities(self) -> Tensor:
+        """Secant of exp at the log probabilities."""
+        return _exp_secant(self.p_x, self.p_r, (self.change - (self.c_x - self.c_r)).abs_())
+
+    def of_logsumexp(self) -> Tensor:
+        """Multipliers of log sum exp. Under the larger c as the shift of both sides, the sums are 1 and exp(-|c - c0|);
+        the secant of log at these is |c - c0| / (1 - exp(-|c - c0|))."""
+        shift = torch.maximum(self.c_x, self.c_r)
+        a_x, a_r = self.p_x * (self.c_x - shift).exp(), self.p_r * (self.c_r - shift).exp()
+        apart = (self.c_x - self.c_r).abs()
+        of_log = torch.where(apart == 0, 1.0, apart / -torch.expm1(-apart))
+        return _exp_secant(a_x, a_r, self.change.abs()) * of_log
 
 
-def softmax(observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+def _exp_secant(a_x: Tensor, a_r: Tensor, apart: Tensor) -> Tensor:
+    """|a - a0| / t for exponentials whose exponents are t apart; its limit is a."""
+    series = torch.full_like(apart, _SERIES[-1])
+    for coefficient in reversed(_SERIES[:-1]):
+        series.mul_(apart).add_(coefficient)
+    close = torch.maximum(a_x, a_r) * series
+    return torch.where(apart < _SERIES_BELOW, close, (a_x - a_r).abs() / apart)
+
+
+def _finite(z: Tensor) -> Tensor:
+    """Logits with a large number in place of -inf (masked): 0 flows back there, and 0 times inf is not 0."""
+    return z.clamp_min(torch.finfo(z.dtype).min / 4)
+
+
+def _sides(rows: Rows, x: Tensor, r: Tensor, dim: int | tuple[int, ...]) -> _Sides:
+    """Of finite logits."""
+    c_x, c_r = (z.logsumexp(dim, keepdim=True) for z in (x, r))
+    logits_x, logits_r = rows.beside(x, r)
+    p_x, p_r = rows.beside((x - c_x).exp_(), (r - c_r).exp_())
+    return _Sides(logits_x - logits_r, p_x, p_r, *rows.beside(c_x, c_r))
+
+
+def softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """y = exp(z - logsumexp z): secant of exp at the log probabilities, and the multipliers w of log sum exp.
 
     m(z_j -> y_i) = E'_i ([i = j] - w_j), with E' the secant of that exp. This is tangermeme's rule. Its factors are at
     most 1, where the midpoint product of a and 1/s grows as the ratio of the two sums and loses as many digits.
     """
     value = torch.softmax(reference.detach(), dim, dtype)
-    x, r = observed.to(value.dtype), reference.detach().to(value.dtype)
-    lowest = torch.finfo(r.dtype).min / 4
-    outer = secants.exp(*(z.log_softmax(dim).clamp_min(lowest) for z in (x, r)))
-    weights = _Exponentials(x, r, dim).logsumexp_multiplier()
+    reference_dtype, shape = reference.dtype, reference.shape
+    axis = rows.axis(observed, reference)
+    if axis in (0, None) and dim % reference.ndim == reference.ndim - 1 and fused.takes(observed, reference, value):
+        sequences = observed if axis is None else observed.narrow(0, 0, rows.n_sequences)
+        n_inner = shape[1:-1].numel() if axis == 0 else 1
+        p_x = torch.softmax(sequences, dim)
+
+        def pull_back_softmax(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+            flat = (z.flatten(0, -2).contiguous() for z in (gradient, x, r, p_x, value.detach()))
+            return fused.softmax(*flat, n_inner).reshape(shape)
+
+        return pull_back_late(reference, value, pull_back_softmax, sequences, rows.keep(reference.detach()))
+    x, r = _finite(observed.to(value.dtype)), _finite(reference.detach().to(value.dtype))
+    sides = _sides(rows, x, r, dim)
+    outer = sides.of_probabilities().reshape(shape)
+    weights = sides.of_logsumexp().reshape(shape)
 
     def pullback(gradient: Tensor) -> Tensor:
         through = gradient * outer
         return (through - weights * through.sum(dim, keepdim=True)).to(reference_dtype)
 
-    reference_dtype = reference.dtype
     return pull_back(reference, value, pullback)
 
 
-def log_softmax(observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+def log_softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """z - logsumexp(z)."""
     value = torch.log_softmax(reference.detach(), dim, dtype)
-    weights = _Exponentials(observed.to(value.dtype), reference.to(value.dtype), dim).logsumexp_multiplier()
+    x, r = _finite(observed.to(value.dtype)), _finite(reference.detach().to(value.dtype))
+    weights = _sides(rows, x, r, dim).of_logsumexp().reshape(reference.shape)
+    reference_dtype = reference.dtype
 
     def pullback(gradient: Tensor) -> Tensor:
         return (gradient - weights * gradient.sum(dim, keepdim=True)).to(reference_dtype)
 
-    reference_dtype = reference.dtype
     return pull_back(reference, value, pullback)
 
 
-def logsumexp(observed: Tensor, reference: Tensor, dim: int | tuple[int, ...], keepdim: bool = False) -> Tensor:
+def logsumexp(
+    rows: Rows, observed: Tensor, reference: Tensor, dim: int | tuple[int, ...], keepdim: bool = False
+) -> Tensor:
     """log s + c: the secant of log times the secants of exp; the multipliers of one output need not add up to 1."""
     value = torch.logsumexp(reference.detach(), dim, keepdim)
-    exponentials = _Exponentials(observed, reference, dim)
-    weights, kept_shape = exponentials.logsumexp_multiplier(), exponentials.sum_r.shape
+    x, r = _finite(observed), _finite(reference.detach())
+    weights = _sides(rows, x, r, dim).of_logsumexp().reshape(reference.shape)
+    kept_shape = torch.logsumexp(r, dim, keepdim=True).shape
     return pull_back(reference, value, lambda gradient: weights * gradient.reshape(kept_shape))

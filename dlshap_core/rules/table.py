@@ -274,10 +274,6 @@ _BESIDE: dict[str, tuple[Callable[..., Any], str]] = {
     },
     "amax": (maxima.amax, "maximum"),
     "amin": (maxima.amin, "maximum"),
-}
-
-_FROM_FIRST: dict[str, tuple[Callable[..., Any], str]] = {
-    "sort": (maxima.sort, "order statistics"),
     "softmax": (softmaxes.softmax, "softmax"),
     "special_softmax": (softmaxes.softmax, "softmax"),
     "log_softmax": (softmaxes.log_softmax, "softmax"),
@@ -302,7 +298,6 @@ def _build_table() -> dict[str, Kind]:
     table |= {name: Elementwise(_step(getattr(torch, name)), "step: secant") for name in _STEPS}
     table |= {name: Elementwise(_shrink(getattr(torch, name))) for name in ("threshold", "hardshrink")}
     table |= {name: Spelled(function, label) for name, (function, label) in _SPELLED.items()}
-    table |= {name: FromFirst(rule, label) for name, (rule, label) in _FROM_FIRST.items()}
     table |= {name: Beside(rule, label) for name, (rule, label) in _BESIDE.items()}
     table |= dict.fromkeys(_names("div divide true_divide"), Quotient())
     table |= dict.fromkeys(_names("dropout feature_dropout alpha_dropout feature_alpha_dropout"), _DROPOUT)
@@ -318,6 +313,7 @@ def _build_table() -> dict[str, Kind]:
     table |= dict.fromkeys(
         _names("__bool__ __contains__ equal allclose is_nonzero _nested_tensor_from_mask_left_aligned"), Branch()
     )
+    table["sort"] = FromFirst(maxima.sort, "order statistics")
     table["__setitem__"] = SelectOrAssign()
     table["pow"] = table["float_power"] = Power(Elementwise(secants.power), Spelled(arithmetic.power_of_base, "power"))
     table["rrelu"] = OnlyIf(Elementwise(secants.rrelu), _is_not_training(3, "training"), "it is random while training")
