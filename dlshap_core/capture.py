@@ -192,9 +192,11 @@ class ForwardPass(TorchFunctionMode):
         kept = [x.detach().clone() if copies else x.detach() for x in (call.inputs if tensors is None else tensors)]
         self._tape.add(call.name, _Kept(kept, [x._version for x in kept]))
 
-    def recorded(self, name: str) -> list[Tensor]:
-        """What the observing pass recorded at a call of this name, with the rows of that pass."""
+    def recorded(self, name: str, n: int) -> list[Tensor]:
+        """The n tensors that the observing pass recorded at a call of this name, with the rows of that pass."""
         kept = self._tape.take(name)
+        if len(kept.tensors) != n:
+            raise PassesDiffer(f"{name!r} has {len(kept.tensors)} varying inputs in one pass, {n} in the other")
         if [x._version for x in kept.tensors] != kept.versions:
             raise Overwritten(f"the model overwrites in place what {name!r} was given")
         return kept.tensors
@@ -202,17 +204,13 @@ class ForwardPass(TorchFunctionMode):
     def observed(self, call: Call, tensors: list[Tensor] | None = None) -> list[Tensor]:
         """What the observing pass recorded at this call, repeated to the rows of the call's inputs (or the tensors
         given)."""
-        recorded = self.recorded(call.name)
         reference = call.inputs if tensors is None else tensors
-        if len(recorded) != len(reference):
-            raise PassesDiffer(
-                f"{call.name!r} has {len(recorded)} varying inputs in one pass, {len(reference)} in the other"
-            )
+        recorded = self.recorded(call.name, len(reference))
         return [self.rows.expand(x, r) for x, r in zip(recorded, reference, strict=True)]
 
     def observed_beside(self, call: Call, expand: bool) -> tuple[Tensor, Tensor]:
         """Observed and reference input of a call of one input, as they broadcast, or both of the reference's shape."""
-        (recorded,) = self.recorded(call.name)
+        (recorded,) = self.recorded(call.name, 1)
         reference = call.inputs[0].detach()
         return (self.rows.expand(recorded, reference), reference) if expand else self.rows.beside(recorded, reference)
 

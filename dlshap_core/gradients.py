@@ -50,6 +50,19 @@ class _Pullback(torch.autograd.Function):
         return ctx.pullback(gradients[0]), None, None
 
 
+class _PullbackToTwo(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, first: Tensor, second: Tensor, boxed_value: list[Tensor], pullback: Callable[[Tensor], Any]
+    ) -> Tensor:
+        ctx.pullback = pullback
+        return boxed_value[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        return *ctx.pullback(gradients[0]), None, None
+
+
 class _ComputeLate(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -70,7 +83,9 @@ class _ComputeLate(torch.autograd.Function):
 
 
 # The autograd nodes of these functions, as they stand in a graph.
-OWN_NODES = tuple(function._backward_cls for function in (_Multiply, _Substitute, _Pullback, _ComputeLate))
+OWN_NODES = tuple(
+    function._backward_cls for function in (_Multiply, _Substitute, _Pullback, _PullbackToTwo, _ComputeLate)
+)
 
 
 def multiply(source: Tensor, value: Tensor, multiplier: Tensor) -> Tensor:
@@ -89,6 +104,13 @@ def pull_back(source: Tensor, value: Tensor, pullback: Callable[[Tensor], Tensor
     `pullback` must hold no tensor that requires grad, and may be called once per target.
     """
     return _Pullback.apply(source, [value.detach()], pullback)
+
+
+def pull_back_to_two(
+    first: Tensor, second: Tensor, value: Tensor, pullback: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> Tensor:
+    """`value`, whose gradient g flows to two sources as pullback(g), a pair of tensors of their shapes."""
+    return _PullbackToTwo.apply(first, second, [value.detach()], pullback)
 
 
 def pull_back_late(

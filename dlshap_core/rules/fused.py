@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlshap_core.rules import secants
+
 _DTYPES = (torch.float32, torch.float64)
 _SMALLEST_ROW = 16  # elements; shorter rows are left to torch, whose loops do not care
 _SMALLEST_PART = 1 << 16  # elements of a thread
@@ -118,6 +120,50 @@ def route(
     return out
 
 
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _ratios(
+    x: np.ndarray,
+    r: np.ndarray,
+    y_x: np.ndarray,
+    y_r: np.ndarray,
+    least: float,
+    most: float,
+    out: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
+    """(y_x - y_r) / (x - r) for rows first to last, or NaN where x and r are too close for it, as in `secants.smooth`."""
+    kind = r.dtype.type
+    low, high, infinite = kind(least), kind(most), kind(np.inf)
+    n_repeats = r.shape[0] // x.shape[0]
+    for row in range(first, last):
+        inputs, values, result = x[row // n_repeats], y_x[row // n_repeats], out[row]
+        for i in range(result.shape[0]):
+            difference = inputs[i] - r[row, i]
+            limit = min(max(low * max(abs(values[i]), abs(y_r[row, i])), low), high)
+            ratio = (values[i] - y_r[row, i]) / difference
+            ratio = ratio if abs(ratio) < infinite else kind(0)
+            result[i] = ratio if abs(difference) >= limit else kind(np.nan)
+
+
+def smooth_secant(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor, y_r: Tensor) -> Tensor:
+    """`secants.smooth` of activations that fit, of the shape of r; y_r is the function at r.
+
+    Few elements are so close that the derivative has to be averaged, and only they are.
+    """
+    n_observed, n_rows = _rows(x, r)
+    flat_x, flat_r = x.view(n_observed, -1), r.view(n_rows, -1)
+    out = torch.empty_like(flat_r)
+    tensors = [flat_x, flat_r, function(x).reshape(flat_x.shape), y_r.reshape(flat_r.shape)]
+    arrays: list[Any] = [*(z.contiguous().numpy() for z in tensors), *secants.STEPS[r.dtype], out.numpy()]
+    _in_parts(functools.partial(_ratios, *arrays), n_rows, r.numel())
+    close = out.view(-1).isnan().nonzero().squeeze(1)
+    n_elements = flat_r.shape[1]
+    source = close // n_elements // (n_rows // n_observed) * n_elements + close % n_elements
+    out.view(-1)[close] = secants.average_derivative(function, x.view(-1)[source], r.view(-1)[close])
+    return out.view(r.shape)
+
+
 # (1 - exp(-t)) / t = 1 - t/2 + t^2/6 - ..., as in `softmaxes`
 _SERIES = np.array([(-1) ** k / math.factorial(k + 1) for k in range(10)])
 
@@ -178,19 +224,20 @@ def _sum(values: np.ndarray) -> float:
 
 
 def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, n_inner: int) -> Tensor:
-    """The gradient (B, M) at a softmax over M, taken to its logits.
+    """The gradient at a softmax over the last axis, taken to its logits.
 
     Args:
-        gradient: (B, M), B = S K n_inner rows.
-        x, p_x: logits of the sequences and their softmax, (S n_inner, M).
-        r, p_r: those of the references, (B, M).
-        n_inner: rows of one sequence.
+        gradient: (B, ..., M).
+        x, p_x: logits of the S sequences and their softmax, (S, ..., M).
+        r, p_r: those of the references, (B, ..., M).
+        n_inner: rows of one sequence, the product of the axes between.
     """
-    out = torch.empty_like(r)
-    arrays: list[Any] = [*(z.numpy() for z in (gradient.to(r.dtype), x, r, p_x, p_r)), n_inner]
-    arrays += [tuple(_SERIES.astype(arrays[2].dtype)), out.numpy()]
-    _in_parts(functools.partial(_times_softmax, *arrays), r.shape[0], r.numel())
-    return out
+    gradient, *others = (z.flatten(0, -2).contiguous() for z in (gradient.to(r.dtype), x, r, p_x, p_r))
+    out = torch.empty_like(others[1])
+    arrays: list[Any] = [gradient.numpy(), *(z.numpy() for z in others), n_inner]
+    arrays += [tuple(_SERIES.astype(arrays[0].dtype)), out.numpy()]
+    _in_parts(functools.partial(_times_softmax, *arrays), len(out), out.numel())
+    return out.view(r.shape)
 
 
 def relu(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dlshap_core.gradients import between, gauss_legendre, multiply, path_gradient, pull_back_late, substitute
+from dlshap_core.gradients import (
+    between,
+    gauss_legendre,
+    multiply,
+    path_gradient,
+    pull_back_late,
+    pull_back_to_two,
+    substitute,
+)
 from dlshap_core.rules import fused
 from dlshap_core.rules.arithmetic import quotient_multipliers
 
@@ -201,12 +209,51 @@ class Multilinear(Kind):
 
 
 @dataclass(frozen=True)
+class Product(Multilinear):
+    """Products and matrix products of two tensors: the midpoint rule written out.
+
+    dy = da (b + b0)/2 + (a + a0)/2 db. What the path would compute of the product at its middle is not needed.
+    """
+
+    is_of_matrices: bool = False
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        if not forward.replaying or call.kwargs or len(call.args) != 2 or not self._fits(call.inputs):
+            return super().run(forward, call)
+        first, second = call.inputs
+        observed = forward.recorded(call.name, 2)
+        value = call.with_inputs([first.detach(), second.detach()])
+        sum_a, sum_b = (self._sum(forward, x, r.detach()) for x, r in zip(observed, call.inputs, strict=True))
+
+        def pullback(gradient: Tensor) -> tuple[Tensor, Tensor]:
+            gradient = gradient / 2
+            if self.is_of_matrices:
+                return gradient @ sum_b.mT, sum_a.mT @ gradient
+            return (gradient * sum_b).sum_to_size(sum_a.shape), (gradient * sum_a).sum_to_size(sum_b.shape)
+
+        return call.finish(pull_back_to_two(first, second, value, pullback))
+
+    def _fits(self, inputs: list[Tensor]) -> bool:
+        """Two tensors of one dtype; matrices without broadcasting."""
+        if len(inputs) != 2 or inputs[0].dtype != inputs[1].dtype or torch.is_autocast_enabled(inputs[0].device.type):
+            return False
+        return not self.is_of_matrices or (inputs[0].ndim >= 2 and inputs[0].shape[:-2] == inputs[1].shape[:-2])
+
+    @staticmethod
+    def _sum(forward: "ForwardPass", observed: Tensor, reference: Tensor) -> Tensor:
+        """Of the shape of the reference, with infinities made finite, as in `between`."""
+        largest = min(1e30, torch.finfo(reference.dtype).max / 2)
+        return torch.add(*forward.rows.beside(observed, reference)).clamp_(-largest, largest).reshape(reference.shape)
+
+
+@dataclass(frozen=True)
 class Elementwise(Kind):
     """An elementwise function of one tensor: its secant (rules.secants)."""
 
     secant: Callable[..., Tensor]
     label: str = "elementwise: secant"
     kernel: fused.Kernel | None = None  # the same, where a gradient goes back through it on a CPU
+    smooth: Callable[..., Tensor] | None = None  # the function itself, where it has derivatives of all orders
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
         rest = call.first_input_only()
@@ -220,10 +267,15 @@ class Elementwise(Kind):
         value = call.with_inputs([reference.detach()])
         has_tensor_arguments = any(isinstance(x, Tensor) for x in (*args, *kwargs.values()))
         observed, reference_view = forward.observed_beside(call, expand=has_tensor_arguments)
-        if self.kernel is not None and not kwargs and fused.fits(observed, reference_view):
+        fits = fused.fits(observed, reference_view) and value.dtype == reference.dtype
+        if fits and self.kernel is not None and not kwargs:
             kept = reference_view.clone() if call.in_place else forward.rows.keep(reference_view)
             pullback = functools.partial(fused.pull_back, self.kernel, rest=args)
             return call.finish(pull_back_late(reference, value, pullback, observed, kept))
+        if fits and self.smooth is not None:
+            function = functools.partial(_apply, self.smooth, args, kwargs)
+            multiplier = fused.smooth_secant(function, observed, reference_view, value)
+            return call.finish(multiply(reference, value, multiplier.view(value.shape)))
         multiplier = self.secant(_at_least_float32(observed), _at_least_float32(reference_view), *args, **kwargs)
         if value.shape != reference.shape:  # broadcast to a tensor argument; autograd adds up what flows back
             reference = reference.expand(value.shape)
@@ -266,7 +318,7 @@ class Beside(FromFirst):
     """
 
     def _pair(self, forward: "ForwardPass", call: Call) -> tuple[Any, ...]:
-        return (forward.rows, *forward.recorded(call.name), call.inputs[0])
+        return (forward.rows, *forward.recorded(call.name, 1), call.inputs[0])
 
 
 @dataclass(frozen=True)
@@ -463,6 +515,10 @@ class Integrated(Kind):
 
 
 INTEGRATED = Integrated()
+
+
+def _apply(function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Tensor:
+    return function(x, *args, **kwargs)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

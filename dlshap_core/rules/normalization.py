@@ -1,8 +1,9 @@
-"""Normalisations over positions and channels, spelled out: mean, square, mean, rsqrt, product.
+"""Normalisations over positions and channels: mean, square, mean, rsqrt, product, and then the affine map.
 
 Each part has an exact multiplier (mean: linear; square: x + r; rsqrt: closed secant; product: midpoint), so the whole
-sums to delta; for layer and RMS norm this is the closed form of tangermeme's rules. Batch statistics would mix the
-rows of a batch and are refused.
+sums to delta; for layer and RMS norm this is the closed form of tangermeme's rules. What divides by a size has its
+multipliers in one formula (`_standardise_rule`), the rest is spelled out. Batch statistics would mix the rows of a
+batch and are refused.
 """
 
 import math
@@ -10,6 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from dlshap_core.gradients import pull_back
+from dlshap_core.rows import Rows
+from dlshap_core.rules.kinds import Beside
+from dlshap_core.rules.secants import finite_or_zero
 
 
 def layer_norm(
@@ -21,17 +28,15 @@ def layer_norm(
     cudnn_enable: bool = True,
 ) -> Tensor:
     """(x - mean) rsqrt(var + eps) over the last axes, then the affine map."""
-    axes = tuple(range(-len(normalized_shape), 0))
-    return _affine(_standardise(input, axes, eps), weight, bias)
+    return _affine(standardise(input, len(normalized_shape), eps), weight, bias)
 
 
 def rms_norm(
     input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
     """x rsqrt(mean x^2 + eps); eps defaults to the dtype's epsilon."""
-    axes = tuple(range(-len(normalized_shape), 0))
     eps = torch.finfo(input.dtype).eps if eps is None else eps
-    return _affine(input * torch.rsqrt(torch.square(input).mean(axes, keepdim=True) + eps), weight, None)
+    return _affine(standardise(input, len(normalized_shape), eps, False), weight, None)
 
 
 def group_norm(
@@ -44,8 +49,7 @@ def group_norm(
 ) -> Tensor:
     """(x - mean) rsqrt(var + eps) over each group of channels and all positions."""
     grouped = input.unflatten(1, (num_groups, -1))
-    axes = tuple(range(2, grouped.ndim))
-    return _affine(_standardise(grouped, axes, eps).flatten(1, 2), weight, bias, axis=1)
+    return _affine(standardise(grouped, grouped.ndim - 2, eps).flatten(1, 2), weight, bias, axis=1)
 
 
 def instance_norm(
@@ -64,7 +68,7 @@ def instance_norm(
         assert running_mean is not None and running_var is not None
         scale = torch.rsqrt(running_var + eps)
         return _affine(_affine(input, scale, -running_mean * scale, axis=1), weight, bias, axis=1)
-    return _affine(_standardise(input, tuple(range(2, input.ndim)), eps), weight, bias, axis=1)
+    return _affine(standardise(input, input.ndim - 2, eps), weight, bias, axis=1)
 
 
 def var(
@@ -172,9 +176,52 @@ def norm(
     return vector_norm(input, order, dim, keepdim)
 
 
-def _standardise(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
-    centred = x - x.mean(axes, keepdim=True)
-    return centred * torch.rsqrt(torch.square(centred).mean(axes, keepdim=True) + eps)
+def standardise(x: Tensor, n_axes: int, eps: float, centres: bool = True) -> Tensor:
+    """(x - mean) rsqrt(var + eps) over the last axes, or without a mean x rsqrt(mean x^2 + eps)."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(standardise, (x,), x, n_axes, eps, centres)
+    return _parts(x, n_axes, eps, centres)[0]
+
+
+def _parts(x: Tensor, n_axes: int, eps: float, centres: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """c s, with c = x - mean, and s = rsqrt(mean c^2 + eps), and c."""
+    if centres:
+        value, mean, scale = torch.native_layer_norm(x, x.shape[-n_axes:], None, None, eps)
+        return value, scale, x - mean
+    scale = torch.rsqrt(torch.square(x).mean(tuple(range(-n_axes, 0)), keepdim=True) + eps)
+    return x * scale, scale, x
+
+
+def _standardise_rule(
+    rows: Rows, observed: Tensor, reference: Tensor, n_axes: int, eps: float, centres: bool
+) -> Tensor:
+    """y = c s: midpoint product, secant of rsqrt in the variance, secant x + r of the square in c.
+
+    With q = c + c0 and n the number of elements, a gradient g at y flows to c as
+
+        g (s + s0)/2 + q k sum(g q) / 2n,    k = (s - s0) / (v - v0) = -(s s0)^2 / (s + s0),  v = mean c^2 + eps,
+
+    and to x less its mean; q has a mean of 0.
+    """
+    axes = tuple(range(-n_axes, 0))
+    value, s_r, c_r = _parts(reference.detach(), n_axes, eps, centres)
+    _, s_x, c_x = _parts(observed, n_axes, eps, centres)
+    scale_x, scale_r = rows.beside(s_x, s_r)
+    slope = ((scale_x + scale_r) / 2).reshape(s_r.shape)
+    bend = finite_or_zero(-((scale_x * scale_r) ** 2) / (scale_x + scale_r)).reshape(s_r.shape)
+    bend = bend / (2 * reference.shape[-n_axes:].numel())
+    both = torch.add(*rows.beside(c_x, c_r)).reshape(reference.shape)
+
+    def pullback(gradient: Tensor) -> Tensor:
+        spread = bend * (gradient * both).sum(axes, keepdim=True)
+        if centres:
+            gradient = gradient - gradient.mean(axes, keepdim=True)
+        return (gradient * slope).addcmul_(both, spread).to(reference.dtype)
+
+    return pull_back(reference, value, pullback)
+
+
+standardise.dlshap_kind = Beside(_standardise_rule, "normalisation")  # type: ignore[attr-defined]
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, axis: int | None = None) -> Tensor:

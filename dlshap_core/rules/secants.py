@@ -294,7 +294,7 @@ def smooth(
     if is_singular:
         limit = _RELATIVE_STEP[r.dtype] * torch.minimum(x.abs(), r.abs())
     else:
-        smallest, largest = _STEPS[r.dtype]
+        smallest, largest = STEPS[r.dtype]
         limit = (smallest * torch.maximum(value_x.abs(), value_r.abs())).clamp(smallest, largest)
     average = _average(derivative or _derivative_of(function), x, r)
     is_close = (difference.abs() < limit) | (difference == 0)
@@ -302,8 +302,13 @@ def smooth(
 
 
 # Where the error of three Gauss nodes, about f^(7) d^6 / 2e6, is below the ratio's, about eps |f| / d.
-_STEPS = {torch.float32: (0.05, 0.5), torch.float64: (0.005, 0.02)}
+STEPS = {torch.float32: (0.05, 0.5), torch.float64: (0.005, 0.02)}
 _RELATIVE_STEP = {torch.float32: 0.05, torch.float64: 0.005}
+
+
+def average_derivative(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:
+    """f' averaged over [r, x] where they are close, by autograd; 0 where it is not finite."""
+    return finite_or_zero(_average(_derivative_of(function), x, r))
 
 
 def _average(derivative: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:

@@ -83,8 +83,7 @@ def softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: to
         p_x = torch.softmax(sequences, dim)
 
         def pull_back_softmax(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
-            flat = (z.flatten(0, -2).contiguous() for z in (gradient, x, r, p_x, value.detach()))
-            return fused.softmax(*flat, n_inner).reshape(shape)
+            return fused.softmax(gradient, x, r, p_x, value, n_inner)
 
         return pull_back_late(reference, value, pull_back_softmax, sequences, rows.keep(reference.detach()))
     x, r = _finite(observed.to(value.dtype)), _finite(reference.detach().to(value.dtype))

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from dlshap_core.rules import arithmetic, attention, fused, maxima, normalization, recurrent, secants, softmaxes
 from dlshap_core.rules.kinds import (
@@ -33,6 +34,7 @@ from dlshap_core.rules.kinds import (
     Picks,
     Pieces,
     Power,
+    Product,
     Quotient,
     Refused,
     Spelled,
@@ -189,7 +191,19 @@ _ELEMENTWISE: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
+# On a CPU these have one pass over memory: in the backward pass, or when the multiplier is made.
 _KERNELS = {"relu": fused.relu, "leaky_relu": fused.leaky_relu}
+_SMOOTH_ACTIVATIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "special_expit": torch.sigmoid,
+    "tanh": torch.tanh,
+    "softplus": F.softplus,
+    "log_sigmoid": F.logsigmoid,
+    "mish": F.mish,
+    "erf": torch.erf,
+}
 
 
 def _smooth(function: Callable[..., torch.Tensor], is_singular: bool = False) -> Callable[..., torch.Tensor]:
@@ -286,13 +300,18 @@ def _build_table() -> dict[str, Kind]:
     table: dict[str, Kind] = dict.fromkeys(_CONSTANT, Constant())
     table |= dict.fromkeys(_LINEAR, Linear())
     table |= dict.fromkeys(_MULTILINEAR, Multilinear())
+    table |= dict.fromkeys(_names("mul multiply"), Product())
+    table |= dict.fromkeys(_names("matmul mm bmm"), Product(is_of_matrices=True))
     table |= dict.fromkeys(
         _names("__getitem__ index_select gather take take_along_dim masked_select embedding"), Picks()
     )
     table |= dict.fromkeys(_names("split split_with_sizes chunk tensor_split unbind"), Pieces())
     table |= dict.fromkeys(_DERIVED, Linear("no gradient"))
     table |= dict.fromkeys(_LEAVES_TORCH, Refused("the value leaves torch, so nothing can be followed through it"))
-    table |= {name: Elementwise(secant, kernel=_KERNELS.get(name)) for name, secant in _ELEMENTWISE.items()}
+    table |= {
+        name: Elementwise(secant, kernel=_KERNELS.get(name), smooth=_SMOOTH_ACTIVATIONS.get(name))
+        for name, secant in _ELEMENTWISE.items()
+    }
     table |= {name: Elementwise(_smooth(getattr(torch, name))) for name in _SMOOTH}
     table |= {name: Elementwise(_smooth(torch.lgamma, is_singular=True)) for name in _names("lgamma special_gammaln")}
     table |= {name: Elementwise(_step(getattr(torch, name)), "step: secant") for name in _STEPS}
