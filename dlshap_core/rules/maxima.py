@@ -55,13 +55,13 @@ def _route(
     shares = torch.where(change == 0, 0.0, change / input_change)
     sizes = best_r.values.abs()
     sizes = torch.where(sizes < largest / 2, sizes, 0.0)  # masked inputs (-inf, -1e9) are no measure of rounding
-    limit = _rounding(reference.dtype) * sizes.amax(-1, keepdim=True)
+    limit = rounding(reference.dtype) * sizes.amax(-1, keepdim=True)
     unchanged = (observed.gather(-1, best_x.places) - reference.gather(-1, best_x.places)).abs() <= limit
     shares = torch.where(unchanged & (places == best_x.places), 0.0, shares)
     return places, shares, unchanged
 
 
-def _rounding(dtype: torch.dtype) -> float:
+def rounding(dtype: torch.dtype) -> float:
     return _ROUNDING_STEPS * torch.finfo(dtype).eps
 
 
@@ -89,7 +89,7 @@ def _max_over_windows(
 
         def pullback(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
             gradient, x, r = (two_axes(z) for z in (gradient, x, r))
-            return fused.route(gradient, x, r, places_x, places_r, n_inner, _rounding(r.dtype), largest).reshape(shape)
+            return fused.route(gradient, x, r, places_x, places_r, n_inner, rounding(r.dtype), largest).reshape(shape)
 
         kept = rows.keep(reference.detach())
         return pull_back_late(reference, reference_value, pullback, observed, kept), reference_places

@@ -295,5 +295,7 @@ def test_contributions_sum_to_the_difference(name: str) -> None:
     assert worst_delta(exact) < 1e-9
     assert worst_delta(explain(model, X, references, targets="all", batch_size=3)) < 1e-9
     in_float32 = explain(seeded(ARCHITECTURES[name], dtype=torch.float32), X, references, targets="all")
-    assert worst_delta(in_float32) < 1e-4
+    differences = (exact.prediction[..., None] - exact.reference_prediction).abs()
+    rounding = 4 * torch.finfo(torch.float32).eps * exact.prediction.abs().max() / differences.max()
+    assert worst_delta(in_float32) < 1e-4 + rounding  # where predictions hardly differ, their own rounding shows
     assert relative_difference(in_float32.hypothetical, exact.hypothetical) < 1e-3

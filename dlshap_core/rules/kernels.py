@@ -1,0 +1,187 @@
+"""Kernels of the fused rules: one pass over memory each, compiled by numba, without the interpreter's lock.
+
+Every kernel works on rows first to last of its arrays, whose rows are those of the references; the observed side has
+one row for several of them. Constants are made of the arrays' own dtype, or single precision would be computed in
+double.
+
+Shape legend: rows of the references, elements of a row; x is the observed side, r the references.
+"""
+
+import numba
+import numpy as np
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def times_share(
+    gradient: np.ndarray, x: np.ndarray, r: np.ndarray, slope: float, out: np.ndarray, first: int, last: int
+) -> None:
+    """out = gradient (slope + (1 - slope) share) for rows first to last; see `secants.ramp` for the share."""
+    n_repeats = r.shape[0] // x.shape[0]
+    one, zero = r.dtype.type(1), r.dtype.type(0)
+    tiny, low = r.dtype.type(np.finfo(r.dtype).tiny), r.dtype.type(slope)
+    high = one - low
+    for row in range(first, last):
+        source = row // n_repeats
+        for i in range(r.shape[1]):
+            a, b = x[source, i], r[row, i]
+            share = max(a, b) / (abs(a - b) + tiny)
+            share = share if share > zero else zero
+            share = share if share < one else one
+            out[row, i] = gradient[row, i] * (low + high * share)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def times_route(
+    gradient: np.ndarray,
+    x: np.ndarray,
+    r: np.ndarray,
+    places_x: np.ndarray,
+    places_r: np.ndarray,
+    n_inner: int,
+    rounding: float,
+    largest: float,
+    out: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
+    """Rows first to last of `maxima.route`: `out` (rows, inputs) gets the gradient (rows, outputs) of each window."""
+    kind = r.dtype.type
+    top, limit_of_size = kind(largest), kind(rounding)
+    n_repeats = r.shape[0] // x.shape[0]
+    for row in range(first, last):
+        source = row // (n_repeats * n_inner) * n_inner + row % n_inner
+        size = kind(0)
+        for o in range(gradient.shape[1]):
+            value = abs(r[row, places_r[row, o]])
+            if size < value < top / 2:
+                size = value
+        limit = limit_of_size * size
+        out[row] = 0
+        for o in range(gradient.shape[1]):
+            best_x, best_r, g = places_x[source, o], places_r[row, o], gradient[row, o]
+            value_x = min(max(x[source, best_x], -top), top)
+            value_r = min(max(r[row, best_r], -top), top)
+            step = value_x - min(max(r[row, best_x], -top), top)
+            is_unchanged = abs(step) <= limit
+            if is_unchanged:
+                out[row, best_x] += g
+            if value_x >= value_r:
+                if not is_unchanged and value_x != value_r:
+                    out[row, best_x] += g * ((value_x - value_r) / step)
+            elif not (is_unchanged and best_r == best_x):
+                step = min(max(x[source, best_r], -top), top) - value_r
+                out[row, best_r] += g * ((value_x - value_r) / step)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def ratios(
+    x: np.ndarray,
+    r: np.ndarray,
+    y_x: np.ndarray,
+    y_r: np.ndarray,
+    steps: tuple[float, float],
+    out: np.ndarray,
+    n_close: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
+    """(y_x - y_r) / (x - r) for rows first to last; NaN, and counted, where they are too close (`secants.smooth`)."""
+    kind = r.dtype.type
+    low, high, infinite = kind(steps[0]), kind(steps[1]), kind(np.inf)
+    n_repeats = r.shape[0] // x.shape[0]
+    for row in range(first, last):
+        inputs, values, result = x[row // n_repeats], y_x[row // n_repeats], out[row]
+        n = 0
+        for i in range(result.shape[0]):
+            difference = inputs[i] - r[row, i]
+            limit = min(max(low * max(abs(values[i]), abs(y_r[row, i])), low), high)
+            ratio = (values[i] - y_r[row, i]) / difference
+            ratio = ratio if abs(ratio) < infinite else kind(0)
+            is_far = abs(difference) >= limit
+            result[i] = ratio if is_far else kind(np.nan)
+            n += not is_far
+        n_close[row] = n
+
+
+@numba.njit(nogil=True, cache=True)
+def gather(
+    x: np.ndarray, r: np.ndarray, out: np.ndarray, ends: np.ndarray, close: np.ndarray, first: int, last: int
+) -> None:
+    """The pairs (2, n) of elements where `out` is NaN, row by row; `ends` counts them."""
+    n_repeats = r.shape[0] // x.shape[0]
+    for row in range(first, last):
+        n = ends[row - 1] if row > 0 else 0
+        if n == ends[row]:
+            continue
+        for i in range(r.shape[1]):
+            if out[row, i] != out[row, i]:
+                close[0, n], close[1, n] = x[row // n_repeats, i], r[row, i]
+                n += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def put(values: np.ndarray, ends: np.ndarray, out: np.ndarray, first: int, last: int) -> None:
+    """What was made of those pairs, in their places."""
+    for row in range(first, last):
+        n = ends[row - 1] if row > 0 else 0
+        if n == ends[row]:
+            continue
+        for i in range(out.shape[1]):
+            if out[row, i] != out[row, i]:
+                out[row, i] = values[n]
+                n += 1
+
+
+@numba.njit(inline="always")
+def _exp_secant(a_x: float, a_r: float, apart: float, below: float, series: tuple[float, ...]) -> float:
+    """As `softmaxes._exp_secant`."""
+    s_0, s_1, s_2, s_3, s_4, s_5, s_6, s_7, s_8, s_9 = series  # written out: a loop over them is not vectorised
+    close = ((((s_9 * apart + s_8) * apart + s_7) * apart + s_6) * apart + s_5) * apart + s_4
+    close = (((close * apart + s_3) * apart + s_2) * apart + s_1) * apart + s_0
+    return max(a_x, a_r) * close if apart < below else abs(a_x - a_r) / apart
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def times_softmax(
+    gradient: np.ndarray,
+    x: np.ndarray,
+    r: np.ndarray,
+    p_x: np.ndarray,
+    p_r: np.ndarray,
+    n_inner: int,
+    series: tuple[float, ...],
+    out: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
+    """Rows first to last of the rule of `softmaxes.softmax`; x, r are logits, p_x, p_r their softmax over the row."""
+    kind = r.dtype.type
+    zero, one, below = kind(0), kind(1), kind(0.1)
+    n_repeats = r.shape[0] // x.shape[0]
+    for row in range(first, last):
+        source = row // (n_repeats * n_inner) * n_inner + row % n_inner
+        top_x, top_r = np.argmax(x[source]), np.argmax(r[row])
+        # c = logsumexp = z - log p, best known where p is largest
+        c_x, c_r = x[source, top_x] - np.log(p_x[source, top_x]), r[row, top_r] - np.log(p_r[row, top_r])
+        step, shift = c_x - c_r, max(c_x, c_r)
+        s_x, s_r = np.exp(c_x - shift), np.exp(c_r - shift)
+        of_log = one if step == zero else kind(abs(step) / -np.expm1(-abs(step)))
+        logits_x, logits_r, probable_x, probable_r, result = x[source], r[row], p_x[source], p_r[row], out[row]
+        for i in range(result.shape[0]):
+            change = logits_x[i] - logits_r[i]
+            change = change if change == change else zero  # both masked by -inf
+            result[i] = gradient[row, i] * _exp_secant(probable_x[i], probable_r[i], abs(change - step), below, series)
+        scale = kind(_sum(result)) * of_log
+        for i in range(result.shape[0]):
+            change = logits_x[i] - logits_r[i]
+            change = change if change == change else zero
+            result[i] -= scale * _exp_secant(probable_x[i] * s_x, probable_r[i] * s_r, abs(change), below, series)
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+def _sum(values: np.ndarray) -> float:
+    """In float64, in whatever order the processor likes."""
+    total = 0.0
+    for i in range(values.shape[0]):
+        total += values[i]
+    return total

@@ -1,0 +1,128 @@
+"""The one-pass rules of a CPU give what the rules written with torch's operations give, and leave models in peace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlshap_core.rules import fused
+from tests.core.toolbox import explain, relative_difference, seeded, sequences, shuffled
+
+L = 40
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "relu in place": lambda z: z.clone().relu_(),
+    "leaky relu": lambda z: F.leaky_relu(z, 0.2),
+    "gelu": F.gelu,
+    "tanh gelu": lambda z: F.gelu(z, approximate="tanh"),
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "softplus": lambda z: F.softplus(z, 2.0),
+    "log sigmoid": F.logsigmoid,
+    "mish": F.mish,
+    "erf": torch.erf,
+    "softmax of positions": lambda z: z.softmax(-1),
+    "softmax of channels": lambda z: z.transpose(1, 2).softmax(-1).transpose(1, 2),
+    "masked softmax": lambda z: z.masked_fill(torch.arange(z.shape[-1]) % 3 == 0, -torch.inf).softmax(-1),
+    "far logits": lambda z: (60 * z).softmax(-1),
+    "max-pooling": lambda z: F.max_pool1d(z, 3, stride=2, padding=1),
+    "adaptive max-pooling": lambda z: F.adaptive_max_pool1d(z, 7),
+    "max-pooling in two dimensions": lambda z: F.max_pool2d(z, (2, 3)),
+    "max over positions": lambda z: z.max(dim=-1, keepdim=True).values,
+    "max over channels": lambda z: z.amax(1),
+    "merged rows": lambda z: z.flatten(0, 1).softmax(-1).unflatten(0, (-1, z.shape[1])),
+}
+
+
+class Between(nn.Module):
+    """A function between a convolution and a dense layer, with a flat part where many activations are equal."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.stem = nn.Conv1d(4, 6, 5, padding=2)
+        with torch.no_grad():
+            n_outputs = function(torch.zeros(2, 6, L)).flatten(1).shape[1]
+        self.head = nn.Linear(n_outputs, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.stem(x)
+        hidden = torch.cat([hidden[:, :4], hidden[:, 4:].clamp(-0.1, 0.1)], dim=1)
+        return self.head(self.function(hidden).flatten(1))
+
+
+def multipliers(model: nn.Module, X: Tensor, references: Tensor, **options: int) -> Tensor:
+    result = explain(model, X, references, targets="all", **options).multipliers
+    assert result is not None
+    return result
+
+
+def pairs() -> tuple[Tensor, Tensor]:
+    """Sequences, and references of which one is the sequence itself and one differs from it by a base."""
+    X = sequences(3, L, seed=1)
+    references = shuffled(X, 5)
+    references[:, 0] = X
+    references[:, 1] = X
+    references[:, 1, :, 7] = references[:, 1, :, 7].roll(1, 1)
+    return X, references
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_as_with_torchs_own_operations(name: str, dtype: torch.dtype) -> None:
+    X, references = pairs()
+    model = seeded(lambda: Between(FUNCTIONS[name]), dtype=dtype)
+    with mock.patch.object(fused, "takes", return_value=False):
+        expected = multipliers(model, X, references)
+    for batch_size in (1, 2, 5, 15):
+        found = multipliers(model, X, references, batch_size=batch_size)
+        assert relative_difference(found, expected) < TOLERANCE[dtype], batch_size
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "softmax of positions", "max-pooling"])
+def test_threads_do_not_change_a_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_SMALLEST_PART", 16)
+    X, references = pairs()
+    model = seeded(lambda: Between(FUNCTIONS[name]), dtype=torch.float32)
+    found = []
+    for threads in (1, 2, 3, 7):
+        with mock.patch.object(torch, "get_num_threads", return_value=threads):
+            found.append(multipliers(model, X, references, batch_size=15))
+    assert all(torch.equal(other, found[0]) for other in found[1:])
+
+
+def overwritten(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same, with its input overwritten afterwards."""
+
+    def call(z: Tensor) -> Tensor:
+        z = z.clone()
+        result = function(z)
+        z.mul_(0).add_(3)
+        return result
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky relu", "softmax of positions", "max-pooling", "gelu"])
+def test_a_model_may_overwrite_what_a_rule_needs_later(name: str) -> None:
+    X, references = pairs()
+    expected = multipliers(seeded(lambda: Between(FUNCTIONS[name])), X, references)
+    model = seeded(lambda: Between(overwritten(FUNCTIONS[name])))
+    assert torch.equal(multipliers(model, X, references), expected)
+
+
+def test_a_relu_of_equal_activations() -> None:
+    """At x = r: 1 above zero, 0 at and below it; -0 is 0, and the smallest numbers do no harm."""
+    values = torch.tensor([2.0, 1e-30, 0.0, -0.0, -1e-30, -2.0, 3e38, -3e38]).repeat(2).reshape(1, -1)
+    gradient = torch.ones_like(values)
+    assert fused.relu(gradient, values, values).tolist() == [[1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0] * 2]
+    mixed = fused.relu(gradient, values, -values)  # the positive share of [-v, v] is a half
+    assert mixed[0, [0, 1, 4, 5]].tolist() == [0.5] * 4
