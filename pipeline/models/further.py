@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pipeline.wording import counted
+
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -28,11 +30,12 @@ def wrong_number(module: nn.Module, names: list[str]) -> str | None:
     given = f"dataset.args gives {len(names)} ({', '.join(names)})" if names else "dataset.args gives none"
     if len(names) < len(needed):
         return (
-            f"{forward} needs {len(needed)} further input{'s' if len(needed) > 1 else ''} and {given}; say where the "
-            f"values of {', '.join(needed[len(names) :])} are: dataset.args=[{','.join([*names, '...'])}]"
+            f"{forward} needs {counted(len(needed), 'further input')} and {given}; say where the values of "
+            f"{', '.join(needed[len(names) :])} are: dataset.args=[{','.join([*names, '...'])}]"
         )
     if len(names) > len(positional) and not takes_any:
-        return f"{forward} takes {len(positional) or 'no'} further inputs and {given}; leave the others out"
+        most = counted(len(positional), "further input") if positional else "no further input"
+        return f"{forward} takes {most} and {given}; leave out what is too much"
     return None
 
 
