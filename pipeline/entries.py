@@ -52,6 +52,8 @@ def parse(entry: Any) -> Entry:
         if len(paths) != 2 or not all((track := _FILE.fullmatch(path)) and _is_track(track) for path in paths):
             raise ValueError(f"{pair.text} is a list; expected two bigWigs, of the plus and the minus strand")
         return pair
+    if isinstance(entry, bool) or not isinstance(entry, str | int):
+        raise ValueError(f"{entry} is neither a name nor a path; quote a name that looks like something else")
     text = str(entry)
     typed = _TYPED.fullmatch(text)
     rest, dtype = (typed["rest"], _TYPES[typed["type"]]) if typed else (text, None)

@@ -111,7 +111,8 @@ def given(plan: Plan) -> tuple[str, ...]:
 
 def computed(plan: Plan) -> tuple[str, ...]:
     """Those of them that shards are computed for: all that the input does not give."""
-    return tuple(name for name in arrays_of(plan) if name not in given(plan))
+    from_input = given(plan)
+    return tuple(name for name in arrays_of(plan) if name not in from_input)
 
 
 def shapes(plan: Plan) -> dict[str, tuple[int, ...]]:

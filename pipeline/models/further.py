@@ -26,7 +26,7 @@ def wrong_number(module: nn.Module, names: list[str]) -> str | None:
     positional = [parameter for parameter in parameters if parameter.kind in _POSITIONAL][1:]  # behind the sequence
     needed = [parameter.name for parameter in positional if parameter.default is inspect.Parameter.empty]
     takes_any = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
-    forward = f"{type(module).__name__}.forward{_listed([parameter.name for parameter in parameters])}"
+    forward = f"{type(module).__name__}.forward{_shown(parameters)}"
     given = f"dataset.args gives {len(names)} ({', '.join(names)})" if names else "dataset.args gives none"
     if len(names) < len(needed):
         return (
@@ -62,5 +62,6 @@ class Filled(nn.Module):
         return arg.new_zeros(*arg.shape[:-1], x.shape[-1]) if is_track else arg
 
 
-def _listed(names: list[str]) -> str:
-    return f"({', '.join(names)})"
+def _shown(parameters: list[inspect.Parameter]) -> str:
+    """The parameters without their types."""
+    return str(inspect.Signature([parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]))

@@ -75,7 +75,7 @@ def _rows(batch: Rows, start: int, stop: int) -> Rows:
 
 def _open(entry: Entry, dataset: DatasetConfig) -> numeric.Values:
     """What gives the values of an entry, from the beginning."""
-    paths = [require_place(path, f"dataset.args={entry.text}") for path in entry.paths]
+    paths = [require_place(path, "dataset.args") for path in entry.paths]
     if entry.is_track:
         assert dataset.length is not None  # what locates windows needs it
         files = [require_file(path, "dataset.args") for path in paths]

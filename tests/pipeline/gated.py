@@ -36,6 +36,17 @@ class Gated(nn.Module):
         return self.last(hidden.mean(-1) * gate + torch.relu(hidden[..., 3]))
 
 
+class Scaled(nn.Module):
+    """(N, 4, L) and a number (N,) -> (N, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 3, 5)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return (torch.relu(self.conv(x)).mean(dim=(1, 2)) * scale).unsqueeze(1)
+
+
 @dataclass(frozen=True)
 class Values:
     """(N, 1) float32, (N, 1) int64 and (N, 2, L) float32."""

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 import xarray
+from safetensors.torch import save_file
 
 import pipeline
 from dlshap_core.engine import attribute
 from dlshap_core.references import shuffle_codes
 from dlshap_core.sequences import one_hot
+from pipeline.args import other_strand
 from pipeline.cli import compose_config, dispatch
 from pipeline.commits import RunDirectory
 from pipeline.driver import audit_config
@@ -24,13 +26,15 @@ from pipeline.models import load_model
 from pipeline.repair import repair
 from pipeline.store import LAYOUT
 from pipeline.verify import verify
-from tests.pipeline.conftest import LENGTH, N_ROWS, ROWS_PER_SHARD, Inputs, values
+from tests.pipeline.conftest import LENGTH, N_ROWS, ROWS_PER_SHARD, Inputs, random_sequences, values, write_fasta
 from tests.pipeline.damage import copy_of, flip
-from tests.pipeline.gated import FORMS, Values, run_with
+from tests.pipeline.gated import FORMS, Scaled, Values, run_with
 from tests.pipeline.gated import values as drawn
 from tests.pipeline.plug import PulledPlug, plugged
+from tests.pipeline.sources.test_variants import GENOME, files, line, other
 from tests.pipeline.test_repair import check_same
 
+N_LINES = 3
 TARGETS = "engine.targets=[1,0]"
 
 
@@ -241,6 +245,62 @@ def test_both_strands_turn_tracks_and_leave_the_rest(command: list[str], given: 
     expected = (here.hypothetical + there.hypothetical.flip(2, 3)) / 2
     np.testing.assert_allclose(store.hypothetical[:], expected, atol=1e-6)
     np.testing.assert_array_equal(store["arg_2"][:], given.tracks)
+
+
+def test_what_the_other_strand_gets() -> None:
+    kept = [torch.rand(3), torch.rand(3, 1), torch.rand(3, 2), torch.rand(3, 2, 7), torch.rand(8, 7)]
+    assert all(other_strand(values, 8) is values for values in kept)
+    track, two, several, nested = (torch.rand(3, *shape, 8) for shape in ((), (2,), (3,), (5, 2)))
+    for values in (track, several):
+        assert torch.equal(other_strand(values, 8), values.flip(-1))
+    for values in (two, nested):
+        assert torch.equal(other_strand(values, 8), values.flip(-1).flip(-2))
+    whole = torch.arange(24).reshape(3, 8)
+    assert other_strand(whole, 8).dtype == torch.int64
+
+
+def test_rows_that_are_left_out_take_their_values_with_them(
+    inputs: Inputs, given: Values, whole: Path, tmp_path: Path
+) -> None:
+    settings = run_with(inputs, tmp_path / "a.zarr", *FORMS["fasta"](tmp_path, given), TARGETS)
+    rows = random_sequences()
+    rows[3], rows[10] = "N" * LENGTH, "ACGT"
+    write_fasta(tmp_path / "s.fa", rows)
+    assert pipeline.run([*settings, "dataset.on_bad=skip"]).rows == N_ROWS - 2
+    store, kept = pipeline.open_store(tmp_path / "a.zarr"), [row for row in range(N_ROWS) if row not in (3, 10)]
+    for name, expected in zip(("arg_0", "arg_1", "arg_2"), given.all(), strict=True):
+        np.testing.assert_array_equal(store[name][:], expected[kept])
+    np.testing.assert_allclose(store.prediction[:], pipeline.open_store(whole).prediction[:][kept], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(N_LINES,), (N_LINES, 1)])
+def test_alleles_share_the_values_of_their_line(inputs: Inputs, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    vcf, genome = files(tmp_path, [line(start, 1, other(GENOME[start])) for start in (60, 90, 150)])
+    torch.manual_seed(0)
+    save_file(Scaled().state_dict(), tmp_path / "scaled.safetensors")
+    scale = np.array([1, -2, 0.5]).reshape(shape)
+    np.save(tmp_path / "scale.npy", scale)
+    settings = [
+        *run_with(inputs, tmp_path / "a.zarr", "dataset=variants", f"dataset.vcf={vcf}", f"dataset.genome={genome}"),
+        *(f"dataset.length={LENGTH}", f"dataset.args=[{tmp_path / 'scale.npy'}]"),
+        *(f"model._target_={Scaled.__module__}.Scaled", f"model.checkpoint={tmp_path / 'scaled.safetensors'}"),
+    ]
+    if len(shape) > 1:
+        with pytest.raises(
+            UserError, match=r"shape .*; dataset\.args gives \S+scale\.npy as float32 \(N, 1\): is that"
+        ):
+            pipeline.run(settings)
+        return
+    assert pipeline.run(settings).complete
+    store = pipeline.open_store(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(store["arg_0"][:], np.repeat(scale, 2))
+    module = load_model(compose_config(settings).model).module
+    expected = (
+        module(one_hot(np.asarray(store.codes[:])), torch.ones(6)).detach()
+        * torch.from_numpy(store["arg_0"][:])[:, None]
+    )
+    np.testing.assert_allclose(store.prediction[:], expected, atol=1e-6)
+    assert verify(RunDirectory(tmp_path / "a.zarr")).sound
 
 
 @pytest.mark.ray

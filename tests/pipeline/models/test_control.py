@@ -134,7 +134,7 @@ def test_tracks_that_a_bpnet_does_not_take_are_refused(folder: Path, tmp_path: P
     with pytest.raises(UserError, match=r"shape \(\d, 1, 130\); this BPNet takes \(N, 2, 130\) \(dataset\.args\)"):
         run(folder, tmp_path / "a.zarr", one)
     with pytest.raises(
-        UserError, match=r"BPNet\.forward\(x, control\) takes 1 further input and dataset\.args gives 2"
+        UserError, match=r"BPNet\.forward\(x, control=None\) takes 1 further input and dataset\.args gives 2"
     ):
         run(folder, tmp_path / "a.zarr", f"dataset.args=[{folder / 'plus.bw'},{folder / 'minus.bw'}]")
     save_file(small().state_dict(), tmp_path / "without.safetensors")

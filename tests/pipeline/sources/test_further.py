@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ def test_what_is_written_is_understood() -> None:
         ("loci", [["a.bw", "b.npy"]], "[a.bw,b.npy] is a list; expected two bigWigs"),
         ("loci", ["c.bw:float"], "c.bw:float: a bigWig has no keys, and its values are float32"),
         ("table", [""], "dataset.args holds an empty name"),
+        ("table", [None], "None is neither a name nor a path; quote a name that looks like something else"),
+        ("table", [{"a": 1}], "{'a': 1} is neither a name nor a path"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_read(dataset: str, args: list[Any], message: str) -> None:
@@ -376,6 +379,12 @@ def test_tracks_that_do_not_reach_a_window_are_problems_of_its_row(tracks: Path)
     assert "short.bw is infinite at chr1:1-2" in refused(*loci(tracks, "chr1\t0\t30\n", f"[{tracks}/short.bw]"))
     (tracks / "no.bw").write_text("track")
     assert re.search(r"no\.bw cannot be read as a bigWig", refused(*loci(tracks, lines, f"[{tracks}/no.bw]")))
+
+
+def test_a_track_needs_the_library_that_reads_it(tracks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyBigWig", None)
+    found = refused(*loci(tracks, "chr1\t10\t40\n", f"[{tracks}/plus.bw]"))
+    assert found == "pyBigWig is needed to read dataset.args: pip install 'dlshap[exports]'"
 
 
 def test_columns_of_loci_by_name_and_number(tracks: Path) -> None:
