@@ -82,7 +82,9 @@ def test_the_values_are_those_of_the_core_bit_for_bit(whole: Path, command: list
             assert np.asarray(store[name][rows]).tobytes() == getattr(expected, name).numpy().tobytes(), name
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form != "csv"])
+@pytest.mark.parametrize(
+    "form", ["loci", "parquet", *(pytest.param(form, marks=pytest.mark.slow) for form in ("npz", "zarr", "fasta"))]
+)
 def test_every_form_gives_the_same_values(
     inputs: Inputs, given: Values, whole: Path, tmp_path: Path, form: str
 ) -> None:
@@ -144,8 +146,16 @@ def test_a_file_that_changes_in_place_is_another_input(command: list[str], given
         pipeline.run(run)
 
 
-@pytest.mark.parametrize("with_run", [True, False], ids=["run", "no run"])
-@pytest.mark.parametrize("key", ["arg_0/c.1.0", "arg_2/c.3.0.0", "arg_1/zarr.json"])
+@pytest.mark.parametrize(
+    ("key", "with_run"),
+    [
+        ("arg_0/c.1.0", True),
+        ("arg_2/c.3.0.0", False),
+        pytest.param("arg_2/c.3.0.0", True, marks=pytest.mark.slow),
+        pytest.param("arg_1/zarr.json", True, marks=pytest.mark.slow),
+        pytest.param("arg_1/zarr.json", False, marks=pytest.mark.slow),
+    ],
+)
 def test_damage_is_found_named_and_repaired(
     whole: Path, command: list[str], tmp_path: Path, key: str, with_run: bool
 ) -> None:
@@ -161,6 +171,7 @@ def test_damage_is_found_named_and_repaired(
     check_same(store, whole)
 
 
+@pytest.mark.slow
 def test_a_store_whose_records_are_lost_is_begun_again(whole: Path, command: list[str], tmp_path: Path) -> None:
     store = copy_of(whole, tmp_path / "a.zarr", with_run=False)
     flip(store / "shard_crc32/c.0.0", random.Random(0))
@@ -173,8 +184,9 @@ def test_a_store_whose_records_are_lost_is_begun_again(whole: Path, command: lis
     check_same(store, whole)
 
 
-def test_a_crash_at_some_points_is_resumed(whole: Path, command: list[str], tmp_path: Path) -> None:
-    for left in (10, 40):
+@pytest.mark.slow
+def test_a_crash_at_every_few_points_is_resumed(whole: Path, command: list[str], tmp_path: Path) -> None:
+    for left in range(0, 70, 5):
         store = tmp_path / f"{left}.zarr"
         with plugged(left), contextlib.suppress(PulledPlug):
             pipeline.run(elsewhere(command, store))
@@ -249,12 +261,10 @@ def test_both_strands_turn_tracks_and_leave_the_rest(command: list[str], given: 
 
 def test_what_the_other_strand_gets() -> None:
     kept = [torch.rand(3), torch.rand(3, 1), torch.rand(3, 2), torch.rand(3, 2, 7), torch.rand(8, 7)]
-    assert all(other_strand(values, 8) is values for values in kept)
+    assert all(other_strand(unturned, 8) is unturned for unturned in kept)
     track, two, several, nested = (torch.rand(3, *shape, 8) for shape in ((), (2,), (3,), (5, 2)))
-    for values in (track, several):
-        assert torch.equal(other_strand(values, 8), values.flip(-1))
-    for values in (two, nested):
-        assert torch.equal(other_strand(values, 8), values.flip(-1).flip(-2))
+    assert all(torch.equal(other_strand(turned, 8), turned.flip(-1)) for turned in (track, several))
+    assert all(torch.equal(other_strand(turned, 8), turned.flip(-1).flip(-2)) for turned in (two, nested))
     whole = torch.arange(24).reshape(3, 8)
     assert other_strand(whole, 8).dtype == torch.int64
 
@@ -295,14 +305,13 @@ def test_alleles_share_the_values_of_their_line(inputs: Inputs, tmp_path: Path, 
     store = pipeline.open_store(tmp_path / "a.zarr")
     np.testing.assert_array_equal(store["arg_0"][:], np.repeat(scale, 2))
     module = load_model(compose_config(settings).model).module
-    expected = (
-        module(one_hot(np.asarray(store.codes[:])), torch.ones(6)).detach()
-        * torch.from_numpy(store["arg_0"][:])[:, None]
-    )
+    scales = torch.from_numpy(np.repeat(scale, 2).astype(np.float32))
+    expected = module(one_hot(np.asarray(store.codes[:]), torch.float32), scales).detach()
     np.testing.assert_allclose(store.prediction[:], expected, atol=1e-6)
     assert verify(RunDirectory(tmp_path / "a.zarr")).sound
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_instance")
 def test_actors_read_them_from_the_store(whole: Path, command: list[str], tmp_path: Path) -> None:
