@@ -81,7 +81,8 @@ def try_model(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config,
             dtype=getattr(torch, config.engine.dtype),
         )
     if not bool(torch.isfinite(tried.prediction).all()):
-        raise UserError(f"{_failure(codes, name)}: its prediction is not finite; are the weights damaged?")
+        suspects = "the weights damaged, or dataset.args out of range" if args else "the weights damaged"
+        raise UserError(f"{_failure(codes, name)}: its prediction is not finite; are {suspects}?")
     n_targets = tried.prediction.shape[1]
     return Trial(list(range(n_targets)) if config.engine.targets == "all" else list(config.engine.targets), found)
 

@@ -20,7 +20,7 @@ def wrong_number(module: nn.Module, names: list[str]) -> str | None:
     """
     try:
         signature = inspect.signature(module.forward)
-    except ValueError:  # not written in Python
+    except (ValueError, TypeError):  # not written in Python
         return None
     parameters = list(signature.parameters.values())
     positional = [parameter for parameter in parameters if parameter.kind in _POSITIONAL][1:]  # behind the sequence

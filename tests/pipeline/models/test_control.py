@@ -137,6 +137,9 @@ def test_tracks_that_a_bpnet_does_not_take_are_refused(folder: Path, tmp_path: P
         UserError, match=r"BPNet\.forward\(x, control=None\) takes 1 further input and dataset\.args gives 2"
     ):
         run(folder, tmp_path / "a.zarr", f"dataset.args=[{folder / 'plus.bw'},{folder / 'minus.bw'}]")
+    np.save(folder / "negative.npy", np.full((len(STARTS), 2, LENGTH), -1.0))
+    with pytest.raises(UserError, match=r"not finite; are the weights damaged, or dataset\.args out of range\?"):
+        run(folder, tmp_path / "a.zarr", f"dataset.args=[{folder / 'negative.npy'}]")
     save_file(small().state_dict(), tmp_path / "without.safetensors")
     with pytest.raises(UserError, match=r"trained without control tracks; leave dataset\.args out"):
         run(folder, tmp_path / "a.zarr", pair(folder), f"model.checkpoint={tmp_path / 'without.safetensors'}")
