@@ -41,6 +41,8 @@ from pipeline.store import (
     ROOT,
     ShardCodec,
     file_record,
+    given,
+    layout_of,
     read_array,
     read_names,
     shard_key,
@@ -180,7 +182,7 @@ def attribute_shard(
         directory, codec: of a prepared store.
         plan: of the run.
         shard: whose rows.
-        folds: of the model; (N, 4, L) -> (N, T) each.
+        folds: of the model; (N, 4, L), and further inputs if any -> (N, T) each.
         draw: gives the references of a shard.
 
     Returns:
@@ -191,9 +193,10 @@ def attribute_shard(
         OSError: the place of the store failed.
     """
     started = time.perf_counter()
-    data = directory.store.read(shard_key("codes", shard.index))
+    layout = layout_of(plan)
+    data = {name: directory.store.read(shard_key(name, shard.index, layout)) for name in given(plan)}
     try:
-        codes_NL = codec.decode("codes", shard, data)
+        codes_NL, *args = (codec.decode(name, shard, content) for name, content in data.items())
     except ValueError as error:
         raise ShardError(f"{error}; `dlshap verify --repair` and the same command make it anew") from error
     try:
@@ -201,13 +204,14 @@ def attribute_shard(
     except Exception as error:
         raise ShardError(f"its references cannot be drawn: {type(error).__name__}: {error}") from error
     try:
-        result = attribute_rows(folds, plan, codes_NL, references)
+        result = attribute_rows(folds, plan, codes_NL, references, args)
     except Exception as error:
         rows = range(shard.start, shard.stop)
         names = [f"row {row}, {name!r}" for row, name in zip(rows, read_names(directory.store, rows), strict=True)]
-        raise ShardError(explain(error, folds, plan, codes_NL, references, names)) from error
+        raise ShardError(explain(error, folds, plan, codes_NL, references, names, args)) from error
     values = shard_values(codes_NL, references, result, plan.rows_per_group)
-    files = {"codes": file_record(data), **write_shard(directory.store, codec, shard, values)}
+    files = {name: file_record(content) for name, content in data.items()}
+    files |= write_shard(directory.store, codec, shard, values)
     record = DoneRecord(
         shard=shard.index,
         start=shard.start,
@@ -224,7 +228,7 @@ def attribute_shard(
 def shard_values(
     codes_NL: np.ndarray, references: ShardReferences, result: Attributed, rows_per_group: int
 ) -> dict[str, np.ndarray]:
-    """What the store holds of a shard, but for the sequences; see store.ARRAYS."""
+    """What the store holds of a shard, but for what the input gives; see store.ARRAYS."""
     x_N14L = one_hot(codes_NL).unsqueeze(1)
     values = {**_of(result.mean, x_N14L), "reference_checksum": references.checksums()}
     if result.folds:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from pipeline.args import Args
 from pipeline.ensemble import Folds, attribute_rows
 from pipeline.plan import Plan
 from pipeline.references import ShardReferences
@@ -13,7 +14,13 @@ from pipeline.references.base import RowsOf
 
 
 def explain(
-    error: Exception, folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences, names: list[str]
+    error: Exception,
+    folds: Folds,
+    plan: Plan,
+    codes_NL: np.ndarray,
+    references: ShardReferences,
+    names: list[str],
+    args: Args = (),
 ) -> str:
     """One line about an error, with what can be found out by trying again.
 
@@ -23,12 +30,13 @@ def explain(
         codes_NL: (N, L) uint8, of the shard.
         references: of its rows.
         names: (N,) what the input calls them, with the number of each.
+        args: further inputs of the model, N rows each.
     """
     text = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
     if is_out_of_memory(error):
-        return f"{text}. {_advice(folds, plan, codes_NL, references)}"
+        return f"{text}. {_advice(folds, plan, codes_NL, references, args)}"
     for i, name in enumerate(names):
-        alone = _failure(folds, plan, codes_NL[i : i + 1], RowsOf(references, i))
+        alone = _failure(folds, plan, codes_NL[i : i + 1], RowsOf(references, i), [arg[i : i + 1] for arg in args])
         if alone is not None and not is_out_of_memory(alone):
             return f"{name}: {type(alone).__name__}: {' '.join(str(alone).split())}"
     return f"{text} (each of its sequences alone passes)"
@@ -42,7 +50,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return is_it or is_out_of_memory(error.__cause__)
 
 
-def _advice(folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences) -> str:
+def _advice(folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences, args: Args) -> str:
     """The largest half, quarter, ... of the batch size that fits."""
     size = plan.batch_size
     while size > 1:
@@ -51,7 +59,8 @@ def _advice(folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardRef
         if plan.device.startswith("cuda"):
             torch.cuda.empty_cache()
         n_rows = max(1, -(-size // plan.n_references))
-        if _failure(folds, replace(plan, batch_size=size), codes_NL[:n_rows], references) is None:
+        some = [arg[:n_rows] for arg in args]
+        if _failure(folds, replace(plan, batch_size=size), codes_NL[:n_rows], references, some) is None:
             return (
                 f"Batches of {plan.batch_size} pairs do not fit into the memory of {plan.device}, {size} do: give "
                 f"engine.batch_size={size} and another store.path (the last bits depend on it)"
@@ -59,10 +68,12 @@ def _advice(folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardRef
     return f"Not even one pair fits into the memory of {plan.device}"
 
 
-def _failure(folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences) -> Exception | None:
+def _failure(
+    folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences, args: Args
+) -> Exception | None:
     """What goes wrong with some rows, the first that there are references of."""
     try:
-        attribute_rows(folds, plan, codes_NL, references)
+        attribute_rows(folds, plan, codes_NL, references, args)
     except Exception as error:
         return error
     return None

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pipeline.entries import entry_problems
 from pipeline.wording import did_you_mean, one_of
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ NEEDED = {  # settings of each kind of input that must be given, and those that 
     "array": (("path",), ("key", "axes")),
 }
 DATASETS = tuple(NEEDED)
-_OF_ALL = ("name", "length", "timeout_s", "on_bad", "min_known")
+_OF_ALL = ("name", "args", "length", "timeout_s", "on_bad", "min_known")
 _CHOICES = {"delimiter": ("comma", "tab", "semicolon", "pipe"), "axes": ("N4L", "NL4", "NL")}
 
 
@@ -49,6 +50,7 @@ def dataset_problems(dataset: "DatasetConfig") -> Iterator[str]:
         value = getattr(dataset, key)
         if value is not None and value not in choices:
             yield f"dataset.{key}={value}; expected {one_of(choices)}{did_you_mean(value, choices)}"
+    yield from entry_problems(dataset.name, dataset.args)
     if len(set(dataset.chroms)) < len(dataset.chroms):
         yield f"dataset.chroms={dataset.chroms} names a chromosome twice; name each once"
 

@@ -52,6 +52,7 @@ Of each group one is chosen, as in dataset=fasta; its own settings come after a 
 RUN_EPILOG = """Other settings that are often needed:
   engine.targets=[0,3]|all   engine.device=auto|cpu|cuda   engine.batch_size=auto   engine.reverse_complement=average
   seed=0   store.path=attributions.zarr   store.rows_per_shard=128   store.per_fold=true   run.shards=0-9
+  dataset.args=[column,x.npy]: further inputs of the model
 
 `dlshap run --cfg job` prints every setting with its value, and the README and pipeline/config.py describe them.
 """

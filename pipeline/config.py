@@ -72,6 +72,7 @@ class DatasetConfig:
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)  # dataset=table: the others
     delimiter: str | None = None  # dataset=table: comma, tab, semicolon or pipe; not given: from name and header
     key: str | None = None  # dataset=array: which array of a npz file or Zarr group
+    args: list[Any] = field(default_factory=list)  # further inputs of the model, in order; see pipeline/entries.py
     axes: str | None = None  # dataset=array or table: N4L, NL4 or NL, where the shape does not tell their order
     length: int | None = None  # bases in a sequence; for loci, tiles and variants the width of the windows
     timeout_s: int = 300  # give up when the input gives nothing for this many seconds

@@ -54,6 +54,7 @@ class Workload:
         n_strands: 2 with engine.reverse_complement=average.
         per_fold: whether the values of each fold are kept beside their mean.
         rows_per_group: 2 for the alleles of variants, whose difference is kept too; else 1.
+        n_args: further inputs of the model, which the store holds too.
         actors: that work at the same time.
         on_ray: whether shards are handed out by Ray.
     """
@@ -67,6 +68,7 @@ class Workload:
     n_strands: int = 1
     per_fold: bool = False
     rows_per_group: int = 1
+    n_args: int = 0
     actors: int = 1
     on_ray: bool = True
 
@@ -82,7 +84,7 @@ class Workload:
     @property
     def n_arrays(self) -> int:
         """Arrays with a file in each shard, the sequences' included; see store.ARRAYS."""
-        return 7 + (5 if self.per_fold else 0) + (3 if self.rows_per_group > 1 else 0)
+        return 7 + (5 if self.per_fold else 0) + (3 if self.rows_per_group > 1 else 0) + self.n_args
 
     @property
     def raw_bytes_per_row(self) -> int:

@@ -165,8 +165,8 @@ def audit_config(config: Config) -> Audit:
     loaded = load_model(config.model)
     for line in loaded.notes:
         note(line)
-    codes, name = first_good(open_source(config.dataset), config.dataset)
-    return audit_model(loaded, codes, name, config, device)
+    codes, name, args = first_good(open_source(config.dataset), config.dataset)
+    return audit_model(loaded, codes, name, config, device, args)
 
 
 def _attributes(directory: RunDirectory) -> dict[str, Any] | None:
@@ -303,7 +303,7 @@ def _facts(directory: RunDirectory, config: Config) -> InputFacts:
         return known
     with RowProgress("comparing the input", None) as progress:
         source = open_source(config.dataset)
-        return take_in(source, config.dataset, lambda codes, name: Nowhere(), progress.advance).facts
+        return take_in(source, config.dataset, lambda *first: Nowhere(), progress.advance).facts
 
 
 def _require_equal(directory: RunDirectory, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dlshap_core.engine import Attribution, attribute
 from dlshap_core.sequences import one_hot
+from pipeline.args import Args, as_tensors, other_strand
 from pipeline.hardware import repeatable
 from pipeline.plan import Plan
 from pipeline.references import ShardReferences
@@ -51,16 +52,23 @@ class Attributed:
     deltas: Tensor
 
 
-def attribute_rows(folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences) -> Attributed:
-    """Attributions of (N, L) uint8 codes as the plan says; every fold and strand sees the same references."""
+def attribute_rows(
+    folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences, args: Args = ()
+) -> Attributed:
+    """Attributions of (N, L) uint8 codes as the plan says; every fold and strand sees the same references.
+
+    `args` are the model's further inputs, N rows each, the same for a sequence and its references.
+    """
+    further = as_tensors(args)
+    turned = [other_strand(arg, plan.length) for arg in further]
     kept: list[Mean] = []
     total: Mean | None = None
     deltas: list[Tensor] = []
     with repeatable(plan.threads, plan.deterministic):
         for module in folds:
-            strands = [_attribute(module, plan, one_hot(codes_NL), references)]
+            strands = [_attribute(module, plan, one_hot(codes_NL), references, further)]
             if plan.reverse_complement:
-                other = _attribute(module, plan, _turned(one_hot(codes_NL)), _Turned(references))
+                other = _attribute(module, plan, _turned(one_hot(codes_NL)), _Turned(references), turned)
                 strands.append(Mean(**{**vars(other), "hypothetical": _turned(other.hypothetical)}))
             deltas += [strand.convergence_delta for strand in strands]
             fold = _mean(_sum(strands), len(strands))
@@ -71,11 +79,14 @@ def attribute_rows(folds: Folds, plan: Plan, codes_NL: np.ndarray, references: S
     return Attributed(_mean(total, len(folds)), kept, torch.cat(deltas, dim=1))
 
 
-def _attribute(module: nn.Module, plan: Plan, X: Tensor, references: "ShardReferences | _Turned") -> Mean:
+def _attribute(
+    module: nn.Module, plan: Plan, X: Tensor, references: "ShardReferences | _Turned", args: Sequence[Tensor]
+) -> Mean:
     found: Attribution = attribute(
         module,
         X,
         references,
+        args=args,
         targets=plan.targets,
         batch_size=plan.batch_size,
         device=plan.device,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from pipeline.actor import shard_values
+from pipeline.args import Args, arg_names
 from pipeline.commits import RunDirectory
 from pipeline.config import ClusterConfig, Config
 from pipeline.costs import Cost, Measured, Workload, cost
@@ -93,21 +94,26 @@ class _First:
     """Keeps the first rows, and drops the others."""
 
     def __init__(self) -> None:
-        self.codes: list[np.ndarray] = []
+        self.rows: list[dict[str, Any]] = []
 
     def append(self, **row: Any) -> None:
-        if len(self.codes) < MAX_TIMED_ROWS:
-            self.codes.append(row["codes"])
+        if len(self.rows) < MAX_TIMED_ROWS:
+            self.rows.append(row)
+
+    def stacked(self, name: str) -> np.ndarray:
+        """(n, ...) values of the rows that are kept."""
+        return np.stack([row[name] for row in self.rows])
 
 
 @dataclass(frozen=True)
 class _Intended:
-    """A run as it would be: its plan, what its references are drawn from, codes (N, L) of its first rows, how many rows
-    are left out, and the seconds that reading took."""
+    """A run as it would be: its plan, what its references are drawn from, codes (N, L) and further inputs (N, ...) of
+    its first rows, how many rows are left out, and the seconds that reading took."""
 
     plan: Plan
     pool: np.ndarray
     codes: np.ndarray
+    args: Args
     n_left_out: int
     read_s: float
 
@@ -147,10 +153,10 @@ def _read(config: Config, loaded: LoadedModel, machine: Machine) -> _Intended:
     trials: list[Trial] = []
     sink, tried_s = _First(), 0.0
 
-    def begin(codes: np.ndarray, name: str) -> _First:
+    def begin(codes: np.ndarray, name: str, args: Args) -> _First:
         nonlocal tried_s
         began = time.perf_counter()
-        trials.append(try_model(loaded, codes, name, config, machine.device))
+        trials.append(try_model(loaded, codes, name, config, machine.device, args))
         tried_s = time.perf_counter() - began
         return sink
 
@@ -160,9 +166,10 @@ def _read(config: Config, loaded: LoadedModel, machine: Machine) -> _Intended:
         intake = take_in(open_source(config.dataset), config.dataset, begin, progress.advance)
     read_s = time.perf_counter() - started - tried_s
     references = settle(config.references, intake.facts)
-    plan = make_plan(config, loaded, intake.facts, machine, references, trials[0].targets)
+    plan = make_plan(config, loaded, intake.facts, machine, references, trials[0].targets, intake.args)
     pool = np.zeros((0, plan.length), np.uint8) if references.pool is None else references.pool
-    return _Intended(plan, pool, np.stack(sink.codes), intake.n_bad, read_s)
+    args = [sink.stacked(name) for name in arg_names(len(plan.args))]
+    return _Intended(plan, pool, sink.stacked("codes"), args, intake.n_bad, read_s)
 
 
 def measure(intended: _Intended, loaded: LoadedModel) -> tuple[Measured, int]:
@@ -180,7 +187,7 @@ def measure(intended: _Intended, loaded: LoadedModel) -> tuple[Measured, int]:
     def attribute_first(n: int) -> tuple[ShardReferences, Attributed, float]:
         started = time.perf_counter()
         references = draw(codes[:n], 0)
-        result = attribute_rows(loaded.folds, plan, codes[:n], references)
+        result = attribute_rows(loaded.folds, plan, codes[:n], references, [arg[:n] for arg in intended.args])
         return references, result, time.perf_counter() - started
 
     group, n_batch = plan.rows_per_group, max(1, plan.batch_size // plan.n_references)
@@ -193,20 +200,22 @@ def measure(intended: _Intended, loaded: LoadedModel) -> tuple[Measured, int]:
     except RuntimeError as error:  # out of memory, for one
         raise UserError(f"the first rows do not go through the model: {' '.join(str(error).split())}") from error
     values = shard_values(codes[:n], references, result, group)
-    return Measured(seconds / n, _bytes_of(plan, codes[:n], values) / n), n
+    given = {"codes": codes, **dict(zip(arg_names(len(intended.args)), intended.args, strict=True))}
+    return Measured(seconds / n, _bytes_of(plan, {name: rows[:n] for name, rows in given.items()}, values) / n), n
 
 
-def _bytes_of(plan: Plan, codes: np.ndarray, values: Mapping[str, np.ndarray]) -> int:
-    """Bytes of some rows, compressed as a shard would be."""
-    few = replace(plan, n_rows=len(codes), rows_per_shard=len(codes), fingerprint={})
+def _bytes_of(plan: Plan, given: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]) -> int:
+    """Bytes of some rows, of what the input gives and of what is computed, compressed as a shard would be."""
+    n = len(given["codes"])
+    few = replace(plan, n_rows=n, rows_per_shard=n, fingerprint={})
     table = {name: "" if kind is str else 0 for name, kind in TABLE.items()}
     with tempfile.TemporaryDirectory() as folder:
-        staged = StagedStore(Path(folder) / "store.zarr", plan.length, len(codes))
-        for row in codes:
-            staged.append(codes=row, **table)
+        staged = StagedStore(Path(folder) / "store.zarr", plan.length, n, plan.args)
+        for row in zip(*given.values(), strict=True):
+            staged.append(**dict(zip(given, row, strict=True)), **table)
         staged.finish(few, {}, None)
         codec = ShardCodec(LocalPlace(staged.path))
-        return sum(len(codec.encode(name, few.shard(0), rows)) for name, rows in {"codes": codes, **values}.items())
+        return sum(len(codec.encode(name, few.shard(0), rows)) for name, rows in {**given, **values}.items())
 
 
 def workload(plan: Plan, actors: int, on_ray: bool) -> Workload:
@@ -221,6 +230,7 @@ def workload(plan: Plan, actors: int, on_ray: bool) -> Workload:
         n_strands=2 if plan.reverse_complement else 1,
         per_fold=plan.per_fold,
         rows_per_group=plan.rows_per_group,
+        n_args=len(plan.args),
         actors=actors,
         on_ray=on_ray,
     )

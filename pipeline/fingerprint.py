@@ -6,18 +6,20 @@ change a value.
 
 import hashlib
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 
 class InputHash:
-    """SHA-256 over the canonical input: codes and row table, row by row, whatever the batches were."""
+    """SHA-256 over the canonical input: codes and row table, row by row, whatever the batches were; and one over each
+    further input of the model."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
+        self._of_args: list[Any] = []
 
     def add(self, codes: np.ndarray, source_row: int, name: str, chrom: str, start: int, end: int, strand: str) -> None:
         """Add one row: (L,) uint8 codes and where it comes from."""
@@ -26,8 +28,19 @@ class InputHash:
         self._hash.update(codes.tobytes())
         self._hash.update(b"".join(texts))
 
+    def add_args(self, values: Sequence[np.ndarray]) -> None:
+        """Add the further inputs of a row: as many, of the same shapes and types, as of the rows before."""
+        if not self._of_args:
+            self._of_args = [hashlib.sha256(f"{value.shape} {value.dtype.str}\n".encode()) for value in values]
+        for digest, value in zip(self._of_args, values, strict=True):
+            digest.update(value.tobytes())
+
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
+
+    def of_args(self) -> list[str]:
+        """The hash of each further input."""
+        return [digest.hexdigest() for digest in self._of_args]
 
 
 @dataclass(frozen=True)
@@ -39,12 +52,14 @@ class InputFacts:
         n_rows: good rows.
         length: bases in each.
         base_counts: how often A, C, G and T occur in them.
+        args: over the good rows' values of each further input of the model.
     """
 
     sha256: str
     n_rows: int
     length: int
     base_counts: list[int]
+    args: list[str] = field(default_factory=list)
 
 
 def make_fingerprint(
@@ -54,7 +69,7 @@ def make_fingerprint(
 
     Args:
         model: hashes of weights and code, head, output.
-        data: hash of the canonical input, rows, length.
+        data: hash of the canonical input, rows, length, and hashes of the model's further inputs.
         settings: references, seed, targets and the engine's settings that reach the values.
         machine: versions of engine and torch, kind of device.
     """

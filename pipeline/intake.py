@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from dlshap_core.sequences import UNKNOWN
+from pipeline import entries
+from pipeline.args import Args, arg_names, args_of
 from pipeline.config import DatasetConfig, to_dict
 from pipeline.errors import UserError
 from pipeline.fingerprint import InputFacts, InputHash
@@ -46,6 +48,7 @@ class Intake:
         problems: of the first few of them.
         base_counts: (4,) int64; how often A, C, G and T occur in the good rows.
         input_hash: over the good rows.
+        args: shape and type of each further input of the model, as in the plan.
     """
 
     n_rows: int = 0
@@ -54,10 +57,12 @@ class Intake:
     problems: list[str] = field(default_factory=list)
     base_counts: np.ndarray = field(default_factory=lambda: np.zeros(UNKNOWN, dtype=np.int64))
     input_hash: InputHash = field(default_factory=InputHash)
+    args: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def facts(self) -> InputFacts:
-        return InputFacts(self.input_hash.hexdigest(), self.n_rows, self.length, self.base_counts.tolist())
+        counts = self.base_counts.tolist()
+        return InputFacts(self.input_hash.hexdigest(), self.n_rows, self.length, counts, self.input_hash.of_args())
 
     def reject(self, problem: str) -> None:
         """Count a bad row."""
@@ -69,7 +74,7 @@ class Intake:
 def take_in(
     source: Source,
     dataset: DatasetConfig,
-    begin: Callable[[np.ndarray, str], Sink],
+    begin: Callable[[np.ndarray, str, Args], Sink],
     progress: Callable[[int], None],
 ) -> Intake:
     """Check and hash every row, and hand the good ones on.
@@ -77,7 +82,7 @@ def take_in(
     Args:
         source: the input; what it says of itself is completed by what is there twice.
         dataset: `length`, `min_known` and `on_bad` are what a row is judged by.
-        begin: called with the codes and name of the first good row, returns where rows go.
+        begin: called with the codes, the name and the further inputs of the first good row, returns where rows go.
         progress: told the number of rows of each batch.
 
     Raises:
@@ -92,19 +97,20 @@ def take_in(
                 intake.reject(own or problem)
             continue
         for rows, i in group:
-            codes = rows.codes[i]
+            codes, args = rows.codes[i], rows.args_of(i)
             assert codes is not None  # see judge
             if sink is None:
-                sink = begin(codes, rows.name[i])
-                intake.length = len(codes)
+                sink = begin(codes, rows.name[i], args)
+                intake.length, intake.args = len(codes), args_of(args)
             row = {name: getattr(rows, name)[i] for name in TABLE}
             intake.input_hash.add(codes, **{**row, **{name: int(row[name]) for name in ("source_row", "start", "end")}})
+            intake.input_hash.add_args(args)
             intake.base_counts += np.bincount(codes, minlength=UNKNOWN + 1)[:UNKNOWN]
             if dataset.name not in UNREPEATED:
                 repeats.add(row["name"], row["chrom"], int(row["start"]))
             intake.n_rows += 1
             if intake.n_bad == 0 or dataset.on_bad == "skip":
-                sink.append(codes=codes, **row)
+                sink.append(codes=codes, **row, **dict(zip(arg_names(len(args)), args, strict=True)))
     _refuse_bad_rows(intake, dataset)
     if dataset.name not in UNREPEATED:
         source.description.update(repeats.counts(intake.length))
@@ -130,8 +136,8 @@ def _groups(source: Source, n: int, progress: Callable[[int], None]) -> Iterator
         progress(len(rows))
 
 
-def first_good(source: Source, dataset: DatasetConfig) -> tuple[np.ndarray, str]:
-    """(L,) codes and name of the first row that can be used.
+def first_good(source: Source, dataset: DatasetConfig) -> tuple[np.ndarray, str, Args]:
+    """(L,) codes, name and further inputs of the first row that can be used.
 
     Raises:
         UserError: there is none.
@@ -141,7 +147,7 @@ def first_good(source: Source, dataset: DatasetConfig) -> tuple[np.ndarray, str]
         for i, codes in enumerate(rows.codes):
             problem = rows.problem[i] or judge(codes, _where(rows, i), intake, dataset)
             if problem is None and codes is not None:
-                return codes, rows.name[i]
+                return codes, rows.name[i], rows.args_of(i)
             intake.reject(problem or f"{_where(rows, i)} has no sequence")
     _refuse_bad_rows(intake, dataset)
     raise UserError("the input holds no sequences")
@@ -181,6 +187,8 @@ def signature(dataset: DatasetConfig) -> dict[str, Any] | None:
     """
     settings = to_dict(dataset)
     paths = [settings.pop(name) for name in FILES] + [EXAMPLE_SEQUENCES if dataset.name == "example" else None]
+    paths += entries.files_of(dataset.args)
+    settings["args"] = entries.absolute(dataset.args)
     del settings["timeout_s"]
     files: dict[str, list[Any]] = {}
     for path in paths:

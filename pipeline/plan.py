@@ -33,6 +33,7 @@ class Plan:
         per_fold: whether the values of each fold are kept too.
         rows_per_group: rows that follow each other and share their references: 2 for the alleles of a variant, else 1.
         reverse_complement: whether both strands are attributed, and the mean is kept.
+        args: shape and type of each further input of the model; see args.py.
     """
 
     n_rows: int
@@ -55,6 +56,7 @@ class Plan:
     per_fold: bool = False
     reverse_complement: bool = False
     rows_per_group: int = 1
+    args: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def n_shards(self) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline import entries
+from pipeline.args import Args, arg_names, args_of
 from pipeline.commits import FileRecord
 from pipeline.config import Config, to_dict
 from pipeline.fingerprint import InputFacts, auto_batch_size, make_fingerprint
@@ -49,7 +51,12 @@ def fingerprint_of(
             "head": loaded.description["head"],
             "output": loaded.description["output"],
         },
-        data={"sha256": facts.sha256, "rows": facts.n_rows, "length": facts.length},
+        data={
+            "sha256": facts.sha256,
+            "rows": facts.n_rows,
+            "length": facts.length,
+            **dict(zip(arg_names(len(facts.args)), facts.args, strict=True)),
+        },
         settings={
             **references.fingerprint,
             "seed": config.seed,
@@ -81,7 +88,13 @@ def settle_batch_size(
 
 
 def make_plan(
-    config: Config, loaded: LoadedModel, facts: InputFacts, machine: Machine, references: Settled, targets: list[int]
+    config: Config,
+    loaded: LoadedModel,
+    facts: InputFacts,
+    machine: Machine,
+    references: Settled,
+    targets: list[int],
+    args: list[dict[str, Any]],
 ) -> Plan:
     """Everything resolved."""
     batch_size = settle_batch_size(config, facts, machine, references)
@@ -105,6 +118,7 @@ def make_plan(
         per_fold=config.store.per_fold,
         rows_per_group=rows_per_group(config.dataset),
         reverse_complement=config.engine.reverse_complement == "average",
+        args=args,
         fingerprint=fingerprint_of(config, loaded, facts, machine, references, batch_size),
     )
 
@@ -121,6 +135,7 @@ PATHS = {  # settings of each group that name files or folders
 def absolute(config: dict[str, Any]) -> dict[str, Any]:
     """Settings with the paths of files as they are from anywhere."""
     found = {group: dict(values) if isinstance(values, dict) else values for group, values in config.items()}
+    found["dataset"]["args"] = entries.absolute(config["dataset"]["args"])
     for group, names in PATHS.items():
         for name in names:
             found[group][name] = _absolute(config[group][name])
@@ -158,16 +173,16 @@ def stage(
     trials: list[Trial] = []
     staged: list[StagedStore] = []
 
-    def begin(codes: np.ndarray, name: str) -> Sink:
-        trials.append(try_model(loaded, codes, name, config, machine.device_here))
-        staged.append(StagedStore(path, len(codes), config.store.rows_per_shard))
+    def begin(codes: np.ndarray, name: str, args: Args) -> Sink:
+        trials.append(try_model(loaded, codes, name, config, machine.device_here, args))
+        staged.append(StagedStore(path, len(codes), config.store.rows_per_shard, args_of(args)))
         return staged[0]
 
     require_files(config.references)
     before = signature(config.dataset)
     intake = take_in(source, config.dataset, begin, progress)
     references = settle(config.references, intake.facts)
-    plan = make_plan(config, loaded, intake.facts, machine, references, trials[0].targets)
+    plan = make_plan(config, loaded, intake.facts, machine, references, trials[0].targets, intake.args)
     attributes = {
         "title": "DeepLIFT/SHAP attributions of DNA sequences",
         "config": absolute(to_dict(config)),

@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.lookup import Region, rows_named, rows_overlapping
 from pipeline.places import LocalPlace, ObjectPlace, Place
 from pipeline.plan import Plan
-from pipeline.store import ARRAYS, TABLE, arrays_of, read_attributes
+from pipeline.store import TABLE, arrays_of, layout_of, read_attributes
 
 if TYPE_CHECKING:
     import xarray
@@ -40,7 +40,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Store:
-    """A store to read. `store["hypothetical"][10:20]` reads rows into numpy; the shapes are those of `ARRAYS`."""
+    """A store to read. `store["hypothetical"][10:20]` reads rows into numpy; the shapes are those of `store.LAYOUT`."""
 
     url: str
     group: zarr.Group
@@ -149,6 +149,11 @@ class Store:
     # --- reading rows -----------------------------------------------------------------------------------------------
 
     @cached_property
+    def _layout(self) -> dict[str, tuple[tuple[str, ...], str]]:
+        """Dimensions and type of each array that has rows."""
+        return layout_of(self.plan)
+
+    @cached_property
     def targets(self) -> list[str]:
         """The labels of the target axis: which outputs of the model were attributed."""
         return [str(label) for label in np.asarray(self["target"][:])]
@@ -163,14 +168,14 @@ class Store:
         """Arrays row by row, a bounded number of rows at a time; nothing is read that no row asked for lies near.
 
         Args:
-            names: of arrays of `ARRAYS` that have a row for each sequence.
+            names: of arrays that have a row for each sequence: those of `store.LAYOUT`, and of the model's further
+                inputs (`arg_0`, ...).
             rows: (M,) ascending indices; all rows if not given.
             target: index on the target axis, which is then left out; all targets if not given.
             window: positions; all if not given.
         """
         chosen = np.arange(len(self)) if rows is None else np.asarray(rows, dtype=np.int64)
-        dims_of = {name: ARRAYS[name][0] for name in names}
-        kept = {name: _kept(dims[1:], target, window) for name, dims in dims_of.items()}
+        kept = {name: _kept(self._layout[name][0][1:], target, window) for name in names}
         chunk = int(self["codes"].chunks[0])
         for start, stop in _runs(chosen // chunk, max(1, BLOCK_BYTES // (chunk * self._row_bytes(names, target)))):
             some = chosen[start:stop]
@@ -196,9 +201,10 @@ class Store:
         total = 0
         for name in names:
             n_values = int(np.prod(self[name].shape[1:]))
-            if target is not None and "target" in ARRAYS[name][0]:
+            dims, dtype = self._layout[name]
+            if target is not None and "target" in dims:
                 n_values //= len(self.targets)
-            total += n_values * np.dtype(ARRAYS[name][1]).itemsize
+            total += n_values * np.dtype(dtype).itemsize
         return max(1, total)
 
     # --- other libraries --------------------------------------------------------------------------------------------

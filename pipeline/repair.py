@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.plan import Plan
 from pipeline.progress import note
 from pipeline.reader import plan_of
-from pipeline.store import ARRAYS, MADE_AT_THE_END, ROOT, ShardCodec, arrays_of, file_record, reopen, shard_key
+from pipeline.store import ARRAYS, MADE_AT_THE_END, ROOT, ShardCodec, file_record, given, layout_of, reopen, shard_key
 from pipeline.verdict import Verdict
 from pipeline.wording import counted
 
@@ -91,7 +91,8 @@ def _recall(directory: RunDirectory, damaged: set[int], others: set[str]) -> Non
     plan, layout = plan_of(root["attributes"]), root["consolidated_metadata"]["metadata"]
     codec = ShardCodec(directory.store, layout)
     prepared = [entry.key for entry in directory.store.files() if _is_prepared(entry.key)]
-    small = [key for key in prepared if not key.startswith("codes/c.") and key not in others]
+    shards = tuple(f"{name}/c." for name in given(plan))
+    small = [key for key in prepared if not key.startswith(shards) and key not in others]
     for index in range(plan.n_shards):
         if index not in damaged:
             directory.commit(_record(directory, codec, plan, index))
@@ -101,7 +102,8 @@ def _recall(directory: RunDirectory, damaged: set[int], others: set[str]) -> Non
 def _record(directory: RunDirectory, codec: ShardCodec, plan: Plan, index: int) -> DoneRecord:
     """The done record of a shard that is in order."""
     shard = plan.shard(index)
-    data = {name: directory.store.read(shard_key(name, index)) for name in arrays_of(plan)}
+    layout = layout_of(plan)
+    data = {name: directory.store.read(shard_key(name, index, layout)) for name in layout}
     deltas = codec.decode("convergence_delta", shard, data["convergence_delta"])
     return DoneRecord(
         shard=index,

@@ -14,7 +14,7 @@ from pipeline.deltas import combine
 from pipeline.places import LocalPlace
 from pipeline.plan import Plan
 from pipeline.shards import Shard
-from pipeline.store import arrays_of, shard_key, shard_sizes
+from pipeline.store import arrays_of, layout_of, shard_key, shard_sizes
 
 READERS = 32  # requests at a time to an object store
 RECORDS_AT_A_TIME = 4096  # in memory
@@ -82,12 +82,13 @@ def take_stock(directory: RunDirectory, plan: Plan) -> Standing:
 
 def is_done(directory: RunDirectory, plan: Plan, shard: Shard) -> bool:
     """Whether one shard is done."""
-    record = _readable(directory, shard.index)
+    record, layout = _readable(directory, shard.index), layout_of(plan)
     return (
         record is not None
         and describes(record, plan)
         and all(
-            directory.store.size(shard_key(name, shard.index)) == file.n_bytes for name, file in record.files.items()
+            directory.store.size(shard_key(name, shard.index, layout)) == file.n_bytes
+            for name, file in record.files.items()
         )
     )
 

@@ -22,6 +22,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from dlshap_core.sequences import ALPHABET
+from pipeline.args import arg_layout, is_arg
 from pipeline.commits import FileRecord, sync
 from pipeline.errors import UserError
 from pipeline.places import LocalPlace, Place
@@ -85,20 +86,33 @@ DESCRIPTIONS = {
     "file_crc32": "CRC-32 of each of them",
     "file_bytes": "size of each of them",
 }
+ARG_DESCRIPTION = "a further input of the model; the attribute dataset of the store says which"
+Layout = Mapping[str, tuple[tuple[str, ...], str]]  # dimensions and type of arrays, by their names
 
 
 # --- layout ---------------------------------------------------------------------------------------------------------
 
 
+def layout_of(plan: Plan) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Dimensions and type of each array that the store of a run has, in order."""
+    more = {**(OF_FOLDS if plan.per_fold else {}), **(OF_VARIANTS if plan.rows_per_group == ALLELES else {})}
+    return {**LAYOUT, **more, **arg_layout(plan.args, plan.length)}
+
+
 def arrays_of(plan: Plan) -> tuple[str, ...]:
     """The arrays that the store of a run has, in order."""
-    more = (*(OF_FOLDS if plan.per_fold else ()), *(OF_VARIANTS if plan.rows_per_group == ALLELES else ()))
-    return (*LAYOUT, *more)
+    return tuple(layout_of(plan))
+
+
+def given(plan: Plan) -> tuple[str, ...]:
+    """Those of them that the input gives: the sequences and the model's further inputs."""
+    return ("codes", *arg_layout(plan.args, plan.length))
 
 
 def computed(plan: Plan) -> tuple[str, ...]:
-    """Those of them that shards are computed for: all but the sequences."""
-    return tuple(name for name in arrays_of(plan) if name != "codes")
+    """Those of them that shards are computed for: all that the input does not give."""
+    from_input = given(plan)
+    return tuple(name for name in arrays_of(plan) if name not in from_input)
 
 
 def shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
@@ -112,7 +126,10 @@ def shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
         "fold": len(plan.folds),
         "variant": plan.n_rows // ALLELES,
     }
-    return {name: tuple(sizes[dim] for dim in ARRAYS[name][0]) for name in arrays_of(plan)}
+    of_args = arg_layout(plan.args, plan.length)
+    for (dims, _), arg in zip(of_args.values(), plan.args, strict=True):
+        sizes |= dict(zip(dims[1:], arg["shape"], strict=True))
+    return {name: tuple(sizes[dim] for dim in dims) for name, (dims, _) in layout_of(plan).items()}
 
 
 def chunk_rows(rows_per_shard: int) -> int:
@@ -120,14 +137,14 @@ def chunk_rows(rows_per_shard: int) -> int:
     return max(rows for rows in range(1, CHUNK_ROWS + 1) if rows_per_shard % rows == 0)
 
 
-def shard_key(name: str, index: int) -> str:
-    """The file that holds one shard of an array of `ARRAYS`."""
-    return f"{name}/c.{index}" + ".0" * (len(ARRAYS[name][0]) - 1)
+def shard_key(name: str, index: int, layout: Layout = ARRAYS) -> str:
+    """The file that holds one shard of an array; `layout_of` the plan knows the model's further inputs too."""
+    return f"{name}/c.{index}" + ".0" * (len(layout[name][0]) - 1)
 
 
 def rows_in(name: str, shard: Shard) -> slice:
-    """Where a shard lies along the first axis of an array of `ARRAYS`."""
-    rows_each = ALLELES if ARRAYS[name][0][0] == "variant" else 1
+    """Where a shard lies along the first axis of an array of a store."""
+    rows_each = ALLELES if name in OF_VARIANTS else 1
     return slice(shard.start // rows_each, shard.stop // rows_each)
 
 
@@ -171,7 +188,8 @@ def _create_small(
 
 
 def _described(name: str) -> dict[str, Any]:
-    return {"description": DESCRIPTIONS[name]} if name in DESCRIPTIONS else {}
+    text = ARG_DESCRIPTION if is_arg(name) else DESCRIPTIONS.get(name)
+    return {} if text is None else {"description": text}
 
 
 # --- making a store -------------------------------------------------------------------------------------------------
@@ -207,7 +225,13 @@ class StagedStore:
     has been checked.
     """
 
-    def __init__(self, path: Path, length: int, rows_per_shard: int) -> None:
+    def __init__(self, path: Path, length: int, rows_per_shard: int, args: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Args:
+        path: where to make it; what lies there is removed.
+        length: bases in each sequence.
+        rows_per_shard: sequences in a shard.
+        args: the model's further inputs, as in the plan.
+        """
         if path.exists():
             shutil.rmtree(path)
         self.path = path
@@ -216,12 +240,16 @@ class StagedStore:
         dims, dtype = LAYOUT["codes"]
         codes = _create(self._group, "codes", (0, length), rows_per_shard, dims, dtype)
         self._appenders = {"codes": _Appender(codes, rows_per_shard)}
+        for arg, (name, (dims, dtype)) in zip(args, arg_layout(args, length).items(), strict=True):
+            further = _create(self._group, name, (0, *arg["shape"]), rows_per_shard, dims, dtype)
+            self._appenders[name] = _Appender(further, rows_per_shard)
         for name, kind in TABLE.items():
             column = _create_small(self._group, name, kind, (0,), (TABLE_CHUNK_ROWS,), ("sequence",))
             self._appenders[name] = _Appender(column, TABLE_CHUNK_ROWS)
 
     def append(self, **row: Any) -> None:
-        """Add a row: its (L,) uint8 `codes`, and a value for every column of the row table."""
+        """Add a row: its (L,) uint8 `codes`, further inputs as `arg_0` and so on, and a value for every column of the
+        row table."""
         for name, appender in self._appenders.items():
             appender.append(row[name])
 
@@ -234,13 +262,14 @@ class StagedStore:
             pool: (P, L) uint8 codes that references are drawn from, if any.
 
         Returns:
-            A record of every file but the group's own and those of the sequences.
+            A record of every file but the group's own and the shards of what the input gives.
         """
         for appender in self._appenders.values():
             appender.flush()
+        layout, shape_of, shards = layout_of(plan), shapes(plan), tuple(f"{name}/c." for name in given(plan))
         for name in computed(plan):
-            dims, dtype = ARRAYS[name]
-            _create(self._group, name, shapes(plan)[name], self._rows_per_shard, dims, dtype)
+            dims, dtype = layout[name]
+            _create(self._group, name, shape_of[name], self._rows_per_shard, dims, dtype)
         targets = [str(target) for target in plan.targets]
         for name, labels in [("target", targets), ("base", list(ALPHABET)), ("fold", plan.folds)]:
             n = (len(labels),)
@@ -254,7 +283,7 @@ class StagedStore:
             for name in names:
                 sync(Path(folder) / name)
                 key = (Path(folder) / name).relative_to(self.path).as_posix()
-                if key != ROOT and not key.startswith("codes/c."):
+                if key != ROOT and not key.startswith(shards):
                     files[key] = file_record((self.path / key).read_bytes())
             sync(Path(folder))
         return files
@@ -281,7 +310,7 @@ class ShardCodec:
         self._metadata = {name: json.dumps(values).encode() for name, values in (metadata or {}).items()}
 
     def encode(self, name: str, shard: Shard, values: np.ndarray) -> bytes:
-        """The file of a shard's part of an array of `ARRAYS`; values has len(shard) rows.
+        """The file of a shard's part of an array; values has len(shard) rows.
 
         Raises:
             ValueError: it does not decode to the values that went in.
@@ -294,7 +323,7 @@ class ShardCodec:
             raise ValueError(
                 f"{name} of {shard} does not decode to what was encoded; is this machine's memory damaged?"
             )
-        data: bytes = files[shard_key(name, shard.index).partition("/")[2]].to_bytes()
+        data: bytes = files[_chunk_key(array, shard.index)].to_bytes()
         return data
 
     def decode(self, name: str, shard: Shard, data: bytes) -> np.ndarray:
@@ -303,11 +332,13 @@ class ShardCodec:
         Raises:
             ValueError: the data is damaged.
         """
-        key = shard_key(name, shard.index).partition("/")[2]
+        files: dict[str, Any] = {}
         try:
             if not data:
                 raise ValueError("it is empty")  # which Zarr would fill
-            found = np.asarray(self._array(name, {key: _buffer(data)})[rows_in(name, shard)])
+            array = self._array(name, files)
+            files[_chunk_key(array, shard.index)] = _buffer(data)
+            found = np.asarray(array[rows_in(name, shard)])
         except Exception as error:  # whatever the codecs make of damaged data
             raise ValueError(f"{name} of {shard} in {self._place.url} is damaged ({error})") from error
         return found
@@ -317,6 +348,11 @@ class ShardCodec:
             self._metadata[name] = self._place.read(f"{name}/{ROOT}")
         files[ROOT] = _buffer(self._metadata[name])
         return zarr.open_array(MemoryStore(files), mode="r+").with_config({"write_empty_chunks": True})
+
+
+def _chunk_key(array: zarr.Array, index: int) -> str:
+    """The file of a shard within its array's folder."""
+    return f"c.{index}" + ".0" * (array.ndim - 1)
 
 
 def _buffer(data: bytes) -> Any:
@@ -351,10 +387,10 @@ def write_shard(
 
 def shard_sizes(place: Place, plan: Plan) -> np.ndarray:
     """(shards, arrays) int64: the size of each file in bytes, -1 where it is not there."""
-    n, names = plan.n_shards, arrays_of(plan)
-    sizes = np.full((n, len(names)), -1, dtype=np.int64)
-    for column, name in enumerate(names):
-        prefix, tail = f"{name}/c.", shard_key(name, 0).removeprefix(f"{name}/c.0")
+    n, layout = plan.n_shards, layout_of(plan)
+    sizes = np.full((n, len(layout)), -1, dtype=np.int64)
+    for column, name in enumerate(layout):
+        prefix, tail = f"{name}/c.", shard_key(name, 0, layout).removeprefix(f"{name}/c.0")
         first, last = len(prefix), -len(tail) or None
         found = {}
         for key, n_bytes, _ in place.files(prefix):

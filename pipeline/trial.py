@@ -15,16 +15,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import dlshap_core
 from dlshap_core.audit import Audit, AuditedOperation, audit
 from dlshap_core.engine import attribute
 from dlshap_core.references import shuffle_codes
 from dlshap_core.sequences import one_hot
+from pipeline.args import Args, args_of, as_tensors
 from pipeline.config import Config
+from pipeline.entries import parse
 from pipeline.errors import UserError
 from pipeline.hardware import repeatable
-from pipeline.models import LoadedModel
+from pipeline.models import LoadedModel, bare
+from pipeline.models.further import Filled, wrong_number
 from pipeline.models.lengths import wanted_lengths
 from pipeline.places import LocalPlace
 
@@ -44,7 +48,7 @@ class Trial:
     audit: Audit
 
 
-def try_model(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str) -> Trial:
+def try_model(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str, args: Args = ()) -> Trial:
     """Audit a model, and attribute one sequence, so that a model that cannot be attributed is known at once.
 
     Args:
@@ -53,60 +57,70 @@ def try_model(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config,
         name: what the input calls the sequence.
         config: of the run.
         device: where to try.
+        args: further inputs of the model for the sequence.
 
     Raises:
-        UserError: the model does not take the sequence, returns something else than one value for each target, has
-            fewer outputs than engine.targets asks for, or holds operations that cannot be attributed.
+        UserError: the model does not take the sequence or its further inputs, returns something else than one value
+            for each target, has fewer outputs than engine.targets asks for, or holds operations that cannot be
+            attributed.
     """
-    found = cached_audit(loaded, codes, name, config, device)
+    found = cached_audit(loaded, codes, name, config, device, args)
     if found.refused:
         count = "" if len(found.refused) == 1 else f"{len(found.refused)} reasons: "
         reasons = "; ".join(" ".join(reason.split()) for reason in found.refused)
         raise UserError(f"the model cannot be attributed: {count}{reasons}. `dlshap audit` lists all its operations")
-    with _explained(loaded, codes, name, config):
+    with _explained(loaded, codes, name, config, args):
         tried = attribute(
             loaded.module,
             one_hot(codes[None]),
             one_hot(torch.from_numpy(shuffle_codes(codes[None], [config.seed, config.seed + 1]))),
+            args=_repeated(args, 1),
             targets=_targets(config),
             batch_size=2,
             device=device,
             dtype=getattr(torch, config.engine.dtype),
         )
     if not bool(torch.isfinite(tried.prediction).all()):
-        raise UserError(f"{_failure(codes, name)}: its prediction is not finite; are the weights damaged?")
+        suspects = "the weights damaged, or dataset.args out of range" if args else "the weights damaged"
+        raise UserError(f"{_failure(codes, name)}: its prediction is not finite; are {suspects}?")
     n_targets = tried.prediction.shape[1]
     return Trial(list(range(n_targets)) if config.engine.targets == "all" else list(config.engine.targets), found)
 
 
-def audit_model(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str) -> Audit:
+def audit_model(
+    loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str, args: Args = ()
+) -> Audit:
     """The audit on a sequence and a shuffle of it, and keep it in the cache; arguments as of `try_model`.
 
     Raises:
         UserError: the model fails for another reason than an operation that is refused.
     """
     both = np.concatenate([codes[None], shuffle_codes(codes[None], [config.seed])[0]])
-    with _explained(loaded, codes, name, config):
+    _require_number(loaded, config)
+    with _explained(loaded, codes, name, config, args):
         found = audit(
             loaded.module,
             one_hot(both),
+            args=_repeated(args, 2),
             targets=_targets(config),
             device=device,
             dtype=getattr(torch, config.engine.dtype),
             random_state=config.seed,
         )
-    _keep(_cache_file(loaded, len(codes), config, device), found)
+    _keep(_cache_file(loaded, len(codes), config, device, args), found)
     return found
 
 
-def cached_audit(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str) -> Audit:
+def cached_audit(
+    loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str, args: Args = ()
+) -> Audit:
     """The audit from the cache, or a new one; arguments and errors as of `audit_model`."""
     try:
-        values = json.loads(_cache_file(loaded, len(codes), config, device).read_text())
+        values = json.loads(_cache_file(loaded, len(codes), config, device, args).read_text())
         operations = tuple(AuditedOperation(**operation) for operation in values.pop("operations"))
         return Audit(operations, tuple(values.pop("refused")), **values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # absent, damaged, or of another version
-        return audit_model(loaded, codes, name, config, device)
+        return audit_model(loaded, codes, name, config, device, args)
 
 
 def not_exact(found: Audit) -> list[str]:
@@ -128,26 +142,47 @@ def _failure(codes: np.ndarray, name: str) -> str:
     return f"the model cannot be attributed on the first sequence, {name!r} ({len(codes)} bases)"
 
 
+def _repeated(args: Args, n: int) -> list[Tensor]:
+    """The further inputs of one row, for n rows."""
+    return as_tensors([np.stack([value] * n) for value in args])
+
+
+def _require_number(loaded: LoadedModel, config: Config) -> None:
+    """Raises UserError where the model takes another number of further inputs than the input has."""
+    names = [parse(arg).text for arg in config.dataset.args]
+    if (problem := wrong_number(bare(loaded.module), names)) is not None:
+        raise UserError(problem)
+
+
 @contextmanager
-def _explained(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config) -> Iterator[None]:
+def _explained(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, args: Args) -> Iterator[None]:
     """The settings of a run, and its errors as the user's."""
     try:
         with repeatable(config.engine.threads, config.engine.deterministic):
             yield
-    except IndexError as error:
-        raise UserError(f"engine.targets={config.engine.targets}: {error}") from error
     except Exception as error:
+        if isinstance(error, IndexError) and str(error).startswith("target "):
+            raise UserError(f"engine.targets={config.engine.targets}: {error}") from error
         fix = ""
         if "deterministic" in str(error):
             fix = " (engine.deterministic=false allows it)"
         elif isinstance(error, RuntimeError):  # what torch raises where shapes do not fit
-            fix = f" ({_length_hint(loaded, len(codes))})"
-        raise UserError(f"{_failure(codes, name)}: {error}{fix}") from error
+            fix = f" ({_length_hint(loaded, len(codes), args)})"
+        raise UserError(f"{_failure(codes, name)}: {error}{fix}{_args_hint(config, args)}") from error
 
 
-def _length_hint(loaded: LoadedModel, length: int) -> str:
+def _args_hint(config: Config, args: Args) -> str:
+    """What the model got beside the sequence; "" where that was nothing."""
+    if not args:
+        return ""
+    named = zip([parse(arg).text for arg in config.dataset.args], args, strict=True)
+    kinds = ", ".join(f"{text} as {arg.dtype} ({', '.join(map(str, ('N', *arg.shape)))})" for text, arg in named)
+    return f"; dataset.args gives {kinds}: is that what forward expects? a name with :float or :int gives that type"
+
+
+def _length_hint(loaded: LoadedModel, length: int, args: Args) -> str:
     """Which length the model takes, where it can be found; else the question whether it takes this one."""
-    wanted = wanted_lengths(loaded.module, length)
+    wanted = wanted_lengths(Filled(loaded.module, _repeated(args, 1), length), length)
     if wanted is None:
         return f"does the model take sequences of {length} bases? loci are cut to dataset.length"
     shortest, longest = wanted
@@ -155,7 +190,7 @@ def _length_hint(loaded: LoadedModel, length: int) -> str:
     return f"the model takes sequences of {between} bases, not of {length}; loci are cut to dataset.length"
 
 
-def _cache_file(loaded: LoadedModel, length: int, config: Config, device: str) -> Path:
+def _cache_file(loaded: LoadedModel, length: int, config: Config, device: str, args: Args) -> Path:
     depends_on: dict[str, Any] = {
         "weights": loaded.weights_hash,
         "code": loaded.code_hash,
@@ -166,6 +201,7 @@ def _cache_file(loaded: LoadedModel, length: int, config: Config, device: str) -
         "dtype": config.engine.dtype,
         "deterministic": config.engine.deterministic,
         "device": torch.device(device).type,
+        "args": args_of(args),
     }
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
     folder = os.environ.get("DLSHAP_CACHE") or "~/.cache/dlshap"

@@ -2,9 +2,8 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
@@ -16,13 +15,13 @@ from pipeline.plan import Plan
 from pipeline.references import open_references
 from pipeline.shards import Shard
 from pipeline.store import (
-    ARRAYS,
     MADE_AT_THE_END,
     POOL,
     ROOT,
     ShardCodec,
     arrays_of,
     computed,
+    layout_of,
     read_array,
     read_names,
     shapes,
@@ -72,8 +71,8 @@ def wrong_sizes(place: Place, plan: Plan) -> list[str]:
         wrong = shard_sizes(place, plan) != read_array(place, "shard_bytes")
     except ValueError as error:
         return [str(error)]
-    names = arrays_of(plan)
-    return [shard_key(names[column], int(index)) for index, column in np.argwhere(wrong)]
+    names, layout = arrays_of(plan), layout_of(plan)
+    return [shard_key(names[column], int(index), layout) for index, column in np.argwhere(wrong)]
 
 
 # --- what is there --------------------------------------------------------------------------------------------------
@@ -84,7 +83,7 @@ def _read_all(place: Place, expected: Expected, verdict: Verdict, progress: Call
     known = {problem.key for problem in verdict.problems}
     codec = ShardCodec(place, expected.layout)
     if not expected.small:
-        yield from _undecodable(place, expected.layout)
+        yield from _undecodable(place, expected)
 
     def look(task: tuple[str, FileRecord, int | None]) -> tuple[Problem | None, FileRecord | None]:
         key, record, index = task
@@ -114,10 +113,11 @@ def _read_all(place: Place, expected: Expected, verdict: Verdict, progress: Call
 def _tasks(expected: Expected) -> Iterator[tuple[str, FileRecord, int | None]]:
     for key, record in expected.small.items():
         yield key, record, None
+    layout = layout_of(expected.plan)
     for index in np.flatnonzero(expected.is_done).tolist():
-        for column, name in enumerate(arrays_of(expected.plan)):
+        for column, name in enumerate(layout):
             record = FileRecord(int(expected.n_bytes[index, column]), int(expected.crc32[index, column]))
-            yield shard_key(name, index), record, index
+            yield shard_key(name, index, layout), record, index
 
 
 def _own_checksums(place: Place, codec: ShardCodec, key: str, shard: Shard) -> str | None:
@@ -129,9 +129,10 @@ def _own_checksums(place: Place, codec: ShardCodec, key: str, shard: Shard) -> s
     return None
 
 
-def _undecodable(place: Place, layout: Mapping[str, Any]) -> Iterator[Problem]:
+def _undecodable(place: Place, expected: Expected) -> Iterator[Problem]:
     """Columns and labels that cannot be read: it is not known which of their files are damaged."""
-    for name in sorted({*layout} - {*ARRAYS, *MADE_AT_THE_END}):
+    layout = expected.layout
+    for name in sorted({*layout} - {*arrays_of(expected.plan), *MADE_AT_THE_END}):
         try:
             read_array(place, name)
         except (ValueError, OSError) as error:
@@ -149,12 +150,13 @@ def _moved(found: FileRecord | None, expected: Expected) -> str | None:
     if not len(same):
         return None
     index, column = same[0].tolist()
-    return f"holds the bytes of {shard_key(arrays_of(expected.plan)[column], index)}"
+    return f"holds the bytes of {shard_key(arrays_of(expected.plan)[column], index, layout_of(expected.plan))}"
 
 
 def _other_shapes(place: Place, expected: Expected, damaged: Iterable[str]) -> Iterator[Problem]:
     """Arrays that are laid out otherwise than the plan, or the group's own file, says."""
-    planned = {name: (shape, *ARRAYS[name]) for name, shape in shapes(expected.plan).items()}
+    arrays = layout_of(expected.plan)
+    planned = {name: (shape, *arrays[name]) for name, shape in shapes(expected.plan).items()}
     for name in {**planned, **expected.layout}:
         key = f"{name}/{ROOT}"
         if key in damaged:
@@ -173,7 +175,7 @@ def _other_shapes(place: Place, expected: Expected, damaged: Iterable[str]) -> I
 
 def _others(place: Place, expected: Expected) -> tuple[list[str], int]:
     """Files that are not the store's, and how many belong to shards that are not committed."""
-    strays, n_unfinished, arrays = [], 0, arrays_of(expected.plan)
+    strays, n_unfinished, arrays = [], 0, layout_of(expected.plan)
     unrecorded: tuple[str, ...] = () if expected.is_recorded else MADE_AT_THE_END
     if not expected.small:
         unrecorded += tuple(expected.layout)
@@ -181,7 +183,7 @@ def _others(place: Place, expected: Expected) -> tuple[list[str], int]:
         array, _, rest = entry.key.partition("/")
         first = rest.removeprefix("c.").partition(".")[0]
         index = int(first) if first.isdigit() else -1
-        if array in arrays and 0 <= index < expected.plan.n_shards and entry.key == shard_key(array, index):
+        if array in arrays and 0 <= index < expected.plan.n_shards and entry.key == shard_key(array, index, arrays):
             n_unfinished += not expected.is_done[index] and array in computed(expected.plan)
         elif entry.key != ROOT and entry.key not in expected.small and array not in unrecorded:
             strays.append(entry.key)

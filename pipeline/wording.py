@@ -27,6 +27,8 @@ def in_a_line(error: Exception, settings: list[str], groups: list[str]) -> str:
     if (match := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text)) and key:
         names = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
         return f"{key[1]}={match[1]}; expected {names.get(match[2], match[2])}"
+    if match := re.search(r"Error merging override ([^\s=]+)=(\S*) .*is not a ListConfig", text):
+        return f"{match[1]}={match[2]}; expected a list: {match[1]}=[{match[2]}]"
     if match := re.search(r"Error merging override (\S+)", text):
         return f"{match[1]}: the value is not of the type that {key[1] if key else 'the setting'} takes"
     if "parsing override" in text or "OverrideParseException" in type(error).__name__:

@@ -26,7 +26,7 @@ from pipeline.models.layouts import BASES, InputLayout
 from pipeline.models.module import load_module, plain_arguments
 from pipeline.models.outputs import SelectedOutput, SingleOutput
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "bare", "load_model"]
 
 EXAMPLE_CHECKPOINT = Path(__file__).parent.parent / "example" / "model.safetensors"
 _NAMES_KEPT = 20
@@ -39,7 +39,7 @@ class LoadedModel:
 
     Attributes:
         folds: one module, or one for each fold; eval, on the CPU, float32, output selection and head applied:
-            (N, 4, L) -> (N, T).
+            (N, 4, L), and further inputs if any -> (N, T).
         labels: of the folds: the names of their files, or numbers.
         weights_hash: sha256 of the weights, in hexadecimal; of those of all folds, in order.
         code_hash: sha256 of the code that runs on them, in hexadecimal.
@@ -75,6 +75,13 @@ class _WithHead(nn.Module):
 
     def forward(self, *args: Tensor) -> Tensor:
         return self.head(self.model(*args))
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """The user's own module within a fold of a `LoadedModel`."""
+    while isinstance(module, (_WithHead, SingleOutput, SelectedOutput, InputLayout)):
+        module = module.model
+    return module
 
 
 @dataclass(frozen=True)

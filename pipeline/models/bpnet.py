@@ -84,6 +84,8 @@ class BPNet(nn.Module):
             )
         if control is None and self.n_control_tracks:
             control = x.new_zeros(x.shape[0], self.n_control_tracks, x.shape[-1])
+        if control is not None and control.shape[1:] != (self.n_control_tracks, x.shape[-1]):
+            raise ValueError(_wrong_tracks(tuple(control.shape), self.n_control_tracks, x.shape[-1]))
         hidden = self.irelu(self.iconv(x))
         for conv, relu in zip(self.rconvs, self.rrelus, strict=True):
             hidden = hidden + relu(conv(hidden))
@@ -96,6 +98,13 @@ class BPNet(nn.Module):
             total = control[:, :, window].sum(dim=(1, 2)).unsqueeze(-1)
             summary = torch.cat([summary, torch.log1p(total)], dim=-1)
         return profile, self.linear(summary)
+
+
+def _wrong_tracks(shape: tuple[int, ...], n_tracks: int, length: int) -> str:
+    """What is wrong with control tracks of a shape that the model does not take."""
+    if n_tracks == 0:
+        return "this BPNet was trained without control tracks; leave dataset.args out"
+    return f"control tracks have the shape {shape}; this BPNet takes (N, {n_tracks}, {length}) (dataset.args)"
 
 
 def load_bpnet(path: Path, init: Mapping[str, Any], prefix: str | None = None) -> tuple[BPNet, Fitted]:

@@ -35,7 +35,8 @@ _PART = "model.checkpoint={} holds the accessibility alone; add model.bias=... w
 class ChromBPNet(nn.Module):
     """Both parts together: one-hot (N, 4, L) -> profile logits (N, S, W), log counts (N, 1).
 
-    The logits are the sum of those of the parts, the counts log(exp(accessibility) + exp(bias)).
+    The logits are the sum of those of the parts, the counts log(exp(accessibility) + exp(bias)). Control tracks go to
+    those of the parts that were trained with some.
     """
 
     def __init__(self, accessibility: BPNet, bias: BPNet) -> None:
@@ -43,10 +44,11 @@ class ChromBPNet(nn.Module):
         self.accessibility = accessibility
         self.bias = bias
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, control: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Profile logits (N, S, W) and log counts (N, 1)."""
-        profile, counts = self.accessibility(x)
-        bias_profile, bias_counts = self.bias(x)
+        parts = [part for part in (self.accessibility, self.bias) if part.n_control_tracks] or [self.accessibility]
+        profile, counts = self.accessibility(x, control if self.accessibility in parts else None)
+        bias_profile, bias_counts = self.bias(x, control if self.bias in parts else None)
         return profile + bias_profile, torch.logsumexp(torch.stack([counts, bias_counts]), dim=0)
 
 

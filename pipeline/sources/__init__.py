@@ -9,6 +9,7 @@ from pipeline.sources.arrays import ArraySource
 from pipeline.sources.base import Rows, Source
 from pipeline.sources.fasta import FastaSource
 from pipeline.sources.forms import FORMS, require_form
+from pipeline.sources.further import WithArgs
 from pipeline.sources.loci import LociSource
 from pipeline.sources.patience import PatientSource
 from pipeline.sources.table import TableSource
@@ -34,7 +35,12 @@ def open_source(dataset: DatasetConfig) -> Source:
         " or ".join(f"dataset.{name}={path}" for name, path in given.items() if path is not None)
         or f"dataset={dataset.name}"
     )
-    return PatientSource(lambda: _open(dataset), dataset.timeout_s, where)
+    return PatientSource(lambda: _with_args(dataset), dataset.timeout_s, where)
+
+
+def _with_args(dataset: DatasetConfig) -> Source:
+    source = _open(dataset)
+    return WithArgs(source, dataset) if dataset.args else source
 
 
 def _open(dataset: DatasetConfig) -> Source:

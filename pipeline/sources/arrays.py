@@ -8,7 +8,7 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from pipeline.sources.onehot import axes_of, decode, require_codes
 from pipeline.wording import counted
 
 _BLOCK_VALUES = 1 << 22  # about so many values in a block
+Setting = Callable[[str], str]
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -53,7 +54,7 @@ class ArraySource:
         return batched(self._rows())
 
     def _rows(self) -> Iterator[Row]:
-        with self._open() as (numbers, where):
+        with open_numbers(self.path, self.key) as (numbers, where):
             n_rows = numbers.shape[0] if numbers.shape else 0
             axes = axes_of(numbers.shape, numbers.dtype.kind, self.axes, where)
             self.description["axes"] = axes
@@ -71,50 +72,57 @@ class ArraySource:
                         yield Row(index, None, f"row {index} ({self.path.name}): {problem}", name)
                     index += 1
 
-    @contextmanager
-    def _open(self) -> Iterator[tuple[Numbers, str]]:
-        """The array, and what to call it in errors; what goes wrong while it is read is an error of the user's."""
-        where = f"{self.path}" + (f" [{self.key}]" if self.key else "")
-        try:
-            if self.path.is_dir():
-                yield _zarr(self.path, self.key, where), where
-            elif zipfile.is_zipfile(self.path):
-                with zipfile.ZipFile(self.path) as archive, archive.open(_member(archive, self.key, where)) as file:
-                    yield _npy(file, where), where
-            else:
-                with self.path.open("rb") as file:
-                    if file.read(2) == b"PK":
-                        raise UserError(f"{where} is a truncated npz file; copy or download it again")
-                    file.seek(0)
-                    if self.key is not None:
-                        raise UserError(
-                            f"dataset.key={self.key} is for npz and Zarr; {self.path} is neither: leave it out"
-                        )
-                    yield _npy(file, where), where
-        except UserError:
-            raise
-        except (OSError, ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{where} cannot be read: {reason}; copy or download it again") from error
+
+@contextmanager
+def open_numbers(
+    path: Path, key: str | None, setting: Setting = "dataset.key={}".format
+) -> Iterator[tuple[Numbers, str]]:
+    """An array, and what to call it in errors; what goes wrong while it is read is an error of the user's.
+
+    Args:
+        path: npy or npz file, or a Zarr folder.
+        key: which array, of a file or folder with several.
+        setting: gives the setting that names the array, from its key.
+    """
+    where = f"{path}" + (f" [{key}]" if key else "")
+    try:
+        if path.is_dir():
+            yield _zarr(path, key, where, setting), where
+        elif zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive, archive.open(_member(archive, key, where, setting)) as file:
+                yield _npy(file, where), where
+        else:
+            with path.open("rb") as file:
+                if file.read(2) == b"PK":
+                    raise UserError(f"{where} is a truncated npz file; copy or download it again")
+                file.seek(0)
+                if key is not None:
+                    raise UserError(f"{setting(key)} is for npz and Zarr; {path} is neither: leave the key out")
+                yield _npy(file, where), where
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{where} cannot be read: {reason}; copy or download it again") from error
 
 
-def _member(archive: zipfile.ZipFile, key: str | None, where: str) -> str:
+def _member(archive: zipfile.ZipFile, key: str | None, where: str, setting: Setting) -> str:
     """The name of the array's file in a npz."""
     keys = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
     if key is None and len(keys) == 1:
         return f"{keys[0]}.npy"
     if key is not None and key in keys:
         return f"{key}.npy"
-    raise _wrong_key(key, keys, where)
+    raise _wrong_key(key, keys, where, setting)
 
 
-def _wrong_key(key: str | None, keys: list[str], where: str) -> UserError:
+def _wrong_key(key: str | None, keys: list[str], where: str, setting: Setting) -> UserError:
     listed = f"{counted(len(keys), 'array')}: {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}"
     if not keys:
         return UserError(f"{where} holds no array")
     if key is None:
-        return UserError(f"{where} holds {listed}; say which: dataset.key={keys[0]}")
-    return UserError(f"dataset.key={key}: {where.split(' [')[0]} holds {listed}")
+        return UserError(f"{where} holds {listed}; say which: {setting(keys[0])}")
+    return UserError(f"{setting(key)}: {where.split(' [')[0]} holds {listed}")
 
 
 def _npy(file: IO[bytes], where: str) -> Numbers:
@@ -165,15 +173,15 @@ def _rows_in_block(row_shape: tuple[int, ...]) -> int:
     return max(1, _BLOCK_VALUES // max(1, math.prod(row_shape)))
 
 
-def _zarr(folder: Path, key: str | None, where: str) -> Numbers:
+def _zarr(folder: Path, key: str | None, where: str, setting: Setting) -> Numbers:
     """An array of a Zarr folder, in blocks of whole chunks."""
     if _is_array(folder):
         if key is not None:
-            raise UserError(f"dataset.key={key}: {folder} is one array; leave dataset.key out")
+            raise UserError(f"{setting(key)}: {folder} is one array; leave the key out")
     elif key is None or not _is_array(folder / key):
         keys = sorted(item.name for item in folder.iterdir() if item.is_dir() and _is_array(item))
         if key is not None or len(keys) != 1:
-            raise _wrong_key(key, keys, where)
+            raise _wrong_key(key, keys, where, setting)
         key = keys[0]
     array = open_array(folder / key if key else folder)
     rows = array.chunks[0] if array.chunks else 1

@@ -28,6 +28,8 @@ class Rows:
         end: (n,) int64, exclusive, -1 where the input has none.
         strand: "+", "-" or "." (not known). Codes are as the input gives them; those of loci are of the plus strand,
             unless `dataset.strand=apply` makes those on the minus strand its reverse complement.
+        args: per row the values of the model's further inputs, each of the same shape and type in every row; empty
+            where there are none.
     """
 
     source_row: np.ndarray
@@ -38,9 +40,14 @@ class Rows:
     start: np.ndarray
     end: np.ndarray
     strand: list[str]
+    args: list[tuple[np.ndarray, ...]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def args_of(self, i: int) -> tuple[np.ndarray, ...]:
+        """The model's further inputs of one row."""
+        return self.args[i] if self.args else ()
 
 
 class Source(Protocol):

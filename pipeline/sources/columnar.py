@@ -1,9 +1,11 @@
 """Tables in Parquet and Arrow (IPC files, which Feather is, and streams), read in small batches by column."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -77,3 +79,49 @@ class Columnar:
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.path} is truncated or damaged: {reason}; copy or download it again") from error
+
+
+def list_shape(type_: pa.DataType) -> tuple[int, ...] | None:
+    """The shape of each value of a column of fixed-size lists; None for another column."""
+    shape: tuple[int, ...] = ()
+    while pa.types.is_fixed_size_list(type_):
+        shape, type_ = (*shape, type_.list_size), type_.value_type
+    return shape or None
+
+
+def kind_of(type_: pa.DataType) -> str:
+    """numpy's letter for the values of a column, or for those in its lists."""
+    while pa.types.is_fixed_size_list(type_):
+        type_ = type_.value_type
+    return str(np.dtype(type_.to_pandas_dtype()).kind)
+
+
+def values_of(column: pa.Array, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of a column of numbers or of fixed-size lists of them.
+
+    Args:
+        column: m values.
+        where: for the error.
+
+    Returns:
+        (m, size of a list) values, and (m,) bool: which are there, each with all its numbers; the others hold anything.
+
+    Raises:
+        UserError: a list within a list is missing.
+    """
+    is_there = column.is_valid().to_numpy(zero_copy_only=False)
+    size = math.prod(list_shape(column.type) or ())
+    flat = column.drop_null()
+    while pa.types.is_fixed_size_list(flat.type):
+        flat = flat.flatten()
+    if len(flat) != size * int(is_there.sum()):
+        raise UserError(f"{where}: a list holds an empty place; expected numbers everywhere")
+    are_numbers = flat.is_valid().to_numpy(zero_copy_only=False)
+    if flat.null_count and not pa.types.is_floating(flat.type):
+        flat = flat.fill_null(pa.scalar(0, flat.type))
+    found = flat.to_numpy(zero_copy_only=False)
+    values = np.zeros((len(column), size), found.dtype)
+    values[is_there] = found.reshape(-1, size)
+    is_whole = is_there.copy()
+    is_whole[is_there] = are_numbers.reshape(-1, size).all(axis=1)
+    return values, is_whole

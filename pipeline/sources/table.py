@@ -18,7 +18,7 @@ import pyarrow as pa
 from dlshap_core.sequences import encode
 from pipeline.errors import UserError
 from pipeline.sources.base import Row, Rows, batched
-from pipeline.sources.columnar import MAGIC, Columnar
+from pipeline.sources.columnar import MAGIC, Columnar, kind_of, list_shape, values_of
 from pipeline.sources.delimited import Delimited, Line
 from pipeline.sources.fasta import locus_of
 from pipeline.sources.forms import first_bytes
@@ -96,13 +96,13 @@ class TableSource:
         table = Columnar(self.path)
         roles = self._choose(table.columns)
         type_ = table.types[roles["sequence"]]
-        shape = _list_shape(type_)
+        shape = list_shape(type_)
         if shape is None and not _is_text(type_):
             raise UserError(
                 f"{self.path}: column {roles['sequence']!r} is {type_}; expected text, or one-hot or codes as a "
                 f"fixed-size list"
             )
-        axes = shape and axes_of((0, *shape), _kind(type_), self._axes, f"{self.path}, column {roles['sequence']!r}")
+        axes = shape and axes_of((0, *shape), kind_of(type_), self._axes, f"{self.path}, column {roles['sequence']!r}")
         index = 0
         for batch in table.batches(list(roles.values())):
             others = {role: batch.column(name).to_pylist() for role, name in roles.items() if role != "sequence"}
@@ -246,31 +246,11 @@ def _letters(column: pa.Array) -> Iterator[bytes | None]:
     return (None if value is None else value.strip() for value in binary.to_pylist())
 
 
-def _list_shape(type_: pa.DataType) -> tuple[int, ...] | None:
-    """The shape of each value of a column of fixed-size lists; None for another column."""
-    shape: tuple[int, ...] = ()
-    while pa.types.is_fixed_size_list(type_):
-        shape, type_ = (*shape, type_.list_size), type_.value_type
-    return shape or None
-
-
-def _kind(type_: pa.DataType) -> str:
-    """numpy's letter for the numbers in a column of lists."""
-    while pa.types.is_fixed_size_list(type_):
-        type_ = type_.value_type
-    return str(np.dtype(type_.to_pandas_dtype()).kind)
-
-
 def _numbers(column: pa.Array, shape: tuple[int, ...], axes: str, path: Path) -> Iterator[Decoded | None]:
     """The sequences of a column of fixed-size lists."""
-    is_there = column.is_valid().to_pylist()
-    flat = column.drop_null()
-    for _ in shape:
-        flat = flat.flatten()
-    values = flat.to_numpy(zero_copy_only=False)
-    if len(values) != sum(is_there) * int(np.prod(shape)):
-        raise UserError(
-            f"{path}: a list in the column of the sequence holds an empty place; expected numbers everywhere"
-        )
-    rows = zip(*decode(values.reshape(-1, *shape), axes), strict=True)
-    return (Decoded(*next(rows)) if there else None for there in is_there)
+    values, is_whole = values_of(column, f"{path}, column of the sequence")
+    is_there = column.is_valid().to_numpy(zero_copy_only=False)
+    if (is_there & ~is_whole).any():
+        raise UserError(f"{path}, column of the sequence: a list holds an empty place; expected numbers everywhere")
+    decoded = zip(*decode(values.reshape(-1, *shape), axes), strict=True)
+    return (Decoded(*row) if there else None for row, there in zip(decoded, is_there.tolist(), strict=True))

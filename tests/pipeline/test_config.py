@@ -44,6 +44,7 @@ def test_values_reach_the_configuration() -> None:
         (["+new.key=1"], ["new is not a setting"]),
         (["modle=bpnet"], ["modle is not a setting", "did you mean model?"]),
         (["model=bpnt"], ["model=bpnt; expected bpnet, chrombpnet, example or module", "did you mean bpnet?"]),
+        (["dataset.args=dose"], ["dataset.args=dose; expected a list: dataset.args=[dose]"]),
         (["engine.threads=two"], ["engine.threads=two; expected a whole number"]),
         (["engine.threads=0"], ["engine.threads=0; expected a whole number of at least 1"]),
         (["engine.batch_size=many"], ["engine.batch_size=many", "or auto"]),

@@ -148,3 +148,5 @@ def test_the_number_of_arrays_is_the_store_s() -> None:
         for rows_per_group in (1, 2):
             plan = replace(make_plan(8, 20, 4, 2), per_fold=per_fold, rows_per_group=rows_per_group)
             assert replace(WORK, per_fold=per_fold, rows_per_group=rows_per_group).n_arrays == len(arrays_of(plan))
+    args = [{"shape": [1], "dtype": "int64"}] * 2
+    assert replace(WORK, n_args=2).n_arrays == len(arrays_of(replace(make_plan(8, 20, 4, 2), args=args)))

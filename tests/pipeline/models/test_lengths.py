@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.further import Filled
 from pipeline.models.lengths import wanted_lengths
 
 
@@ -66,3 +67,19 @@ class Positions(nn.Module):
 )
 def test_lengths(make: Callable[[], nn.Module], length: int, wanted: tuple[int, int] | None) -> None:
     assert wanted_lengths(make().eval(), length) == wanted
+
+
+class WithTrack(nn.Module):
+    """Takes 30 bases, a dose and a track along them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5 * 30, 1)
+
+    def forward(self, x: Tensor, dose: Tensor, track: Tensor) -> Tensor:
+        return self.linear(torch.cat([x, track], dim=1).flatten(1)) * dose
+
+
+def test_tracks_are_as_long_as_what_is_tried() -> None:
+    args = [torch.ones(1, 1, dtype=torch.int64), torch.ones(1, 1, 47)]
+    assert wanted_lengths(Filled(WithTrack().eval(), args, 47), 47) == (30, 30)

@@ -49,7 +49,7 @@ def test_tables_and_fasta_of_the_same_names_are_the_same_input(tmp_path: Path) -
     facts = []
     for form in ("fasta", "csv", "parquet"):
         dataset = compose_config(FORMS[form](tmp_path, SEQUENCES)).dataset
-        facts.append(take_in(open_source(dataset), dataset, lambda codes, name: Nowhere(), lambda n: None).facts)
+        facts.append(take_in(open_source(dataset), dataset, lambda *first: Nowhere(), lambda n: None).facts)
     assert facts[0] == facts[1] == facts[2]
 
 
@@ -70,7 +70,7 @@ def test_every_form_gives_the_same_values(inputs: Inputs, finished: Path, tmp_pa
 @pytest.mark.parametrize("form", FORMS)
 def test_an_input_whose_files_change_is_another(tmp_path: Path, form: str) -> None:
     dataset = compose_config(FORMS[form](tmp_path, SEQUENCES[:20])).dataset
-    intake = take_in(open_source(dataset), dataset, lambda codes, name: Nowhere(), lambda n: None)
+    intake = take_in(open_source(dataset), dataset, lambda *first: Nowhere(), lambda n: None)
     stored = to_store(signature(dataset), intake.facts)
     assert known_facts(stored, dataset) == intake.facts
     main = Path(dataset.path or dataset.loci or dataset.genome or "")

@@ -57,7 +57,7 @@ def test_what_is_said_of_loci(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     settings = ["dataset=loci", f"dataset.genome={tmp_path / 'g.fa'}", f"dataset.loci={tmp_path / 'l.bed'}"]
     dataset = compose_config([*settings, "dataset.length=4"]).dataset
     source = open_source(dataset)
-    assert take_in(source, dataset, lambda codes, name: Nowhere(), lambda n: None).n_rows == 4
+    assert take_in(source, dataset, lambda *first: Nowhere(), lambda n: None).n_rows == 4
     counts = {key: value for key, value in source.description.items() if key.startswith("n_")}
     assert counts == {"n_same_name": 2, "n_same_locus": 1, "n_overlapping": 2}
     said = capsys.readouterr().err.splitlines()

@@ -138,7 +138,7 @@ def test_what_is_left_out_is_said_and_is_no_error(tmp_path: Path, capsys: pytest
         ["dataset=tiles", f"dataset.genome={write(tmp_path / 'g.fa')}", "dataset.length=5"]
     ).dataset
     source = open_source(dataset)
-    intake = take_in(source, dataset, lambda codes, name: Nowhere(), lambda n: None)
+    intake = take_in(source, dataset, lambda *first: Nowhere(), lambda n: None)
     assert (intake.n_rows, intake.n_bad) == (4, 0)
     assert source.description["n_unknown"] == 1
     assert "left out of the genome: 1 window with fewer known bases than dataset.min_known" in capsys.readouterr().err
@@ -150,7 +150,7 @@ def test_a_genome_of_unknown_bases(tmp_path: Path) -> None:
         ["dataset=tiles", f"dataset.genome={path}", "dataset.length=5", "dataset.min_known=0"]
     ).dataset
     with pytest.raises(UserError, match="the input holds no sequences"):
-        take_in(open_source(dataset), dataset, lambda codes, name: Nowhere(), lambda n: None)
+        take_in(open_source(dataset), dataset, lambda *first: Nowhere(), lambda n: None)
 
 
 def test_memory_does_not_grow_with_the_genome(tmp_path: Path) -> None:
