@@ -10,7 +10,8 @@ batch.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,19 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from dlshap_core.capture import Seen
-from dlshap_core.runner import Batch, PairRunner, model_dtype, uses_autocast
+from dlshap_core.results import Attribution, Block, Results
+from dlshap_core.runner import PairRunner, model_dtype, uses_autocast
 from dlshap_core.state import borrowed, eager, full_precision, unwrap
 from dlshap_core.user_rules import UserRule, user_rules_active
 
 
 class References(Protocol):
-    """Where references come from: `n` of them for each sequence, drawn a block at a time."""
+    """Where references come from: `n` of them for each sequence, drawn a block at a time.
+
+    For a GPU they are drawn on a thread of their own, a block ahead of the one that is computed.
+    """
 
     @property
     def n(self) -> int: ...
 
     def __call__(self, rows: slice, ks: slice) -> Tensor:
-        """References ks of sequences rows: (S, K, A, L) of any dtype, on any device."""
+        """References ks of sequences rows: one-hot (S, K, A, L) of any dtype, or codes (S, K, L) uint8, which are made
+        one-hot on the device; on any device."""
         ...
 
 
@@ -46,34 +52,6 @@ class TensorReferences:
 
     def __call__(self, rows: slice, ks: slice) -> Tensor:
         return self.tensor[rows, ks]
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """What `attribute` returns; all on the CPU, in the engine's dtype (float32 for half precision).
-
-    Attributes:
-        hypothetical: (N, T, A, L), the attribution each base would have at each position, averaged over references:
-            m[c] - sum_c' r[c'] m[c']. Multiply by the one-hot sequence for the observed base's attribution.
-        prediction: (N, T), y at the sequences.
-        reference_prediction: (N, T, R), y at the references.
-        convergence_delta: (N, T, R), sum m (x - r) - (y(x) - y(r)); zero but for rounding where every rule is exact.
-        multipliers: (N, T, R, A, L), with raw_outputs=True only.
-    """
-
-    hypothetical: Tensor
-    prediction: Tensor
-    reference_prediction: Tensor
-    convergence_delta: Tensor
-    multipliers: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Block:
-    """The pairs of one batch: every reference in `ks` of every sequence in `rows`."""
-
-    rows: slice
-    ks: slice
 
 
 def plan_blocks(n_sequences: int, n_references: int, batch_size: int) -> list[Block]:
@@ -151,7 +129,7 @@ def attribute(
     target_device = resolve_device(device)
     dtype = dtype or model_dtype(model)
     converted = None if uses_autocast(model, dtype) else dtype
-    results = _Results(X, source.n, n_bases or X.shape[1], raw_outputs)
+    results = Results(X, source.n, n_bases or X.shape[1], raw_outputs, target_device, progress)
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -161,12 +139,36 @@ def attribute(
         full_precision(),
     ):
         runner = PairRunner(model, state, target_device, dtype, tuple(args or ()), targets, seen)
-        for block in plan_blocks(X.shape[0], source.n, batch_size):
-            batch = runner.run(X[block.rows], source(block.rows, block.ks), block.rows)
-            results.add(block, batch)
-            if progress is not None:
-                progress(batch.convergence_delta[:, 0].numel(), batch.convergence_delta)
-    return results.finish()
+        blocks = plan_blocks(X.shape[0], source.n, batch_size)
+        for block, sequences, references in drawn(X, source, blocks, target_device):
+            results.add(block, runner.run(sequences, references, block.rows))
+        return results.finish()
+
+
+def drawn(
+    X: Tensor, source: References, blocks: Sequence[Block], device: torch.device
+) -> Iterator[tuple[Block, Tensor, Tensor]]:
+    """Each block with its sequences and references; for a GPU those of the next block are drawn meanwhile."""
+    if device.type == "cpu":
+        for block in blocks:
+            yield block, X[block.rows], source(block.rows, block.ks)
+        return
+
+    def draw(block: Block) -> tuple[Block, Tensor, Tensor]:
+        return block, _ready(X[block.rows], device), _ready(source(block.rows, block.ks), device)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="dlshap-references") as thread:
+        pending = thread.submit(draw, blocks[0])
+        for after in blocks[1:]:
+            found = pending.result()
+            pending = thread.submit(draw, after)
+            yield found
+        yield pending.result()
+
+
+def _ready(x: Tensor, device: torch.device) -> Tensor:
+    """In memory that a GPU can copy from by itself."""
+    return x.contiguous().pin_memory() if device.type == "cuda" and not x.is_cuda else x
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:
@@ -183,49 +185,3 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
             "device 'cuda' was asked for, but there is no CUDA GPU here; use device='cpu' or device=None"
         )
     return device
-
-
-class _Results:
-    """Collects batches on the CPU."""
-
-    def __init__(self, X: Tensor, n_references: int, n_bases: int, keeps_multipliers: bool) -> None:
-        self._X = X
-        self._n_bases = n_bases
-        self._n_references = n_references
-        self._keeps_multipliers = keeps_multipliers
-        self._dtype = torch.float32
-
-    def _allocate(self, batch: Batch) -> None:
-        n_sequences, n_targets = self._X.shape[0], batch.prediction.shape[1]
-        pairs = (n_sequences, n_targets, self._n_references)
-        self._dtype = batch.prediction.dtype
-        # Summed in float64, so that splitting the references of a sequence over batches does not show.
-        self._sum = torch.zeros(n_sequences, n_targets, *self._X.shape[1:], dtype=torch.float64)
-        self._prediction = torch.zeros(pairs[:2], dtype=self._dtype)
-        self._reference_prediction = torch.zeros(pairs, dtype=self._dtype)
-        self._delta = torch.zeros(pairs, dtype=self._dtype)
-        self._multipliers = (
-            torch.zeros(*pairs, *self._X.shape[1:], dtype=self._dtype) if self._keeps_multipliers else None
-        )
-
-    def add(self, block: Block, batch: Batch) -> None:
-        """Put the results of a block in their place."""
-        if not hasattr(self, "_sum"):
-            self._allocate(batch)
-        of_bases = batch.multipliers[:, :, :, : self._n_bases]
-        references = batch.references[:, :, : self._n_bases].unsqueeze(1)
-        total = of_bases.sum(2) - (of_bases * references).sum((2, 3)).unsqueeze(2)
-        if self._n_bases < batch.multipliers.shape[3]:
-            contributions = batch.contributions[:, :, :, self._n_bases :].sum(2)
-            total = torch.cat([total, contributions], dim=2)
-        self._sum[block.rows] += total.cpu()
-        self._prediction[block.rows] = batch.prediction.cpu()
-        self._reference_prediction[block.rows, :, block.ks] = batch.reference_prediction.cpu()
-        self._delta[block.rows, :, block.ks] = batch.convergence_delta.cpu()
-        if self._multipliers is not None:
-            self._multipliers[block.rows, :, block.ks] = batch.multipliers.cpu()
-
-    def finish(self) -> Attribution:
-        """The results of all blocks."""
-        hypothetical = (self._sum / self._n_references).to(self._dtype)
-        return Attribution(hypothetical, self._prediction, self._reference_prediction, self._delta, self._multipliers)

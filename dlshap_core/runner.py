@@ -15,6 +15,7 @@ from dlshap_core.capture import ForwardPass, Overwritten, Seen, Tape, find_custo
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.rows import PassesDiffer, Rows
 from dlshap_core.rules.table import BREAKS_TIES
+from dlshap_core.sequences import one_hot
 from dlshap_core.state import Borrowed
 
 # Relative to the largest prediction: far above rounding, also of a model whose output is a small difference of large
@@ -74,13 +75,17 @@ class PairRunner:
         self._has_equal_rows = False
         self._breaks_ties = False
         self._is_careful = False
+        self._columns: Tensor | None = None  # the targets, on the device
         self._is_checked = False
         self._custom_function: str | None = None
 
     def run(self, X: Tensor, references: Tensor, rows: slice) -> Batch:
-        """Multipliers of every pair of sequences (S, A, L) with their references (S, K, A, L)."""
-        sequences = X.detach().to(self._device).to(self._dtype)
-        references = references.detach().to(self._device).to(self._dtype)
+        """Multipliers of every pair of sequences (S, A, L) with their references, (S, K, A, L) or codes (S, K, L)."""
+        sequences = X.detach().to(self._device, non_blocking=True).to(self._dtype)
+        references = references.detach().to(self._device, non_blocking=True)
+        if references.ndim == 3:
+            references = one_hot(references, self._dtype, n_letters=X.shape[1])
+        references = references.to(self._dtype)
         n_references = references.shape[1]
         while True:
             n_repeats = n_references if self._has_equal_rows else 1
@@ -112,13 +117,17 @@ class PairRunner:
             self._breaks_ties = True
             return self._run(sequences, references, rows, 1)
         targets = _resolve_targets(self._targets, y.shape[1])
-        prediction = y[:: n_repeats + n_padding, targets].to(self._dtype)
+        if self._columns is None:
+            self._columns = torch.tensor(targets, device=y.device)
+        prediction = y[:: n_repeats + n_padding].index_select(1, self._columns).to(self._dtype)
 
         leaf = references.flatten(0, 1).clone().requires_grad_()  # the caller's own may be an inference tensor
         y, sums = self._replay(leaf, rows, n_references, tape, layout)
         multipliers = _gradients(y, leaf, targets).unflatten(1, (n_sequences, n_references)).transpose(0, 1)
         y = y.detach()
-        reference_prediction = y[:, targets].to(self._dtype).unflatten(0, (n_sequences, n_references)).transpose(1, 2)
+        reference_prediction = (
+            y.index_select(1, self._columns).to(self._dtype).unflatten(0, (n_sequences, n_references)).transpose(1, 2)
+        )
         contributions = multipliers * (sequences[:, None] - references).unsqueeze(1)
         # Summed in float64: the delta should show the rules' error, not that of adding up.
         explained = contributions.sum((-2, -1), dtype=torch.float64)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlshap_core import Attribution, attribute
-from dlshap_core.engine import plan_blocks
+from dlshap_core.engine import drawn, plan_blocks
+from dlshap_core.sequences import one_hot, to_codes
 from tests.core.toolbox import (
     Apply,
     Sandwich,
@@ -364,6 +368,74 @@ def test_references_drawn_block_by_block(pairs: tuple[Tensor, Tensor]) -> None:
         assert_same(result, explain(model, X, references, batch_size=batch_size), 1e-15)
         covered = [(i, k) for rows, ks in asked for i in range(N)[rows] for k in range(R)[ks]]
         assert covered == [(i, k) for i in range(N) for k in range(R)]
+
+
+@dataclass
+class CodeSource:
+    """References as codes; remembers in which threads they were drawn."""
+
+    codes: Tensor
+    threads: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def n(self) -> int:
+        return self.codes.shape[1]
+
+    def __call__(self, rows: slice, ks: slice) -> Tensor:
+        self.threads.append(threading.current_thread().name)
+        return self.codes[rows, ks]
+
+
+@pytest.mark.parametrize("batch_size", [2, R, 3 * R])
+def test_references_may_be_codes(batch_size: int, pairs: tuple[Tensor, Tensor]) -> None:
+    X, references = pairs
+    source = CodeSource(to_codes(references))
+    source.codes[:, 0, 3] = 4  # unknown
+    references = one_hot(source.codes)
+    model = seeded(conv_net)
+    found, expected = (explain(model, X, given, batch_size=batch_size) for given in (source, references))
+    assert all(torch.equal(getattr(found, name), getattr(expected, name)) for name in FIELDS)
+    assert set(source.threads) == {threading.current_thread().name}
+
+
+def test_for_another_device_references_are_drawn_a_block_ahead(pairs: tuple[Tensor, Tensor]) -> None:
+    X, references = pairs
+    source = CodeSource(to_codes(references))
+    blocks = plan_blocks(N, R, 2)
+    for number, (block, sequence, codes) in enumerate(drawn(X, source, blocks, torch.device("meta"))):
+        assert block == blocks[number]
+        assert torch.equal(sequence, X[block.rows])
+        assert torch.equal(codes, source.codes[block.rows, block.ks])
+    assert len(source.threads) == len(blocks)
+    assert threading.current_thread().name not in source.threads
+
+
+def test_an_error_while_drawing_ahead_is_raised(pairs: tuple[Tensor, Tensor]) -> None:
+    X, _ = pairs
+
+    class Broken(CodeSource):
+        def __call__(self, rows: slice, ks: slice) -> Tensor:
+            if rows.start == 2:
+                raise ValueError("no such row")
+            return super().__call__(rows, ks)
+
+    source = Broken(torch.zeros(N, R, X.shape[-1], dtype=torch.uint8))
+    seen = []
+    with pytest.raises(ValueError, match="no such row"):
+        seen.extend(block for block, _, _ in drawn(X, source, plan_blocks(N, R, R), torch.device("meta")))
+    assert len(seen) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_size", [2, R, 3 * R])
+def test_a_gpu_gives_the_values_of_the_cpu(batch_size: int, pairs: tuple[Tensor, Tensor]) -> None:
+    X, references = pairs
+    for make in (conv_net, with_softmax):
+        model = seeded(make)
+        found = explain(model, X, CodeSource(to_codes(references)), batch_size=batch_size, device="cuda")
+        expected = explain(model, X, references)
+        for name in FIELDS[:3] + FIELDS[4:]:
+            assert relative_difference(getattr(found, name), getattr(expected, name)) < 1e-9, name
 
 
 def test_progress_counts_pairs_and_shows_deltas(pairs: tuple[Tensor, Tensor]) -> None:
