@@ -25,9 +25,11 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.hardware import repeatable
 from pipeline.models import LoadedModel
-from pipeline.models.lengths import wanted_lengths
+from pipeline.models.lengths import length_hint
 from pipeline.places import LocalPlace
 
+CUT = ("loci", "tiles", "variants")  # inputs whose sequences are windows of dataset.length
+_MISFITS = (RuntimeError, IndexError, AssertionError)  # what models raise where shapes do not fit
 NOT_EXACT = ("integrated", "detach followed")  # how treatments begin that are right to a stated error, or by choice
 
 
@@ -134,25 +136,16 @@ def _explained(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config
     try:
         with repeatable(config.engine.threads, config.engine.deterministic):
             yield
-    except IndexError as error:
-        raise UserError(f"engine.targets={config.engine.targets}: {error}") from error
     except Exception as error:
+        if isinstance(error, IndexError) and str(error).startswith("target "):  # the engine's own
+            raise UserError(f"engine.targets={config.engine.targets}: {error}") from error
         fix = ""
         if "deterministic" in str(error):
             fix = " (engine.deterministic=false allows it)"
-        elif isinstance(error, RuntimeError):  # what torch raises where shapes do not fit
-            fix = f" ({_length_hint(loaded, len(codes))})"
+        elif isinstance(error, _MISFITS) and "dataset.length" not in str(error):
+            cuts = config.dataset.name in CUT
+            fix = f" ({length_hint(loaded.module, len(codes), cuts)})"
         raise UserError(f"{_failure(codes, name)}: {error}{fix}") from error
-
-
-def _length_hint(loaded: LoadedModel, length: int) -> str:
-    """Which length the model takes, where it can be found; else the question whether it takes this one."""
-    wanted = wanted_lengths(loaded.module, length)
-    if wanted is None:
-        return f"does the model take sequences of {length} bases? loci are cut to dataset.length"
-    shortest, longest = wanted
-    between = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
-    return f"the model takes sequences of {between} bases, not of {length}; loci are cut to dataset.length"
 
 
 def _cache_file(loaded: LoadedModel, length: int, config: Config, device: str) -> Path:

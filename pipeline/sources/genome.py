@@ -26,7 +26,7 @@ from uuid import uuid4
 import pyfaidx
 
 from pipeline.errors import UserError
-from pipeline.sources.text import damaged, is_gzip, open_bytes, text_of
+from pipeline.sources.text import BYTE_ORDER_MARK, damaged, is_gzip, open_bytes, text_of
 
 _CHUNK_BYTES = 1 << 22
 _LONGEST_HEADER = 4096  # bytes; a longer one is not believed to be one
@@ -226,6 +226,8 @@ def _blocks_of_lines(path: Path) -> Iterator[bytes]:
     block = bytearray()
     with open_bytes(path) as file:
         try:
+            if mark := file.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK):
+                block += mark
             while chunk := file.read(_CHUNK_BYTES):
                 cut = chunk.rfind(b"\n") + 1
                 block += chunk[:cut] or chunk

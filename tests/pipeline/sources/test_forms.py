@@ -18,12 +18,13 @@ from pipeline.intake import Nowhere, known_facts, signature, take_in, to_store
 from pipeline.sources import open_source
 from pipeline.store import LAYOUT
 from tests.pipeline.conftest import LENGTH, N_ROWS, Inputs, random_sequences
-from tests.pipeline.sources.forms import FORMS
+from tests.pipeline.sources.forms import FORMS, variants
 
 SEQUENCES = random_sequences(500, 50, seed=3)
 SEQUENCES[7] = SEQUENCES[7][:20] + "N" * 5 + SEQUENCES[7][25:]
-NAMED = {"csv", "tsv.gz", "csv, CRLF", "txt", "semicolons", "parquet", "parquet, one-hot", "arrow", "arrow stream"}
-COMPUTED = ["csv", "parquet", "parquet, one-hot", "arrow stream", "npy, NL4, float", "zarr 2, NL4", "loci", "tiles"]
+UNNAMED = {"csv, quoted", "feather", "feather, codes", "bed3", "tiles", "tiles.gz", "tiles.bgz"}  # and arrays
+COMPUTED = ["csv", "parquet", "parquet, lists", "arrow stream", "npy, NL4, float", "zarr 2, NL4", "bed6", "tiles.gz"]
+VALUES = ("codes", "prediction", "attribution", "hypothetical")
 
 
 def read(overrides: list[str]) -> tuple[list[str], list[str]]:
@@ -40,7 +41,7 @@ def read(overrides: list[str]) -> tuple[list[str], list[str]]:
 def test_every_form_gives_the_same_codes(tmp_path: Path, form: str) -> None:
     codes, names = read(FORMS[form](tmp_path, SEQUENCES))
     assert codes == SEQUENCES
-    if form in NAMED or form.startswith("fasta") or form == "loci":
+    if form not in UNNAMED and not form.startswith(("npy", "npz", "zarr")):
         assert names == [f"s{i}" for i in range(500)]
     assert len(set(names)) == 500
 
@@ -53,11 +54,8 @@ def test_tables_and_fasta_of_the_same_names_are_the_same_input(tmp_path: Path) -
     assert facts[0] == facts[1] == facts[2]
 
 
-@pytest.mark.parametrize(
-    "form",
-    ["csv", "parquet", "parquet, one-hot", "arrow stream", "npy, NL4, float", "zarr 2, NL4", "loci", "tiles"],
-)
-def test_every_form_gives_the_same_values(inputs: Inputs, finished: Path, tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("form", COMPUTED)
+def test_forms_give_the_same_values(inputs: Inputs, finished: Path, tmp_path: Path, form: str) -> None:
     settings = FORMS[form](tmp_path, random_sequences())
     run = [override for override in inputs.overrides(tmp_path / "a.zarr") if not override.startswith("dataset")]
     assert pipeline.run([*run, *settings]).rows == N_ROWS
@@ -65,6 +63,33 @@ def test_every_form_gives_the_same_values(inputs: Inputs, finished: Path, tmp_pa
     assert found.codes.shape == (N_ROWS, LENGTH)
     for name in LAYOUT:
         assert np.asarray(found[name][:]).tobytes() == np.asarray(expected[name][:]).tobytes(), name
+
+
+def attributed(inputs: Inputs, store: Path, settings: list[str]) -> dict[str, np.ndarray]:
+    run = [override for override in inputs.overrides(store) if not override.startswith(("dataset", "store.rows"))]
+    assert pipeline.run([*run, *settings]).complete
+    opened = pipeline.open_store(store)
+    return {name: np.asarray(opened[name][:]) for name in VALUES}
+
+
+@pytest.fixture(scope="module")
+def of_fasta(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The values of the 500 sequences."""
+    folder = tmp_path_factory.mktemp("fasta")
+    return attributed(inputs, folder / "a.zarr", FORMS["fasta"](folder, SEQUENCES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [*FORMS, "vcf"])
+def test_every_form_of_500_sequences_gives_the_same_values_bit_for_bit(
+    inputs: Inputs, of_fasta: dict[str, np.ndarray], tmp_path: Path, form: str
+) -> None:
+    write = variants if form == "vcf" else FORMS[form]
+    found = attributed(inputs, tmp_path / "a.zarr", write(tmp_path, SEQUENCES))
+    for name in VALUES:
+        values = found[name][::2] if form == "vcf" else found[name]  # of a VCF, the reference alleles
+        assert len(values) == 500
+        assert values.tobytes() == of_fasta[name].tobytes(), name
 
 
 @pytest.mark.parametrize("form", FORMS)
