@@ -60,7 +60,7 @@ def export_command(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         "dlshap export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True, help=", ".join(KINDS))
     for kind in KINDS:
         _add_options(kinds.add_parser(kind, description=MEANT_FOR[kind]), kind)
     options = parser.parse_args(arguments)

@@ -29,7 +29,6 @@ from pipeline.models.lengths import length_hint
 from pipeline.places import LocalPlace
 
 CUT = ("loci", "tiles", "variants")  # inputs whose sequences are windows of dataset.length
-_MISFITS = (RuntimeError, IndexError, AssertionError)  # what models raise where shapes do not fit
 NOT_EXACT = ("integrated", "detach followed")  # how treatments begin that are right to a stated error, or by choice
 
 
@@ -142,9 +141,10 @@ def _explained(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config
         fix = ""
         if "deterministic" in str(error):
             fix = " (engine.deterministic=false allows it)"
-        elif isinstance(error, _MISFITS) and "dataset.length" not in str(error):
-            cuts = config.dataset.name in CUT
-            fix = f" ({length_hint(loaded.module, len(codes), cuts)})"
+        elif hint := length_hint(loaded.module, len(codes), config.dataset.name in CUT):
+            fix = f" ({hint})"
+        elif isinstance(error, RuntimeError):  # what torch raises where shapes do not fit
+            fix = f" (no length was found that the model takes, {len(codes)} or another; is its input another?)"
         raise UserError(f"{_failure(codes, name)}: {error}{fix}") from error
 
 

@@ -70,17 +70,19 @@ def wanted_lengths(module: nn.Module, length: int) -> tuple[int, int | None] | N
     return (None if first is None else _by_features(module, length, first)) or _by_trying(module, length)
 
 
-def length_hint(module: nn.Module, length: int, cuts: bool) -> str:
-    """What to say of the length of the sequences where a model does not take them, and how to change it.
+def length_hint(module: nn.Module, length: int, cuts: bool) -> str | None:
+    """Which length a model takes, where it does not take that of the sequences, and how to change that.
 
     Args:
         module, length: as in `wanted_lengths`.
         cuts: whether the input cuts windows of `dataset.length`, or has sequences that are as they are.
+
+    Returns:
+        A phrase with both lengths; None where no length is found that the model takes.
     """
     wanted = wanted_lengths(module, length)
     if wanted is None:
-        ask = f"does the model take sequences of {length} bases? No other length was found that it takes"
-        return ask + ("; dataset.length=... gives another" if cuts else "")
+        return None
     shortest, longest = wanted
     if longest is None:
         range_, fit = f"{shortest} bases or more", shortest

@@ -40,6 +40,14 @@ def report_command(arguments: Sequence[str]) -> int:
         default=[],
         help="a target that gets a section; may be repeated (default: the first four)",
     )
+    parser.add_argument(
+        "--link",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a file or folder that the page links to, such as an export; may be repeated. What the page's own "
+        "commands wrote beside it is linked in any case",
+    )
     options = parser.parse_args(arguments)
     out = _require_suffix(options.out, (".html", ".htm"))
     require_extra("report", "jinja2", "matplotlib")
@@ -47,13 +55,14 @@ def report_command(arguments: Sequence[str]) -> int:
     from pipeline.exports.files import appearing
     from pipeline.exports.selection import target_index
     from pipeline.report.page import N_TARGETS, make_page
+    from pipeline.report.steps import links_to
 
-    store = _open(options)
+    store, links = _open(options), links_to(options.link, out.parent)
     chosen = [target_index(store, label) for label in dict.fromkeys(options.target)]
     targets = chosen or list(range(min(N_TARGETS, len(store.targets))))
     with appearing([out], overwrite=True) as (hidden,):
         with RowProgress("reading", None) as progress:
-            page = make_page(store, targets, progress.advance)
+            page = make_page(store, targets, progress.advance, out.parent, links)
         hidden.write_text(page, encoding="utf-8")
     print(out)
     return errors.EXIT_DONE

@@ -18,7 +18,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
@@ -52,6 +52,11 @@ class Genome(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def genome_sizes(genome: Genome, chroms: Iterable[str]) -> dict[str, int]:
+    """The sizes in bases of those of the chromosomes that the genome has."""
+    return {chrom: genome.lengths[chrom] for chrom in chroms if chrom in genome.lengths}
 
 
 def open_genome(path: Path) -> Genome:

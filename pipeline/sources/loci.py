@@ -18,7 +18,7 @@ import numpy as np
 from dlshap_core.sequences import UNKNOWN, encode
 from pipeline.errors import UserError
 from pipeline.sources.base import Row, Rows, batched
-from pipeline.sources.genome import Genome, open_genome
+from pipeline.sources.genome import Genome, genome_sizes, open_genome
 from pipeline.sources.text import numbered_lines, returns_hint, shown, text_of
 
 _NARROW_PEAK_COLUMNS = 10
@@ -69,6 +69,7 @@ class LociSource:
         genome = open_genome(self.genome)
         try:
             genome.expect(set(last_use))
+            self.description["chrom_sizes"] = genome_sizes(genome, last_use)
             for index, number, line in data_lines(self.loci):
                 yield self._row(genome, index, number, line)
                 chrom = columns(text_of(line)[0])[0]

@@ -15,7 +15,7 @@ from typing import Any
 from dlshap_core.sequences import encode
 from pipeline.errors import UserError
 from pipeline.sources.base import Row, Rows, batched
-from pipeline.sources.genome import Genome, open_genome
+from pipeline.sources.genome import Genome, genome_sizes, open_genome
 from pipeline.sources.loci import check_window
 from pipeline.sources.text import numbered_lines, returns_hint, text_of
 from pipeline.wording import counted
@@ -60,6 +60,7 @@ class VariantSource:
         genome = open_genome(self.genome)
         try:
             genome.expect(set(last_use))
+            self.description["chrom_sizes"] = genome_sizes(genome, last_use)
             for index, number, line in self._lines():
                 for pair in self._pairs(genome, index, number, line):
                     yield from pair

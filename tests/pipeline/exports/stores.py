@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -28,7 +29,7 @@ def make_store(
     done: Sequence[int] | None = None,
     head: str = "none",
     dataset: dict[str, str] | None = None,
-    source: dict[str, str] | None = None,
+    source: dict[str, Any] | None = None,
     seed: int = 0,
     folds: Sequence[str] = ("0",),
     alleles: bool = False,

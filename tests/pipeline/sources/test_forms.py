@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 import pipeline
 from dlshap_core.sequences import decode
@@ -90,6 +92,28 @@ def test_every_form_of_500_sequences_gives_the_same_values_bit_for_bit(
         values = found[name][::2] if form == "vcf" else found[name]  # of a VCF, the reference alleles
         assert len(values) == 500
         assert values.tobytes() == of_fasta[name].tobytes(), name
+
+
+class Dense(nn.Module):
+    """Takes 100 bases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(400, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1))
+
+
+@pytest.mark.parametrize("form", ["fasta", "csv", "parquet", "npy, N4L", "zarr 3, N4L", "bed4", "tiles", "vcf"])
+def test_a_length_that_the_model_does_not_take_is_named_with_its_own(tmp_path: Path, form: str) -> None:
+    settings = (variants if form == "vcf" else FORMS[form])(tmp_path, SEQUENCES[:4])
+    save_file(Dense().state_dict(), tmp_path / "w.safetensors")
+    model = ["model=module", f"model._target_={Dense.__module__}.Dense", f"model.checkpoint={tmp_path}/w.safetensors"]
+    with pytest.raises(UserError, match=r"takes sequences of 100 bases, not of 50; .*dataset\.length=100") as caught:
+        pipeline.run([*model, *settings, "cluster=none", f"store.path={tmp_path}/a.zarr"])
+    assert ("cuts the windows" in str(caught.value)) == (form in ("bed4", "tiles", "vcf"))
+    assert list(tmp_path.glob("a.zarr*")) == []
 
 
 @pytest.mark.parametrize("form", FORMS)
