@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import errors
+from pipeline.arguments import Parser
 from pipeline.errors import UserError
 from pipeline.progress import RowProgress, note
 from pipeline.store_commands import place_options, whole_number
@@ -57,9 +58,7 @@ SAID_OF_ALLELES = {
 
 def export_command(arguments: Sequence[str]) -> int:
     """`dlshap export`: returns the exit code."""
-    parser = argparse.ArgumentParser(
-        "dlshap export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("dlshap export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True, help=", ".join(KINDS))
     for kind in KINDS:
         _add_options(kinds.add_parser(kind, description=MEANT_FOR[kind]), kind)
@@ -152,7 +151,7 @@ def read_names(path: Path) -> list[str]:
     return [name for name in names if name]
 
 
-def _add_options(parser: argparse.ArgumentParser, kind: str) -> None:
+def _add_options(parser: Parser, kind: str) -> None:
     """What an export of this kind understands."""
     parser.add_argument("store", metavar="STORE", help="path or URL of the store")
     parser.add_argument("out", metavar="OUT", help=_out(kind))

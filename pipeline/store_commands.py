@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from pipeline import errors
+from pipeline.arguments import Parser
 from pipeline.errors import UserError
 
 VERIFY_DESCRIPTION = """Read every byte of a store again, and compare it with what was committed.
@@ -57,11 +58,9 @@ def status_command(arguments: Sequence[str]) -> int:
     return errors.EXIT_DONE
 
 
-def _store_parser(command: str, description: str) -> argparse.ArgumentParser:
+def _store_parser(command: str, description: str) -> Parser:
     """What every command about a store understands."""
-    parser = argparse.ArgumentParser(
-        f"dlshap {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(f"dlshap {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", metavar="STORE", help="path or URL of the store")
     parser.add_argument("--json", action="store_true", help="print the answer as a JSON object")
     parser.add_argument(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import errors
+from pipeline.arguments import Parser
 from pipeline.errors import UserError
 from pipeline.progress import RowProgress, note
 from pipeline.store_commands import place_options
@@ -95,10 +96,8 @@ def logo_command(arguments: Sequence[str]) -> int:
     return errors.EXIT_DONE
 
 
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        f"dlshap {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser(command: str, description: str) -> Parser:
+    parser = Parser(f"dlshap {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", metavar="STORE", help="path or URL of the store")
     parser.add_argument(
         "--allow-incomplete", action="store_true", help="of a store that is not complete, what is there"
