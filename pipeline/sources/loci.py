@@ -2,7 +2,7 @@
 
 Coordinates are 0-based and half-open. The centre c is start + summit for a narrowPeak line (10 columns, the last one
 the summit's offset, unless it is -1) and (start + end) // 2 otherwise; the window is [c - L // 2, c - L // 2 + L). A
-table of exactly 10 columns is read as narrowPeak. Comments, `track` and `browser` lines and blank lines are passed over
+line of exactly 10 columns is read as narrowPeak. Comments, `track` and `browser` lines and blank lines are passed over
 and not counted as rows. The strand is recorded, and applied only on request: then the codes of a minus-strand row are
 the reverse complement of the window, whose coordinates stay those of the plus strand.
 """
