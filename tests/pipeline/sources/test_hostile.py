@@ -87,6 +87,11 @@ def test_loci_in_bed12(tmp_path: Path) -> None:
     assert [decode(codes) for codes in rows.codes if codes is not None] == ["ACGT"]
 
 
+def test_peaks_and_tiles_in_one_file(tmp_path: Path) -> None:
+    rows = loci(tmp_path, b"chr1\t8\t90\tpeak\t0\t.\t1\t2\t3\t40\nchr1\t100\t200\n")
+    assert (rows.name, rows.start.tolist()) == (["peak", "chr1:100-200"], [46, 148])
+
+
 def test_loci_that_are_there_twice_and_have_no_length(tmp_path: Path) -> None:
     rows = loci(tmp_path, b"chr1\t10\t10\nchr1\t10\t10\n")
     assert (rows.start.tolist(), rows.problem) == ([8, 8], [None, None])  # a point is a centre; both are kept
