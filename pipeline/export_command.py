@@ -11,7 +11,7 @@ from pipeline import errors
 from pipeline.arguments import Parser
 from pipeline.errors import UserError
 from pipeline.progress import RowProgress, note
-from pipeline.store_commands import place_options, whole_number
+from pipeline.store_commands import open_whole, whole_number
 from pipeline.wording import counted
 
 if TYPE_CHECKING:
@@ -64,11 +64,9 @@ def export_command(arguments: Sequence[str]) -> int:
         _add_options(kinds.add_parser(kind, description=MEANT_FOR[kind]), kind)
     options = parser.parse_args(arguments)
 
-    from pipeline.reader import open_store
-
     if "://" in options.out:
         raise UserError(f"{options.out}: exports are written to a disk; give a path")
-    store = open_store(options.store, options.allow_incomplete, place_options(options.option))
+    store = open_whole(options.store, options.allow_incomplete, options.option)
     if not store.complete:
         present = int(store.present.sum())
         note(f"{store.url} is not complete: {present} of {counted(len(store), 'row')} are there, the rest is left out")

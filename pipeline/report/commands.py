@@ -10,7 +10,7 @@ from pipeline import errors
 from pipeline.arguments import Parser
 from pipeline.errors import UserError
 from pipeline.progress import RowProgress, note
-from pipeline.store_commands import place_options
+from pipeline.store_commands import open_whole
 from pipeline.wording import counted
 
 if TYPE_CHECKING:
@@ -114,9 +114,7 @@ def _parser(command: str, description: str) -> Parser:
 
 def _open(options: argparse.Namespace) -> "Store":
     """The store, which has one row at least."""
-    from pipeline.reader import open_store
-
-    store = open_store(options.store, options.allow_incomplete, place_options(options.option))
+    store = open_whole(options.store, options.allow_incomplete, options.option)
     if not store.present.any():
         raise UserError(f"{store.url} is not complete, and none of its {counted(len(store), 'row')} is there yet")
     return store

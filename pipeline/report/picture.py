@@ -98,9 +98,9 @@ def draw(store: Store, stretch: Stretch, target: int, path: Path, form: str) -> 
     Raises:
         UserError: its attributions are not finite.
     """
-    part = slice(stretch.start, stretch.end)
-    codes = np.asarray(store.codes[stretch.row, part])
-    attribution = np.asarray(store.attribution[stretch.row, target, part])
+    rows, part = np.array([stretch.row]), slice(stretch.start, stretch.end)
+    (block,) = store.blocks(["codes", "attribution"], rows, target, part)
+    codes, attribution = block["codes"][0], block["attribution"][0]
     name = str(store.rows["name"][stretch.row])
     if not np.isfinite(attribution).all():
         raise UserError(f"the attributions of {name!r} (row {stretch.row}) are not finite; there is nothing to draw")
