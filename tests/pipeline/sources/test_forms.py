@@ -189,35 +189,3 @@ def test_what_is_no_file_is_refused(tmp_path: Path, form: str, monkeypatch: pyte
                 read([f"dataset={form}", f"{setting}={path}", *more])
     with pytest.raises(UserError, match=rf"{re.escape(setting)}=folder (is a directory|is not known)"):
         read([f"dataset={form}", f"{setting}=folder", *more])
-
-
-def hostile(folder: Path) -> dict[str, list[str]]:
-    """Inputs with one thing wrong, by form."""
-    (folder / "t.csv").write_text("name,seq\na,ACGT\nb,ACXT\n")
-    (folder / "m.tsv").write_text("name\tseq\na\tACGT\nb\tACG\n")
-    np.save(folder / "soft.npy", np.full((3, 4, 9), 0.25))
-    (folder / "long.fa").write_text(">a\nACGT\n>b\n" + "ACGT" * 250_000 + "\n")
-    (folder / "g.fa").write_text(f">chr1\n{'ACGT' * 9}\n")
-    (folder / "out.bed").write_text("chr1\t0\t4\n")
-    (folder / "name.bed").write_text("1\t10\t14\n")
-    genome = f"dataset.genome={folder / 'g.fa'}"
-    loci = ["dataset=loci", genome, "dataset.length=8"]
-    return {
-        r"row 1 'b' \(t\.csv, line 3\): character 'X'": ["dataset=table", f"dataset.path={folder / 't.csv'}"],
-        r"row 1 'b' has 3 bases where the first sequence has 4": ["dataset=table", f"dataset.path={folder / 'm.tsv'}"],
-        r"3 of 3 rows .*row 0 \(soft\.npy\).*soft values": ["dataset=array", f"dataset.path={folder / 'soft.npy'}"],
-        r"row 1 'b' has 1000000 bases": ["dataset=fasta", f"dataset.path={folder / 'long.fa'}"],
-        r"the window -2-6 leaves chr1, which spans 0-36": [*loci, f"dataset.loci={folder / 'out.bed'}"],
-        r"no chromosome '1' in g\.fa; it has 'chr1'": [*loci, f"dataset.loci={folder / 'name.bed'}"],
-        r"no chromosome of g\.fa has dataset\.length=99 bases": ["dataset=tiles", genome, "dataset.length=99"],
-    }
-
-
-def test_bad_inputs_are_one_line_and_leave_nothing_behind(inputs: Inputs, tmp_path: Path) -> None:
-    store = tmp_path / "made" / "a.zarr"
-    run = [override for override in inputs.overrides(store) if not override.startswith("dataset")]
-    for message, settings in hostile(tmp_path).items():
-        with pytest.raises(UserError, match=message) as caught:
-            pipeline.run([*run, *settings])
-        assert "\n" not in str(caught.value)
-        assert list(store.parent.glob("*")) == []
