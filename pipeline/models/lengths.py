@@ -85,17 +85,15 @@ def length_hint(module: nn.Module, length: int, cuts: bool) -> str | None:
         return None
     shortest, longest = wanted
     if longest is None:
-        range_, fit = f"{shortest} bases or more", shortest
-    elif shortest == longest:
-        range_, fit = f"{longest} bases", longest
-    else:
-        range_, fit = (f"{shortest} to {longest} bases" if shortest > 1 else f"at most {longest} bases"), longest
+        trained = "take the length that it was trained on" + (": dataset.length=..." if cuts else "")
+        return f"the model takes sequences of {shortest} bases or more, not of {length}; {trained}"
+    between = f"{shortest} to {longest}" if shortest > 1 else f"at most {longest}"
     fix = (
-        f"dataset.length={fit} cuts the windows to that"
+        f"dataset.length={longest} cuts the windows to that"
         if cuts
-        else (f"give sequences of that length, or windows of a genome: dataset=loci dataset.length={fit}")
+        else f"give sequences of that length, or windows of a genome: dataset=loci dataset.length={longest}"
     )
-    return f"the model takes sequences of {range_}, not of {length}; {fix}"
+    return f"the model takes sequences of {longest if shortest == longest else between} bases, not of {length}; {fix}"
 
 
 def _by_features(module: nn.Module, length: int, first: int) -> tuple[int, int] | None:

@@ -98,7 +98,8 @@ def test_lengths(make: Callable[[], nn.Module], length: int, wanted: tuple[int, 
         (Positions, 20, True, "30 bases, not of 20; dataset.length=30 cuts the windows to that"),
         (pooled, 100, True, "28 to 31 bases, not of 100; dataset.length=31 cuts"),
         (Table, 20, False, "at most 12 bases, not of 20; give sequences of that length, or windows of a genome: "),
-        (lambda: nn.Conv1d(4, 1, 57), 20, False, "57 bases or more, not of 20; .* dataset=loci dataset.length=57"),
+        (lambda: nn.Conv1d(4, 1, 57), 20, False, "57 bases or more, not of 20; take the length .* trained on$"),
+        (lambda: BPNet(2, 2, trimming=9), 18, True, "19 bases or more, not of 18; .* trained on: dataset.length="),
     ],
 )
 def test_both_lengths_and_the_way_out_are_said(
