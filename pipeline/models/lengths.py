@@ -7,6 +7,7 @@ then shorter and longer ones.
 """
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+PATIENCE_S = 30  # for all trials of a model together
 _LONGEST = 1 << 18  # bases: no trial is longer
 _TIMES = 64  # nor so many times as long as the sequence
 _FAR = (
@@ -22,6 +24,23 @@ _FAR = (
 )  # bases: the longest where nothing shows how many are wanted, as attention's memory grows with the square
 _SUGGESTED = 32  # lengths that are tried of those that an error's numbers suggest
 _MISFITS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+
+
+class _TooLongError(Exception):
+    """Trying has taken PATIENCE_S."""
+
+
+class _Timed(nn.Module):
+    """A module, until the time for trying is over."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.began = module, time.monotonic()
+
+    def forward(self, x: Tensor) -> Any:
+        if time.monotonic() - self.began > PATIENCE_S:
+            raise _TooLongError
+        return self.module(x)
 
 
 class _Features(TorchFunctionMode):
@@ -62,12 +81,16 @@ def wanted_lengths(module: nn.Module, length: int) -> tuple[int, int | None] | N
 
     Returns:
         Both in bases, the longest None where none is too long; None where the model takes that length, or none is
-        found that it takes.
+        found in PATIENCE_S that it takes.
     """
-    first = _excess(module, length)
-    if first == 0:
+    timed = _Timed(module)
+    try:
+        first = _excess(timed, length)
+        if first == 0:
+            return None
+        return (None if first is None else _by_features(timed, length, first)) or _by_trying(timed, length)
+    except _TooLongError:
         return None
-    return (None if first is None else _by_features(module, length, first)) or _by_trying(module, length)
 
 
 def length_hint(module: nn.Module, length: int, cuts: bool) -> str | None:

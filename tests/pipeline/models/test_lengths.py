@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models import lengths
 from pipeline.models.bpnet import BPNet
 from pipeline.models.lengths import length_hint, wanted_lengths
 
@@ -90,6 +91,11 @@ class Exact(nn.Module):
 )
 def test_lengths(make: Callable[[], nn.Module], length: int, wanted: tuple[int, int | None] | None) -> None:
     assert wanted_lengths(make().eval(), length) == wanted
+
+
+def test_trying_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lengths, "PATIENCE_S", -1)
+    assert wanted_lengths(pooled().eval(), 100) is None
 
 
 @pytest.mark.parametrize(
