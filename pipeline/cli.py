@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import errors
+from pipeline.arguments import Parser
 from pipeline.choices import choices, listing
 from pipeline.config import Config, explain, from_mapping
 from pipeline.errors import RunError, Stopped, UserError
@@ -133,9 +134,9 @@ def _require_folder(path: str) -> Path:
     return folder
 
 
-def _settings_parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+def _settings_parser(command: str, description: str, epilog: str | None = None) -> Parser:
     """What every command that takes a configuration understands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         f"dlshap {command}",
         description=description,
         epilog=epilog,
@@ -224,7 +225,7 @@ def dispatch(arguments: Sequence[str]) -> int:
     """Run a command line, and turn errors into a line on stderr and an exit code."""
     commands = "\n".join(f"  {name:8}{summary}" for name, (_, summary) in COMMANDS.items())
     kinds = "\n".join(f"  {group + '=':9}{', '.join(choices(group))}" for group in LISTED)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "dlshap",
         usage="dlshap [-h] [--version] COMMAND ...",
         description=DESCRIPTION,
@@ -234,13 +235,13 @@ def dispatch(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"dlshap {importlib.metadata.version('dlshap')}")
     parser.add_argument("command", nargs="?", choices=[*COMMANDS], help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments[:1])
-    if options.command is None:
-        parser.print_help()
-        return errors.EXIT_DONE
-    _search(os.getcwd())
     as_json = "--json" in arguments
     try:
+        options = parser.parse_args(arguments[:1])
+        if options.command is None:
+            parser.print_help()
+            return errors.EXIT_DONE
+        _search(os.getcwd())
         with signals_stop():
             return COMMANDS[options.command][0](arguments[1:])
     except UserError as error:

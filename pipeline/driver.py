@@ -33,6 +33,7 @@ from pipeline.store import ROOT, complete_store, read_attributes, read_names
 from pipeline.summary import Summary
 from pipeline.trial import audit_model
 from pipeline.verify import wrong_sizes
+from pipeline.wording import counted
 
 ROUNDS = 2  # the second for shards whose records turn out to be wrong
 MAX_FAILURES = 10  # shards that may fail before the first succeeds
@@ -85,7 +86,7 @@ def _run(config: Config) -> Summary:
         plan = agree_on_plan(config, directory, loaded, machine)
         attributes = _present(directory)
         if n_left_out := attributes["dataset"]["n_left_out"]:
-            note(f"{n_left_out} bad rows of the input are left out, as dataset.on_bad=skip says; the store lists them")
+            note(f"left out, as dataset.on_bad=skip says: {counted(n_left_out, 'bad row')}; the store lists them")
         if attributes["complete"]:
             return _finished(directory, plan, attributes, started)
         log = stack.enter_context(journal(directory.run, store=directory.url, rows=plan.n_rows, shards=plan.n_shards))

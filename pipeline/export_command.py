@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import errors
+from pipeline.arguments import Parser
 from pipeline.errors import UserError
 from pipeline.progress import RowProgress, note
-from pipeline.store_commands import place_options, whole_number
+from pipeline.store_commands import open_whole, whole_number
 from pipeline.wording import counted
 
 if TYPE_CHECKING:
@@ -57,19 +58,15 @@ SAID_OF_ALLELES = {
 
 def export_command(arguments: Sequence[str]) -> int:
     """`dlshap export`: returns the exit code."""
-    parser = argparse.ArgumentParser(
-        "dlshap export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    parser = Parser("dlshap export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True, help=", ".join(KINDS))
     for kind in KINDS:
         _add_options(kinds.add_parser(kind, description=MEANT_FOR[kind]), kind)
     options = parser.parse_args(arguments)
 
-    from pipeline.reader import open_store
-
     if "://" in options.out:
         raise UserError(f"{options.out}: exports are written to a disk; give a path")
-    store = open_store(options.store, options.allow_incomplete, place_options(options.option))
+    store = open_whole(options.store, options.allow_incomplete, options.option)
     if not store.complete:
         present = int(store.present.sum())
         note(f"{store.url} is not complete: {present} of {counted(len(store), 'row')} are there, the rest is left out")
@@ -152,7 +149,7 @@ def read_names(path: Path) -> list[str]:
     return [name for name in names if name]
 
 
-def _add_options(parser: argparse.ArgumentParser, kind: str) -> None:
+def _add_options(parser: Parser, kind: str) -> None:
     """What an export of this kind understands."""
     parser.add_argument("store", metavar="STORE", help="path or URL of the store")
     parser.add_argument("out", metavar="OUT", help=_out(kind))

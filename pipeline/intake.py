@@ -111,7 +111,7 @@ def take_in(
             intake.n_rows += 1
             if intake.n_bad == 0 or dataset.on_bad == "skip":
                 sink.append(codes=codes, **row, **dict(zip(arg_names(len(args)), args, strict=True)))
-    _refuse_bad_rows(intake, dataset)
+    _refuse_bad_rows(intake, dataset, source.description)
     if dataset.name not in UNREPEATED:
         source.description.update(repeats.counts(intake.length))
     for line in remarks(source.description):
@@ -149,7 +149,7 @@ def first_good(source: Source, dataset: DatasetConfig) -> tuple[np.ndarray, str,
             if problem is None and codes is not None:
                 return codes, rows.name[i], rows.args_of(i)
             intake.reject(problem or f"{_where(rows, i)} has no sequence")
-    _refuse_bad_rows(intake, dataset)
+    _refuse_bad_rows(intake, dataset, source.description)
     raise UserError("the input holds no sequences")
 
 
@@ -158,8 +158,9 @@ def judge(codes: np.ndarray | None, where: str, intake: Intake, dataset: Dataset
     if codes is None or len(codes) == 0:
         return f"{where} has no sequence"
     if intake.length and len(codes) != intake.length:
-        expected = "dataset.length" if dataset.length else "the first sequence"
-        return f"{where} has {len(codes)} bases where {expected} has {intake.length}"
+        if dataset.length:
+            return f"{where} has {len(codes)} bases where dataset.length={intake.length}; sequences are not cut"
+        return f"{where} has {len(codes)} bases where the first sequence has {intake.length}"
     known = np.count_nonzero(codes != UNKNOWN) / len(codes)
     if known < dataset.min_known or known == 0:
         return f"{where}: {known:.0%} of its bases are known (not N), less than dataset.min_known={dataset.min_known}"
@@ -170,14 +171,15 @@ def _where(rows: Rows, i: int) -> str:
     return f"row {rows.source_row[i]} {shown(rows.name[i])}"
 
 
-def _refuse_bad_rows(intake: Intake, dataset: DatasetConfig) -> None:
+def _refuse_bad_rows(intake: Intake, dataset: DatasetConfig, description: Mapping[str, Any]) -> None:
     if intake.n_bad and (dataset.on_bad == "error" or intake.n_rows == 0):
         total = intake.n_rows + intake.n_bad
         more = f"; and {intake.n_bad - 1} more" if intake.n_bad > 1 else ""
         fix = ". dataset.on_bad=skip leaves them out" if intake.n_rows else ""
         raise UserError(f"{intake.n_bad} of {total} rows cannot be used: {intake.problems[0]}{more}{fix}")
     if intake.n_rows == 0:
-        raise UserError("the input holds no sequences")
+        why = "; ".join(["the input holds no sequences", *remarks(description)])
+        raise UserError(f"{why}. Lower dataset.min_known?" if description.get("n_unknown") else why)
 
 
 def signature(dataset: DatasetConfig) -> dict[str, Any] | None:

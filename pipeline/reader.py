@@ -173,6 +173,9 @@ class Store:
             rows: (M,) ascending indices; all rows if not given.
             target: index on the target axis, which is then left out; all targets if not given.
             window: positions; all if not given.
+
+        Raises:
+            UserError: a file is damaged.
         """
         chosen = np.arange(len(self)) if rows is None else np.asarray(rows, dtype=np.int64)
         kept = {name: _kept(self._layout[name][0][1:], target, window) for name in names}
@@ -181,8 +184,7 @@ class Store:
             some = chosen[start:stop]
             first = int(some[0])
             values = {
-                name: np.asarray(self[name][(slice(first, int(some[-1]) + 1), *kept[name])])[some - first]
-                for name in names
+                name: self._read(name, (slice(first, int(some[-1]) + 1), *kept[name]))[some - first] for name in names
             }
             yield Block(some, values)
 
@@ -195,6 +197,16 @@ class Store:
             return {name: np.asarray(self[name][:0]) for name in names}
         found = list(self.blocks(names, wanted, target))
         return {name: np.concatenate([block[name] for block in found])[place] for name in names}
+
+    def _read(self, name: str, part: tuple[Any, ...]) -> np.ndarray:
+        """Part of an array. Raises UserError where its bytes are damaged."""
+        try:
+            return np.asarray(self[name][part])
+        except (ValueError, RuntimeError) as error:  # of the codecs, whose checksums do not fit
+            raise UserError(
+                f"{self.url}: {name} is damaged in rows {part[0].start} to {part[0].stop - 1}; "
+                f"`dlshap verify {self.url}` names what is, with --repair its run makes that anew"
+            ) from error
 
     def _row_bytes(self, names: Sequence[str], target: int | None) -> int:
         """Bytes of one row of all of these arrays together."""

@@ -3,9 +3,15 @@
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pipeline import errors
+from pipeline.arguments import Parser
 from pipeline.errors import UserError
+from pipeline.wording import counted
+
+if TYPE_CHECKING:
+    from pipeline.reader import Store
 
 VERIFY_DESCRIPTION = """Read every byte of a store again, and compare it with what was committed.
 
@@ -57,11 +63,9 @@ def status_command(arguments: Sequence[str]) -> int:
     return errors.EXIT_DONE
 
 
-def _store_parser(command: str, description: str) -> argparse.ArgumentParser:
+def _store_parser(command: str, description: str) -> Parser:
     """What every command about a store understands."""
-    parser = argparse.ArgumentParser(
-        f"dlshap {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(f"dlshap {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", metavar="STORE", help="path or URL of the store")
     parser.add_argument("--json", action="store_true", help="print the answer as a JSON object")
     parser.add_argument(
@@ -72,6 +76,31 @@ def _store_parser(command: str, description: str) -> argparse.ArgumentParser:
         help="of an object store, such as endpoint=...; may be repeated",
     )
     return parser
+
+
+def open_whole(url: str, allow_incomplete: bool, given: Sequence[str]) -> "Store":
+    """A store to read from its beginning to its end: none of its files may be gone or cut short.
+
+    Args:
+        url, allow_incomplete: as `open_store` takes them.
+        given: options of an object store, name=value.
+
+    Raises:
+        UserError: it cannot be opened, is not complete, or lacks files, whose values would read as if they were not
+            computed yet.
+    """
+    from pipeline.commits import RunDirectory
+    from pipeline.reader import open_store
+    from pipeline.verify import wrong_sizes
+
+    options = place_options(given)
+    store = open_store(url, allow_incomplete, options)
+    if store.complete and (wrong := wrong_sizes(RunDirectory(url, options).store, store.plan)):
+        raise UserError(
+            f"{store.url}: {counted(len(wrong), 'file')} gone or of another size than when it was completed, "
+            f"{wrong[0]} first; `dlshap verify {store.url}` names what is, with --repair its run makes that anew"
+        )
+    return store
 
 
 def whole_number(least: int) -> Callable[[str], int]:

@@ -29,9 +29,10 @@ from pipeline.errors import UserError
 from pipeline.hardware import repeatable
 from pipeline.models import LoadedModel, bare
 from pipeline.models.further import Filled, wrong_number
-from pipeline.models.lengths import wanted_lengths
+from pipeline.models.lengths import length_hint
 from pipeline.places import LocalPlace
 
+CUT = ("loci", "tiles", "variants")  # inputs whose sequences are windows of dataset.length
 NOT_EXACT = ("integrated", "detach followed")  # how treatments begin that are right to a stated error, or by choice
 
 
@@ -161,13 +162,17 @@ def _explained(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config
         with repeatable(config.engine.threads, config.engine.deterministic):
             yield
     except Exception as error:
-        if isinstance(error, IndexError) and str(error).startswith("target "):
+        if isinstance(error, IndexError) and str(error).startswith("target "):  # the engine's own
             raise UserError(f"engine.targets={config.engine.targets}: {error}") from error
         fix = ""
         if "deterministic" in str(error):
             fix = " (engine.deterministic=false allows it)"
+        elif hint := length_hint(
+            Filled(loaded.module, _repeated(args, 1), len(codes)), len(codes), config.dataset.name in CUT
+        ):
+            fix = f" ({hint})"
         elif isinstance(error, RuntimeError):  # what torch raises where shapes do not fit
-            fix = f" ({_length_hint(loaded, len(codes), args)})"
+            fix = f" (no length was found that the model takes, {len(codes)} or another; is its input another?)"
         raise UserError(f"{_failure(codes, name)}: {error}{fix}{_args_hint(config, args)}") from error
 
 
@@ -178,16 +183,6 @@ def _args_hint(config: Config, args: Args) -> str:
     named = zip([parse(arg).text for arg in config.dataset.args], args, strict=True)
     kinds = ", ".join(f"{text} as {arg.dtype} ({', '.join(map(str, ('N', *arg.shape)))})" for text, arg in named)
     return f"; dataset.args gives {kinds}: is that what forward expects? a name with :float or :int gives that type"
-
-
-def _length_hint(loaded: LoadedModel, length: int, args: Args) -> str:
-    """Which length the model takes, where it can be found; else the question whether it takes this one."""
-    wanted = wanted_lengths(Filled(loaded.module, _repeated(args, 1), length), length)
-    if wanted is None:
-        return f"does the model take sequences of {length} bases? loci are cut to dataset.length"
-    shortest, longest = wanted
-    between = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
-    return f"the model takes sequences of {between} bases, not of {length}; loci are cut to dataset.length"
 
 
 def _cache_file(loaded: LoadedModel, length: int, config: Config, device: str, args: Args) -> Path:

@@ -14,10 +14,10 @@ def in_a_line(error: Exception, settings: list[str], groups: list[str]) -> str:
         groups: names of all groups, and of settings without one.
     """
     text = " ".join(str(part) for part in _causes(error))
-    if match := re.search(r"Could not override '([^']+)'", text):
+    if match := re.search(r"Could not override '([^']*)'", text):
         known = settings + groups
         if match[1] not in known:
-            return f"{match[1]} is not a setting{did_you_mean(match[1], known)}"
+            return f"{match[1] or repr('')} is not a setting{did_you_mean(match[1], known)}"
     if match := re.search(r"(?:Could not find|In '[^']+': Could not find) '(\w+)/([^']+)'", text):
         options = re.findall(r"^\t(\w+)$", text, re.MULTILINE)
         return f"{match[1]}={match[2]}; expected {one_of(options)}{did_you_mean(match[2], options)}"

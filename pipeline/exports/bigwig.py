@@ -28,7 +28,7 @@ def export(selection: Selection, out: Path, chrom_sizes: Path | None, overwrite:
     Args:
         selection: what to write.
         out: the file.
-        chrom_sizes: a table of chromosome and size, such as a genome's .fai; if not given that of the genome of the
+        chrom_sizes: a table of chromosome and size, such as a genome's .fai; if not given those of the genome of the
             run, and where it is not there the largest end on each chromosome.
         overwrite: replace what is there.
         advance: told of rows that are done.
@@ -102,24 +102,17 @@ def _sizes(selection: Selection, given: Path | None) -> tuple[Sizes, list[str]]:
     """The size of each chromosome that has a row, and a note where it is not known."""
     chrom, end = selection.text("chrom"), selection.start + selection.width
     largest = {str(name): int(end[chrom == name].max()) for name in np.unique(chrom)}
-    path = given or _index_of_genome(selection)
-    if path is None:
+    known = selection.store.attrs.get("dataset", {}).get("chrom_sizes") if given is None else read_sizes(given)
+    if known is None:
         named = ", ".join(f"{name} {size}" for name, size in list(largest.items())[:3])
         return largest, [f"sizes of chromosomes taken from the largest end ({named}); --chrom-sizes says them"]
-    known = read_sizes(path)
+    where = given or f"the genome of {selection.store.url}"
     for name, size in largest.items():
         if name not in known:
-            raise UserError(f"{path} has no chromosome {name!r}, which rows of the store lie on")
+            raise UserError(f"{where} has no chromosome {name!r}, which rows of the store lie on")
         if size > known[name]:
-            raise UserError(f"{path}: {name} has {known[name]} bases, but a row of the store ends at {size}")
+            raise UserError(f"{where}: {name} has {known[name]} bases, but a row of the store ends at {size}")
     return {name: known[name] for name in largest}, []
-
-
-def _index_of_genome(selection: Selection) -> Path | None:
-    """The .fai beside the genome that the run read, if it is still there."""
-    genome = selection.store.attrs["config"]["dataset"].get("genome")
-    path = None if genome is None else Path(f"{genome}.fai")
-    return path if path is not None and path.is_file() else None
 
 
 def read_sizes(path: Path) -> Sizes:

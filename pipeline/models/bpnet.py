@@ -80,7 +80,7 @@ class BPNet(nn.Module):
         if end <= start:
             raise ValueError(
                 f"sequences of length {x.shape[-1]} leave nothing of the profile after {self.trimming} positions are "
-                f"trimmed at either end; this BPNet needs more than {2 * self.trimming} (dataset.length)"
+                f"trimmed at either end; this BPNet needs more than {2 * self.trimming}"
             )
         if control is None and self.n_control_tracks:
             control = x.new_zeros(x.shape[0], self.n_control_tracks, x.shape[-1])

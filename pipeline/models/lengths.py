@@ -1,9 +1,13 @@
 """What length of sequence a model wants, found by trying, for the error where it does not take the one it got.
 
 A model with dense layers after a flatten takes one length, or a few where pooling drops a remainder. The layer that
-does not fit tells how many features came and how many it wants; the length is then found by bisection.
+does not fit tells how many features came and how many it wants; the length is then found by bisection. Of another model
+(a table of positions, say, or a kernel wider than the sequence) the lengths that its error's numbers suggest are tried,
+then shorter and longer ones.
 """
 
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +16,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+PATIENCE_S = 30  # for all trials of a model together
 _LONGEST = 1 << 18  # bases: no trial is longer
 _TIMES = 64  # nor so many times as long as the sequence
+_FAR = (
+    1 << 12
+)  # bases: the longest where nothing shows how many are wanted, as attention's memory grows with the square
+_SUGGESTED = 32  # lengths that are tried of those that an error's numbers suggest
 _MISFITS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+
+
+class _TooLongError(Exception):
+    """Trying has taken PATIENCE_S."""
+
+
+class _Timed(nn.Module):
+    """A module, until the time for trying is over."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.began = module, time.monotonic()
+
+    def forward(self, x: Tensor) -> Any:
+        if time.monotonic() - self.began > PATIENCE_S:
+            raise _TooLongError
+        return self.module(x)
 
 
 class _Features(TorchFunctionMode):
@@ -46,7 +72,7 @@ class _Features(TorchFunctionMode):
 _VIEWS = (Tensor.view, Tensor.reshape, torch.reshape)
 
 
-def wanted_lengths(module: nn.Module, length: int) -> tuple[int, int] | None:
+def wanted_lengths(module: nn.Module, length: int) -> tuple[int, int | None] | None:
     """The shortest and the longest sequence that the model takes, where it does not take this one.
 
     Args:
@@ -54,25 +80,89 @@ def wanted_lengths(module: nn.Module, length: int) -> tuple[int, int] | None:
         length: a length that it does not take.
 
     Returns:
-        Both in bases; None where the model takes that length, or does not show which it wants.
+        Both in bases, the longest None where none is too long; None where the model takes that length, or none is
+        found in PATIENCE_S that it takes.
     """
-    first = _excess(module, length)
-    if first is None or first == 0:
+    timed = _Timed(module)
+    try:
+        first = _excess(timed, length)
+        if first == 0:
+            return None
+        return (None if first is None else _by_features(timed, length, first)) or _by_trying(timed, length)
+    except _TooLongError:
         return None
+
+
+def length_hint(module: nn.Module, length: int, cuts: bool) -> str | None:
+    """Which length a model takes, where it does not take that of the sequences, and how to change that.
+
+    Args:
+        module, length: as in `wanted_lengths`.
+        cuts: whether the input cuts windows of `dataset.length`, or has sequences that are as they are.
+
+    Returns:
+        A phrase with both lengths; None where no length is found that the model takes.
+    """
+    wanted = wanted_lengths(module, length)
+    if wanted is None:
+        return None
+    shortest, longest = wanted
+    if longest is None:
+        trained = "take the length that it was trained on" + (": dataset.length=..." if cuts else "")
+        return f"the model takes sequences of {shortest} bases or more, not of {length}; {trained}"
+    between = f"{shortest} to {longest}" if shortest > 1 else f"at most {longest}"
+    fix = (
+        f"dataset.length={longest} cuts the windows to that"
+        if cuts
+        else f"give sequences of that length, or windows of a genome: dataset=loci dataset.length={longest}"
+    )
+    return f"the model takes sequences of {longest if shortest == longest else between} bases, not of {length}; {fix}"
+
+
+def _by_features(module: nn.Module, length: int, first: int) -> tuple[int, int] | None:
+    """From the features that a layer misses or has too many of; `first` are those of this length."""
     low, high = 0, length
     while first < 0 and _is_short(module, high):
         low, high = high, 2 * high
         if high > min(_LONGEST, _TIMES * length):
             return None
     shortest = _bisect(lambda tried: not _is_short(module, tried), low, high)
-    if _excess(module, shortest) != 0:
+    longest = _longest(module, shortest, _LONGEST) if _takes(module, shortest) else None
+    return None if longest is None else (shortest, longest)
+
+
+def _by_trying(module: nn.Module, length: int) -> tuple[int, int | None] | None:
+    """From any length that the model is found to take."""
+    numbers = {int(text) for text in re.findall(r"\d{1,6}", str(_failure(module, length)))} - {0}
+    suggested = numbers | {length * some // other for some in numbers for other in numbers}
+    further = [length >> i for i in range(1, 20)] + [length << i for i in range(1, 7)]
+    tried = [*sorted(suggested, key=lambda n: abs(n - length))[:_SUGGESTED], *further]
+    found = next((n for n in tried if 0 < n <= max(_FAR, length) and _takes(module, n)), None)
+    if found is None:
         return None
+    if found < length:
+        longest = _bisect(lambda n: not _takes(module, n), found, length) - 1
+        return _shortest(module, longest), longest
+    shortest = _bisect(lambda n: _takes(module, n), length, found)
+    return shortest, _longest(module, shortest, max(_FAR, 2 * found))
+
+
+def _longest(module: nn.Module, shortest: int, limit: int) -> int | None:
+    """The last of the lengths from `shortest` on that the model takes; None where it takes all up to the limit."""
     step = 1
-    while _excess(module, shortest + step) == 0:
+    while _takes(module, shortest + step):
         step *= 2
-        if shortest + step > _LONGEST:  # it takes any length from there on
+        if shortest + step > limit:
             return None
-    return shortest, _bisect(lambda tried: _excess(module, tried) != 0, shortest, shortest + step) - 1
+    return _bisect(lambda n: not _takes(module, n), shortest, shortest + step) - 1
+
+
+def _shortest(module: nn.Module, longest: int) -> int:
+    """The first of the lengths up to `longest` that the model takes."""
+    step = 1
+    while longest > step and _takes(module, longest - step):
+        step *= 2
+    return _bisect(lambda n: _takes(module, n), max(longest - step, 0), longest)
 
 
 def _bisect(holds: Callable[[int], bool], low: int, high: int) -> int:
@@ -89,13 +179,24 @@ def _is_short(module: nn.Module, length: int) -> bool:
     return excess is None or excess < 0
 
 
+def _takes(module: nn.Module, length: int) -> bool:
+    return _excess(module, length) == 0
+
+
 def _excess(module: nn.Module, length: int) -> int | None:
     """By how many features a sequence of this length is too long for the model: 0 fits; None: it fails otherwise."""
-    like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     features = _Features()
+    with features:
+        error = _failure(module, length)
+    return 0 if error is None else (features.got - features.wanted or None)
+
+
+def _failure(module: nn.Module, length: int) -> Exception | None:
+    """How the model fails on a sequence of this length; None where it takes it."""
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     try:
-        with torch.no_grad(), features:
+        with torch.no_grad():
             module(torch.zeros(1, 4, length, device=like.device, dtype=like.dtype))
-    except _MISFITS:
-        return features.got - features.wanted or None
-    return 0
+    except _MISFITS as error:
+        return error
+    return None

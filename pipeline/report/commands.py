@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import errors
+from pipeline.arguments import Parser
 from pipeline.errors import UserError
 from pipeline.progress import RowProgress, note
-from pipeline.store_commands import place_options
+from pipeline.store_commands import open_whole
 from pipeline.wording import counted
 
 if TYPE_CHECKING:
@@ -40,6 +41,14 @@ def report_command(arguments: Sequence[str]) -> int:
         default=[],
         help="a target that gets a section; may be repeated (default: the first four)",
     )
+    parser.add_argument(
+        "--link",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a file or folder that the page links to, such as an export; may be repeated. What the page's own "
+        "commands wrote beside it is linked in any case",
+    )
     options = parser.parse_args(arguments)
     out = _require_suffix(options.out, (".html", ".htm"))
     require_extra("report", "jinja2", "matplotlib")
@@ -47,13 +56,14 @@ def report_command(arguments: Sequence[str]) -> int:
     from pipeline.exports.files import appearing
     from pipeline.exports.selection import target_index
     from pipeline.report.page import N_TARGETS, make_page
+    from pipeline.report.steps import links_to
 
-    store = _open(options)
+    store, links = _open(options), links_to(options.link, out.parent)
     chosen = [target_index(store, label) for label in dict.fromkeys(options.target)]
     targets = chosen or list(range(min(N_TARGETS, len(store.targets))))
     with appearing([out], overwrite=True) as (hidden,):
         with RowProgress("reading", None) as progress:
-            page = make_page(store, targets, progress.advance)
+            page = make_page(store, targets, progress.advance, out.parent, links)
         hidden.write_text(page, encoding="utf-8")
     print(out)
     return errors.EXIT_DONE
@@ -86,10 +96,8 @@ def logo_command(arguments: Sequence[str]) -> int:
     return errors.EXIT_DONE
 
 
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        f"dlshap {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser(command: str, description: str) -> Parser:
+    parser = Parser(f"dlshap {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", metavar="STORE", help="path or URL of the store")
     parser.add_argument(
         "--allow-incomplete", action="store_true", help="of a store that is not complete, what is there"
@@ -106,9 +114,7 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
 
 def _open(options: argparse.Namespace) -> "Store":
     """The store, which has one row at least."""
-    from pipeline.reader import open_store
-
-    store = open_store(options.store, options.allow_incomplete, place_options(options.option))
+    store = open_whole(options.store, options.allow_incomplete, options.option)
     if not store.present.any():
         raise UserError(f"{store.url} is not complete, and none of its {counted(len(store), 'row')} is there yet")
     return store

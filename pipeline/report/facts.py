@@ -1,17 +1,13 @@
 """What a store says of the run that filled it, as lines of tables; a fact that a store does not hold is left out."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from pipeline.export_command import WINDOWED
-from pipeline.exports.selection import even
 from pipeline.progress import duration
 from pipeline.reader import Store
 from pipeline.report.numbers import count, number
 from pipeline.sources.remarks import remarks
-from pipeline.variants import has_variants
 from pipeline.wording import counted
 
 Fact = tuple[str, str]  # what, and its value
@@ -156,31 +152,3 @@ def verdict(store: Store) -> tuple[str, str]:
         return "good", f"Contributions add up to the difference of predictions: {largest}."
     over = f"{found['share_over']:.2%} of all pairs are over {found['threshold']:g}"
     return "bad", f"Contributions do not add up everywhere: {largest}; {over}."
-
-
-def next_commands(store: Store, target: str) -> list[tuple[str, str]]:
-    """What to do with the store: (what for, command line)."""
-    place = shlex.quote(store.url)
-    out = PurePath(store.url).stem or "out"
-    which = f" --target {shlex.quote(target)}" if len(store.targets) > 1 else ""
-    stem = shlex.quote(out)
-    name = shlex.quote(str(store.rows["name"][int(store.present.argmax())]))
-    files = f"{stem}_modisco"
-    rows = "variants" if has_variants(store.plan) else "rows"
-    window = even(int(store.codes.shape[1]), WINDOWED["modisco"])
-    commands = [
-        ("files for TF-MoDISco", f"dlshap export modisco {place} {files}{which}"),
-        (
-            "motifs from them",
-            f"modisco motifs -s {files}/ohe.npz -a {files}/attr.npz -w {window} -n 2000 -o {stem}_motifs.h5",
-        ),
-        (f"a table of all {rows}", f"dlshap export tsv {place} {stem}.tsv"),
-        ("a picture of one sequence", f"dlshap logo {place} {name} -o {stem}.png{which}"),
-        ("read every byte again", f"dlshap verify {place}"),
-    ]
-    if (store.rows["start"] >= 0).all():
-        commands[2:2] = [
-            ("files for Fi-NeMo", f"dlshap export finemo {place} {stem}_finemo{which}"),
-            ("a track for a genome browser", f"dlshap export bigwig {place} {stem}.bw{which}"),
-        ]
-    return commands

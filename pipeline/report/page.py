@@ -16,7 +16,7 @@ from pipeline.reader import Store
 from pipeline.report import figures
 from pipeline.report.effects import SITE_WIDTH as CHANGE_WIDTH
 from pipeline.report.effects import Effects, measure_effects
-from pipeline.report.facts import counted_many, next_commands, run_facts, verdict
+from pipeline.report.facts import counted_many, run_facts, verdict
 from pipeline.report.folds import Folds, measure_folds
 from pipeline.report.measure import (
     Attributions,
@@ -27,6 +27,7 @@ from pipeline.report.measure import (
 )
 from pipeline.report.numbers import count, number, share
 from pipeline.report.sites import Site, choose_sites, locus_of
+from pipeline.report.steps import Link, links_of, next_steps
 
 K = 6
 N_STRONGEST, N_LOWEST = 8, 4  # sites drawn
@@ -87,13 +88,15 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def make_page(store: Store, targets: Sequence[int], advance: Advance) -> str:
+def make_page(store: Store, targets: Sequence[int], advance: Advance, folder: Path, links: Sequence[Link] = ()) -> str:
     """The report of a store.
 
     Args:
         store: with one row at least.
         targets: indices on the target axis, of those that get a section.
         advance: told of rows as their attributions are read.
+        folder: where the page will lie; exports that are there are linked to.
+        links: to other files.
     """
     threshold = store.plan.warning_threshold
     rows = sample(np.flatnonzero(store.present), int(store.codes.shape[1]))
@@ -107,7 +110,13 @@ def make_page(store: Store, targets: Sequence[int], advance: Advance) -> str:
     )
     environment.filters |= {"count": count, "number": number, "rc": reverse_complement, "short": _short}
     environment.globals |= {"share": share, "counted": counted_many, "abs": abs}
-    return environment.get_template("page.html").render(_context(store, sections, rows, threshold))
+    return environment.get_template("page.html").render(
+        _context(store, sections, rows, threshold)
+        | {
+            "steps": [(step, links_of(step, folder)) for step in next_steps(store, sections[0].label)],
+            "links": links,
+        }
+    )
 
 
 def _short(bases: str) -> str:
@@ -145,7 +154,6 @@ def _context(store: Store, sections: list[Section], rows: np.ndarray, threshold:
         "facts": run_facts(store),
         "audit": attrs.get("audit", {}).get("operations", []),
         "not_exact": attrs.get("not_exact", []),
-        "commands": next_commands(store, sections[0].label),
         "config": json.dumps(attrs.get("config", {}), indent=2),
         "version": attrs.get("versions", {}).get("dlshap", ""),
         "k": K,

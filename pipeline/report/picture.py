@@ -1,6 +1,6 @@
 """A picture of one sequence, or of part of it, as letters to scale; long ones in several lines on one scale."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
@@ -24,12 +24,20 @@ DPI = 150
 
 @dataclass(frozen=True)
 class Stretch:
-    """What is drawn: positions [start, end) of a row, and how many other rows were meant as well."""
+    """What is drawn.
+
+    Attributes:
+        row: index in the store.
+        start, end: positions in its sequence, 0-based, half-open.
+        n_others: how many other rows were meant as well.
+        chrom: the chromosome whose positions the axis shows; "": it shows those in the sequence.
+    """
 
     row: int
     start: int
     end: int
     n_others: int = 0
+    chrom: str = ""
 
 
 def choose(store: Store, wanted: str, start: int | None, end: int | None) -> Stretch:
@@ -54,7 +62,7 @@ def choose(store: Store, wanted: str, start: int | None, end: int | None) -> Str
         )
     if last - first > MAX_BASES:
         raise UserError(f"{last - first} bases are too many for a picture; choose {MAX_BASES} with --start and --end")
-    return Stretch(stretch.row, first, last, stretch.n_others)
+    return replace(stretch, start=first, end=last)
 
 
 def _located(store: Store, wanted: str) -> Stretch:
@@ -74,8 +82,8 @@ def _located(store: Store, wanted: str) -> Stretch:
     row, low, high = int(rows[best]), int(left[best]), int(right[best])
     begin, end = max(region.start, low) - low, min(region.end, high) - low
     if store.on_minus_strand[row]:
-        begin, end = high - low - end, high - low - begin
-    return Stretch(row, begin, end, len(rows) - 1)
+        return Stretch(row, high - low - end, high - low - begin, len(rows) - 1)
+    return Stretch(row, begin, end, len(rows) - 1, region.chrom)
 
 
 def draw(store: Store, stretch: Stretch, target: int, path: Path, form: str) -> None:
@@ -90,12 +98,13 @@ def draw(store: Store, stretch: Stretch, target: int, path: Path, form: str) -> 
     Raises:
         UserError: its attributions are not finite.
     """
-    part = slice(stretch.start, stretch.end)
-    codes = np.asarray(store.codes[stretch.row, part])
-    attribution = np.asarray(store.attribution[stretch.row, target, part])
+    rows, part = np.array([stretch.row]), slice(stretch.start, stretch.end)
+    (block,) = store.blocks(["codes", "attribution"], rows, target, part)
+    codes, attribution = block["codes"][0], block["attribution"][0]
     name = str(store.rows["name"][stretch.row])
     if not np.isfinite(attribution).all():
         raise UserError(f"the attributions of {name!r} (row {stretch.row}) are not finite; there is nothing to draw")
+    origin = int(store.rows["start"][stretch.row]) if stretch.chrom else 0
     lines = _lines(attribution)
     longest = max(last - first for first, last in lines)
     low, high = min(float(attribution.min()), 0.0), max(float(attribution.max()), 0.0)
@@ -111,10 +120,12 @@ def draw(store: Store, stretch: Stretch, target: int, path: Path, form: str) -> 
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(labelsize=8)
             axes.spines["bottom"].set_bounds(stretch.start + first, stretch.start + last)
-            axes.set_xticks(_ticks(stretch.start + first, stretch.start + last, longest))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            ticks = _ticks(origin + stretch.start + first, origin + stretch.start + last, longest)
+            axes.set_xticks(ticks - origin)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{origin + value:,.0f}"))
         figure.supylabel("attribution", size=9)
-        figure.supxlabel("position in the sequence (bp)", size=9)
+        where = f"on {stretch.chrom}" if stretch.chrom else "in the sequence"
+        figure.supxlabel(f"position {where} (bp)", size=9)
         figure.suptitle(_title(store, stretch.row, name, target), size=10, parse_math=False)
         figure.savefig(path, format=form, dpi=DPI, metadata=_no_date(form))
 

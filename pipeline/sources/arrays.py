@@ -133,6 +133,8 @@ def _npy(file: IO[bytes], where: str) -> Numbers:
             f"{where} is npy version {version[0]}.{version[1]}, which holds records; expected plain numbers"
         )
     shape, is_fortran, dtype = _HEADERS[version](file)
+    if any(size < 0 for size in shape):
+        raise UserError(f"{where} says that its shape is {shape}; copy or download it again")
     if dtype.hasobject:
         raise UserError(
             f"{where} holds Python objects, which are pickled and not loaded; save an array of numbers, such as "
@@ -183,7 +185,10 @@ def _zarr(folder: Path, key: str | None, where: str, setting: Setting) -> Number
         if key is not None or len(keys) != 1:
             raise _wrong_key(key, keys, where, setting)
         key = keys[0]
-    array = open_array(folder / key if key else folder)
+    try:
+        array = open_array(folder / key if key else folder)
+    except (KeyError, TypeError, AttributeError) as error:  # what Zarr raises where its metadata lack something
+        raise UserError(f"{where} has damaged metadata ({error!r}); copy or download it again") from error
     rows = array.chunks[0] if array.chunks else 1
     step = rows * max(1, _rows_in_block(array.shape[1:]) // rows)
     shape = tuple(array.shape)

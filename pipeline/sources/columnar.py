@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +59,10 @@ class Columnar:
                         chosen = batch.select(columns)
                         for start in range(0, len(chosen), _ROWS):
                             yield chosen.slice(start, _ROWS)
+
+    def values(self, column: str) -> Iterator[Any]:
+        """The values of a column, one by one; None where a row has none."""
+        return (value for batch in self.batches([column]) for value in batch.column(column).to_pylist())
 
     def _open(self, file: pa.NativeFile) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:
         return pa.ipc.open_file(file) if self._magic.startswith(b"ARROW1") else pa.ipc.open_stream(file)

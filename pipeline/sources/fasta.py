@@ -15,11 +15,17 @@ from typing import Any
 from dlshap_core.sequences import encode
 from pipeline.errors import UserError
 from pipeline.sources.base import Row, Rows, batched
-from pipeline.sources.text import numbered_lines, shown, text_of
+from pipeline.sources.text import numbered_lines, returns_hint, shown, text_of
 
 _LOCUS = re.compile(r"(?:.*::)?(?P<chrom>[^:\s]+):(?P<start>\d{1,18})-(?P<end>\d{1,18})(?:\((?P<strand>[+.-])\))?")
 _PROTEIN_ONLY = re.compile(rb"[EFILPQefilpq]")  # letters of amino acids that are no nucleotide code
-_OTHER_FORMATS = {b"@": "FASTQ", b"#": "a table or VCF", b";": "an old FASTA with comments"}
+_OTHER_FORMATS = {
+    b"@HD": "SAM",
+    b"@SQ": "SAM",
+    b"@": "FASTQ",
+    b"#": "a table or VCF",
+    b";": "an old FASTA with comments",
+}
 
 
 @dataclass
@@ -73,10 +79,7 @@ def parse(record: Record, index: int, path: Path) -> Row:
     if not name:
         return Row(index, None, f"{where} has no name; expected '>name'", name)
     if not record.pieces:
-        joined = (
-            "; its lines end in a carriage return alone: tr '\\r' '\\n' mends that" if b"\r" in record.header else ""
-        )
-        return Row(index, None, f"{where} has no sequence{joined}", name)
+        return Row(index, None, f"{where} has no sequence{returns_hint(header)}", name)
     try:
         codes = encode(b"".join(piece for _, piece in record.pieces))
     except ValueError as error:

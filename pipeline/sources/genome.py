@@ -18,7 +18,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
@@ -26,7 +26,7 @@ from uuid import uuid4
 import pyfaidx
 
 from pipeline.errors import UserError
-from pipeline.sources.text import damaged, is_gzip, open_bytes, text_of
+from pipeline.sources.text import BYTE_ORDER_MARK, damaged, is_gzip, open_bytes, text_of
 
 _CHUNK_BYTES = 1 << 22
 _LONGEST_HEADER = 4096  # bytes; a longer one is not believed to be one
@@ -52,6 +52,11 @@ class Genome(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def genome_sizes(genome: Genome, chroms: Iterable[str]) -> dict[str, int]:
+    """The sizes in bases of those of the chromosomes that the genome has."""
+    return {chrom: genome.lengths[chrom] for chrom in chroms if chrom in genome.lengths}
 
 
 def open_genome(path: Path) -> Genome:
@@ -226,6 +231,8 @@ def _blocks_of_lines(path: Path) -> Iterator[bytes]:
     block = bytearray()
     with open_bytes(path) as file:
         try:
+            if mark := file.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK):
+                block += mark
             while chunk := file.read(_CHUNK_BYTES):
                 cut = chunk.rfind(b"\n") + 1
                 block += chunk[:cut] or chunk

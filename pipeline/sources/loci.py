@@ -2,7 +2,7 @@
 
 Coordinates are 0-based and half-open. The centre c is start + summit for a narrowPeak line (10 columns, the last one
 the summit's offset, unless it is -1) and (start + end) // 2 otherwise; the window is [c - L // 2, c - L // 2 + L). A
-table of exactly 10 columns is read as narrowPeak. Comments, `track` and `browser` lines and blank lines are passed over
+line of exactly 10 columns is read as narrowPeak. Comments, `track` and `browser` lines and blank lines are passed over
 and not counted as rows. The strand is recorded, and applied only on request: then the codes of a minus-strand row are
 the reverse complement of the window, whose coordinates stay those of the plus strand.
 """
@@ -18,11 +18,10 @@ import numpy as np
 from dlshap_core.sequences import UNKNOWN, encode
 from pipeline.errors import UserError
 from pipeline.sources.base import Row, Rows, batched
-from pipeline.sources.genome import Genome, open_genome
-from pipeline.sources.text import numbered_lines, shown, text_of
+from pipeline.sources.genome import Genome, genome_sizes, open_genome
+from pipeline.sources.text import numbered_lines, returns_hint, shown, text_of
 
 _NARROW_PEAK_COLUMNS = 10
-_MITOCHONDRIAL = {"chrM": "MT", "MT": "chrM"}
 _COMPLEMENT = np.array([3, 2, 1, 0, UNKNOWN], dtype=np.uint8)  # of A, C, G, T, N
 _INTEGER = re.compile(r"[+-]?\d{1,18}")  # 18 digits: what fits int64
 
@@ -70,6 +69,7 @@ class LociSource:
         genome = open_genome(self.genome)
         try:
             genome.expect(set(last_use))
+            self.description["chrom_sizes"] = genome_sizes(genome, last_use)
             for index, number, line in data_lines(self.loci):
                 yield self._row(genome, index, number, line)
                 chrom = columns(text_of(line)[0])[0]
@@ -110,8 +110,14 @@ class LociSource:
         except UserError:
             raise
         except ValueError as error:
-            return Row(index, None, f"{where}: {error}", label, chrom=fields[0])
+            return Row(index, None, f"{where}: {error}{_hint(index, text, fields)}", label, chrom=fields[0])
         return Row(index, codes, None, locus.name, locus.chrom, start, end, locus.strand)
+
+
+def _hint(index: int, line: str, fields: list[str]) -> str:
+    """What a line that cannot be used may be instead: several, or the names of columns."""
+    is_heading = index == 0 and not any(re.search(r"\d", field) for field in fields[1:3])
+    return returns_hint(line) or ("; a line of headings begins with #" if is_heading else "")
 
 
 def data_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -168,14 +174,16 @@ def check_window(chrom: str, start: int, end: int, genome: Genome, genome_name: 
 def require_chrom(chrom: str, genome: Genome, genome_name: str) -> None:
     """Raises ValueError when the genome has no such chromosome, with a hint where it has one of nearly that name."""
     if chrom not in genome.lengths:
-        others = (
-            chrom.removeprefix("chr") if chrom.startswith("chr") else f"chr{chrom}",
-            _MITOCHONDRIAL.get(chrom, ""),
-        )
         known = ", ".join(list(genome.lengths)[:3]) + (", ..." if len(genome.lengths) > 3 else "")
-        near = next((other for other in others if other in genome.lengths), None)
+        near = next((other for other in genome.lengths if _bare(other) == _bare(chrom)), None)
         hint = f"it has {near!r}: rename one of the two" if near else f"it has {known}"
         raise ValueError(f"no chromosome {shown(chrom)} in {genome_name}; {hint}")
+
+
+def _bare(chrom: str) -> str:
+    """A chromosome's name without what conventions differ in: chr1, Chr1 and 1; chrM, MT and M."""
+    name = chrom.lower().removeprefix("chr")
+    return "m" if name == "mt" else name
 
 
 def _centre(fields: list[str], start: int, end: int) -> int:

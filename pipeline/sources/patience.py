@@ -53,6 +53,9 @@ class PatientSource:
                         f"{self._where} gave nothing for {self._timeout_s} s (dataset.timeout_s); is it a pipe, or on "
                         f"a file server that is gone?"
                     ) from None
+                if isinstance(item, OSError | MemoryError):
+                    reason = getattr(item, "strerror", None) or str(item) or "it does not fit in the memory"
+                    raise UserError(f"{self._where} cannot be read: {reason}") from item
                 if isinstance(item, Exception):
                     raise item
                 if not more or item is None:

@@ -1,28 +1,27 @@
 """Sequences in a column of a table: CSV, TSV, Parquet, Arrow or Feather.
 
-The sequence is text, read as in FASTA; in Parquet and Arrow it may also be one-hot or codes, as a fixed-size list (see
-onehot.py). Other columns are used where they are found by their usual names, whatever the case, or are named in
-`dataset.columns`: the row's name, and its chromosome, start and end, 0-based and half-open. Without these three, a name
-such as `chr1:100-200` is a locus, as in FASTA. Without a name, a row is called by its locus, or `row_5`.
+The sequence is text, read as in FASTA; in Parquet and Arrow it may also be one-hot or codes, as lists (see lists.py).
+Other columns are used where they are found by their usual names, whatever the case, or are named in `dataset.columns`:
+the row's name, and its chromosome, start and end, 0-based and half-open. Without these three, a name such as
+`chr1:100-200` is a locus, as in FASTA. Without a name, a row is called by its locus, or `row_5`.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from dlshap_core.sequences import encode
 from pipeline.errors import UserError
 from pipeline.sources.base import Row, Rows, batched
-from pipeline.sources.columnar import MAGIC, Columnar, kind_of, list_shape, values_of
+from pipeline.sources.columnar import MAGIC, Columnar, kind_of, list_shape
 from pipeline.sources.delimited import Delimited, Line
 from pipeline.sources.fasta import locus_of
 from pipeline.sources.forms import first_bytes
-from pipeline.sources.onehot import axes_of, decode
+from pipeline.sources.lists import Decoded, fixed, fixed_type, numbers
+from pipeline.sources.onehot import axes_of
 from pipeline.sources.text import shown
 
 SEQUENCE = ("sequence", "seq")
@@ -95,28 +94,25 @@ class TableSource:
     def _columnar(self) -> Iterator[Row]:
         table = Columnar(self.path)
         roles = self._choose(table.columns)
-        type_ = table.types[roles["sequence"]]
+        where = f"{self.path}, column {roles['sequence']!r}"
+        type_ = fixed_type(table.types[roles["sequence"]], table.values(roles["sequence"]))
         shape = list_shape(type_)
         if shape is None and not _is_text(type_):
-            raise UserError(
-                f"{self.path}: column {roles['sequence']!r} is {type_}; expected text, or one-hot or codes as a "
-                f"fixed-size list"
-            )
-        axes = shape and axes_of((0, *shape), kind_of(type_), self._axes, f"{self.path}, column {roles['sequence']!r}")
+            raise UserError(f"{where} is {type_}; expected text, or one-hot or codes as lists of numbers")
+        axes = shape and axes_of((0, *shape), kind_of(type_), self._axes, where)
         index = 0
         for batch in table.batches(list(roles.values())):
             others = {role: batch.column(name).to_pylist() for role, name in roles.items() if role != "sequence"}
             given = batch.column(roles["sequence"])
-            for i, sequence in enumerate(
-                _numbers(given, shape, axes, self.path) if shape and axes else _letters(given)
-            ):
+            sequences = numbers(fixed(given, type_, where), shape, axes, where) if shape and axes else _letters(given)
+            for i, sequence in enumerate(sequences):
                 values = {role: "" if column[i] is None else str(column[i]).strip() for role, column in others.items()}
                 yield self._row(index, "", values, sequence)
                 index += 1
         if index == 0:
             raise UserError(f"{self.path} holds no rows")
 
-    def _row(self, index: int, where: str, values: Mapping[str, str], sequence: "bytes | Decoded | None") -> Row:
+    def _row(self, index: int, where: str, values: Mapping[str, str], sequence: bytes | Decoded | None) -> Row:
         """A row of the table.
 
         Args:
@@ -142,21 +138,6 @@ class TableSource:
     def _bad(self, index: int, label: str, where: str, problem: str) -> Row:
         place = f"{self.path.name}, {where}" if where else self.path.name
         return Row(index, None, f"row {index} {shown(label)} ({place}): {problem}", label)
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Codes of a row that was given as numbers; reading them raises ValueError where they are no sequence."""
-
-    values: np.ndarray
-    problem: str | None
-
-    @property
-    def codes(self) -> np.ndarray:
-        """(L,) uint8."""
-        if self.problem is not None:
-            raise ValueError(self.problem)
-        return self.values
 
 
 def choose(columns: list[str], sequence: str | None, given: Mapping[str, str | None], path: Path) -> dict[str, str]:
@@ -244,13 +225,3 @@ def _letters(column: pa.Array) -> Iterator[bytes | None]:
     """The sequences of a column of text."""
     binary = column.cast(pa.string() if pa.types.is_dictionary(column.type) else column.type).cast(pa.large_binary())
     return (None if value is None else value.strip() for value in binary.to_pylist())
-
-
-def _numbers(column: pa.Array, shape: tuple[int, ...], axes: str, path: Path) -> Iterator[Decoded | None]:
-    """The sequences of a column of fixed-size lists."""
-    values, is_whole = values_of(column, f"{path}, column of the sequence")
-    is_there = column.is_valid().to_numpy(zero_copy_only=False)
-    if (is_there & ~is_whole).any():
-        raise UserError(f"{path}, column of the sequence: a list holds an empty place; expected numbers everywhere")
-    decoded = zip(*decode(values.reshape(-1, *shape), axes), strict=True)
-    return (Decoded(*row) if there else None for row, there in zip(decoded, is_there.tolist(), strict=True))

@@ -1,6 +1,7 @@
 """Reading plain or gzip-compressed text, told apart by its first bytes, with errors that name the file and the line."""
 
 import gzip
+import re
 import stat
 import zlib
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import BinaryIO, cast
 from pipeline.errors import UserError
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _NOT_TEXT = {
     b"PK": "a zip archive",
     b"BZh": "bzip2-compressed",
@@ -33,6 +34,8 @@ def require_place(path: str | Path | None, field: str) -> Path:
     """The path of something that is there, file or folder, or a UserError that names the configuration field."""
     if path is None or str(path) == "":
         raise UserError(f"{field} is not set; give the path of a file: {field}=...")
+    if re.match(r"\w+://", str(path)):
+        raise UserError(f"{field}={path} is not on a disk; download it, and give its path")
     found = Path(path).expanduser()
     try:
         kind = found.stat().st_mode
@@ -89,7 +92,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             for number, line in enumerate(file, start=1):
                 if number == 1 and b"\0" in line and not line.startswith(b"BCF"):  # told of by those who read VCF
                     raise UserError(f"{path} is not text; an archive (tar) must be unpacked, UTF-16 text made UTF-8")
-                yield number, (line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line).rstrip(b"\r\n")
+                yield number, (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).rstrip(b"\r\n")
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise damaged(path, f"after line {number}", error) from error
         except OSError as error:
@@ -113,3 +116,8 @@ def text_of(line: bytes) -> tuple[str, bool]:
 def shown(text: str, length: int = 80) -> str:
     """A value of the user's in quotes, as an error shows it: the beginning of a long one."""
     return repr(text) if len(text) <= length else f"{text[:length]!r}..."
+
+
+def returns_hint(line: str) -> str:
+    """What to add to an error of a line that holds carriage returns, as where nothing else ends lines."""
+    return "; its lines end in a carriage return alone: tr '\\r' '\\n' mends that" if "\r" in line else ""

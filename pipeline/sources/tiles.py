@@ -18,7 +18,7 @@ import numpy as np
 from dlshap_core.sequences import UNKNOWN, encode
 from pipeline.errors import UserError
 from pipeline.sources.base import Row, Rows, batched
-from pipeline.sources.genome import Genome, open_genome
+from pipeline.sources.genome import Genome, genome_sizes, open_genome
 from pipeline.sources.loci import columns, data_lines, parse_interval, require_chrom
 from pipeline.sources.text import text_of
 
@@ -80,6 +80,7 @@ class TileSource:
             chroms = self._chosen(genome)
             blacklists = {} if self.blacklist is None else read_blacklist(self.blacklist, genome, self.genome.name)
             genome.expect(set(chroms))
+            self.description["chrom_sizes"] = genome_sizes(genome, chroms)
             n_passed = 0
             for chrom in chroms:
                 n = (genome.lengths[chrom] - self.length) // self.stride + 1

@@ -15,9 +15,10 @@ from typing import Any
 from dlshap_core.sequences import encode
 from pipeline.errors import UserError
 from pipeline.sources.base import Row, Rows, batched
-from pipeline.sources.genome import Genome, open_genome
+from pipeline.sources.genome import Genome, genome_sizes, open_genome
 from pipeline.sources.loci import check_window
-from pipeline.sources.text import numbered_lines, text_of
+from pipeline.sources.text import numbered_lines, returns_hint, text_of
+from pipeline.wording import counted
 
 ALLELES = ("ref", "alt")
 _BASES = re.compile(r"[ACGTNacgtn]+")
@@ -59,6 +60,7 @@ class VariantSource:
         genome = open_genome(self.genome)
         try:
             genome.expect(set(last_use))
+            self.description["chrom_sizes"] = genome_sizes(genome, last_use)
             for index, number, line in self._lines():
                 for pair in self._pairs(genome, index, number, line):
                     yield from pair
@@ -80,14 +82,14 @@ class VariantSource:
 
     def _pairs(self, genome: Genome, index: int, number: int, line: bytes) -> Iterator[tuple[Row, Row]]:
         text, is_utf8 = text_of(line)
-        label = ":".join(text.split("\t")[:2])
+        label = ":".join(part[:40] for part in text.split("\t")[:2])
         where = f"row {index} {label} ({self.vcf.name}, line {number})"
         try:
             if not is_utf8:
                 raise ValueError("the line is not UTF-8 text")
             variants = parse(text)
         except ValueError as error:
-            yield _bad_pair(index, f"{where}: {error}", label)
+            yield _bad_pair(index, f"{where}: {error}{returns_hint(text)}", label)
             return
         for variant in variants:
             try:
@@ -95,9 +97,10 @@ class VariantSource:
             except UserError:
                 raise
             except ValueError as error:
-                yield _bad_pair(index, f"{where}: {error}", variant.name)
+                yield _bad_pair(index, f"{where}: {error}{returns_hint(text)}", variant.name)
 
     def _pair(self, genome: Genome, index: int, variant: Variant) -> tuple[Row, Row]:
+        require_bases(variant)
         start = variant.start - self.length // 2
         end = start + self.length
         offset, n_ref, n_alt = self.length // 2, len(variant.ref), len(variant.alt)
@@ -119,10 +122,14 @@ class VariantSource:
 
 
 def parse(line: str) -> list[Variant]:
-    """The variants of a VCF line. Raises ValueError that says which column is wrong; the caller knows the line."""
+    """The variants of a VCF line, whose alternate alleles are yet to be judged by `require_bases`.
+
+    Raises:
+        ValueError: says which column is wrong; the caller knows the line.
+    """
     fields = line.split("\t")
     if len(fields) < 5:
-        raise ValueError(f"{len(fields)} columns; expected CHROM, POS, ID, REF, ALT separated by tabs")
+        raise ValueError(f"{counted(len(fields), 'column')}; expected CHROM, POS, ID, REF, ALT separated by tabs")
     chrom, position, name, ref, alts = fields[:5]
     if not chrom:
         raise ValueError("column 1 (CHROM) is empty")
@@ -132,12 +139,20 @@ def parse(line: str) -> list[Variant]:
         raise ValueError(f"column 4 (REF) is {_short(ref)!r}; expected bases")
     found = []
     for alt in alts.split(","):
-        if not _BASES.fullmatch(alt):
-            raise ValueError(f"column 5 (ALT) is {_short(alt)!r}; expected bases: symbolic alleles have no sequence")
         label = name if name not in ("", ".") else f"{chrom}:{position}"
         several = f":{_short(ref)}>{_short(alt)}" if "," in alts or name in ("", ".") else ""
         found.append(Variant(chrom, int(position) - 1, label + several, ref, alt))
     return found
+
+
+def require_bases(variant: Variant) -> None:
+    """Raises ValueError where an alternate allele has no sequence, or that of the reference."""
+    if not _BASES.fullmatch(variant.alt):
+        raise ValueError(
+            f"column 5 (ALT) is {_short(variant.alt)!r}; expected bases: symbolic alleles have no sequence"
+        )
+    if variant.alt.upper() == variant.ref.upper():
+        raise ValueError(f"column 5 (ALT) is {_short(variant.alt)!r}, like column 4 (REF); expected another allele")
 
 
 def _bad_pair(index: int, problem: str, name: str) -> tuple[Row, Row]:

@@ -48,9 +48,29 @@ def test_help_names_every_choice_there_is(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_numbers_that_cannot_be_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match=r"^2$"):
-        dispatch(["verify", str(finished), "--sample", "-5"])
+    assert dispatch(["verify", str(finished), "--sample", "-5"]) == 2
     assert "argument --sample: '-5': expected a whole number from 0 on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ron"], "argument command: invalid choice: 'ron' (choose from "),
+        (["run", "--wat"], "unrecognized arguments: --wat; `dlshap run --help` says what there is"),
+        (["run", "="], "'' is not a setting"),
+        (["status"], "the following arguments are required: STORE"),
+        (["export", "bed", "a.zarr", "b"], "argument KIND: invalid choice: 'bed'"),
+        (["export", "tsv", "a.zarr"], "required: OUT; `dlshap export tsv --help`"),
+    ],
+)
+def test_a_command_line_that_cannot_be_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert dispatch(arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("dlshap: error: ")
+    assert message in told
+    assert told.count("\n") == 1
 
 
 def test_the_module_is_the_command() -> None:

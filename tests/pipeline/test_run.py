@@ -266,7 +266,7 @@ def test_folders_made_for_a_store_that_is_not_go_again(inputs: Inputs, tmp_path:
 WRONG: list[tuple[list[str], str]] = [
     (["engine.targets=[0,4]"], r"engine.targets=\[0, 4\]: .*"),
     (["engine.device=cuda"], "engine.device=cuda, but torch finds no GPU here"),
-    (["dataset.length=41"], "row 0 's0' has 40 bases where dataset.length has 41"),
+    (["dataset.length=41"], "row 0 's0' has 40 bases where dataset.length=41"),
     (["dataset.path=nothing.fa"], "dataset.path.*nothing.fa"),
     (["model.checkpoint=nothing.pt"], "model.checkpoint.*nothing.pt"),
     (["model._target_=torch.nn.Nothing"], "model._target_.*torch.nn.Nothing"),

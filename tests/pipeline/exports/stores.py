@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
@@ -11,7 +12,7 @@ import zarr
 from pipeline.places import open_place
 from pipeline.plan import Plan
 from pipeline.reader import Store, open_store
-from pipeline.store import ShardCodec, StagedStore, write_shard
+from pipeline.store import FLAT_KEYS, ShardCodec, StagedStore, shard_sizes, write_shard
 
 N_REFERENCES = 3
 
@@ -28,7 +29,7 @@ def make_store(
     done: Sequence[int] | None = None,
     head: str = "none",
     dataset: dict[str, str] | None = None,
-    source: dict[str, str] | None = None,
+    source: dict[str, Any] | None = None,
     seed: int = 0,
     folds: Sequence[str] = ("0",),
     alleles: bool = False,
@@ -101,9 +102,17 @@ def make_store(
         record = path.parent / f"{path.name}.run" / "done" / f"{index:08d}.json"
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text("{}")
+    record_sizes(path, plan)
     if done is None:
         zarr.open_group(path, mode="r+").attrs.update({"complete": True})
     return open_store(path, allow_incomplete=True)
+
+
+def record_sizes(path: Path, plan: Plan) -> None:
+    """What a store that was completed by a run says of its files."""
+    sizes = shard_sizes(open_place(path), plan)
+    group = zarr.open_group(path, mode="r+")
+    group.create_array("shard_bytes", data=sizes, chunk_key_encoding=FLAT_KEYS, dimension_names=("shard", "array"))
 
 
 def random_codes(n: int, length: int, seed: int = 0, unknown: float = 0.02) -> np.ndarray:

@@ -90,12 +90,10 @@ def test_only_the_selected_rows_are_there(tmp_path: Path) -> None:
         assert [round(start) for start, _, _ in track.intervals("chr1")] == list(range(5, 15))
 
 
-def test_sizes_come_from_a_table_or_the_index_of_the_genome_or_the_rows(tmp_path: Path) -> None:
-    index = tmp_path / "genome.fa.fai"
-    index.write_text("chr1\t5000\t6\t60\t61\nchr2\t700\t6000\t60\t61\n")
+def test_sizes_come_from_a_table_or_the_genome_of_the_run_or_the_rows(tmp_path: Path) -> None:
     codes, loci = random_codes(2, 10), [("chr2", 3), ("chr1", 40)]
-    dataset = {"genome": str(tmp_path / "genome.fa")}
-    store = make_store(tmp_path / "a.zarr", codes, loci, dataset=dataset)
+    source = {"chrom_sizes": {"chr1": 5000, "chr2": 700, "chr3": 9}}
+    store = make_store(tmp_path / "a.zarr", codes, loci, source=source)
     assert write(store, tmp_path / "a.bw") == []
     with pyBigWig.open(str(tmp_path / "a.bw")) as track:
         assert track.chroms() == {"chr1": 5000, "chr2": 700}
@@ -104,8 +102,7 @@ def test_sizes_come_from_a_table_or_the_index_of_the_genome_or_the_rows(tmp_path
     assert write(store, tmp_path / "a.bw", chrom_sizes=sizes) == []
     with pyBigWig.open(str(tmp_path / "a.bw")) as track:
         assert track.chroms() == {"chr1": 60, "chr2": 80}
-    index.unlink()
-    (note,) = write(store, tmp_path / "a.bw")
+    (note,) = write(make_store(tmp_path / "b.zarr", codes, loci), tmp_path / "a.bw")
     assert "largest end (chr1 50, chr2 13)" in note
 
 

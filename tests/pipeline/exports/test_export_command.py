@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from pipeline.cli import dispatch
 from pipeline.export_command import KINDS
 from pipeline.reader import Store
+from pipeline.store import shard_key
 from tests.pipeline.exports.stores import make_store, random_codes
 
 FILES = {
@@ -138,9 +140,29 @@ def test_what_cannot_be_is_one_line(
 def test_options_that_mean_nothing_are_refused(
     located: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        dispatch(["export", "finemo", located.url, str(tmp_path / "out"), *arguments])
+    assert dispatch(["export", "finemo", located.url, str(tmp_path / "out"), *arguments]) == 2
     assert "error: argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["export", "report", "logo"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
+def test_a_damaged_store_is_not_taken_for_a_whole_one(
+    plain: Store, in_folder: Path, capsys: pytest.CaptureFixture[str], command: str, damage: str
+) -> None:
+    shutil.copytree(plain.url, "a.zarr")
+    path = in_folder / "a.zarr" / shard_key("attribution", 0)
+    data = bytearray(path.read_bytes())
+    data[20] ^= 1
+    path.write_bytes(data[:-9] if damage == "cut" else data)
+    if damage == "gone":
+        path.unlink()
+    arguments = {"export": ["tsv", "a.zarr", "out.tsv"], "report": ["a.zarr"], "logo": ["a.zarr", "row1"]}
+    assert dispatch([command, *arguments[command]]) == 2
+    told = capsys.readouterr().err
+    assert told.count("dlshap: error: ") == 1
+    assert ("attribution is damaged in rows " if damage == "flipped" else "1 file gone or of another size") in told
+    assert "`dlshap verify " in told
+    assert os.listdir(in_folder) == ["a.zarr"]
 
 
 @pytest.mark.parametrize(("kind", "library"), [("chrombpnet", "h5py"), ("bigwig", "pyBigWig")])

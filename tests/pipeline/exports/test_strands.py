@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyBigWig
 import pytest
 
 from dlshap_core.sequences import one_hot
-from pipeline.exports import bigwig, finemo, modisco
+from pipeline.exports import bigwig, chrombpnet, finemo, modisco
 from pipeline.exports.selection import Filters, select
 from pipeline.reader import Store
 from tests.pipeline.exports.stores import make_store, random_codes
@@ -44,11 +45,17 @@ def test_exports_are_in_the_forward_frame(tmp_path: Path, dataset: dict[str, str
         selection = select(store, Filters(), None, 10)
         modisco.export(selection, out, 0, False, lambda n_rows: None)
         finemo.export(selection, out, "float32", False, lambda n_rows: None)
-        bigwig.export(select(store, Filters(), None, None), out / "a.bw", None, False, lambda n_rows: None)
+        whole = select(store, Filters(), None, None)
+        bigwig.export(whole, out / "a.bw", None, False, lambda n_rows: None)
+        chrombpnet.export(whole, out / "a", "counts", "float16", False, lambda n_rows: None)
     for name, key in [("ohe", "arr_0"), ("attr", "arr_0"), ("regions", "sequences"), ("regions", "contributions")]:
         with np.load(tmp_path / "forward" / f"{name}.npz") as a, np.load(tmp_path / "turned" / f"{name}.npz") as b:
             np.testing.assert_array_equal(a[key], b[key])
             assert a[key].any()
+    scores = "a.counts_scores.h5"
+    with h5py.File(tmp_path / "forward" / scores) as a, h5py.File(tmp_path / "turned" / scores) as b:
+        for name in ("raw/seq", "shap/seq", "projected_shap/seq"):
+            np.testing.assert_array_equal(a[name], b[name])
     with pyBigWig.open(str(tmp_path / "forward" / "a.bw")) as a, pyBigWig.open(str(tmp_path / "turned" / "a.bw")) as b:
         assert a.chroms() == b.chroms()
         assert a.intervals("chr1") == b.intervals("chr1")

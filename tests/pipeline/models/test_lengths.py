@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models import lengths
+from pipeline.models.bpnet import BPNet
 from pipeline.models.further import Filled
-from pipeline.models.lengths import wanted_lengths
+from pipeline.models.lengths import length_hint, wanted_lengths
 
 
 def pooled(n_features: int = 48) -> nn.Module:
@@ -47,6 +50,23 @@ class Positions(nn.Module):
         return (x + self.places).sum(-1)
 
 
+class Table(nn.Module):
+    """A table of 12 places, of which fewer may be used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Embedding(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.places(torch.arange(x.shape[-1])).T).sum(-1)
+
+
+class Exact(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[-1] == 12, "sequences of 12 bases, please"
+        return x.sum(-1)
+
+
 @pytest.mark.parametrize(
     ("make", "length", "wanted"),
     [
@@ -60,12 +80,17 @@ class Positions(nn.Module):
         (lambda: Rows(True), 7, (10, 10)),
         (Functional, 200, (300, 300)),
         (lambda: nn.Linear(300, 1), 200, (300, 300)),
-        (Positions, 20, None),  # torch's own error names both lengths
+        (Positions, 20, (30, 30)),
+        (Positions, 300, (30, 30)),
+        (Table, 20, (1, 12)),
+        (Exact, 9, (12, 12)),  # nothing but the words of its error
+        (lambda: nn.Conv1d(4, 1, 57), 20, (57, None)),
+        (lambda: BPNet(2, 2, trimming=9), 18, (19, None)),
         (lambda: nn.Conv1d(5, 1, 1), 20, None),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(10**6, 1)), 8, None),  # beyond the longest that is tried
     ],
 )
-def test_lengths(make: Callable[[], nn.Module], length: int, wanted: tuple[int, int] | None) -> None:
+def test_lengths(make: Callable[[], nn.Module], length: int, wanted: tuple[int, int | None] | None) -> None:
     assert wanted_lengths(make().eval(), length) == wanted
 
 
@@ -83,3 +108,24 @@ class WithTrack(nn.Module):
 def test_tracks_are_as_long_as_what_is_tried() -> None:
     args = [torch.ones(1, 1, dtype=torch.int64), torch.ones(1, 1, 47)]
     assert wanted_lengths(Filled(WithTrack().eval(), args, 47), 47) == (30, 30)
+
+
+def test_trying_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lengths, "PATIENCE_S", -1)
+    assert wanted_lengths(pooled().eval(), 100) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "length", "cuts", "said"),
+    [
+        (Positions, 20, True, "30 bases, not of 20; dataset.length=30 cuts the windows to that"),
+        (pooled, 100, True, "28 to 31 bases, not of 100; dataset.length=31 cuts"),
+        (Table, 20, False, "at most 12 bases, not of 20; give sequences of that length, or windows of a genome: "),
+        (lambda: nn.Conv1d(4, 1, 57), 20, False, "57 bases or more, not of 20; take the length .* trained on$"),
+        (lambda: BPNet(2, 2, trimming=9), 18, True, "19 bases or more, not of 18; .* trained on: dataset.length="),
+    ],
+)
+def test_both_lengths_and_the_way_out_are_said(
+    make: Callable[[], nn.Module], length: int, cuts: bool, said: str
+) -> None:
+    assert re.search(f"^the model takes sequences of {said}", str(length_hint(make().eval(), length, cuts)))

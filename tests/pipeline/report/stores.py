@@ -14,6 +14,7 @@ from dlshap_core.sequences import encode
 from pipeline import deltas
 from pipeline.plan import Plan
 from pipeline.store import StagedStore
+from tests.pipeline.exports.stores import record_sizes
 
 THRESHOLD = 1e-3
 
@@ -75,6 +76,7 @@ class Synthetic:
         judged = {"judged": True, "head": "none", "threshold": THRESHOLD}
         group.attrs["run"] = {"deltas": judged | over | worst, "shard_seconds": 1234.5, "rows": n}
         group.attrs["convergence"] = "failed" if total["n_over"] else "passed"
+        record_sizes(path, self._plan())
         group.attrs["complete"] = True
         return path
 

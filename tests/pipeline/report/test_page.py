@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from pipeline.kmers import strongest_kmers
 from pipeline.places import open_place
 from pipeline.report.measure import RUN_ROWS, sample
 from pipeline.report.numbers import MINUS, TIMES, number, share, tick
+from pipeline.report.steps import next_steps
 from tests.pipeline.conftest import Inputs
 from tests.pipeline.object_store import Bucket
 from tests.pipeline.report.stores import Synthetic, codes_of, random_codes
@@ -34,6 +37,7 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.fetched: list[str] = []
+        self.links: list[str] = []
         self.ids: list[str] = []
         self.targets: list[str] = []
         self.values: dict[str, list[str]] = {}
@@ -51,7 +55,8 @@ class Page(HTMLParser):
         self.fetched += [value or "" for name, value in attrs if name in ("src", "srcset", "action")]
         link = given.get("href")
         if link is not None:
-            (self.targets if link.startswith("#") else self.fetched).append(link)
+            kept = self.targets if link.startswith("#") else self.links if tag == "a" else self.fetched
+            kept.append(link)
         if given.get("id"):
             self.ids.append(str(given["id"]))
         if tag == "data":
@@ -160,6 +165,33 @@ def test_a_page_says_what_is_unusual_of_the_model(finished: Path, tmp_path: Path
     said = ["bias included: bias.torch", "bases of its channels AGCT", "axes of its input nc1l"]
     said += ["folds 2, their mean is attributed: one, two", "strands both", "of the mean over folds and strands"]
     assert [phrase for phrase in said if phrase not in text] == []
+
+
+def test_exports_that_lie_beside_a_page_are_linked(two_targets: Path, tmp_path: Path) -> None:
+    assert page_of(two_targets, tmp_path).links == []
+    for kind, out in [("modisco", "two_modisco"), ("bigwig", "two.bw"), ("tsv", "a b#1.tsv")]:
+        options = [] if kind == "tsv" else ["--target", "3"]
+        assert dispatch(["export", kind, str(two_targets), str(tmp_path / out), *options]) == 0
+    page = page_of(two_targets, tmp_path, "--link", str(tmp_path / "a b#1.tsv"))
+    assert page.links == [
+        "./a%20b%231.tsv",
+        *(f"./two_modisco/{name}" for name in ("ohe.npz", "attr.npz", "rows.tsv")),
+        "./two.bw",
+    ]
+    assert all((tmp_path / unquote(link)).is_file() for link in page.links)
+    assert f"Made already: {tmp_path}/a b#1.tsv" in page.text
+    assert dispatch(["report", str(two_targets), "--link", "nowhere.bw"]) == 2
+
+
+def test_the_commands_of_a_page_write_what_it_links_to(
+    two_targets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for step in next_steps(pipeline.open_store(two_targets), "3"):
+        command, *arguments = shlex.split(step.command)
+        if command == "dlshap" and step.files:
+            assert dispatch(arguments) == 0
+            assert [file for file in step.files if not (tmp_path / file).is_file()] == []
 
 
 def test_the_same_store_gives_the_same_page(finished: Path, tmp_path: Path) -> None:

@@ -37,13 +37,13 @@ def located(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("two", None, None, Stretch(1, 0, 60)),
         ("two", 10, 20, Stretch(1, 10, 20)),
         ("one", None, 5, Stretch(0, 0, 5, n_others=1)),
-        ("chr1:100-110", None, None, Stretch(0, 0, 10, n_others=1)),
+        ("chr1:100-110", None, None, Stretch(0, 0, 10, 1, "chr1")),
         ("chr1:170-175", None, None, Stretch(1, 5, 10)),
         ("chr1:150-170", None, None, Stretch(1, 10, 30, n_others=2)),
         ("chr1:1-1,000", None, None, Stretch(1, 0, 60, n_others=2)),
         ("chr1:140-150", None, None, Stretch(1, 30, 40, n_others=2)),
         ("chr2:500-510", None, None, Stretch(3, 0, 60)),  # the name, not the region
-        ("chr2:520-530", None, None, Stretch(3, 20, 30)),
+        ("chr2:520-530", None, None, Stretch(3, 20, 30, chrom="chr2")),
     ],
 )
 def test_the_row_and_the_part_that_are_drawn(
@@ -73,6 +73,8 @@ def test_a_picture_of_each_format(
     if suffix == "png":
         assert imread(out).min() < 0.5
     if suffix == "svg":
+        where = "in the sequence" if wanted == "two" else "on chr1"
+        assert f"position {where} (bp)" in data.decode()
         assert f"{wanted if wanted == 'two' else 'one'}   chr1:1" in data.decode()
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 

@@ -11,8 +11,9 @@ import pytest
 import zarr
 
 from dlshap_core.sequences import decode
+from pipeline.cli import compose_config
 from pipeline.errors import UserError
-from pipeline.sources import arrays
+from pipeline.sources import arrays, open_source
 from pipeline.sources.arrays import ArraySource
 from pipeline.sources.base import Rows
 from tests.pipeline.sources.forms import codes_of, one_hot_of
@@ -218,6 +219,27 @@ def test_zarr_without_its_metadata(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.zarr" / "zarr.json").write_bytes(content)
     with pytest.raises(UserError, match=r"x\.zarr cannot be read"):
         read(tmp_path / "x.zarr")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("zarr.json", '{"node_type": "array", "zarr_format": 3}'), (".zarray", "[]")]
+)
+def test_zarr_with_metadata_that_lack_something(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / "x.zarr").mkdir()
+    (tmp_path / "x.zarr" / name).write_text(content)
+    with pytest.raises(UserError, match=r"x\.zarr has damaged metadata .*copy or download it again"):
+        read(tmp_path / "x.zarr")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [((-3, 4, 9), r"its shape is \(-3, 4, 9\)"), ((3, 4, 10**13), "does not fit in the memory")]
+)
+def test_npy_of_an_impossible_shape(tmp_path: Path, shape: tuple[int, ...], message: str) -> None:
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|i1", "fortran_order": False, "shape": shape})
+    dataset = compose_config(["dataset=array", f"dataset.path={tmp_path / 'x.npy'}"]).dataset
+    with pytest.raises(UserError, match=message):
+        list(open_source(dataset).batches())
 
 
 def test_zarr_with_a_damaged_chunk(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 import pipeline
 from dlshap_core.sequences import decode
@@ -18,12 +20,13 @@ from pipeline.intake import Nowhere, known_facts, signature, take_in, to_store
 from pipeline.sources import open_source
 from pipeline.store import LAYOUT
 from tests.pipeline.conftest import LENGTH, N_ROWS, Inputs, random_sequences
-from tests.pipeline.sources.forms import FORMS
+from tests.pipeline.sources.forms import FORMS, variants
 
 SEQUENCES = random_sequences(500, 50, seed=3)
 SEQUENCES[7] = SEQUENCES[7][:20] + "N" * 5 + SEQUENCES[7][25:]
-NAMED = {"csv", "tsv.gz", "csv, CRLF", "txt", "semicolons", "parquet", "parquet, one-hot", "arrow", "arrow stream"}
-COMPUTED = ["csv", "parquet", "parquet, one-hot", "arrow stream", "npy, NL4, float", "zarr 2, NL4", "loci", "tiles"]
+UNNAMED = {"csv, quoted", "feather", "feather, codes", "bed3", "tiles", "tiles.gz", "tiles.bgz"}  # and arrays
+COMPUTED = ["csv", "parquet", "parquet, lists", "arrow stream", "npy, NL4, float", "zarr 2, NL4", "bed6", "tiles.gz"]
+VALUES = ("codes", "prediction", "attribution", "hypothetical")
 
 
 def read(overrides: list[str]) -> tuple[list[str], list[str]]:
@@ -40,7 +43,7 @@ def read(overrides: list[str]) -> tuple[list[str], list[str]]:
 def test_every_form_gives_the_same_codes(tmp_path: Path, form: str) -> None:
     codes, names = read(FORMS[form](tmp_path, SEQUENCES))
     assert codes == SEQUENCES
-    if form in NAMED or form.startswith("fasta") or form == "loci":
+    if form not in UNNAMED and not form.startswith(("npy", "npz", "zarr")):
         assert names == [f"s{i}" for i in range(500)]
     assert len(set(names)) == 500
 
@@ -53,11 +56,8 @@ def test_tables_and_fasta_of_the_same_names_are_the_same_input(tmp_path: Path) -
     assert facts[0] == facts[1] == facts[2]
 
 
-@pytest.mark.parametrize(
-    "form",
-    ["csv", "parquet", "parquet, one-hot", "arrow stream", "npy, NL4, float", "zarr 2, NL4", "loci", "tiles"],
-)
-def test_every_form_gives_the_same_values(inputs: Inputs, finished: Path, tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("form", COMPUTED)
+def test_forms_give_the_same_values(inputs: Inputs, finished: Path, tmp_path: Path, form: str) -> None:
     settings = FORMS[form](tmp_path, random_sequences())
     run = [override for override in inputs.overrides(tmp_path / "a.zarr") if not override.startswith("dataset")]
     assert pipeline.run([*run, *settings]).rows == N_ROWS
@@ -65,6 +65,55 @@ def test_every_form_gives_the_same_values(inputs: Inputs, finished: Path, tmp_pa
     assert found.codes.shape == (N_ROWS, LENGTH)
     for name in LAYOUT:
         assert np.asarray(found[name][:]).tobytes() == np.asarray(expected[name][:]).tobytes(), name
+
+
+def attributed(inputs: Inputs, store: Path, settings: list[str]) -> dict[str, np.ndarray]:
+    run = [override for override in inputs.overrides(store) if not override.startswith(("dataset", "store.rows"))]
+    assert pipeline.run([*run, *settings]).complete
+    opened = pipeline.open_store(store)
+    return {name: np.asarray(opened[name][:]) for name in VALUES}
+
+
+@pytest.fixture(scope="module")
+def of_fasta(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The values of the 500 sequences."""
+    folder = tmp_path_factory.mktemp("fasta")
+    return attributed(inputs, folder / "a.zarr", FORMS["fasta"](folder, SEQUENCES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [*FORMS, "vcf"])
+def test_every_form_of_500_sequences_gives_the_same_values_bit_for_bit(
+    inputs: Inputs, of_fasta: dict[str, np.ndarray], tmp_path: Path, form: str
+) -> None:
+    write = variants if form == "vcf" else FORMS[form]
+    found = attributed(inputs, tmp_path / "a.zarr", write(tmp_path, SEQUENCES))
+    for name in VALUES:
+        values = found[name][::2] if form == "vcf" else found[name]  # of a VCF, the reference alleles
+        assert len(values) == 500
+        assert values.tobytes() == of_fasta[name].tobytes(), name
+
+
+class Dense(nn.Module):
+    """Takes 100 bases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(400, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1))
+
+
+@pytest.mark.parametrize("form", ["fasta", "csv", "parquet", "npy, N4L", "zarr 3, N4L", "bed4", "tiles", "vcf"])
+def test_a_length_that_the_model_does_not_take_is_named_with_its_own(tmp_path: Path, form: str) -> None:
+    settings = (variants if form == "vcf" else FORMS[form])(tmp_path, SEQUENCES[:4])
+    save_file(Dense().state_dict(), tmp_path / "w.safetensors")
+    model = ["model=module", f"model._target_={Dense.__module__}.Dense", f"model.checkpoint={tmp_path}/w.safetensors"]
+    with pytest.raises(UserError, match=r"takes sequences of 100 bases, not of 50; .*dataset\.length=100") as caught:
+        pipeline.run([*model, *settings, "cluster=none", f"store.path={tmp_path}/a.zarr"])
+    assert ("cuts the windows" in str(caught.value)) == (form in ("bed4", "tiles", "vcf"))
+    assert list(tmp_path.glob("a.zarr*")) == []
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -140,35 +189,3 @@ def test_what_is_no_file_is_refused(tmp_path: Path, form: str, monkeypatch: pyte
                 read([f"dataset={form}", f"{setting}={path}", *more])
     with pytest.raises(UserError, match=rf"{re.escape(setting)}=folder (is a directory|is not known)"):
         read([f"dataset={form}", f"{setting}=folder", *more])
-
-
-def hostile(folder: Path) -> dict[str, list[str]]:
-    """Inputs with one thing wrong, by form."""
-    (folder / "t.csv").write_text("name,seq\na,ACGT\nb,ACXT\n")
-    (folder / "m.tsv").write_text("name\tseq\na\tACGT\nb\tACG\n")
-    np.save(folder / "soft.npy", np.full((3, 4, 9), 0.25))
-    (folder / "long.fa").write_text(">a\nACGT\n>b\n" + "ACGT" * 250_000 + "\n")
-    (folder / "g.fa").write_text(f">chr1\n{'ACGT' * 9}\n")
-    (folder / "out.bed").write_text("chr1\t0\t4\n")
-    (folder / "name.bed").write_text("1\t10\t14\n")
-    genome = f"dataset.genome={folder / 'g.fa'}"
-    loci = ["dataset=loci", genome, "dataset.length=8"]
-    return {
-        r"row 1 'b' \(t\.csv, line 3\): character 'X'": ["dataset=table", f"dataset.path={folder / 't.csv'}"],
-        r"row 1 'b' has 3 bases where the first sequence has 4": ["dataset=table", f"dataset.path={folder / 'm.tsv'}"],
-        r"3 of 3 rows .*row 0 \(soft\.npy\).*soft values": ["dataset=array", f"dataset.path={folder / 'soft.npy'}"],
-        r"row 1 'b' has 1000000 bases": ["dataset=fasta", f"dataset.path={folder / 'long.fa'}"],
-        r"the window -2-6 leaves chr1, which spans 0-36": [*loci, f"dataset.loci={folder / 'out.bed'}"],
-        r"no chromosome '1' in g\.fa; it has 'chr1'": [*loci, f"dataset.loci={folder / 'name.bed'}"],
-        r"no chromosome of g\.fa has dataset\.length=99 bases": ["dataset=tiles", genome, "dataset.length=99"],
-    }
-
-
-def test_bad_inputs_are_one_line_and_leave_nothing_behind(inputs: Inputs, tmp_path: Path) -> None:
-    store = tmp_path / "made" / "a.zarr"
-    run = [override for override in inputs.overrides(store) if not override.startswith("dataset")]
-    for message, settings in hostile(tmp_path).items():
-        with pytest.raises(UserError, match=message) as caught:
-            pipeline.run([*run, *settings])
-        assert "\n" not in str(caught.value)
-        assert list(store.parent.glob("*")) == []

@@ -87,6 +87,11 @@ def test_loci_in_bed12(tmp_path: Path) -> None:
     assert [decode(codes) for codes in rows.codes if codes is not None] == ["ACGT"]
 
 
+def test_peaks_and_tiles_in_one_file(tmp_path: Path) -> None:
+    rows = loci(tmp_path, b"chr1\t8\t90\tpeak\t0\t.\t1\t2\t3\t40\nchr1\t100\t200\n")
+    assert (rows.name, rows.start.tolist()) == (["peak", "chr1:100-200"], [46, 148])
+
+
 def test_loci_that_are_there_twice_and_have_no_length(tmp_path: Path) -> None:
     rows = loci(tmp_path, b"chr1\t10\t10\nchr1\t10\t10\n")
     assert (rows.start.tolist(), rows.problem) == ([8, 8], [None, None])  # a point is a centre; both are kept
@@ -100,7 +105,9 @@ def test_loci_cut_short(tmp_path: Path) -> None:
         list(LociSource(tmp_path / "l.bed.gz", tmp_path / "g.fa", 4).batches())
 
 
-@pytest.mark.parametrize(("near", "other"), [("chr1", "1"), ("1", "chr1"), ("MT", "chrM"), ("chrM", "MT")])
+@pytest.mark.parametrize(
+    ("near", "other"), [("chr1", "1"), ("1", "chr1"), ("MT", "chrM"), ("chrM", "MT"), ("chr1", "Chr1"), ("chrX", "x")]
+)
 def test_chromosomes_of_another_naming(tmp_path: Path, near: str, other: str) -> None:
     rows = loci(tmp_path, f"{other}\t1\t3\n".encode(), f">{near}\nACGTACGT\n")
     assert f"no chromosome '{other}' in g.fa; it has '{near}': rename one of the two" in str(rows.problem[0])
@@ -153,6 +160,19 @@ def test_line_ends_of_a_carriage_return_alone(tmp_path: Path) -> None:
     )
     rows = fasta(tmp_path, b">a\r\nACGT\n>b\rACGT\n>c\nAC")
     assert [problem is None for problem in rows.problem] == [True, False, True]
+    for read, line in ((loci, b"chr1\t9\t12\r"), (variants, b"chr1\t9\t.\tA\tC\r")):
+        assert r"its lines end in a carriage return alone: tr '\r' '\n'" in str(read(tmp_path, line * 2).problem[0])
+
+
+def test_the_names_of_columns_are_no_locus(tmp_path: Path) -> None:
+    first, second = loci(tmp_path, b"chrom\tstart\tend\nchr1\t8\tend\n").problem
+    assert "column 2 (start) is 'start'; expected a whole number; a line of headings begins with #" in str(first)
+    assert "headings" not in str(second)
+
+
+def test_a_genome_with_a_byte_order_mark(tmp_path: Path) -> None:
+    rows = loci(tmp_path, b"chr1\t2\t6\n", "\ufeff>chr1\nACGTACGT\n")
+    assert [decode(codes) for codes in rows.codes if codes is not None] == ["GTAC"]
 
 
 @pytest.mark.parametrize("read", [fasta, loci, variants])

@@ -46,6 +46,15 @@ def test_rows_come_in_order_and_any_number_of_times() -> None:
         assert [rows.name for rows in source.batches()] == [[f"r{i}"] for i in range(5)]
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(OSError(5, "Input/output error"), "Input/output error"), (MemoryError(), "it does not fit in the memory")],
+)
+def test_a_disk_that_fails_is_named_by_its_setting(error: Exception, message: str) -> None:
+    with pytest.raises(UserError, match=f"^dataset.path=x cannot be read: {message}$"):
+        list(patient(Slow(1, error)).batches())
+
+
 def test_errors_arrive_where_they_are_waited_for() -> None:
     rows = patient(Slow(1, UserError("line 3 is bad"))).batches()
     assert len(next(rows)) == 1

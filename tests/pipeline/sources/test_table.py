@@ -218,8 +218,11 @@ def test_a_column_of_one_hot_with_gaps_and_wrong_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "settings", "message"),
     [
-        (pa.array([1, 2]), {}, "column 'seq' is int64; expected text, or one-hot or codes as a fixed-size list"),
-        (pa.array([[1, 2], [3]]), {}, r"column 'seq' is list<.*>; expected text"),
+        (pa.array([1, 2]), {}, "column 'seq' is int64; expected text, or one-hot or codes as lists"),
+        (pa.array([[1, 2], [3]]), {}, r"'seq' holds lists of different sizes; expected all like the first, 2$"),
+        (pa.array([[[1, 0], [0, 1]], [[1, 0], [1]]]), {}, "expected one-hot .* or codes"),
+        (pa.array([{"a": 1}]), {}, "column 'seq' is struct<.*>; expected text"),
+        (pa.array([["A", "C"]]), {}, "column 'seq' holds Python objects"),
         (lists(np.zeros((2, 4, 4))), {}, "may be .* say which: dataset.axes=N4L or NL4"),
         (lists(np.zeros((2, 4, 5))), {"axes": "NL4"}, "is not dataset.axes=NL4; it may be N4L"),
         (lists(np.zeros((2, 3, 5))), {}, r"has the shape \(0, 3, 5\); expected one-hot"),

@@ -87,8 +87,9 @@ def test_loci_names_and_several_alleles(tmp_path: Path) -> None:
         ("chr1\t-5\t.\tA\tC\n", r"column 2 \(POS\) is '-5'"),
         ("chr1\t100\t.\t.\tC\n", r"column 4 \(REF\) is '\.'"),
         ("chr1\t100\t.\n", "3 columns; expected CHROM, POS, ID, REF, ALT"),
-        (line(5, 1, "A"), "leaves chr1"),
-        (line(395, 1, "A"), "leaves chr1"),
+        (line(5, 1, other(GENOME[5])), "leaves chr1"),
+        (line(395, 1, other(GENOME[395])), "leaves chr1"),
+        (line(100, 1, GENOME[100].lower()), r"column 5 \(ALT\) is '\w', like column 4 \(REF\)"),
         ("1\t100\t.\tA\tC\n", "no chromosome '1' .*it has 'chr1'"),
     ],
 )
@@ -101,6 +102,14 @@ def test_variants_that_cannot_be_used_are_named(tmp_path: Path, text: str, messa
         raise UserError(problems[0])
     assert "(variants.vcf, line 3)" in str(problems[0])
     assert names[2:] == ["good:ref", "good:alt"]
+
+
+def test_a_symbolic_allele_does_not_take_the_others_of_its_line_along(tmp_path: Path) -> None:
+    alt = other(GENOME[100])
+    sequences, problems, names = windows(tmp_path, [line(100, 1, f"{alt},<NON_REF>,*", "rs1")])
+    assert [problem is None for problem in problems] == [True, True, False, False, False, False]
+    assert names[:2] == [f"rs1:{GENOME[100]}>{alt}:ref", f"rs1:{GENOME[100]}>{alt}:alt"]
+    assert sequences[0] != sequences[1]
 
 
 def test_files_that_hold_no_variants(tmp_path: Path) -> None:
