@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.actor import shard_values
 from pipeline.commits import RunDirectory
 from pipeline.config import ClusterConfig, Config
 from pipeline.costs import Cost, Measured, Workload, cost
@@ -23,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.hardware import device_kind, resolve_device
 from pipeline.intake import take_in
 from pipeline.models import LoadedModel, load_model
+from pipeline.one_shard import shard_values
 from pipeline.places import LocalPlace
 from pipeline.plan import Plan
 from pipeline.prepare import Machine, make_plan

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pipeline.actor as actor
+import pipeline.one_shard as one_shard
 from pipeline.commits import RunDirectory
 from pipeline.models.example import ExampleNet
 from pipeline.places import LocalPlace, ObjectPlace, local
@@ -54,7 +55,11 @@ def _do(each: dict[str, Any]) -> None:
 
 def install() -> None:
     """Put the points into this process."""
-    real_attribute, real_write_shard, real_commit = actor.attribute_shard, actor.write_shard, RunDirectory.commit
+    real_attribute, real_write_shard, real_commit = (
+        one_shard.attribute_shard,
+        one_shard.write_shard,
+        RunDirectory.commit,
+    )
     real_write_all = local._write_all
     writing = {"shard": -1, "key": ""}
 
@@ -95,7 +100,7 @@ def install() -> None:
 
         return write
 
-    actor.attribute_shard, actor.write_shard = attribute_shard, write_shard
+    actor.attribute_shard, one_shard.write_shard = attribute_shard, write_shard
     RunDirectory.commit = commit  # type: ignore[method-assign]
     local._write_all = write_all
     for place in (LocalPlace, ObjectPlace):

@@ -1,0 +1,119 @@
+"""One shard: its references, its attributions, its part of the store, its done record.
+
+Reading, drawing and writing are done by whatever thread asks; what needs the device waits its turn (see flight.py).
+"""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from torch import Tensor, nn
+
+from dlshap_core.attributions import observed
+from dlshap_core.sequences import one_hot
+from pipeline.blame import explain
+from pipeline.commits import DoneRecord, RunDirectory, whoami
+from pipeline.deltas import summarise
+from pipeline.ensemble import Attributed, Mean, attribute_rows
+from pipeline.errors import ShardError
+from pipeline.flight import OneAtATime
+from pipeline.plan import Plan
+from pipeline.references import Draw, ShardReferences
+from pipeline.shards import Shard
+from pipeline.store import ALLELES, OF_VARIANTS, ShardCodec, file_record, read_names, shard_key, write_shard
+
+
+def attribute_shard(
+    directory: RunDirectory,
+    codec: ShardCodec,
+    plan: Plan,
+    shard: Shard,
+    folds: Sequence[nn.Module],
+    draw: Draw,
+    device: OneAtATime,
+) -> DoneRecord:
+    """Compute one shard, write it, commit it.
+
+    Args:
+        directory, codec: of a prepared store.
+        plan: of the run.
+        shard: whose rows.
+        folds: of the model; (N, 4, L) -> (N, T) each.
+        draw: gives the references of a shard.
+        device: runs what needs the device.
+
+    Returns:
+        The record that was committed.
+
+    Raises:
+        ShardError: the sequences or the model failed.
+        OSError: the place of the store failed.
+    """
+    started = time.perf_counter()
+    data = directory.store.read(shard_key("codes", shard.index))
+    try:
+        codes_NL = codec.decode("codes", shard, data)
+    except ValueError as error:
+        raise ShardError(f"{error}; `dlshap verify --repair` and the same command make it anew") from error
+    try:
+        references = draw(codes_NL, shard.start)
+    except Exception as error:
+        raise ShardError(f"its references cannot be drawn: {type(error).__name__}: {error}") from error
+    asked = time.perf_counter()
+    compute = partial(_compute, directory, plan, shard, folds, codes_NL, references)
+    turn, result = device(lambda: (time.perf_counter(), compute()))
+    values = shard_values(codes_NL, references, result, plan.rows_per_group)
+    files = {"codes": file_record(data), **write_shard(directory.store, codec, shard, values)}
+    record = DoneRecord(
+        shard=shard.index,
+        start=shard.start,
+        stop=shard.stop,
+        files=files,
+        seconds=time.perf_counter() - started - (turn - asked),
+        deltas=summarise(result.deltas.numpy(), shard.start, plan.warning_threshold),
+        worker=whoami(),
+    )
+    directory.commit(record)
+    return record
+
+
+def _compute(
+    directory: RunDirectory,
+    plan: Plan,
+    shard: Shard,
+    folds: Sequence[nn.Module],
+    codes_NL: np.ndarray,
+    references: ShardReferences,
+) -> Attributed:
+    """All that needs the device.
+
+    Raises:
+        ShardError: the model failed; which sequence it was is tried out on the device too.
+    """
+    try:
+        return attribute_rows(folds, plan, codes_NL, references)
+    except Exception as error:
+        rows = range(shard.start, shard.stop)
+        names = [f"row {row}, {name!r}" for row, name in zip(rows, read_names(directory.store, rows), strict=True)]
+        raise ShardError(explain(error, folds, plan, codes_NL, references, names)) from error
+
+
+def shard_values(
+    codes_NL: np.ndarray, references: ShardReferences, result: Attributed, rows_per_group: int
+) -> dict[str, np.ndarray]:
+    """What the store holds of a shard, but for the sequences; see store.ARRAYS."""
+    x_N14L = one_hot(codes_NL).unsqueeze(1)
+    values = {**_of(result.mean, x_N14L), "reference_checksum": references.checksums()}
+    if result.folds:
+        folds = [_of(fold, x_N14L) for fold in result.folds]
+        values |= {f"{name}_by_fold": np.stack([fold[name] for fold in folds], axis=1) for name in folds[0]}
+    if rows_per_group == ALLELES:
+        names = [name.removesuffix("_difference") for name in OF_VARIANTS]
+        values |= {f"{name}_difference": values[name][1::2] - values[name][::2] for name in names}
+    return values
+
+
+def _of(mean: Mean, x_N14L: Tensor) -> dict[str, np.ndarray]:
+    arrays = {"attribution": observed(mean.hypothetical, x_N14L), **vars(mean)}
+    return {name: value.numpy() for name, value in arrays.items()}
