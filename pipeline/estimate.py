@@ -192,7 +192,7 @@ def measure(intended: _Intended, loaded: LoadedModel) -> tuple[Measured, int]:
         references, result, seconds = attribute_first(n)
     except RuntimeError as error:  # out of memory, for one
         raise UserError(f"the first rows do not go through the model: {' '.join(str(error).split())}") from error
-    values = shard_values(codes[:n], references, result, group)
+    values = shard_values(codes[:n], references, result, plan)
     return Measured(seconds / n, _bytes_of(plan, codes[:n], values) / n), n
 
 

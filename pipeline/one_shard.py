@@ -20,8 +20,18 @@ from pipeline.errors import ShardError
 from pipeline.flight import OneAtATime
 from pipeline.plan import Plan
 from pipeline.references import Draw, ShardReferences
+from pipeline.rounding import round_bits
 from pipeline.shards import Shard
-from pipeline.store import ALLELES, OF_VARIANTS, ShardCodec, file_record, read_names, shard_key, write_shard
+from pipeline.store import (
+    ALLELES,
+    OF_VARIANTS,
+    ROUNDED,
+    ShardCodec,
+    file_record,
+    read_names,
+    shard_key,
+    write_shard,
+)
 
 
 def attribute_shard(
@@ -63,7 +73,7 @@ def attribute_shard(
     asked = time.perf_counter()
     compute = partial(_compute, directory, plan, shard, folds, codes_NL, references)
     turn, result = device(lambda: (time.perf_counter(), compute()))
-    values = shard_values(codes_NL, references, result, plan.rows_per_group)
+    values = shard_values(codes_NL, references, result, plan)
     files = {"codes": file_record(data), **write_shard(directory.store, codec, shard, values)}
     record = DoneRecord(
         shard=shard.index,
@@ -100,18 +110,19 @@ def _compute(
 
 
 def shard_values(
-    codes_NL: np.ndarray, references: ShardReferences, result: Attributed, rows_per_group: int
+    codes_NL: np.ndarray, references: ShardReferences, result: Attributed, plan: Plan
 ) -> dict[str, np.ndarray]:
-    """What the store holds of a shard, but for the sequences; see store.ARRAYS."""
+    """What the store holds of a shard, but for the sequences; see store.ARRAYS. Attributions are rounded last."""
     x_N14L = one_hot(codes_NL).unsqueeze(1)
     values = {**_of(result.mean, x_N14L), "reference_checksum": references.checksums()}
     if result.folds:
         folds = [_of(fold, x_N14L) for fold in result.folds]
         values |= {f"{name}_by_fold": np.stack([fold[name] for fold in folds], axis=1) for name in folds[0]}
-    if rows_per_group == ALLELES:
+    if plan.rows_per_group == ALLELES:
         names = [name.removesuffix("_difference") for name in OF_VARIANTS]
         values |= {f"{name}_difference": values[name][1::2] - values[name][::2] for name in names}
-    return values
+    bits = plan.precision_bits
+    return {name: round_bits(array, bits) if name in ROUNDED else array for name, array in values.items()}
 
 
 def _of(mean: Mean, x_N14L: Tensor) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.rounding import MANTISSA_BITS
 from pipeline.shards import Shard, n_shards, shard_at
 
 
@@ -33,6 +34,7 @@ class Plan:
         per_fold: whether the values of each fold are kept too.
         rows_per_group: rows that follow each other and share their references: 2 for the alleles of a variant, else 1.
         reverse_complement: whether both strands are attributed, and the mean is kept.
+        precision_bits: mantissa bits that are stored of attributions.
     """
 
     n_rows: int
@@ -55,6 +57,7 @@ class Plan:
     per_fold: bool = False
     reverse_complement: bool = False
     rows_per_group: int = 1
+    precision_bits: int = MANTISSA_BITS
 
     @property
     def n_shards(self) -> int:
