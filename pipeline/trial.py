@@ -132,7 +132,7 @@ def _failure(codes: np.ndarray, name: str) -> str:
 def _explained(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config) -> Iterator[None]:
     """The settings of a run, and its errors as the user's."""
     try:
-        with repeatable(config.engine.threads, config.engine.deterministic):
+        with repeatable(config.engine.threads, config.engine.deterministic, fills=True):
             yield
     except IndexError as error:
         raise UserError(f"engine.targets={config.engine.targets}: {error}") from error
