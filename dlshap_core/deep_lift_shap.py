@@ -193,15 +193,15 @@ class _DrawnReferences:
         by_row: dict[int, list[Tensor]] = {}
         for row, start in sorted(self._drawn):
             by_row.setdefault(row, []).append(self._drawn[row, start])
-        return torch.cat([torch.cat(parts, dim=1) for parts in by_row.values()])
+        drawn = torch.cat([torch.cat(parts, dim=1) for parts in by_row.values()])
+        return drawn if drawn.ndim == 4 else one_hot(drawn, self._X.dtype, n_letters=self._X.shape[1])
 
     def _draw(self, X: Tensor, ks: range) -> Tensor:
         if self._random_state is None:
             return self._function(X, n=len(ks))
         if self._function is dinucleotide_shuffle:
             seeds = np.arange(ks.start, ks.stop) + self._random_state
-            codes = shuffle_codes(to_codes(X).cpu().numpy(), seeds, n_characters=X.shape[1] + 1)
-            return one_hot(codes, X.dtype, n_letters=X.shape[1])
+            return torch.from_numpy(shuffle_codes(to_codes(X).cpu().numpy(), seeds, n_characters=X.shape[1] + 1))
         pairs = [
             torch.cat([self._function(X[i : i + 1], n=1, random_state=self._random_state + k) for k in ks], dim=1)
             for i in range(X.shape[0])

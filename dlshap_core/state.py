@@ -1,6 +1,7 @@
 """Borrowing a model: it is given back exactly as it came, whatever happens in between."""
 
 import contextlib
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -154,8 +155,11 @@ def full_precision() -> Iterator[None]:
 
 @contextlib.contextmanager
 def eager() -> Iterator[None]:
-    """Run compiled parts of a model as plain Python, so that their operations are seen."""
-    if not hasattr(torch.compiler, "set_stance"):
+    """Run compiled parts of a model as plain Python, so that their operations are seen.
+
+    As long as the compiler is not loaded there are none, and it is not loaded for this: that takes seconds.
+    """
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
         yield
         return
     with torch.compiler.set_stance("force_eager"):

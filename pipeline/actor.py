@@ -1,4 +1,4 @@
-"""One shard: its references, its attributions, its part of the store, its done record.
+"""A worker, which holds the model and works on shards; what it is given, and what it says of each shard.
 
 `Worker.do` is the whole of the work, the same in a Ray actor, in this process, and in a process of its own.
 """
@@ -6,48 +6,30 @@
 import contextlib
 import importlib.metadata
 import sys
-import time
+import threading
 import traceback
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dlshap_core.attributions import observed
-from dlshap_core.sequences import one_hot
 from pipeline import confined
-from pipeline.blame import explain
-from pipeline.commits import DoneRecord, Failure, RunDirectory, whoami
+from pipeline.commits import Failure, RunDirectory, whoami
 from pipeline.config import model_from_dict
-from pipeline.deltas import summarise
-from pipeline.ensemble import Attributed, Mean, attribute_rows
 from pipeline.errors import RunError, ShardError, UserError
+from pipeline.flight import OneAtATime, Turns
 from pipeline.hardware import device_kind
 from pipeline.models import load_model
 from pipeline.models.folds import fold_paths
+from pipeline.one_shard import attribute_shard
 from pipeline.plan import Plan
-from pipeline.references import Draw, ShardReferences, open_references
+from pipeline.references import Draw, open_references
 from pipeline.resume import is_done
 from pipeline.shards import Shard
-from pipeline.store import (
-    ALLELES,
-    OF_VARIANTS,
-    POOL,
-    ROOT,
-    ShardCodec,
-    file_record,
-    given,
-    layout_of,
-    read_array,
-    read_names,
-    shard_key,
-    write_shard,
-)
+from pipeline.store import POOL, ROOT, ShardCodec, read_array, read_names
 
 N_NAMED = 3  # sequences that an error names
 MAX_UNEXPLAINED = 2  # processes that may vanish while they work on a shard before it gets one of its own
@@ -92,10 +74,19 @@ class Outcome:
 
 
 class Worker:
-    """Holds the model and the references, loaded when the first shard comes, and works on one shard at a time."""
+    """Holds the model and the references, loaded when the first shard comes.
 
-    def __init__(self, work: Work) -> None:
+    Several threads may work on a shard each; what needs the device goes one at a time.
+
+    Args:
+        work: what the shards are of.
+        device: takes the turns.
+    """
+
+    def __init__(self, work: Work, device: OneAtATime | None = None) -> None:
         self._work = work
+        self._device = device or Turns()
+        self._loading = threading.Lock()
         self._directory = RunDirectory(work.store, work.options)
         self._codec = ShardCodec(self._directory.store)
         self._loaded: tuple[tuple[nn.Module, ...], Draw] | None = None
@@ -110,7 +101,8 @@ class Worker:
             if is_done(self._directory, self._work.plan, shard):
                 return Outcome(shard.index, len(shard))
             if self._directory.n_attempts(shard) >= MAX_UNEXPLAINED:
-                return self._confine(shard)
+                # Alone: two that share the memory could end each other.
+                return self._device(lambda: self._confine(shard))
             return self.attribute(shard)
         except Exception as error:
             return self._fatal(shard, error)
@@ -124,9 +116,10 @@ class Worker:
         """
         attempt = self._directory.begin(shard)
         try:
-            folds, draw = self._load()
+            with self._loading:
+                folds, draw = self._load()
             try:
-                attribute_shard(self._directory, self._codec, self._work.plan, shard, folds, draw)
+                attribute_shard(self._directory, self._codec, self._work.plan, shard, folds, draw, self._device)
             except ShardError as error:
                 log = self._directory.log(shard, "".join(traceback.format_exception(error)))
                 return self.give_up(shard, f"{error}; in full in {log}", log)
@@ -171,78 +164,6 @@ class Worker:
             draw = open_references(plan, lambda: read_array(self._directory.store, POOL))
             self._loaded = loaded.folds, draw
         return self._loaded
-
-
-def attribute_shard(
-    directory: RunDirectory, codec: ShardCodec, plan: Plan, shard: Shard, folds: Sequence[nn.Module], draw: Draw
-) -> DoneRecord:
-    """Compute one shard, write it, commit it.
-
-    Args:
-        directory, codec: of a prepared store.
-        plan: of the run.
-        shard: whose rows.
-        folds: of the model; (N, 4, L), and further inputs if any -> (N, T) each.
-        draw: gives the references of a shard.
-
-    Returns:
-        The record that was committed.
-
-    Raises:
-        ShardError: the sequences or the model failed.
-        OSError: the place of the store failed.
-    """
-    started = time.perf_counter()
-    layout = layout_of(plan)
-    data = {name: directory.store.read(shard_key(name, shard.index, layout)) for name in given(plan)}
-    try:
-        codes_NL, *args = (codec.decode(name, shard, content) for name, content in data.items())
-    except ValueError as error:
-        raise ShardError(f"{error}; `dlshap verify --repair` and the same command make it anew") from error
-    try:
-        references = draw(codes_NL, shard.start)
-    except Exception as error:
-        raise ShardError(f"its references cannot be drawn: {type(error).__name__}: {error}") from error
-    try:
-        result = attribute_rows(folds, plan, codes_NL, references, args)
-    except Exception as error:
-        rows = range(shard.start, shard.stop)
-        names = [f"row {row}, {name!r}" for row, name in zip(rows, read_names(directory.store, rows), strict=True)]
-        raise ShardError(explain(error, folds, plan, codes_NL, references, names, args)) from error
-    values = shard_values(codes_NL, references, result, plan.rows_per_group)
-    files = {name: file_record(content) for name, content in data.items()}
-    files |= write_shard(directory.store, codec, shard, values)
-    record = DoneRecord(
-        shard=shard.index,
-        start=shard.start,
-        stop=shard.stop,
-        files=files,
-        seconds=time.perf_counter() - started,
-        deltas=summarise(result.deltas.numpy(), shard.start, plan.warning_threshold),
-        worker=whoami(),
-    )
-    directory.commit(record)
-    return record
-
-
-def shard_values(
-    codes_NL: np.ndarray, references: ShardReferences, result: Attributed, rows_per_group: int
-) -> dict[str, np.ndarray]:
-    """What the store holds of a shard, but for what the input gives; see store.ARRAYS."""
-    x_N14L = one_hot(codes_NL).unsqueeze(1)
-    values = {**_of(result.mean, x_N14L), "reference_checksum": references.checksums()}
-    if result.folds:
-        folds = [_of(fold, x_N14L) for fold in result.folds]
-        values |= {f"{name}_by_fold": np.stack([fold[name] for fold in folds], axis=1) for name in folds[0]}
-    if rows_per_group == ALLELES:
-        names = [name.removesuffix("_difference") for name in OF_VARIANTS]
-        values |= {f"{name}_difference": values[name][1::2] - values[name][::2] for name in names}
-    return values
-
-
-def _of(mean: Mean, x_N14L: Tensor) -> dict[str, np.ndarray]:
-    arrays = {"attribution": observed(mean.hypothetical, x_N14L), **vars(mean)}
-    return {name: value.numpy() for name, value in arrays.items()}
 
 
 def _search(work: Work) -> None:

@@ -131,6 +131,7 @@ class StoreConfig:
     options: dict[str, str] = field(default_factory=dict)  # of an object store: endpoint, region, ...; no credentials
     rows_per_shard: int = 128  # sequences in a shard, the unit of work; give it more where a shard takes below 10 s
     per_fold: bool = False  # keep the values of each fold beside their mean
+    precision_bits: int | None = None  # mantissa bits kept of attributions, 1 to 23; null: all 23
 
 
 @dataclass
@@ -242,6 +243,8 @@ def _ranges(config: Config) -> Iterator[str]:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             auto = " or auto" if key in ("engine.batch_size", "cluster.actors") else ""
             yield f"{key}={value}; expected a whole number of at least 1{auto}"
+    if not 1 <= (bits := 23 if config.store.precision_bits is None else config.store.precision_bits) <= 23:
+        yield f"store.precision_bits={bits}; expected 1 to 23 mantissa bits, or null for all of them"
     if not 0 <= config.dataset.min_known <= 1:
         yield f"dataset.min_known={config.dataset.min_known}; expected a share between 0 and 1"
     if not config.engine.warning_threshold > 0:

@@ -16,7 +16,8 @@ from pipeline.config import Config, to_dict
 from pipeline.deltas import QUANTILES, complaint, exceed, quantile
 from pipeline.errors import RunError, UserError
 from pipeline.fingerprint import InputFacts, differences
-from pipeline.hardware import device_kind, resolve_device
+from pipeline.flight import Desk
+from pipeline.hardware import device_kind, resolve_device, shards_in_flight
 from pipeline.intake import Nowhere, first_good, known_facts, take_in
 from pipeline.journal import Journal, journal
 from pipeline.models import LoadedModel, load_model
@@ -327,13 +328,21 @@ def _work(config: Config, plan: Plan, directory: RunDirectory, shards: np.ndarra
     mixed = config.cluster.mixed_devices == "allow"
     work = Work(directory.url, config.store.options, plan, model, search, mixed)
     if config.cluster.name == "none":
-        worker = Worker(work)
-        for index in shards:
-            yield worker.do(plan.shard(int(index)))
+        yield from _work_here(work, shards)
     else:
         from pipeline.job import run_shards
 
         yield from run_shards(work, shards.tolist(), config.cluster)
+
+
+def _work_here(work: Work, shards: np.ndarray) -> Generator[Outcome, None, None]:
+    """In this process. What needs the device is done by this thread, which signals reach."""
+    of_plan, in_flight = (work.plan.shard(int(index)) for index in shards), shards_in_flight(work.plan.device)
+    if in_flight == 1:
+        yield from map(Worker(work).do, of_plan)
+    else:
+        desk = Desk()
+        yield from desk.serve(Worker(work, desk).do, of_plan, in_flight)
 
 
 def finalize(

@@ -68,7 +68,7 @@ def attribute_rows(
         for module in folds:
             strands = [_attribute(module, plan, one_hot(codes_NL), references, further)]
             if plan.reverse_complement:
-                other = _attribute(module, plan, _turned(one_hot(codes_NL)), _Turned(references), turned)
+                other = _attribute(module, plan, _turned(one_hot(codes_NL)), references.turned(), turned)
                 strands.append(Mean(**{**vars(other), "hypothetical": _turned(other.hypothetical)}))
             deltas += [strand.convergence_delta for strand in strands]
             fold = _mean(_sum(strands), len(strands))
@@ -79,9 +79,7 @@ def attribute_rows(
     return Attributed(_mean(total, len(folds)), kept, torch.cat(deltas, dim=1))
 
 
-def _attribute(
-    module: nn.Module, plan: Plan, X: Tensor, references: "ShardReferences | _Turned", args: Sequence[Tensor]
-) -> Mean:
+def _attribute(module: nn.Module, plan: Plan, X: Tensor, references: ShardReferences, args: Sequence[Tensor]) -> Mean:
     found: Attribution = attribute(
         module,
         X,
@@ -111,17 +109,3 @@ def _mean(total: Mean, n: int) -> Mean:
 def _turned(values: Tensor) -> Tensor:
     """The reverse complement along the last two axes: the complement of A, C, G, T is their reverse."""
     return values.flip(-1, -2)
-
-
-@dataclass(frozen=True)
-class _Turned:
-    """The reverse complements of references."""
-
-    references: ShardReferences
-
-    @property
-    def n(self) -> int:
-        return self.references.n
-
-    def __call__(self, rows: slice, ks: slice) -> Tensor:
-        return _turned(self.references(rows, ks))

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.actor import shard_values
 from pipeline.args import Args, arg_names
 from pipeline.commits import RunDirectory
 from pipeline.config import ClusterConfig, Config
 from pipeline.costs import Cost, Measured, Workload, cost
 from pipeline.ensemble import Attributed, attribute_rows
 from pipeline.errors import UserError
-from pipeline.hardware import device_kind, resolve_device
+from pipeline.hardware import device_kind, resolve_device, shards_in_flight
 from pipeline.intake import take_in
 from pipeline.models import LoadedModel, load_model
+from pipeline.one_shard import shard_values
 from pipeline.places import LocalPlace
 from pipeline.plan import Plan
 from pipeline.prepare import Machine, make_plan
@@ -173,7 +173,7 @@ def _read(config: Config, loaded: LoadedModel, machine: Machine) -> _Intended:
 
 
 def measure(intended: _Intended, loaded: LoadedModel) -> tuple[Measured, int]:
-    """Time first rows through the model as an actor would, references drawn within, and compress what comes of them.
+    """Time first rows through the model as an actor would, and compress what comes of them.
 
     Returns:
         Seconds and bytes of a row, and how many rows that is by.
@@ -187,6 +187,8 @@ def measure(intended: _Intended, loaded: LoadedModel) -> tuple[Measured, int]:
     def attribute_first(n: int) -> tuple[ShardReferences, Attributed, float]:
         started = time.perf_counter()
         references = draw(codes[:n], 0)
+        if shards_in_flight(plan.device) > 1:  # another shard has the device meanwhile
+            started = time.perf_counter()
         result = attribute_rows(loaded.folds, plan, codes[:n], references, [arg[:n] for arg in intended.args])
         return references, result, time.perf_counter() - started
 
@@ -199,7 +201,7 @@ def measure(intended: _Intended, loaded: LoadedModel) -> tuple[Measured, int]:
         references, result, seconds = attribute_first(n)
     except RuntimeError as error:  # out of memory, for one
         raise UserError(f"the first rows do not go through the model: {' '.join(str(error).split())}") from error
-    values = shard_values(codes[:n], references, result, group)
+    values = shard_values(codes[:n], references, result, plan)
     given = {"codes": codes, **dict(zip(arg_names(len(intended.args)), intended.args, strict=True))}
     return Measured(seconds / n, _bytes_of(plan, {name: rows[:n] for name, rows in given.items()}, values) / n), n
 

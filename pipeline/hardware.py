@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.utils.deterministic
 
 from pipeline.errors import UserError
 
+_memory: Any = torch.utils.deterministic  # a module that has a property, which types do not show
 LIBRARIES = ("dlshap", "torch", "numpy", "numba", "zarr", "ray")
 
 
@@ -47,29 +49,46 @@ def describe() -> dict[str, Any]:
     }
 
 
+def shards_in_flight(device: str) -> int:
+    """Shards that a worker has at hand: while one is on the device, another is read or written by the processor.
+
+    On a CPU both would take the same cores.
+    """
+    return 2 if device.startswith("cuda") else 1
+
+
 @contextlib.contextmanager
-def repeatable(threads: int, deterministic: bool) -> Iterator[None]:
+def repeatable(threads: int, deterministic: bool, fills: bool = False) -> Iterator[None]:
     """Within this context torch uses so many CPU threads, no reduced precision, and, if asked, no operation whose
-    result changes from call to call. What was set before is set again afterwards."""
+    result changes from call to call. What was set before is set again afterwards.
+
+    With `fills`, new memory holds NaN until it is written, so that a model that reads it before is found out. That is
+    for a trial: it takes several percent of the time.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for; read when CUDA starts
     before = (
         torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(),
+        torch.get_deterministic_debug_mode(),
+        _memory.fill_uninitialized_memory,
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.allow_tf32,
         torch.backends.cuda.matmul.allow_tf32,
     )
-    _set(threads, deterministic, False, False, False)
+    _set(threads, 2 if deterministic else 0, fills, False, False, False)
     try:
         yield
     finally:
         _set(*before)
 
 
-def _set(threads: int, deterministic: bool, benchmark: bool, tf32_convolutions: bool, tf32_products: bool) -> None:
+def _set(
+    threads: int, deterministic: int, fills: bool, benchmark: bool, tf32_convolutions: bool, tf32_products: bool
+) -> None:
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+    # 2 is use_deterministic_algorithms(True), but for a setting of the compiler, whose import takes seconds.
+    torch.set_deterministic_debug_mode(deterministic)
+    _memory.fill_uninitialized_memory = fills
     torch.backends.cudnn.benchmark = benchmark
     torch.backends.cudnn.allow_tf32 = tf32_convolutions
     torch.backends.cuda.matmul.allow_tf32 = tf32_products

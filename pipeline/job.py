@@ -1,4 +1,7 @@
-"""The work on Ray: shard descriptors through Ray Data to a pool of actors that each hold the model."""
+"""The work on Ray: shard descriptors through Ray Data to a pool of actors that each hold the model.
+
+An actor is called by as many threads at a time as it has shards in flight (see flight.py).
+"""
 
 import logging
 import time
@@ -16,6 +19,7 @@ from pipeline.blocks import blocks
 from pipeline.cluster import Pool, check_nodes, describe, inventory, nodes, size_pool
 from pipeline.config import ClusterConfig
 from pipeline.errors import RunError
+from pipeline.hardware import shards_in_flight
 
 NAMES = [field.name for field in fields(Outcome)]
 REPORT_S = 0.5  # an output of a busy actor costs it about 0.1 s: shards shorter than this are reported together
@@ -70,7 +74,7 @@ def run_shards(
     with DataContext.current(_context(cluster)):
         descriptors = [{"shards": block} for block in blocks(shards)]
         outcomes = ray.data.from_items(descriptors, override_num_blocks=len(descriptors)).map_batches(
-            actor, fn_constructor_args=(work,), batch_size=1, **_actors(pool)
+            actor, fn_constructor_args=(work,), batch_size=1, **_actors(pool, shards_in_flight(work.plan.device))
         )
     try:
         for batch in outcomes.iter_batches(batch_size=None, prefetch_batches=0):
@@ -87,15 +91,19 @@ def run_shards(
         raise RunError(f"Ray failed: {' '.join(str(error).split())[:500]}") from error
 
 
-def _actors(pool: Pool) -> dict[str, Any]:
+def _actors(pool: Pool, in_flight: int) -> dict[str, Any]:
     """What Ray is asked for. An actor that dies is begun again and its block with it, for ever (Ray Data's own default
     for actors, max_restarts and max_task_retries of -1): the worker knows when to give a shard up."""
     custom = {name: amount for name, amount in pool.each.items() if name not in ("CPU", "GPU")}
     fixed = pool.least == pool.most
+    size: dict[str, Any] = {"size": pool.most} if fixed else {"min_size": pool.least, "max_size": pool.most}
+    threads: dict[str, Any] = {
+        "max_concurrent_calls_per_actor": in_flight,
+        "enable_true_multi_threading": in_flight > 1,
+        "max_tasks_in_flight_per_actor": in_flight + 1,  # one waits in the actor, so that none is waited for
+    }
     return {
-        "compute": ActorPoolStrategy(size=pool.most)
-        if fixed
-        else ActorPoolStrategy(min_size=pool.least, max_size=pool.most),
+        "compute": ActorPoolStrategy(**size, **threads),
         "num_cpus": pool.each.get("CPU", 0),
         "num_gpus": pool.each.get("GPU", 0),
         "resources": custom,

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.rounding import MANTISSA_BITS
 from pipeline.shards import Shard, n_shards, shard_at
 
 
@@ -34,6 +35,7 @@ class Plan:
         rows_per_group: rows that follow each other and share their references: 2 for the alleles of a variant, else 1.
         reverse_complement: whether both strands are attributed, and the mean is kept.
         args: shape and type of each further input of the model; see args.py.
+        precision_bits: mantissa bits that are stored of attributions.
     """
 
     n_rows: int
@@ -57,6 +59,7 @@ class Plan:
     reverse_complement: bool = False
     rows_per_group: int = 1
     args: list[dict[str, Any]] = field(default_factory=list)
+    precision_bits: int = MANTISSA_BITS
 
     @property
     def n_shards(self) -> int:

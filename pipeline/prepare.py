@@ -22,6 +22,7 @@ from pipeline.intake import Sink, rows_per_group, signature, take_in, to_store
 from pipeline.models import LoadedModel
 from pipeline.plan import Plan
 from pipeline.references import Settled, require_files, settle
+from pipeline.rounding import MANTISSA_BITS
 from pipeline.sources import Source
 from pipeline.store import StagedStore
 from pipeline.trial import Trial, not_exact, try_model
@@ -67,6 +68,7 @@ def fingerprint_of(
             "engine.deterministic": config.engine.deterministic,
             "engine.reverse_complement": config.engine.reverse_complement,
             "store.per_fold": config.store.per_fold,
+            "store.precision_bits": config.store.precision_bits or MANTISSA_BITS,
             "dataset.alleles": rows_per_group(config.dataset) > 1,
             "store.rows_per_shard": config.store.rows_per_shard,
         },
@@ -119,6 +121,7 @@ def make_plan(
         rows_per_group=rows_per_group(config.dataset),
         reverse_complement=config.engine.reverse_complement == "average",
         args=args,
+        precision_bits=config.store.precision_bits or MANTISSA_BITS,
         fingerprint=fingerprint_of(config, loaded, facts, machine, references, batch_size),
     )
 

@@ -55,6 +55,7 @@ OF_VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {  # of a run on variants:
     for name in ("attribution", "hypothetical", "prediction")
 }
 ARRAYS = {**LAYOUT, **OF_FOLDS, **OF_VARIANTS}
+ROUNDED = tuple(name for name in ARRAYS if name.startswith(("attribution", "hypothetical")))  # to plan.precision_bits
 ALLELES = 2  # rows of a variant: reference, alternate
 TABLE: dict[str, type] = {
     "source_row": np.int64,
@@ -149,7 +150,13 @@ def rows_in(name: str, shard: Shard) -> slice:
 
 
 def _create(
-    group: zarr.Group, name: str, shape: tuple[int, ...], rows_per_shard: int, dims: Sequence[str], dtype: str
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    rows_per_shard: int,
+    dims: Sequence[str],
+    dtype: str,
+    attributes: Mapping[str, Any] | None = None,
 ) -> zarr.Array:
     """An array of one Zarr shard for each of our shards, every inner chunk compressed and checksummed."""
     if dims[0] == "variant":
@@ -165,7 +172,7 @@ def _create(
         compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
         dimension_names=dims,
         chunk_key_encoding=FLAT_KEYS,
-        attributes=_described(name),
+        attributes={**_described(name), **(attributes or {})},
         config={"write_empty_chunks": True},
     )
 
@@ -269,7 +276,8 @@ class StagedStore:
         layout, shape_of, shards = layout_of(plan), shapes(plan), tuple(f"{name}/c." for name in given(plan))
         for name in computed(plan):
             dims, dtype = layout[name]
-            _create(self._group, name, shape_of[name], self._rows_per_shard, dims, dtype)
+            precision = {"precision_bits": plan.precision_bits} if name in ROUNDED else {}
+            _create(self._group, name, shape_of[name], self._rows_per_shard, dims, dtype, precision)
         targets = [str(target) for target in plan.targets]
         for name, labels in [("target", targets), ("base", list(ALPHABET)), ("fold", plan.folds)]:
             n = (len(labels),)

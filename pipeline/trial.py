@@ -159,7 +159,7 @@ def _require_number(loaded: LoadedModel, config: Config) -> None:
 def _explained(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, args: Args) -> Iterator[None]:
     """The settings of a run, and its errors as the user's."""
     try:
-        with repeatable(config.engine.threads, config.engine.deterministic):
+        with repeatable(config.engine.threads, config.engine.deterministic, fills=True):
             yield
     except Exception as error:
         if isinstance(error, IndexError) and str(error).startswith("target "):  # the engine's own

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlshap_core.sequences import one_hot
+from dlshap_core.sequences import UNKNOWN
+
+COMPLEMENT = np.array([3, 2, 1, 0, UNKNOWN], dtype=np.uint8)  # of each code
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,15 @@ class ShardReferences(Protocol):
     def n(self) -> int: ...
 
     def __call__(self, rows: slice, ks: slice) -> Tensor:
-        """References ks of the shard's rows: (S, K, 4, L)."""
+        """References ks of the shard's rows: (S, K, 4, L), or codes (S, K, L) uint8."""
         ...
 
     def checksums(self) -> np.ndarray:
         """(N,) uint32: CRC-32 of each row's references, in order."""
+        ...
+
+    def turned(self) -> "ShardReferences":
+        """Their reverse complements."""
         ...
 
 
@@ -53,7 +59,7 @@ Draw = Callable[[np.ndarray, int], ShardReferences]
 
 @dataclass(frozen=True)
 class CodeReferences:
-    """References kept as (N, R, L) codes, an eighth of the memory, and encoded a block at a time."""
+    """References kept as (N, R, L) codes; the engine makes them one-hot, on the device."""
 
     codes: np.ndarray
 
@@ -62,10 +68,13 @@ class CodeReferences:
         return int(self.codes.shape[1])
 
     def __call__(self, rows: slice, ks: slice) -> Tensor:
-        return one_hot(torch.from_numpy(self.codes[rows, ks]))
+        return torch.from_numpy(self.codes[rows, ks])
 
     def checksums(self) -> np.ndarray:
         return np.array([zlib.crc32(row.tobytes()) for row in self.codes], dtype=np.uint32)
+
+    def turned(self) -> "CodeReferences":
+        return CodeReferences(np.ascontiguousarray(COMPLEMENT[self.codes[..., ::-1]]))
 
 
 def shared(codes: np.ndarray, rows_per_group: int) -> CodeReferences:
@@ -91,6 +100,9 @@ class RowsOf:
     def checksums(self) -> np.ndarray:
         return self.whole.checksums()[self.start :]
 
+    def turned(self) -> "RowsOf":
+        return RowsOf(self.whole.turned(), self.start)
+
 
 @dataclass(frozen=True)
 class ValueReferences:
@@ -110,3 +122,6 @@ class ValueReferences:
     def checksums(self) -> np.ndarray:
         found = np.array([zlib.crc32(row.tobytes()) for row in self.values], dtype=np.uint32)
         return np.broadcast_to(found, self.n_rows).copy()
+
+    def turned(self) -> "ValueReferences":
+        return ValueReferences(self.values[..., ::-1, ::-1].copy(), self.n_rows)

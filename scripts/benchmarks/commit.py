@@ -12,8 +12,7 @@ import zarr
 import pipeline
 from benchmarks.options import Options
 from benchmarks.timing import interleaved, quartiles
-from pipeline.actor import DoneRecord
-from pipeline.commits import RunDirectory, whoami
+from pipeline.commits import DoneRecord, RunDirectory, whoami
 from pipeline.deltas import summarise
 from pipeline.resume import is_done
 from pipeline.store import COMPUTED, LAYOUT, ShardCodec, file_record, shapes, shard_key, write_shard

@@ -22,13 +22,16 @@ SUITES = {
     "memory": "peak memory per pair",
     "shuffles": "dinucleotide shuffles in a second",
     "store": "writing shards",
+    "precision": "what store.precision_bits saves, and what it does to TF-MoDISco's result",
+    "shard": "a shard in this process against the engine alone, one thread",
     "pipeline": "whole runs on Ray against the engine in plain processes, one thread each",
     "scale": "input, driver and store by runs with a stand-in for the model, against the model of costs",
     "commit": "the commit protocol against plain Zarr writes",
 }
 PEERS = ("tangermeme", "captum")
 BEYOND_THE_CORE = ("zarr", "hydra", "obstore")  # packages that dlshap_core does without
-NEEDED = dict.fromkeys(("store", "pipeline", "scale", "commit"), BEYOND_THE_CORE)
+NEEDED = dict.fromkeys(("store", "precision", "shard", "pipeline", "scale", "commit"), BEYOND_THE_CORE)
+NEEDED["precision"] += ("modiscolite", "h5py")
 
 
 def main() -> None:

@@ -73,21 +73,9 @@ def watched(folder: Path, number: int, n_actors: int, asked: dict[str, Any]) -> 
     n_rows, store = asked["rows"] * SHARDS_PER_ACTOR * n_actors, folder / f"{number}-{n_actors}.zarr"
     codes = np.random.RandomState(0).randint(0, 4, (n_rows, asked["length"])).astype(np.uint8)
     np.save(folder / "codes.npy", codes)
-    settings = {
-        "model": "module",
-        "model._target_": "benchmarks.models.BPNet",
-        "model.init.n_filters": FILTERS,
-        "model.init.n_targets": 1,
-        "model.checkpoint": folder / "weights.safetensors",
-        "dataset": "array",
-        "dataset.path": folder / "codes.npy",
-        "dataset.axes": "NL",
-        "references.n_shuffles": N_REFERENCES,
-        "engine.device": "cpu",
+    settings = settings_of(folder, store, asked["rows"]) | {
         "engine.batch_size": asked["batch_size"],
         "cluster.actors": n_actors,
-        "store.path": store,
-        "store.rows_per_shard": asked["rows"],
     }
     command = [
         sys.executable,
@@ -110,4 +98,22 @@ def watched(folder: Path, number: int, n_actors: int, asked: dict[str, Any]) -> 
         "first_shard_after_s": first - started,
         "command_s": ended - started,
         "shards_s": [round(seconds, 2) for _, seconds in sorted(spans)],
+    }
+
+
+def settings_of(folder: Path, store: Path, rows_per_shard: int) -> dict[str, Any]:
+    """Of a run on the weights and the codes in a folder."""
+    return {
+        "model": "module",
+        "model._target_": "benchmarks.models.BPNet",
+        "model.init.n_filters": FILTERS,
+        "model.init.n_targets": 1,
+        "model.checkpoint": folder / "weights.safetensors",
+        "dataset": "array",
+        "dataset.path": folder / "codes.npy",
+        "dataset.axes": "NL",
+        "references.n_shuffles": N_REFERENCES,
+        "engine.device": "cpu",
+        "store.path": store,
+        "store.rows_per_shard": rows_per_shard,
     }

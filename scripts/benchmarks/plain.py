@@ -49,16 +49,18 @@ def work(asked: dict[str, Any]) -> float:
     model = BPNet(asked["filters"], 1).eval()
     codes = np.random.RandomState(0).randint(0, 4, (asked["rows"], asked["length"])).astype(np.uint8)
 
-    def attribute_rows(codes: np.ndarray) -> None:
-        references = one_hot(shuffle_codes(codes, range(asked["references"])))
-        attribute(model, one_hot(codes), references, batch_size=asked["batch_size"], device="cpu")
-
-    attribute_rows(codes[:1])
+    attribute_rows(model, codes[:1], asked["references"], asked["batch_size"])
     print("ready", flush=True)
     sys.stdin.readline()
     started = time.perf_counter()
-    attribute_rows(codes)
+    attribute_rows(model, codes, asked["references"], asked["batch_size"])
     return time.perf_counter() - started
+
+
+def attribute_rows(model: torch.nn.Module, codes: np.ndarray, n_references: int, batch_size: int) -> None:
+    """Draw so many references of every row of (N, L) codes, and attribute them."""
+    references = one_hot(shuffle_codes(codes, range(n_references)))
+    attribute(model, one_hot(codes), references, batch_size=batch_size, device="cpu")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,18 @@ from pipeline.errors import UserError
 from pipeline.hardware import describe, device_kind, repeatable, resolve_device
 
 
-def settings() -> tuple[int, bool, bool]:
-    return torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
+def settings() -> tuple[int, bool, bool, bool]:
+    fills = bool(torch.utils.deterministic.fill_uninitialized_memory)
+    are_deterministic, tf32 = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
+    return torch.get_num_threads(), are_deterministic, fills, tf32
 
 
 def fail_within(threads: int) -> None:
     with repeatable(threads, True):
-        assert settings() == (threads, True, False)
+        assert settings() == (threads, True, False, False)
+        with repeatable(threads, True, fills=True):
+            assert settings() == (threads, True, True, False)
+            assert torch.empty(3).isnan().all()
         raise KeyError
 
 

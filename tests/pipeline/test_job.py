@@ -83,10 +83,15 @@ def test_outcomes_are_reported_one_by_one_and_quick_ones_together(monkeypatch: p
 
 
 def test_what_ray_is_asked_for() -> None:
-    asked = _actors(Pool(2, 2, {"CPU": 3, "GPU": 0.5, "tpu": 1}))
+    asked = _actors(Pool(2, 2, {"CPU": 3, "GPU": 0.5, "tpu": 1}), 2)
     assert (asked["num_cpus"], asked["num_gpus"], asked["resources"]) == (3, 0.5, {"tpu": 1})
     assert (asked["compute"].min_size, asked["compute"].max_size) == (2, 2)
-    growing = _actors(Pool(1, 5, {"CPU": 1}))
+    assert (asked["compute"].max_concurrent_calls_per_actor, asked["compute"].enable_true_multi_threading) == (2, True)
+    growing = _actors(Pool(1, 5, {"CPU": 1}), 1)
+    assert (growing["compute"].max_concurrent_calls_per_actor, growing["compute"].max_tasks_in_flight_per_actor) == (
+        1,
+        2,
+    )
     assert (growing["compute"].min_size, growing["compute"].max_size, growing["num_gpus"]) == (1, 5, 0)
     assert _context(ClusterConfig(wait_for_actors_s=7)).wait_for_min_actors_s == 7
 

@@ -50,9 +50,9 @@ def test_the_result_of_a_run(inputs: Inputs, tmp_path: Path, capsys: pytest.Capt
 def test_a_run_that_fails_says_so(
     inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import actor
+    from pipeline import one_shard
 
-    attribute = actor.attribute_rows
+    attribute = one_shard.attribute_rows
 
     def fail_at_the_second(model: Any, plan: Any, codes: Any, references: Any) -> Any:
         calls.append(1)
@@ -61,7 +61,7 @@ def test_a_run_that_fails_says_so(
         return attribute(model, plan, codes, references)
 
     calls: list[int] = []
-    monkeypatch.setattr(actor, "attribute_rows", fail_at_the_second)
+    monkeypatch.setattr(one_shard, "attribute_rows", fail_at_the_second)
     assert dispatch(["run", *inputs.overrides(tmp_path / "a.zarr")]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     lines = lines_of(tmp_path / "a.zarr.run")
@@ -80,7 +80,7 @@ def test_an_error_that_ends_the_run_is_its_last_line(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device", "c.0")
 
-    monkeypatch.setattr("pipeline.actor.write_shard", full)
+    monkeypatch.setattr("pipeline.one_shard.write_shard", full)
     assert dispatch(["run", *inputs.overrides(tmp_path / "a.zarr")]) == 1
     lines = lines_of(tmp_path / "a.zarr.run")
     assert [line["event"] for line in lines] == ["start", "stock", "failure", "error"]

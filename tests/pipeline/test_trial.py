@@ -235,3 +235,16 @@ def test_targets_of_a_run_are_an_axis_and_as_when_run_alone(odd: list[str], in_f
                 np.testing.assert_allclose(together[:, axis], alone[:, 0], atol=1e-6, err_msg=f"{name} {chosen}")
     spread = np.asarray(stores["all"].prediction[:]).std(axis=1)
     assert (spread > 1e-3).all(), "targets differ, or this shows nothing"
+
+
+class Unset(Three):
+    """Adds to its outputs what happens to be in new memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.empty(3)
+
+
+def test_a_model_that_reads_memory_before_it_is_written_is_refused() -> None:
+    loaded = LoadedModel((Unset(),), ("0",), "w", "unset", {"head": "none", "output": None}, True)
+    with pytest.raises(UserError, match="its prediction is not finite"):
+        try_model(loaded, CODES, "s0", Config(), "cpu")

@@ -1,53 +1,20 @@
-"""From a run to motifs: TF-MoDISco itself, run on what is exported for it, finds what is known to be there.
-
-A motif is compared with a consensus by the Pearson correlation of the base frequencies (of the seqlets; 1 or, at an
-ambiguous letter, equal parts in the consensus) over all bases of all positions of the consensus, the largest over every
-offset within the motif and both strands.
-"""
+"""From a run to motifs: TF-MoDISco itself, run on what is exported for it, finds what is known to be there."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pyBigWig
 import pytest
+from benchmarks.motifs import CTCF, PLANTED, find_motifs, frequencies, similarity
 
 import pipeline
 from pipeline.cli import dispatch
 from tests.conftest import real_data_directory
 
-LETTERS = {"A": "A", "C": "C", "G": "G", "T": "T", "S": "CG", "Y": "CT", "K": "GT", "R": "AG"}
-PLANTED = {"CTCF": "CCACCAGGGGGCGC", "GATA": "AGATAAG", "AP1": "TGACTCA", "EBOX": "CCACGTGAC"}
-CTCF = "CCASYAGRKGGCRS"  # the core that all published forms of it share
 SIMILAR = 0.9  # the planted motifs are at most 0.75 similar to each other
 SIMILAR_TO_CORE = 0.8  # half of its letters are ambiguous: a perfect site of one kind is 0.85 similar
-
-
-def frequencies(consensus: str) -> np.ndarray:
-    """(K, 4) of a consensus, equal parts of the bases that a letter stands for."""
-    return np.array([[(base in LETTERS[letter]) / len(LETTERS[letter]) for base in "ACGT"] for letter in consensus])
-
-
-def similarity(motif: np.ndarray, consensus: str) -> float:
-    """See the module's description; motif is (W, 4)."""
-    wanted = frequencies(consensus)
-    k = len(wanted)
-    places = [strand[i : i + k] for strand in (motif, motif[::-1, ::-1]) for i in range(len(motif) - k + 1)]
-    return max(float(np.corrcoef(place.ravel(), wanted.ravel())[0, 1]) for place in places)
-
-
-def find_motifs(folder: Path, window: int) -> list[np.ndarray]:
-    """The (W, 4) base frequencies of what TF-MoDISco finds in the export in the folder."""
-    command = [str(Path(sys.executable).parent / "modisco"), "motifs", "-n", "2000", "-w", str(window)]
-    files = ["-s", str(folder / "ohe.npz"), "-a", str(folder / "attr.npz"), "-o", str(folder / "motifs.h5")]
-    done = subprocess.run([*command, *files], capture_output=True, text=True, check=False, timeout=1200)
-    assert done.returncode == 0, done.stderr
-    with h5py.File(folder / "motifs.h5") as file:
-        return [np.asarray(pattern["sequence"]) for pattern in file.get("pos_patterns", {}).values()]
 
 
 def test_similarity_is_1_for_the_consensus_itself_on_either_strand() -> None:
@@ -66,7 +33,7 @@ def test_the_planted_motifs_of_the_example_are_found(tmp_path: Path) -> None:
     assert pipeline.run(["cluster=none", "references.n_shuffles=10", f"store.path={store}"]).complete
     assert dispatch(["export", "modisco", str(store), str(tmp_path / "export"), "--window", "300"]) == 0
     motifs = find_motifs(tmp_path / "export", 300)
-    best = {name: max(similarity(motif, text) for motif in motifs) for name, text in PLANTED.items()}
+    best = {name: max(similarity(motif.frequencies, text) for motif in motifs) for name, text in PLANTED.items()}
     assert min(best.values()) > SIMILAR, best
 
 
@@ -89,7 +56,7 @@ def test_ctcf_is_found_in_the_attributions_of_a_trained_model(tmp_path: Path) ->
     export = tmp_path / "export"
     assert dispatch(["export", "modisco", str(store), str(export), "--window", "1000"]) == 0
     motifs = find_motifs(export, 1000)
-    assert max(similarity(motif, CTCF) for motif in motifs) > SIMILAR_TO_CORE
+    assert max(similarity(motif.frequencies, CTCF) for motif in motifs) > SIMILAR_TO_CORE
 
     assert dispatch(["export", "bigwig", str(store), str(tmp_path / "ctcf.bw")]) == 0
     opened = pipeline.open_store(store)

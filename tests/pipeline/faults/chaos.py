@@ -14,11 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pipeline.actor as actor
+import pipeline.driver as driver
+import pipeline.hardware as hardware
+import pipeline.one_shard as one_shard
 from pipeline.commits import RunDirectory
 from pipeline.models.example import ExampleNet
 from pipeline.places import LocalPlace, ObjectPlace, local
 from pipeline.store import COMPUTED, shard_key
-from tests.pipeline.faults.evils import CHAOS, FOR_EVER
+from tests.pipeline.faults.evils import CHAOS, FOR_EVER, IN_FLIGHT
 
 
 def happen(point: str, shard: int) -> None:
@@ -54,14 +57,26 @@ def _do(each: dict[str, Any]) -> None:
 
 def install() -> None:
     """Put the points into this process."""
-    real_attribute, real_write_shard, real_commit = actor.attribute_shard, actor.write_shard, RunDirectory.commit
-    real_write_all = local._write_all
+    real_attribute, real_write_shard, real_commit = (
+        one_shard.attribute_shard,
+        one_shard.write_shard,
+        RunDirectory.commit,
+    )
+    real_write_all, real_compute, real_in_flight = local._write_all, one_shard._compute, hardware.shards_in_flight
     writing = {"shard": -1, "key": ""}
 
     @functools.wraps(real_attribute)
     def attribute_shard(directory: Any, codec: Any, plan: Any, shard: Any, *more: Any) -> Any:
         happen("compute", shard.index)
         return real_attribute(directory, codec, plan, shard, *more)
+
+    @functools.wraps(real_compute)
+    def compute(directory: Any, plan: Any, shard: Any, *more: Any) -> Any:
+        happen("device", shard.index)
+        return real_compute(directory, plan, shard, *more)
+
+    def in_flight(device: str) -> int:
+        return int(os.environ.get(IN_FLIGHT, real_in_flight(device)))
 
     @functools.wraps(real_write_shard)
     def write_shard(place: Any, codec: Any, shard: Any, values: Any) -> Any:
@@ -95,7 +110,9 @@ def install() -> None:
 
         return write
 
-    actor.attribute_shard, actor.write_shard = attribute_shard, write_shard
+    actor.attribute_shard, one_shard.write_shard, one_shard._compute = attribute_shard, write_shard, compute
+    for module in (hardware, driver):  # the job takes it from the first, once there is work
+        module.shards_in_flight = in_flight  # type: ignore[attr-defined]
     RunDirectory.commit = commit  # type: ignore[method-assign]
     local._write_all = write_all
     for place in (LocalPlace, ObjectPlace):

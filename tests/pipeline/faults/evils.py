@@ -3,6 +3,7 @@
 Points, in the order in which a worker passes them:
 
     compute    nothing is computed yet
+    device     the device is busy with it
     computed   nothing is written yet
     half       half of the second array's file is written
     some       three arrays are written
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 CHAOS = "DLSHAP_TEST_CHAOS"
-POINTS = ("compute", "computed", "half", "some", "written", "recorded", "committed")
+IN_FLIGHT = "DLSHAP_TEST_IN_FLIGHT"  # how many shards a worker is to have at hand
+POINTS = ("compute", "device", "computed", "half", "some", "written", "recorded", "committed")
 FOR_EVER = 10**6
 
 

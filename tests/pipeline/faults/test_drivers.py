@@ -16,7 +16,7 @@ from pipeline.resume import take_stock
 from tests.pipeline.conftest import Inputs
 from tests.pipeline.faults.commands import Command, Commands, wait_until
 from tests.pipeline.faults.conftest import TARGET, check_whole
-from tests.pipeline.faults.evils import FOR_EVER, environment, evil, happened
+from tests.pipeline.faults.evils import FOR_EVER, IN_FLIGHT, environment, evil, happened
 
 ON_RAY = ("cluster=local", "cluster.actors=2")
 SLEEPY = "tests.pipeline.faults.sleepy"  # imported for its model, it makes preparing and completing slow
@@ -134,6 +134,27 @@ def test_stopped_in_a_phase(
     again = commands.run(arguments, **around)
     assert again.wait() == 0, again.err
     check_whole(store, digest_of("store.rows_per_shard=3"))
+
+
+@pytest.mark.parametrize("point", ["device", "computed"])
+def test_stopped_with_two_shards_in_flight(
+    inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path, point: str
+) -> None:
+    """What is on the device is abandoned, what is being written is finished."""
+    store, seconds = tmp_path / "a.zarr", {"device": 60, "computed": 1}[point]
+    arguments = ["run", *inputs.overrides(store, TARGET)]
+    around = environment(tmp_path / "chaos", evil(point, "sleep", 1, 1, seconds)) | {IN_FLIGHT: "2"}
+    command = commands.fork(arguments, around)
+    wait_until(lambda: happened(tmp_path / "chaos") or command.poll() is not None, 60)
+    assert stop(command, "term") < 10
+    check_stopped(command)
+    commands.require_none_left(5)
+    done = RunDirectory(store).done_indices()
+    assert (1 in done) == (point == "computed")
+    assert list(Path(f"{store}.run/attempts").iterdir()) == []
+    again = commands.run(arguments)
+    assert again.wait() == 0, again.err
+    check_whole(store, digest_of())
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from tests.pipeline.conftest import Inputs
 from tests.pipeline.faults.commands import Commands, record
 from tests.pipeline.faults.conftest import TARGET, check_whole
-from tests.pipeline.faults.evils import FOR_EVER, POINTS, environment, evil, happened
+from tests.pipeline.faults.evils import FOR_EVER, IN_FLIGHT, POINTS, environment, evil, happened
 
 
 def test_killed_once_at_every_point(
@@ -39,12 +39,12 @@ WAYS = {"kill": "ended by SIGKILL", "exit": "exit code 3", "crash": "ended by SI
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "in_flight"), [*((way, 1) for way in WAYS), ("kill", 2)])
 def test_a_shard_that_always_kills_is_named_by_the_third_command(
-    inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path, way: str
+    inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path, way: str, in_flight: int
 ) -> None:
     store, command = tmp_path / "a.zarr", ["run", *inputs.overrides(tmp_path / "a.zarr", TARGET)]
-    around = environment(tmp_path / "chaos", evil("compute", way, 2, FOR_EVER))
+    around = environment(tmp_path / "chaos", evil("device", way, 2, FOR_EVER)) | {IN_FLIGHT: str(in_flight)}
     codes = [commands.run(command, **around).wait() for _ in range(2)]
     assert codes == [{"kill": -signal.SIGKILL, "exit": 3, "crash": -signal.SIGSEGV}[way]] * 2
     third = commands.run(command, **around)

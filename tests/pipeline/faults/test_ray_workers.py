@@ -13,7 +13,7 @@ import pytest
 from tests.pipeline.conftest import Inputs
 from tests.pipeline.faults.commands import Command, Commands, record, wait_until
 from tests.pipeline.faults.conftest import TARGET, check_whole
-from tests.pipeline.faults.evils import FOR_EVER, POINTS, environment, evil, happened
+from tests.pipeline.faults.evils import FOR_EVER, IN_FLIGHT, POINTS, environment, evil, happened
 from tests.pipeline.faults.test_kills import WAYS, check_named
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -34,13 +34,15 @@ def test_killed_once_at_every_point(
     commands.require_none_left()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "in_flight"), [*((way, 1) for way in WAYS), ("kill", 2)])
 def test_a_shard_that_always_kills_is_named_and_the_others_finish(
-    inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path, way: str
+    inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path, way: str, in_flight: int
 ) -> None:
+    """Those that were in flight with it are not to blame."""
     store = tmp_path / "a.zarr"
     arguments = ["run", *inputs.overrides(store, TARGET, *ON_RAY)]
-    command = commands.start(arguments, environment(tmp_path / "chaos", evil("compute", way, 2, FOR_EVER)))
+    around = environment(tmp_path / "chaos", evil("device", way, 2, FOR_EVER)) | {IN_FLIGHT: str(in_flight)}
+    command = commands.start(arguments, around)
     assert command.wait(240) == 1, command.err
     check_named(store, command.error, WAYS[way])
     commands.require_none_left()
@@ -74,6 +76,20 @@ def test_thirty_kills_from_outside_condemn_no_shard(
     command = commands.start(["run", *inputs.overrides(store, TARGET, *ON_RAY, "store.rows_per_shard=1")], around)
     assert kill_workers(command, 30, lambda: rng.uniform(0.3, 2.5), 280) == 30, command.err
     assert command.wait(200) == 0, command.err
+    assert record(store)["failures"] == []
+    check_whole(store, digest_of("store.rows_per_shard=1"))
+    commands.require_none_left()
+
+
+@pytest.mark.timeout(300)
+def test_kills_from_outside_with_two_shards_in_flight(
+    inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path
+) -> None:
+    store, rng = tmp_path / "a.zarr", random.Random(0)
+    around = environment(tmp_path / "chaos", evil("device", "sleep", None, FOR_EVER, 0.7)) | {IN_FLIGHT: "2"}
+    command = commands.start(["run", *inputs.overrides(store, TARGET, *ON_RAY, "store.rows_per_shard=1")], around)
+    assert kill_workers(command, 6, lambda: rng.uniform(0.3, 4), 120) == 6, command.err
+    assert command.wait(150) == 0, command.err
     assert record(store)["failures"] == []
     check_whole(store, digest_of("store.rows_per_shard=1"))
     commands.require_none_left()
