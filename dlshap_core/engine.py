@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dlshap_core.capture import Seen
 from dlshap_core.results import Attribution, Block, Results
 from dlshap_core.runner import PairRunner, model_dtype, uses_autocast
-from dlshap_core.state import borrowed, eager, full_precision, unwrap
+from dlshap_core.state import borrowed, eager, precision, unwrap
 from dlshap_core.user_rules import UserRule, user_rules_active
 
 
@@ -82,6 +82,7 @@ def attribute(
     batch_size: int = 32,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    allow_tf32: bool = False,
     user_rules: dict[type[nn.Module], UserRule] | None = None,
     n_bases: int | None = None,
     raw_outputs: bool = False,
@@ -102,6 +103,7 @@ def attribute(
         dtype: of the computation, None for the model's; a float32 model runs under autocast in float16 and bfloat16,
         and
             is converted for the time of the call in others.
+        allow_tf32: let a GPU round the factors of float32 products and convolutions to 10 bits, which is faster.
         user_rules: rules for whole modules by class (see user_rules.py).
         n_bases: channels of the alphabet, None for all of them. Channels beyond are tracks that do not exclude each
         other:
@@ -136,9 +138,9 @@ def attribute(
         borrowed(model, target_device, converted) as state,
         user_rules_active(user_rules),
         eager(),
-        full_precision(),
+        precision(allow_tf32),
     ):
-        runner = PairRunner(model, state, target_device, dtype, tuple(args or ()), targets, seen)
+        runner = PairRunner(model, state, target_device, dtype, tuple(args or ()), targets, seen, allow_tf32)
         blocks = plan_blocks(X.shape[0], source.n, batch_size)
         for block, sequences, references in drawn(X, source, blocks, target_device):
             results.add(block, runner.run(sequences, references, block.rows))

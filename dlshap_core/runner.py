@@ -21,7 +21,7 @@ from dlshap_core.state import Borrowed
 # Relative to the largest prediction: far above rounding, also of a model whose output is a small difference of large
 # numbers, and far below what an operation without its rule misses.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3, torch.float16: 0.5, torch.bfloat16: 0.5}
-_AUTOCAST_TOLERANCE = 0.1  # relative; half precision rounds differently in batches of different sizes
+_ROUGH_TOLERANCE = 0.1  # relative; half precision and TF32 round differently in batches of different sizes
 _HOOKS_REFUSED = (
     "the model uses activation checkpointing (or other hooks on saved tensors), which recomputes what cannot be seen; "
     "switch it off for attribution"
@@ -61,11 +61,13 @@ class PairRunner:
         args: tuple[Tensor, ...],
         targets: Sequence[int] | str,
         seen: Seen | None,
+        allow_tf32: bool = False,
     ) -> None:
         self._model = model
         self._state = state
         self._device = device
         self._uses_autocast = uses_autocast(model, dtype)
+        self._is_rough = self._uses_autocast or allow_tf32
         self._dtype = torch.float32 if self._uses_autocast else dtype
         self._autocast_dtype = dtype
         self._args = args
@@ -215,7 +217,7 @@ class PairRunner:
         Raises:
             _DoesNotAddUp: they do not.
         """
-        if self._uses_autocast:
+        if self._is_rough:
             return
         scale = torch.maximum(y.abs().max(), prediction.abs().max()).clamp_min(torch.finfo(y.dtype).tiny)
         error = (delta.abs().max() / scale).item()
@@ -245,7 +247,7 @@ class PairRunner:
             alone = _as_rows_by_targets(self._model(references[-1:].detach().clone(), *extra), 1)
         scale = y.abs().max().clamp_min(torch.finfo(y.dtype).tiny)
         error = ((alone[0] - y[-1]).abs().max() / scale).item()
-        if not error <= (_AUTOCAST_TOLERANCE if self._uses_autocast else _TOLERANCE[y.dtype]):
+        if not error <= (_ROUGH_TOLERANCE if self._is_rough else _TOLERANCE[y.dtype]):
             raise UnsupportedModelError(
                 f"the prediction of a sequence alone differs from that in a batch of {len(y)} by {error:.1e} of the "
                 f"largest prediction: the model mixes the sequences of a batch, or draws random numbers"

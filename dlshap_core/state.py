@@ -140,13 +140,13 @@ def borrowed(model: nn.Module, device: torch.device, dtype: torch.dtype | None =
 
 
 @contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Without TF32: the two passes differ in shape, and a GPU may choose it in one of them alone."""
+def precision(allow_tf32: bool) -> Iterator[None]:
+    """With TF32 only where asked for: the two passes differ in shape, and a GPU may choose it in one of them alone."""
     backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [backend.allow_tf32 for backend in backends]
     try:
         for backend in backends:
-            backend.allow_tf32 = False
+            backend.allow_tf32 = allow_tf32
         yield
     finally:
         for backend, allowed in zip(backends, before, strict=True):

@@ -15,7 +15,7 @@ from pipeline.checks import DATASETS, LAYOUTS, cluster_problems, dataset_problem
 from pipeline.errors import UserError
 from pipeline.wording import did_you_mean, in_a_line, one_of
 
-DTYPES = ("float32", "float64", "float16", "bfloat16")
+DTYPES = ("float32", "float64", "tf32", "float16", "bfloat16")
 DRAWN = (
     "dinucleotide_shuffle",
     "dinucleotide_shuffle_uniform",
@@ -99,7 +99,7 @@ class EngineConfig:
     batch_size: Any = "auto"  # sequence-reference pairs in a batch, or auto: from the sequence length and the device
     targets: Any = field(default_factory=lambda: [0])  # indices of the model's outputs to explain, or all
     device: str = "auto"  # cpu, cuda, cuda:1, or auto: a GPU if there is one
-    dtype: str = "float32"  # numbers of the computation; results are stored as float32
+    dtype: str = "float32"  # numbers of the computation (tf32: on NVIDIA GPUs); results are stored as float32
     threads: int = 1  # CPU threads of one actor; more cores are better used by more actors
     reverse_complement: str = "none"  # average: attribute both strands, and average in the frame of the given one
     deterministic: bool = True  # refuse operations whose result changes from call to call

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dlshap_core.engine import Attribution, attribute
 from dlshap_core.sequences import one_hot
 from pipeline.args import Args, as_tensors, other_strand
-from pipeline.hardware import repeatable
+from pipeline.hardware import numbers, repeatable
 from pipeline.plan import Plan
 from pipeline.references import ShardReferences
 
@@ -88,7 +88,7 @@ def _attribute(module: nn.Module, plan: Plan, X: Tensor, references: ShardRefere
         targets=plan.targets,
         batch_size=plan.batch_size,
         device=plan.device,
-        dtype=getattr(torch, plan.dtype),
+        **numbers(plan.dtype),
     )
     names = ("hypothetical", "prediction", "reference_prediction", "convergence_delta")
     return Mean(**{name: getattr(found, name) for name in names})

@@ -20,7 +20,7 @@ from pipeline.config import ClusterConfig, Config
 from pipeline.costs import Cost, Measured, Workload, cost
 from pipeline.ensemble import Attributed, attribute_rows
 from pipeline.errors import UserError
-from pipeline.hardware import device_kind, resolve_device, shards_in_flight
+from pipeline.hardware import device_kind, require_numbers, resolve_device, shards_in_flight
 from pipeline.intake import take_in
 from pipeline.models import LoadedModel, load_model
 from pipeline.one_shard import shard_values
@@ -161,12 +161,13 @@ def _read(config: Config, loaded: LoadedModel, machine: Machine) -> _Intended:
         return sink
 
     require_files(config.references)
+    require_numbers(config.engine.dtype, machine.device)
     started = time.perf_counter()
     with RowProgress("reading", None) as progress:
         intake = take_in(open_source(config.dataset), config.dataset, begin, progress.advance)
     read_s = time.perf_counter() - started - tried_s
     references = settle(config.references, intake.facts)
-    plan = make_plan(config, loaded, intake.facts, machine, references, trials[0].targets, intake.args)
+    plan = make_plan(config, loaded, intake.facts, machine, references, trials[0], intake.args)
     pool = np.zeros((0, plan.length), np.uint8) if references.pool is None else references.pool
     args = [sink.stacked(name) for name in arg_names(len(plan.args))]
     return _Intended(plan, pool, sink.stacked("codes"), args, intake.n_bad, read_s)

@@ -17,7 +17,7 @@ from pipeline.args import Args, arg_names, args_of
 from pipeline.commits import FileRecord
 from pipeline.config import Config, to_dict
 from pipeline.fingerprint import InputFacts, auto_batch_size, make_fingerprint
-from pipeline.hardware import describe
+from pipeline.hardware import describe, require_numbers
 from pipeline.intake import Sink, rows_per_group, signature, take_in, to_store
 from pipeline.models import LoadedModel
 from pipeline.plan import Plan
@@ -81,12 +81,17 @@ def fingerprint_of(
 
 
 def settle_batch_size(
-    config: Config, facts: InputFacts, machine: Machine, references: Settled, planned: int | None = None
+    config: Config,
+    facts: InputFacts,
+    machine: Machine,
+    references: Settled,
+    planned: int | None = None,
+    most: int | None = None,
 ) -> int:
-    """Pairs in a batch; auto is settled once: a run that goes on uses what was `planned`."""
+    """Pairs in a batch; auto is settled once: a run that goes on uses what was `planned`. `most` fit the device."""
     if config.engine.batch_size != "auto":
         return int(config.engine.batch_size)
-    return planned or auto_batch_size(facts.length, references.n, machine.device)
+    return planned or auto_batch_size(facts.length, references.n, machine.device, most)
 
 
 def make_plan(
@@ -95,15 +100,15 @@ def make_plan(
     facts: InputFacts,
     machine: Machine,
     references: Settled,
-    targets: list[int],
+    trial: Trial,
     args: list[dict[str, Any]],
 ) -> Plan:
     """Everything resolved."""
-    batch_size = settle_batch_size(config, facts, machine, references)
+    batch_size = settle_batch_size(config, facts, machine, references, most=trial.pairs_that_fit)
     return Plan(
         n_rows=facts.n_rows,
         length=facts.length,
-        targets=targets,
+        targets=trial.targets,
         references=references.plan,
         n_references=references.n,
         seed=config.seed,
@@ -182,10 +187,11 @@ def stage(
         return staged[0]
 
     require_files(config.references)
+    require_numbers(config.engine.dtype, machine.device)
     before = signature(config.dataset)
     intake = take_in(source, config.dataset, begin, progress)
     references = settle(config.references, intake.facts)
-    plan = make_plan(config, loaded, intake.facts, machine, references, trials[0].targets, intake.args)
+    plan = make_plan(config, loaded, intake.facts, machine, references, trials[0], intake.args)
     attributes = {
         "title": "DeepLIFT/SHAP attributions of DNA sequences",
         "config": absolute(to_dict(config)),

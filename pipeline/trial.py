@@ -19,14 +19,15 @@ from torch import Tensor
 
 import dlshap_core
 from dlshap_core.audit import Audit, AuditedOperation, audit
-from dlshap_core.engine import attribute
+from dlshap_core.engine import Attribution, attribute
 from dlshap_core.references import shuffle_codes
 from dlshap_core.sequences import one_hot
 from pipeline.args import Args, args_of, as_tensors
+from pipeline.capacity import pairs_that_fit
 from pipeline.config import Config
 from pipeline.entries import parse
 from pipeline.errors import UserError
-from pipeline.hardware import repeatable
+from pipeline.hardware import numbers, repeatable
 from pipeline.models import LoadedModel, bare
 from pipeline.models.further import Filled, wrong_number
 from pipeline.models.lengths import length_hint
@@ -43,10 +44,12 @@ class Trial:
     Attributes:
         targets: of the run.
         audit: how each operation is treated.
+        pairs_that_fit: the device's memory in one batch; None where it is not looked at.
     """
 
     targets: list[int]
     audit: Audit
+    pairs_that_fit: int | None = None
 
 
 def try_model(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str, args: Args = ()) -> Trial:
@@ -70,22 +73,29 @@ def try_model(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config,
         count = "" if len(found.refused) == 1 else f"{len(found.refused)} reasons: "
         reasons = "; ".join(" ".join(reason.split()) for reason in found.refused)
         raise UserError(f"the model cannot be attributed: {count}{reasons}. `dlshap audit` lists all its operations")
-    with _explained(loaded, codes, name, config, args):
-        tried = attribute(
+
+    def attribute_pairs(n: int) -> Attribution:
+        return attribute(
             loaded.module,
             one_hot(codes[None]),
-            one_hot(torch.from_numpy(shuffle_codes(codes[None], [config.seed, config.seed + 1]))),
+            one_hot(torch.from_numpy(shuffle_codes(codes[None], range(config.seed, config.seed + n)))),
             args=_repeated(args, 1),
             targets=_targets(config),
-            batch_size=2,
+            batch_size=n,
             device=device,
-            dtype=getattr(torch, config.engine.dtype),
+            **numbers(config.engine.dtype),
         )
+
+    with _explained(loaded, codes, name, config, args):
+        tried = attribute_pairs(2)
+        share = config.cluster.gpus_per_actor
+        fitting = pairs_that_fit(attribute_pairs, device, share if isinstance(share, float) and share < 1 else 1.0)
     if not bool(torch.isfinite(tried.prediction).all()):
         suspects = "the weights damaged, or dataset.args out of range" if args else "the weights damaged"
         raise UserError(f"{_failure(codes, name)}: its prediction is not finite; are {suspects}?")
     n_targets = tried.prediction.shape[1]
-    return Trial(list(range(n_targets)) if config.engine.targets == "all" else list(config.engine.targets), found)
+    targets = list(range(n_targets)) if config.engine.targets == "all" else list(config.engine.targets)
+    return Trial(targets, found, fitting)
 
 
 def audit_model(
@@ -105,7 +115,7 @@ def audit_model(
             args=_repeated(args, 2),
             targets=_targets(config),
             device=device,
-            dtype=getattr(torch, config.engine.dtype),
+            dtype=numbers(config.engine.dtype)["dtype"],
             random_state=config.seed,
         )
     _keep(_cache_file(loaded, len(codes), config, device, args), found)

@@ -226,10 +226,13 @@ class Product(Multilinear):
         sum_a, sum_b = (self._sum(forward, x, r.detach()) for x, r in zip(observed, call.inputs, strict=True))
 
         def pullback(gradient: Tensor) -> tuple[Tensor, Tensor]:
-            gradient = gradient / 2
-            if self.is_of_matrices:
+            if not self.is_of_matrices:
+                gradient = gradient / 2
+                return (gradient * sum_b).sum_to_size(sum_a.shape), (gradient * sum_a).sum_to_size(sum_b.shape)
+            if gradient.numel() < sum_a.numel() + sum_b.numel():  # halve what is smaller
+                gradient = gradient / 2
                 return gradient @ sum_b.mT, sum_a.mT @ gradient
-            return (gradient * sum_b).sum_to_size(sum_a.shape), (gradient * sum_a).sum_to_size(sum_b.shape)
+            return (gradient @ sum_b.mT).div_(2), (sum_a.mT @ gradient).div_(2)
 
         return call.finish(pull_back_to_two(first, second, value, pullback))
 
@@ -239,11 +242,13 @@ class Product(Multilinear):
             return False
         return not self.is_of_matrices or (inputs[0].ndim >= 2 and inputs[0].shape[:-2] == inputs[1].shape[:-2])
 
-    @staticmethod
-    def _sum(forward: "ForwardPass", observed: Tensor, reference: Tensor) -> Tensor:
+    def _sum(self, forward: "ForwardPass", observed: Tensor, reference: Tensor) -> Tensor:
         """Of the shape of the reference, with infinities made finite, as in `between`."""
+        both = torch.add(*forward.rows.beside(observed, reference)).reshape(reference.shape)
+        if self.is_of_matrices:  # an infinite factor makes the product itself NaN
+            return both
         largest = min(1e30, torch.finfo(reference.dtype).max / 2)
-        return torch.add(*forward.rows.beside(observed, reference)).clamp_(-largest, largest).reshape(reference.shape)
+        return both.clamp_(-largest, largest)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ from benchmarks.options import Options
 # Modules of this package with a function run(options), in the order in which they run
 SUITES = {
     "engine": "the engine against plain autograd (the floor), tangermeme and captum",
+    "profiles": "where the time of one batch and of one shard goes",
     "memory": "peak memory per pair",
+    "dtypes": "what reduced numbers do to attributions, and the time they save",
     "shuffles": "dinucleotide shuffles in a second",
     "store": "writing shards",
     "precision": "what store.precision_bits saves, and what it does to TF-MoDISco's result",
@@ -30,7 +32,7 @@ SUITES = {
 }
 PEERS = ("tangermeme", "captum")
 BEYOND_THE_CORE = ("zarr", "hydra", "obstore")  # packages that dlshap_core does without
-NEEDED = dict.fromkeys(("store", "precision", "shard", "pipeline", "scale", "commit"), BEYOND_THE_CORE)
+NEEDED = dict.fromkeys(("profiles", "store", "precision", "shard", "pipeline", "scale", "commit"), BEYOND_THE_CORE)
 NEEDED["precision"] += ("modiscolite", "h5py")
 
 
