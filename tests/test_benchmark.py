@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import contenders, timing
+from benchmarks import contenders, dtypes, profiles, timing
 from benchmarks.engine import Case, best_size, cases, disagreement, draw, figure, ratios
 from benchmarks.models import SUBJECTS, BPNet, Subject, build
 from benchmarks.options import Options
@@ -117,6 +117,25 @@ def test_models_take_their_quick_length(name: str) -> None:
         y = build(subject, subject.quick_length, 3, CPU)(X)
     assert y.shape == (2, 3)
     assert y.std() > 0
+
+
+def test_agreement_of_attributions_with_themselves_and_with_others() -> None:
+    exact = torch.randn(4, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact[:, 20:30] += 9
+    assert dtypes.agreement(exact, exact) == {"correlation": 1.0, "same_site": 1.0, "largest_difference": 0.0}
+    other = exact.clone()
+    other[0] = other[0].roll(30)  # one site of four is elsewhere
+    found = dtypes.agreement(other, exact)
+    assert found["same_site"] == 0.75
+    assert 0 < found["correlation"] < 0.9
+    assert found["largest_difference"] > 0.5
+
+
+def test_a_profile_tells_kinds_of_operations_apart() -> None:
+    x, weight = torch.randn(2, 4, 500), torch.randn(4, 4, 9)
+    found = profiles.by_kind(lambda: torch.relu(torch.conv1d(x, weight)).clone())
+    assert found["convolutions"] > 0
+    assert {"activations", "copies"} <= set(found)
 
 
 @pytest.mark.slow
