@@ -237,7 +237,8 @@ class Product(Multilinear):
         """Two tensors of one dtype; matrices without broadcasting."""
         if len(inputs) != 2 or inputs[0].dtype != inputs[1].dtype or torch.is_autocast_enabled(inputs[0].device.type):
             return False
-        return not self.is_of_matrices or (inputs[0].ndim >= 2 and inputs[0].shape[:-2] == inputs[1].shape[:-2])
+        first, second = inputs
+        return not self.is_of_matrices or (first.ndim == second.ndim >= 2 and first.shape[:-2] == second.shape[:-2])
 
     @staticmethod
     def _sum(forward: "ForwardPass", observed: Tensor, reference: Tensor) -> Tensor:

@@ -77,15 +77,17 @@ def softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: to
     value = torch.softmax(reference.detach(), dim, dtype)
     reference_dtype, shape = reference.dtype, reference.shape
     axis = rows.axis(observed, reference)
-    if axis in (0, None) and dim % reference.ndim == reference.ndim - 1 and fused.takes(observed, reference, value):
+    is_last = reference.ndim > 1 and dim % reference.ndim == reference.ndim - 1
+    if axis in (0, None) and is_last and fused.takes(observed, reference, value):
         sequences = observed if axis is None else observed.narrow(0, 0, rows.n_sequences)
         n_inner = shape[1:-1].numel() if axis == 0 else 1
         p_x = torch.softmax(sequences, dim)
 
-        def pull_back_softmax(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
-            return fused.softmax(gradient, x, r, p_x, value, n_inner)
+        def pull_back_softmax(gradient: Tensor, x: Tensor, r: Tensor, p_r: Tensor) -> Tensor:
+            return fused.softmax(gradient, x, r, p_x, p_r, n_inner)
 
-        return pull_back_late(reference, value, pull_back_softmax, sequences, rows.keep(reference.detach()))
+        kept = [rows.keep(z) for z in (reference.detach(), value)]
+        return pull_back_late(reference, value, pull_back_softmax, sequences, *kept)
     x, r = _finite(observed.to(value.dtype)), _finite(reference.detach().to(value.dtype))
     sides = _sides(rows, x, r, dim)
     outer = sides.of_probabilities().reshape(shape)
