@@ -69,7 +69,7 @@ def smooth_secant(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor, y_
     _in_parts(kernels.ratios, [*arrays, secants.STEPS[r.dtype], ratios, n_close], n_rows, r.numel())
     ends = n_close.cumsum()
     if ends[-1] > 0:
-        close = torch.empty(2, int(ends[-1]), dtype=r.dtype)
+        close = r.new_empty(2, int(ends[-1]))
         _in_parts(kernels.gather, [*arrays[:2], ratios, ends, close.numpy()], n_rows, r.numel())
         averages = secants.average_derivative(function, *close)
         _in_parts(kernels.put, [averages.numpy(), ends, ratios], n_rows, r.numel())
@@ -113,7 +113,9 @@ def leaky_relu(gradient: Tensor, x: Tensor, r: Tensor, negative_slope: float = 0
 def fits(x: Tensor, r: Tensor) -> bool:
     """Whether the kernels take an observed (..., 1, ...) and a reference activation (..., R, ...), as `Rows.beside`
     gives them, or two of the same shape."""
-    return takes(x, r) and x.is_contiguous() and r.is_contiguous() and r.numel() >= _SMALLEST_ROW * _rows(x, r)[1]
+    if not takes(x, r) or not x.is_contiguous() or not r.is_contiguous():
+        return False
+    return r.numel() >= max(1, _SMALLEST_ROW * _rows(x, r)[1])
 
 
 def takes(*activations: Tensor) -> bool:
@@ -136,6 +138,8 @@ def _rows(x: Tensor, r: Tensor) -> tuple[int, int]:
 
 def _in_parts(kernel: Callable[..., None], arrays: list[Any], n_rows: int, n_elements: int) -> None:
     """Rows shared among as many threads as torch would use. Numba's own threads serve one caller at a time."""
+    if n_elements == 0:
+        return
     n_parts = min(torch.get_num_threads(), n_rows, max(1, n_elements // _SMALLEST_PART))
     if n_parts == 1:
         kernel(*arrays, 0, n_rows)

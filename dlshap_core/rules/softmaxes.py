@@ -55,8 +55,10 @@ def _exp_secant(a_x: Tensor, a_r: Tensor, apart: Tensor) -> Tensor:
     return torch.where(apart < _SERIES_BELOW, close, (a_x - a_r).abs() / apart)
 
 
-def _finite(z: Tensor) -> Tensor:
-    """Logits with a large number in place of -inf (masked): 0 flows back there, and 0 times inf is not 0."""
+def _finite(z: Tensor, dtype: torch.dtype) -> Tensor:
+    """Logits in a dtype, or single precision if that is more, with a large number in place of -inf (masked): 0 flows
+    back there, and 0 times inf is not 0."""
+    z = z.detach().to(torch.promote_types(dtype, torch.float32))
     return z.clamp_min(torch.finfo(z.dtype).min / 4)
 
 
@@ -88,7 +90,7 @@ def softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: to
 
         kept = [rows.keep(z) for z in (reference.detach(), value)]
         return pull_back_late(reference, value, pull_back_softmax, sequences, *kept)
-    x, r = _finite(observed.to(value.dtype)), _finite(reference.detach().to(value.dtype))
+    x, r = (_finite(z, value.dtype) for z in (observed, reference))
     sides = _sides(rows, x, r, dim)
     outer = sides.of_probabilities().reshape(shape)
     weights = sides.of_logsumexp().reshape(shape)
@@ -103,7 +105,7 @@ def softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: to
 def log_softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """z - logsumexp(z)."""
     value = torch.log_softmax(reference.detach(), dim, dtype)
-    x, r = _finite(observed.to(value.dtype)), _finite(reference.detach().to(value.dtype))
+    x, r = (_finite(z, value.dtype) for z in (observed, reference))
     weights = _sides(rows, x, r, dim).of_logsumexp().reshape(reference.shape)
     reference_dtype = reference.dtype
 
@@ -118,7 +120,12 @@ def logsumexp(
 ) -> Tensor:
     """log s + c: the secant of log times the secants of exp; the multipliers of one output need not add up to 1."""
     value = torch.logsumexp(reference.detach(), dim, keepdim)
-    x, r = _finite(observed), _finite(reference.detach())
+    x, r = (_finite(z, value.dtype) for z in (observed, reference))
     weights = _sides(rows, x, r, dim).of_logsumexp().reshape(reference.shape)
     kept_shape = torch.logsumexp(r, dim, keepdim=True).shape
-    return pull_back(reference, value, lambda gradient: weights * gradient.reshape(kept_shape))
+    reference_dtype = reference.dtype
+
+    def pullback(gradient: Tensor) -> Tensor:
+        return (weights * gradient.reshape(kept_shape)).to(reference_dtype)
+
+    return pull_back(reference, value, pullback)

@@ -41,6 +41,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "max-pooling in two dimensions": lambda z: F.max_pool2d(z, (2, 3)),
     "max over positions": lambda z: z.max(dim=-1, keepdim=True).values,
     "max over channels": lambda z: z.amax(1),
+    "nothing": lambda z: torch.cat([z[:, :0].relu(), F.gelu(z[:, :0]), z[:, :0].softmax(-1), z], 1),
+    "max of nothing": lambda z: torch.cat([z[:, :0].amax(-1, True).expand(-1, -1, L), z], 1),
+    "no rows": lambda z: z + z[:0].relu().sum() + F.gelu(z[:0]).sum() + z[:0].softmax(-1).sum(),
     "merged rows": lambda z: z.flatten(0, 1).softmax(-1).unflatten(0, (-1, z.shape[1])),
 }
 
