@@ -55,10 +55,16 @@ def route(
     return out
 
 
-def smooth_secant(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor, y_r: Tensor) -> Tensor:
-    """`secants.smooth` of activations that fit, of the shape of r; y_r is the function at r.
+def secant(
+    function: Callable[[Tensor], Tensor],
+    of_close: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    r: Tensor,
+    y_r: Tensor,
+) -> Tensor:
+    """The secant of a function at activations that fit, of the shape of r; y_r is the function at r.
 
-    Few elements are so close that the derivative has to be averaged, and only they are.
+    It is the ratio of differences but of the few elements that are too close for it, which are left to `of_close`.
     """
     n_observed, n_rows = _rows(x, r)
     flat_x, flat_r = x.view(n_observed, -1), r.view(n_rows, -1)
@@ -71,8 +77,7 @@ def smooth_secant(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor, y_
     if ends[-1] > 0:
         close = r.new_empty(2, int(ends[-1]))
         _in_parts(kernels.gather, [*arrays[:2], ratios, ends, close.numpy()], n_rows, r.numel())
-        averages = secants.average_derivative(function, *close)
-        _in_parts(kernels.put, [averages.numpy(), ends, ratios], n_rows, r.numel())
+        _in_parts(kernels.put, [of_close(*close).numpy(), ends, ratios], n_rows, r.numel())
     return out.view(r.shape)
 
 
