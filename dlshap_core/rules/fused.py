@@ -75,9 +75,9 @@ def secant(
     _in_parts(kernels.ratios, [*arrays, secants.STEPS[r.dtype], ratios, n_close], n_rows, r.numel())
     ends = n_close.cumsum()
     if ends[-1] > 0:
-        close = r.new_empty(2, int(ends[-1]))
-        _in_parts(kernels.gather, [*arrays[:2], ratios, ends, close.numpy()], n_rows, r.numel())
-        _in_parts(kernels.put, [of_close(*close).numpy(), ends, ratios], n_rows, r.numel())
+        close, places = r.new_empty(2, int(ends[-1])), np.empty(ends[-1], dtype=np.int64)
+        _in_parts(kernels.gather, [*arrays[:2], ratios, ends, places, close.numpy()], n_rows, r.numel())
+        _in_parts(kernels.put, [of_close(*close).numpy(), ends, places, ratios], n_rows, r.numel())
     return out.view(r.shape)
 
 
