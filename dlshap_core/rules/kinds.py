@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.gradients import (
     between,
     gauss_legendre,
@@ -341,6 +342,8 @@ class Spelled(Kind):
         with forward:
             try:
                 output = self.function(*call.args, **call.torch_names())
+            except UnsupportedModelError:  # of an operation inside
+                raise
             except (TypeError, ValueError) as error:
                 forward.refuse(call.name, str(error))
         return call.finish(output)
