@@ -70,16 +70,16 @@ class _ComputeLate(torch.autograd.Function):
         source: Tensor,
         boxed_value: list[Tensor],
         pullback: Callable[..., Tensor],
-        observed: Tensor,
-        reference: Tensor,
+        *kept: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(observed, reference)  # tells if the model overwrites one of them
+        ctx.save_for_backward(*kept)  # tells if the model overwrites one of them
         ctx.pullback = pullback
         return boxed_value[0]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return ctx.pullback(gradients[0], *ctx.saved_tensors), None, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors
+        return ctx.pullback(gradients[0], *kept), None, None, *(None for _ in kept)
 
 
 # The autograd nodes of these functions, as they stand in a graph.
@@ -113,14 +113,12 @@ def pull_back_to_two(
     return _PullbackToTwo.apply(first, second, [value.detach()], pullback)
 
 
-def pull_back_late(
-    source: Tensor, value: Tensor, pullback: Callable[..., Tensor], observed: Tensor, reference: Tensor
-) -> Tensor:
-    """`value`, whose gradient g flows to `source` as pullback(g, observed, reference).
+def pull_back_late(source: Tensor, value: Tensor, pullback: Callable[..., Tensor], *kept: Tensor) -> Tensor:
+    """`value`, whose gradient g flows to `source` as pullback(g, *kept).
 
-    The two activations are kept until then; going back raises autograd's RuntimeError where they were overwritten.
+    The activations are kept until then; going back raises autograd's RuntimeError where they were overwritten.
     """
-    return _ComputeLate.apply(source, [value.detach()], pullback, observed, reference)
+    return _ComputeLate.apply(source, [value.detach()], pullback, *kept)
 
 
 @lru_cache(maxsize=32)

@@ -259,11 +259,11 @@ def _shuffled(
     _shuffle_rows(codes, X.shape[1] + 1, seeds_N1, is_uniform, False, shuffled)
     _check_shuffled(shuffled[:, 0], verbose)
 
-    region = one_hot(torch.from_numpy(shuffled[:, 0]).to(X.device), X.dtype, n_letters=X.shape[1])
+    encoded = one_hot(torch.from_numpy(shuffled[:, 0]).to(X.device), X.dtype, n_letters=X.shape[1])
     if end - start == X.shape[-1]:
-        return region
+        return encoded
     result = X.unsqueeze(1).repeat(1, n, 1, 1)
-    result[..., start:end] = region
+    result[..., start:end] = encoded
     return result
 
 

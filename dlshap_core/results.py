@@ -151,10 +151,11 @@ class Results:
         pairs = (n_sequences, n_targets, self._n_references)
         self._dtype = part.prediction.dtype
         # Summed in float64, so that splitting the references of a sequence over batches does not show.
-        self._sum = torch.zeros(n_sequences, n_targets, *self._X.shape[1:], dtype=torch.float64)
-        self._prediction = torch.zeros(pairs[:2], dtype=self._dtype)
-        self._reference_prediction = torch.zeros(pairs, dtype=self._dtype)
-        self._delta = torch.zeros(pairs, dtype=self._dtype)
+        # On the CPU, whatever the default device.
+        self._sum = torch.zeros(n_sequences, n_targets, *self._X.shape[1:], dtype=torch.float64, device="cpu")
+        self._prediction = self._sum.new_zeros(pairs[:2], dtype=self._dtype)
+        self._reference_prediction = self._sum.new_zeros(pairs, dtype=self._dtype)
+        self._delta = self._sum.new_zeros(pairs, dtype=self._dtype)
         self._multipliers = (
-            torch.zeros(*pairs, *self._X.shape[1:], dtype=self._dtype) if self._keeps_multipliers else None
+            self._sum.new_zeros((*pairs, *self._X.shape[1:]), dtype=self._dtype) if self._keeps_multipliers else None
         )

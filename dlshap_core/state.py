@@ -1,6 +1,7 @@
 """Borrowing a model: it is given back exactly as it came, whatever happens in between."""
 
 import contextlib
+import itertools
 import sys
 import threading
 import weakref
@@ -17,7 +18,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The module inside torch.compile, DataParallel and DistributedDataParallel wrappers.
 
     Raises:
-        UnsupportedModelError: the model, or a part of it, is a ScriptModule, which cannot be seen into.
+        UnsupportedModelError: the model, or a part of it, is a ScriptModule, which cannot be seen into, or was made
+            under torch.inference_mode.
     """
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -32,6 +34,12 @@ def unwrap(model: nn.Module) -> nn.Module:
             raise UnsupportedModelError(
                 f"{f'the part {name!r}' if name else 'the model'} is a ScriptModule, whose operations cannot be seen; "
                 f"load the original nn.Module and its state dict instead"
+            )
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_inference():
+            raise UnsupportedModelError(
+                f"{name!r} of the model was made under torch.inference_mode, and no gradient goes through it; make or "
+                f"load the model outside of that"
             )
     return model
 

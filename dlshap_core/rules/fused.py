@@ -38,7 +38,7 @@ def route(
     rounding: float,
     largest: float,
 ) -> Tensor:
-    """What `maxima.route` does with a gradient (rows, outputs): (rows, inputs).
+    """What `maxima._route` does with a gradient (rows, outputs): (rows, inputs).
 
     Args:
         gradient: (B, outputs), B = S K n_inner rows.
@@ -55,10 +55,16 @@ def route(
     return out
 
 
-def smooth_secant(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor, y_r: Tensor) -> Tensor:
-    """`secants.smooth` of activations that fit, of the shape of r; y_r is the function at r.
+def secant(
+    function: Callable[[Tensor], Tensor],
+    of_close: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    r: Tensor,
+    y_r: Tensor,
+) -> Tensor:
+    """The secant of a function at activations that fit, of the shape of r; y_r is the function at r.
 
-    Few elements are so close that the derivative has to be averaged, and only they are.
+    It is the ratio of differences but of the few elements that are too close for it, which are left to `of_close`.
     """
     n_observed, n_rows = _rows(x, r)
     flat_x, flat_r = x.view(n_observed, -1), r.view(n_rows, -1)
@@ -69,15 +75,14 @@ def smooth_secant(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor, y_
     _in_parts(kernels.ratios, [*arrays, secants.STEPS[r.dtype], ratios, n_close], n_rows, r.numel())
     ends = n_close.cumsum()
     if ends[-1] > 0:
-        close = torch.empty(2, int(ends[-1]), dtype=r.dtype)
-        _in_parts(kernels.gather, [*arrays[:2], ratios, ends, close.numpy()], n_rows, r.numel())
-        averages = secants.average_derivative(function, *close)
-        _in_parts(kernels.put, [averages.numpy(), ends, ratios], n_rows, r.numel())
+        close, places = r.new_empty(2, int(ends[-1])), np.empty(ends[-1], dtype=np.int64)
+        _in_parts(kernels.gather, [*arrays[:2], ratios, ends, places, close.numpy()], n_rows, r.numel())
+        _in_parts(kernels.put, [of_close(*close).numpy(), ends, places, ratios], n_rows, r.numel())
     return out.view(r.shape)
 
 
 # (1 - exp(-t)) / t = 1 - t/2 + t^2/6 - ..., as in `softmaxes`
-_SERIES = np.array([(-1) ** k / math.factorial(k + 1) for k in range(10)])
+SERIES = np.array([(-1) ** k / math.factorial(k + 1) for k in range(10)])
 
 
 def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, n_inner: int) -> Tensor:
@@ -92,7 +97,7 @@ def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, n_
     gradient, *others = (z.flatten(0, -2).contiguous() for z in (gradient.to(r.dtype), x, r, p_x, p_r))
     out = torch.empty_like(others[1])
     arrays: list[Any] = [gradient.numpy(), *(z.numpy() for z in others), n_inner]
-    arrays += [tuple(_SERIES.astype(arrays[0].dtype)), out.numpy()]
+    arrays += [tuple(SERIES.astype(arrays[0].dtype)), out.numpy()]
     _in_parts(kernels.times_softmax, arrays, len(out), out.numel())
     return out.view(r.shape)
 
@@ -113,7 +118,9 @@ def leaky_relu(gradient: Tensor, x: Tensor, r: Tensor, negative_slope: float = 0
 def fits(x: Tensor, r: Tensor) -> bool:
     """Whether the kernels take an observed (..., 1, ...) and a reference activation (..., R, ...), as `Rows.beside`
     gives them, or two of the same shape."""
-    return takes(x, r) and x.is_contiguous() and r.is_contiguous() and r.numel() >= _SMALLEST_ROW * _rows(x, r)[1]
+    if not takes(x, r) or not x.is_contiguous() or not r.is_contiguous():
+        return False
+    return r.numel() >= max(1, _SMALLEST_ROW * _rows(x, r)[1])
 
 
 def takes(*activations: Tensor) -> bool:
@@ -136,6 +143,8 @@ def _rows(x: Tensor, r: Tensor) -> tuple[int, int]:
 
 def _in_parts(kernel: Callable[..., None], arrays: list[Any], n_rows: int, n_elements: int) -> None:
     """Rows shared among as many threads as torch would use. Numba's own threads serve one caller at a time."""
+    if n_elements == 0:
+        return
     n_parts = min(torch.get_num_threads(), n_rows, max(1, n_elements // _SMALLEST_PART))
     if n_parts == 1:
         kernel(*arrays, 0, n_rows)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.gradients import (
     between,
     gauss_legendre,
@@ -26,6 +27,7 @@ from dlshap_core.gradients import (
 )
 from dlshap_core.rules import fused
 from dlshap_core.rules.arithmetic import quotient_multipliers
+from dlshap_core.rules.secants import average_derivative
 
 if TYPE_CHECKING:
     from dlshap_core.capture import ForwardPass
@@ -223,16 +225,12 @@ class Product(Multilinear):
         first, second = call.inputs
         observed = forward.recorded(call.name, 2)
         value = call.with_inputs([first.detach(), second.detach()])
-        sum_a, sum_b = (self._sum(forward, x, r.detach()) for x, r in zip(observed, call.inputs, strict=True))
+        mean_a, mean_b = (self._mean(forward, x, r.detach()) for x, r in zip(observed, call.inputs, strict=True))
 
         def pullback(gradient: Tensor) -> tuple[Tensor, Tensor]:
-            if not self.is_of_matrices:
-                gradient = gradient / 2
-                return (gradient * sum_b).sum_to_size(sum_a.shape), (gradient * sum_a).sum_to_size(sum_b.shape)
-            if gradient.numel() < sum_a.numel() + sum_b.numel():  # halve what is smaller
-                gradient = gradient / 2
-                return gradient @ sum_b.mT, sum_a.mT @ gradient
-            return (gradient @ sum_b.mT).div_(2), (sum_a.mT @ gradient).div_(2)
+            if self.is_of_matrices:
+                return gradient @ mean_b.mT, mean_a.mT @ gradient
+            return (gradient * mean_b).sum_to_size(mean_a.shape), (gradient * mean_a).sum_to_size(mean_b.shape)
 
         return call.finish(pull_back_to_two(first, second, value, pullback))
 
@@ -240,15 +238,17 @@ class Product(Multilinear):
         """Two tensors of one dtype; matrices without broadcasting."""
         if len(inputs) != 2 or inputs[0].dtype != inputs[1].dtype or torch.is_autocast_enabled(inputs[0].device.type):
             return False
-        return not self.is_of_matrices or (inputs[0].ndim >= 2 and inputs[0].shape[:-2] == inputs[1].shape[:-2])
+        first, second = inputs
+        return not self.is_of_matrices or (first.ndim == second.ndim >= 2 and first.shape[:-2] == second.shape[:-2])
 
-    def _sum(self, forward: "ForwardPass", observed: Tensor, reference: Tensor) -> Tensor:
+    def _mean(self, forward: "ForwardPass", observed: Tensor, reference: Tensor) -> Tensor:
         """Of the shape of the reference, with infinities made finite, as in `between`."""
-        both = torch.add(*forward.rows.beside(observed, reference)).reshape(reference.shape)
+        x, r = forward.rows.beside(observed, reference)
+        mean = torch.add(x / 2, r, alpha=0.5).reshape(reference.shape)
         if self.is_of_matrices:  # an infinite factor makes the product itself NaN
-            return both
-        largest = min(1e30, torch.finfo(reference.dtype).max / 2)
-        return both.clamp_(-largest, largest)
+            return mean
+        largest = min(1e30, torch.finfo(reference.dtype).max)
+        return mean.clamp_(-largest, largest)
 
 
 @dataclass(frozen=True)
@@ -259,6 +259,7 @@ class Elementwise(Kind):
     label: str = "elementwise: secant"
     kernel: fused.Kernel | None = None  # the same, where a gradient goes back through it on a CPU
     smooth: Callable[..., Tensor] | None = None  # the function itself, where it has derivatives of all orders
+    kinked: Callable[..., Tensor] | None = None  # the function itself, where it has kinks
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
         rest = call.first_input_only()
@@ -277,9 +278,15 @@ class Elementwise(Kind):
             kept = reference_view.clone() if call.in_place else forward.rows.keep(reference_view)
             pullback = functools.partial(fused.pull_back, self.kernel, rest=args)
             return call.finish(pull_back_late(reference, value, pullback, observed, kept))
-        if fits and self.smooth is not None:
-            function = functools.partial(_apply, self.smooth, args, kwargs)
-            multiplier = fused.smooth_secant(function, observed, reference_view, value)
+        if fits and not has_tensor_arguments and (plain := self.smooth or self.kinked) is not None:
+
+            def function(x: Tensor) -> Tensor:
+                return plain(x, *args, **kwargs)
+
+            def of_close(x: Tensor, r: Tensor) -> Tensor:
+                return average_derivative(function, x, r) if self.smooth else self.secant(x, r, *args, **kwargs)
+
+            multiplier = fused.secant(function, of_close, observed, reference_view, value)
             return call.finish(multiply(reference, value, multiplier.view(value.shape)))
         multiplier = self.secant(_at_least_float32(observed), _at_least_float32(reference_view), *args, **kwargs)
         if value.shape != reference.shape:  # broadcast to a tensor argument; autograd adds up what flows back
@@ -337,6 +344,8 @@ class Spelled(Kind):
         with forward:
             try:
                 output = self.function(*call.args, **call.torch_names())
+            except UnsupportedModelError:  # of an operation inside
+                raise
             except (TypeError, ValueError) as error:
                 forward.refuse(call.name, str(error))
         return call.finish(output)
@@ -520,10 +529,6 @@ class Integrated(Kind):
 
 
 INTEGRATED = Integrated()
-
-
-def _apply(function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Tensor:
-    return function(x, *args, **kwargs)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def _max_over_windows(
     observed_value, observed_places = find(observed)
     largest = _stands_for_infinity(reference.dtype)
     shape, flat = reference.shape, (-n_axes, -1)
-    if axis in (0, None) and fused.takes(observed, reference):
+    if axis in (0, None) and reference.ndim > n_axes and fused.takes(observed, reference):
         n_inner = shape[1:-n_axes].numel() if axis == 0 else 1
 
         def two_axes(z: Tensor) -> Tensor:

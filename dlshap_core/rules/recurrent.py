@@ -7,8 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dlshap_core.rules import recurrences
+
 _State = tuple[Tensor, ...]
 _Cell = Callable[..., _State]
+_Layer = Callable[..., Tensor]  # all states of all steps, one beside the other
 
 
 def lstm_cell(
@@ -65,12 +68,14 @@ def lstm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As torch.lstm on padded input: (output, last hidden states, last memories)."""
     outputs, (hidden, memory) = _unroll(
-        lstm_cell, input, hx, params, has_biases, num_layers, bidirectional, batch_first
+        lstm_cell, recurrences.lstm, input, hx, params, has_biases, num_layers, bidirectional, batch_first
     )
     return outputs, hidden, memory
 
 
-def _unroll_single_state(cell: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+def _unroll_single_state(
+    cell: Callable[..., Tensor], at_once: _Layer | None = None
+) -> Callable[..., tuple[Tensor, Tensor]]:
     def one_state_cell(input: Tensor, state: _State, *parameters: Tensor) -> _State:
         return (cell(input, state[0], *parameters),)
 
@@ -86,20 +91,21 @@ def _unroll_single_state(cell: Callable[..., Tensor]) -> Callable[..., tuple[Ten
         batch_first: bool,
     ) -> tuple[Tensor, Tensor]:
         outputs, (hidden,) = _unroll(
-            one_state_cell, input, (hx,), params, has_biases, num_layers, bidirectional, batch_first
+            one_state_cell, at_once, input, (hx,), params, has_biases, num_layers, bidirectional, batch_first
         )
         return outputs, hidden
 
     return layer
 
 
-gru = _unroll_single_state(gru_cell)
+gru = _unroll_single_state(gru_cell, recurrences.gru)
 rnn_tanh = _unroll_single_state(rnn_tanh_cell)
 rnn_relu = _unroll_single_state(rnn_relu_cell)
 
 
 def _unroll(
     cell: _Cell,
+    at_once: _Layer | None,
     input: Tensor,
     initial: _State,
     params: list[Tensor],
@@ -121,12 +127,19 @@ def _unroll(
             index = len(final)
             parameters = params[index * per_cell : (index + 1) * per_cell]
             state = tuple(part[index] for part in initial)
-            seen: list[Tensor] = []
-            for t in range(steps.shape[0])[:: -1 if backwards else 1]:
-                state = cell(steps[t], state, *parameters)
-                seen.append(state[0])
-            final.append(state)
-            directions.append(torch.stack(seen[::-1] if backwards else seen))
+            in_order = steps.flip(0) if backwards else steps
+            if at_once is not None and recurrences.fits(steps, state, parameters):
+                states = at_once(in_order, *parameters).chunk(len(state), -1)
+                final.append(tuple(part[-1] for part in states))
+                seen = states[0]
+            else:
+                outputs: list[Tensor] = []
+                for step in in_order.unbind():
+                    state = cell(step, state, *parameters)
+                    outputs.append(state[0])
+                final.append(state)
+                seen = torch.stack(outputs)
+            directions.append(seen.flip(0) if backwards else seen)
         steps = torch.cat(directions, -1)
     output = steps.transpose(0, 1) if batch_first else steps
     return output, tuple(torch.stack(parts) for parts in zip(*final, strict=True))

@@ -19,7 +19,6 @@ from dlshap_core.rules import fused
 
 # Below this difference of logits (1 - exp(-t)) / t is summed up as a series, exact to float64's last digits.
 _SERIES_BELOW = 0.1
-_SERIES = tuple((-1) ** k / torch.tensor(range(1, k + 2)).prod().item() for k in range(10))
 
 
 @dataclass(frozen=True)
@@ -48,15 +47,17 @@ class _Sides:
 
 def _exp_secant(a_x: Tensor, a_r: Tensor, apart: Tensor) -> Tensor:
     """|a - a0| / t for exponentials whose exponents are t apart; its limit is a."""
-    series = torch.full_like(apart, _SERIES[-1])
-    for coefficient in reversed(_SERIES[:-1]):
+    series = torch.full_like(apart, fused.SERIES[-1])
+    for coefficient in fused.SERIES[-2::-1].tolist():
         series.mul_(apart).add_(coefficient)
     close = torch.maximum(a_x, a_r) * series
     return torch.where(apart < _SERIES_BELOW, close, (a_x - a_r).abs() / apart)
 
 
-def _finite(z: Tensor) -> Tensor:
-    """Logits with a large number in place of -inf (masked): 0 flows back there, and 0 times inf is not 0."""
+def _finite(z: Tensor, dtype: torch.dtype) -> Tensor:
+    """Logits in a dtype, or single precision if that is more, with a large number in place of -inf (masked): 0 flows
+    back there, and 0 times inf is not 0."""
+    z = z.detach().to(torch.promote_types(dtype, torch.float32))
     return z.clamp_min(torch.finfo(z.dtype).min / 4)
 
 
@@ -77,16 +78,18 @@ def softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: to
     value = torch.softmax(reference.detach(), dim, dtype)
     reference_dtype, shape = reference.dtype, reference.shape
     axis = rows.axis(observed, reference)
-    if axis in (0, None) and dim % reference.ndim == reference.ndim - 1 and fused.takes(observed, reference, value):
+    is_last = reference.ndim > 1 and dim % reference.ndim == reference.ndim - 1
+    if axis in (0, None) and is_last and fused.takes(observed, reference, value):
         sequences = observed if axis is None else observed.narrow(0, 0, rows.n_sequences)
         n_inner = shape[1:-1].numel() if axis == 0 else 1
         p_x = torch.softmax(sequences, dim)
 
-        def pull_back_softmax(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
-            return fused.softmax(gradient, x, r, p_x, value, n_inner)
+        def pull_back_softmax(gradient: Tensor, x: Tensor, r: Tensor, p_r: Tensor) -> Tensor:
+            return fused.softmax(gradient, x, r, p_x, p_r, n_inner)
 
-        return pull_back_late(reference, value, pull_back_softmax, sequences, rows.keep(reference.detach()))
-    x, r = _finite(observed.to(value.dtype)), _finite(reference.detach().to(value.dtype))
+        kept = [rows.keep(z) for z in (reference.detach(), value)]
+        return pull_back_late(reference, value, pull_back_softmax, sequences, *kept)
+    x, r = (_finite(z, value.dtype) for z in (observed, reference))
     sides = _sides(rows, x, r, dim)
     outer = sides.of_probabilities().reshape(shape)
     weights = sides.of_logsumexp().reshape(shape)
@@ -101,7 +104,7 @@ def softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: to
 def log_softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """z - logsumexp(z)."""
     value = torch.log_softmax(reference.detach(), dim, dtype)
-    x, r = _finite(observed.to(value.dtype)), _finite(reference.detach().to(value.dtype))
+    x, r = (_finite(z, value.dtype) for z in (observed, reference))
     weights = _sides(rows, x, r, dim).of_logsumexp().reshape(reference.shape)
     reference_dtype = reference.dtype
 
@@ -116,7 +119,12 @@ def logsumexp(
 ) -> Tensor:
     """log s + c: the secant of log times the secants of exp; the multipliers of one output need not add up to 1."""
     value = torch.logsumexp(reference.detach(), dim, keepdim)
-    x, r = _finite(observed), _finite(reference.detach())
+    x, r = (_finite(z, value.dtype) for z in (observed, reference))
     weights = _sides(rows, x, r, dim).of_logsumexp().reshape(reference.shape)
     kept_shape = torch.logsumexp(r, dim, keepdim=True).shape
-    return pull_back(reference, value, lambda gradient: weights * gradient.reshape(kept_shape))
+    reference_dtype = reference.dtype
+
+    def pullback(gradient: Tensor) -> Tensor:
+        return (weights * gradient.reshape(kept_shape)).to(reference_dtype)
+
+    return pull_back(reference, value, pullback)

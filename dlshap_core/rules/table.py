@@ -196,13 +196,26 @@ _KERNELS = {"relu": fused.relu, "leaky_relu": fused.leaky_relu}
 _SMOOTH_ACTIVATIONS: dict[str, Callable[..., torch.Tensor]] = {
     "gelu": F.gelu,
     "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "special_expit": torch.sigmoid,
-    "tanh": torch.tanh,
     "softplus": F.softplus,
     "log_sigmoid": F.logsigmoid,
     "mish": F.mish,
     "erf": torch.erf,
+}
+_KINKED_ACTIVATIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "elu": torch.ops.aten.elu,
+    "celu": torch.celu,
+    "selu": torch.selu,
+    "abs": torch.abs,
+    "absolute": torch.abs,
+    "clamp": torch.clamp,
+    "clip": torch.clamp,
+    "clamp_min": torch.clamp_min,
+    "clamp_max": torch.clamp_max,
+    "relu6": F.relu6,
+    "hardtanh": F.hardtanh,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "softshrink": F.softshrink,
 }
 
 
@@ -309,7 +322,12 @@ def _build_table() -> dict[str, Kind]:
     table |= dict.fromkeys(_DERIVED, Linear("no gradient"))
     table |= dict.fromkeys(_LEAVES_TORCH, Refused("the value leaves torch, so nothing can be followed through it"))
     table |= {
-        name: Elementwise(secant, kernel=_KERNELS.get(name), smooth=_SMOOTH_ACTIVATIONS.get(name))
+        name: Elementwise(
+            secant,
+            kernel=_KERNELS.get(name),
+            smooth=_SMOOTH_ACTIVATIONS.get(name),
+            kinked=_KINKED_ACTIVATIONS.get(name),
+        )
         for name, secant in _ELEMENTWISE.items()
     }
     table |= {name: Elementwise(_smooth(getattr(torch, name))) for name in _SMOOTH}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlshap_core.rules import recurrences
 from tests.core.toolbox import explain, multipliers, relative_difference, seeded, sequences, shuffled, worst_delta
 
 LENGTH, WIDTH = 20, 6
@@ -59,6 +61,11 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "LSTM, last states": lambda: Own(
         nn.LSTM(WIDTH, 4, batch_first=True), lambda lstm, x: torch.cat([*lstm(x)[1]], -1).squeeze(0)
     ),
+    "LSTM, given states": lambda: Own(
+        nn.LSTM(WIDTH, 4, batch_first=True),
+        lambda lstm, x: lstm(x, (x.new_ones(1, len(x), 4), x.new_ones(1, len(x), 4))),
+    ),
+    "GRU, no bias": lambda: nn.GRU(WIDTH, 4, bias=False, batch_first=True),
     "LSTMCell": lambda: Own(nn.LSTMCell(WIDTH, WIDTH), lambda cell, x: cell(x[:, 1], cell(x[:, 0]))[0]),
     "GRUCell": lambda: Own(nn.GRUCell(WIDTH, WIDTH), lambda cell, x: cell(x[:, 1], cell(x[:, 0]))),
     "RNNCell": lambda: Own(nn.RNNCell(WIDTH, WIDTH), lambda cell, x: cell(x[:, 1], cell(x[:, 0]))),
@@ -128,6 +135,16 @@ def test_layers_sum_to_the_difference(name: str, pairs: tuple[Tensor, Tensor]) -
     in_float32 = explain(seeded(lambda: Tokens(LAYERS[name]), dtype=torch.float32), *pairs)
     assert worst_delta(in_float32) < 1e-4
     assert relative_difference(in_float32.hypothetical, result.hypothetical) < 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name in RECURRENT if name.startswith(("LSTM,", "GRU"))])
+def test_a_direction_at_once_is_its_cells_one_after_another(name: str, pairs: tuple[Tensor, Tensor]) -> None:
+    model = seeded(lambda: Tokens(LAYERS[name]))
+    found = multipliers(model, *pairs)
+    with mock.patch.object(recurrences, "fits", return_value=False):
+        assert relative_difference(found, multipliers(model, *pairs)) < 1e-12
+    with mock.patch.object(recurrences, "_hidden", recurrences._cell_by_cell):  # as on a GPU
+        assert relative_difference(found, multipliers(model, *pairs)) < 1e-12
 
 
 def lstm_by_hand(lstm: nn.LSTM, x: Tensor) -> Tensor:

@@ -116,6 +116,13 @@ def test_batch_norm_without_running_statistics_is_refused(pairs: tuple[Tensor, T
         explain(model, *pairs)
 
 
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+def test_recurrence_along_the_batch_is_refused(layer: Callable[..., nn.Module], pairs: tuple[Tensor, Tensor]) -> None:
+    model = seeded(lambda: Apply(lambda recurrent, x: recurrent(x.mT)[0].sum((1, 2)), layer(4, 5)))
+    with pytest.raises(UnsupportedModelError, match=r"^operation '\w+' in parts\.0 \(\w+\) is not.*batch_first$"):
+        explain(model, *pairs)
+
+
 def test_packed_sequences_and_projections_are_refused(pairs: tuple[Tensor, Tensor]) -> None:
     class Packed(nn.Module):
         def __init__(self) -> None:

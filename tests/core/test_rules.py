@@ -63,6 +63,10 @@ TWINS: dict[str, tuple[Function, Function]] = {
         lambda z: z.reshape(-1, z.shape[-1]).softmax(-1).reshape(z.shape),
         lambda z: z.softmax(-1),
     ),
+    "matrix times vector, one sequence at a time": (
+        lambda z: torch.stack([one @ one.mean(0) for one in z]),
+        lambda z: (z * z.mean(1, keepdim=True)).sum(-1),
+    ),
     # activations
     "swish by hand": (lambda z: z * torch.sigmoid(1.7 * z), lambda z: F.silu(1.7 * z) / 1.7),
     "gelu by hand": (lambda z: z * 0.5 * (1 + torch.erf(z / math.sqrt(2))), F.gelu),

@@ -266,6 +266,24 @@ def test_gradients_are_computed_where_the_caller_has_turned_them_off(mode: Any) 
         assert relative_difference(multipliers(model, X, references), expected) < 1e-9
 
 
+def test_results_are_on_the_cpu_whatever_the_default_device() -> None:
+    X = sequences(3)
+    references = shuffled(X, 4)
+    model = seeded(lambda: nn.Sequential(nn.Conv1d(4, 6, 5), nn.GELU(), nn.Flatten(), nn.Linear(216, 1)))
+    expected = multipliers(model, X, references)
+    with torch.device("meta"):
+        found = multipliers(model, X, references)
+    assert torch.equal(found, expected)
+
+
+def test_a_model_made_in_inference_mode_is_refused() -> None:
+    X = sequences(3)
+    with torch.inference_mode():
+        model = seeded(lambda: Sandwich(torch.relu))
+    with pytest.raises(UnsupportedModelError, match=r"'conv\.weight' of the model was made under"):
+        explain(model, X, shuffled(X, 4))
+
+
 def test_buffers_a_forward_pass_replaces_or_overwrites_are_rewound() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:

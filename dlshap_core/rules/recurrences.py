@@ -1,0 +1,182 @@
+"""Rules of a whole direction of a recurrent layer that starts from zeros: the cells of `recurrent`, written out.
+
+Given the hidden states, which torch computes at once, the gates of all steps are one matrix product, and so are their
+multipliers: only what flows back from step to step is left to a loop. A cell unrolled into torch's operations has the
+same multipliers at twenty times the cost.
+
+Shape legend: T steps, B rows, I inputs, H hidden units; gates are (T, B, gates, H).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from dlshap_core.gradients import pull_back
+from dlshap_core.rows import Rows
+from dlshap_core.rules.kinds import Beside
+from dlshap_core.rules.secants import sigmoid, tanh
+
+_Both = Callable[[Tensor, Tensor], Tensor]
+
+
+def fits(steps: Tensor, states: tuple[Tensor, ...], parameters: list[Tensor]) -> bool:
+    """Whether a direction starts from zeros and is computed in its weights' dtype, single precision or more."""
+    if torch.is_autocast_enabled(steps.device.type) or any(z.requires_grad for z in (*states, *parameters)):
+        return False
+    if steps.dtype not in (torch.float32, torch.float64) or any(z.dtype != steps.dtype for z in parameters):
+        return False
+    return not any(bool(state.any()) for state in states)
+
+
+def lstm(steps: Tensor, *parameters: Tensor) -> Tensor:
+    """Hidden states and memories (T, B, 2 H) of steps (T, B, I), with torch's w_ih, w_hh and, if any, b_ih, b_hh."""
+    if has_torch_function_unary(steps):
+        return handle_torch_function(lstm, (steps,), steps, *parameters)
+    hidden, _, memory = _lstm_parts(steps, parameters)
+    return torch.cat([hidden, memory], -1)
+
+
+def gru(steps: Tensor, *parameters: Tensor) -> Tensor:
+    """Hidden states (T, B, H) of steps (T, B, I), with torch's w_ih, w_hh and, if any, b_ih, b_hh."""
+    if has_torch_function_unary(steps):
+        return handle_torch_function(gru, (steps,), steps, *parameters)
+    return _hidden("gru", steps, parameters)
+
+
+def _hidden(name: str, steps: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
+    """Hidden states (T, B, H) of torch.lstm or torch.gru."""
+    if steps.is_cuda:  # cuDNN wants all weights in one piece
+        return _cell_by_cell(name, steps, parameters)
+    zeros = steps.new_zeros(1, steps.shape[1], parameters[1].shape[1])
+    initial = (zeros, zeros) if name == "lstm" else zeros
+    layer = getattr(torch, name)
+    return layer(steps, initial, list(parameters), len(parameters) == 4, 1, 0.0, False, False, False)[0]
+
+
+def _cell_by_cell(name: str, steps: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
+    zeros = steps.new_zeros(steps.shape[1], parameters[1].shape[1])
+    state, hidden = (zeros, zeros) if name == "lstm" else zeros, []
+    for step in steps.unbind():
+        state = getattr(torch, f"{name}_cell")(step, state, *parameters)
+        hidden.append(state[0] if name == "lstm" else state)
+    return torch.stack(hidden)
+
+
+def _before(states: Tensor) -> Tensor:
+    """The state that each step starts from: zeros, then all but the last."""
+    return F.pad(states, (0, 0, 0, 0, 1, 0))[:-1]
+
+
+def _gates(z: Tensor, weight: Tensor, bias: tuple[Tensor, ...], n: int) -> Tensor:
+    return F.linear(z, weight, *bias).unflatten(-1, (n, -1))
+
+
+def _lstm_parts(steps: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states (T, B, H), gates before their sigmoids and tanh, in torch's order i, f, g, o, and memories."""
+    w_ih, w_hh, *biases = parameters
+    hidden = _hidden("lstm", steps, parameters)
+    gates = _gates(steps, w_ih, tuple(biases[:1]), 4) + _gates(_before(hidden), w_hh, tuple(biases[1:]), 4)
+    enter, forget, content = gates[:, :, 0].sigmoid(), gates[:, :, 1].sigmoid(), gates[:, :, 2].tanh()
+    memory = enter * content
+    for t in range(1, len(memory)):
+        memory[t].addcmul_(forget[t], memory[t - 1])
+    return hidden, gates, memory
+
+
+def _combiner(rows: Rows) -> tuple[Callable[[_Both, Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
+    """What takes a function of both sides, and the mean of both sides, to the rows of the references."""
+
+    def of_both(function: _Both, x: Tensor, r: Tensor) -> Tensor:
+        return function(*rows.beside(x, r)).reshape(r.shape)
+
+    return of_both, lambda x, r: of_both(torch.add, x, r) / 2
+
+
+def _check_rows(rows: Rows, observed: Tensor, reference: Tensor) -> None:
+    if rows.axis(observed, reference) not in (1, None):
+        raise ValueError("its steps are the sequences of a batch; see batch_first")
+
+
+def _lstm_rule(rows: Rows, observed: Tensor, reference: Tensor, *parameters: Tensor) -> Tensor:
+    """c = f c + i g, h = o tanh(c): midpoint products of the secants of the gates and of tanh(c)."""
+    _check_rows(rows, observed, reference)
+    of_both, mean = _combiner(rows)
+    _, gates_x, memory_x = _lstm_parts(observed, parameters)
+    hidden, gates_r, memory_r = _lstm_parts(reference.detach(), parameters)
+    values = [
+        [gate.tanh() if k == 2 else gate.sigmoid() for k, gate in enumerate(gates.unbind(2))]
+        for gates in (gates_x, gates_r)
+    ]
+    enter, forget, content, leave = (mean(x, r) for x, r in zip(*values, strict=True))
+    m_enter, m_forget, m_content, m_leave = (
+        of_both(tanh if k == 2 else sigmoid, x, r)
+        for k, (x, r) in enumerate(zip(gates_x.unbind(2), gates_r.unbind(2), strict=True))
+    )
+    from_memory = torch.stack(
+        [content * m_enter, mean(_before(memory_x), _before(memory_r)) * m_forget, enter * m_content], 2
+    )
+    to_leave = mean(memory_x.tanh(), memory_r.tanh()) * m_leave
+    to_memory = leave * of_both(tanh, memory_x, memory_r)
+    w_ih, w_hh = parameters[:2]
+    n_units = w_hh.shape[1]
+
+    def pullback(gradient: Tensor) -> Tensor:
+        at_hidden, at_memory = gradient.split(n_units, -1)
+        at_gates = torch.empty_like(gates_r)
+        d_hidden = d_memory = torch.zeros_like(at_hidden[0])
+        for t in range(len(gradient) - 1, -1, -1):
+            d_hidden = d_hidden + at_hidden[t]
+            d_memory = (d_memory + at_memory[t]).addcmul_(d_hidden, to_memory[t])
+            torch.mul(d_memory.unsqueeze(1), from_memory[t], out=at_gates[t, :, :3])
+            torch.mul(d_hidden, to_leave[t], out=at_gates[t, :, 3])
+            d_memory = d_memory * forget[t]
+            d_hidden = at_gates[t].flatten(1) @ w_hh
+        return at_gates.flatten(2) @ w_ih
+
+    return pull_back(reference, torch.cat([hidden, memory_r], -1), pullback)
+
+
+def _gru_parts(steps: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Hidden states, those before, gates r and z before their sigmoids, W_n h + b_n, r, z and n before and after."""
+    w_ih, w_hh, *biases = parameters
+    hidden = _hidden("gru", steps, parameters)
+    before = _before(hidden)
+    reset_i, update_i, content_i = _gates(steps, w_ih, tuple(biases[:1]), 3).unbind(2)
+    reset_h, update_h, content_h = _gates(before, w_hh, tuple(biases[1:]), 3).unbind(2)
+    gate_r, gate_z = reset_i + reset_h, update_i + update_h
+    reset, update = gate_r.sigmoid(), gate_z.sigmoid()
+    gate_n = content_i + reset * content_h
+    return hidden, before, gate_r, gate_z, content_h, reset, update, gate_n, gate_n.tanh()
+
+
+def _gru_rule(rows: Rows, observed: Tensor, reference: Tensor, *parameters: Tensor) -> Tensor:
+    """h = n + z (h - n), n = tanh(a + r b): midpoint products of the secants of the gates."""
+    _check_rows(rows, observed, reference)
+    of_both, mean = _combiner(rows)
+    x = _gru_parts(observed, parameters)
+    r = _gru_parts(reference.detach(), parameters)
+    hidden, (m_reset, m_update) = r[0], (of_both(sigmoid, x[k], r[k]) for k in (2, 3))
+    step = mean(x[1] - x[8], r[1] - r[8])
+    content_h, reset, keep = (mean(x[k], r[k]) for k in (4, 5, 6))
+    to_content = (1 - keep) * of_both(tanh, x[7], r[7])
+    to_gates = torch.stack([to_content * content_h * m_reset, step * m_update, to_content * reset], 2)
+    w_ih, w_hh = parameters[:2]
+
+    def pullback(gradient: Tensor) -> Tensor:
+        flows = torch.empty_like(gradient)
+        d_hidden = torch.zeros_like(gradient[0])
+        for t in range(len(gradient) - 1, -1, -1):
+            torch.add(d_hidden, gradient[t], out=flows[t])
+            at_gates = (flows[t].unsqueeze(1) * to_gates[t]).flatten(1)
+            d_hidden = torch.addmm(flows[t] * keep[t], at_gates, w_hh)
+        at_inputs = torch.stack([*(flows.unsqueeze(2) * to_gates[:, :, :2]).unbind(2), flows * to_content], 2)
+        return at_inputs.flatten(2) @ w_ih
+
+    return pull_back(reference, hidden, pullback)
+
+
+lstm.dlshap_kind = Beside(_lstm_rule, "recurrent")  # type: ignore[attr-defined]
+gru.dlshap_kind = Beside(_gru_rule, "recurrent")  # type: ignore[attr-defined]
