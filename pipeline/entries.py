@@ -16,7 +16,7 @@ _FILE = re.compile(r"(?P<path>.+?\.(?P<form>npy|npz|zarr|bw|bigwig))(?::(?P<key>
 _TYPED = re.compile(r"(?P<rest>.+):(?P<type>float|int)")
 _TYPES = {"float": "float32", "int": "int64"}
 NAMED = ("table", "loci", "array")  # inputs with columns or arrays that can be named
-LOCATED = ("loci", "tiles", "variants")  # inputs of windows of a genome
+LOCATED = ("loci", "tiles", "variants")  # inputs of windows of a genome, dataset.length wide
 EXAMPLES = "a path such as x.npy, x.npz:key or x.zarr:key with a row for each record"
 
 

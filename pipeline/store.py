@@ -140,7 +140,12 @@ def chunk_rows(rows_per_shard: int) -> int:
 
 def shard_key(name: str, index: int, layout: Layout = ARRAYS) -> str:
     """The file that holds one shard of an array; `layout_of` the plan knows the model's further inputs too."""
-    return f"{name}/c.{index}" + ".0" * (len(layout[name][0]) - 1)
+    return f"{name}/{_chunk_key(index, len(layout[name][0]))}"
+
+
+def _chunk_key(index: int, n_dims: int) -> str:
+    """The same within the folder of an array of so many dimensions."""
+    return f"c.{index}" + ".0" * (n_dims - 1)
 
 
 def rows_in(name: str, shard: Shard) -> slice:
@@ -230,15 +235,15 @@ class StagedStore:
 
     It lies elsewhere than at the store's place, so that nothing there can be taken for a store until the whole input
     has been checked.
-    """
 
-    def __init__(self, path: Path, length: int, rows_per_shard: int, args: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Args:
+    Args:
         path: where to make it; what lies there is removed.
         length: bases in each sequence.
         rows_per_shard: sequences in a shard.
         args: the model's further inputs, as in the plan.
-        """
+    """
+
+    def __init__(self, path: Path, length: int, rows_per_shard: int, args: Sequence[Mapping[str, Any]] = ()) -> None:
         if path.exists():
             shutil.rmtree(path)
         self.path = path
@@ -331,7 +336,7 @@ class ShardCodec:
             raise ValueError(
                 f"{name} of {shard} does not decode to what was encoded; is this machine's memory damaged?"
             )
-        data: bytes = files[_chunk_key(array, shard.index)].to_bytes()
+        data: bytes = files[_chunk_key(shard.index, array.ndim)].to_bytes()
         return data
 
     def decode(self, name: str, shard: Shard, data: bytes) -> np.ndarray:
@@ -345,7 +350,7 @@ class ShardCodec:
             if not data:
                 raise ValueError("it is empty")  # which Zarr would fill
             array = self._array(name, files)
-            files[_chunk_key(array, shard.index)] = _buffer(data)
+            files[_chunk_key(shard.index, array.ndim)] = _buffer(data)
             found = np.asarray(array[rows_in(name, shard)])
         except Exception as error:  # whatever the codecs make of damaged data
             raise ValueError(f"{name} of {shard} in {self._place.url} is damaged ({error})") from error
@@ -356,11 +361,6 @@ class ShardCodec:
             self._metadata[name] = self._place.read(f"{name}/{ROOT}")
         files[ROOT] = _buffer(self._metadata[name])
         return zarr.open_array(MemoryStore(files), mode="r+").with_config({"write_empty_chunks": True})
-
-
-def _chunk_key(array: zarr.Array, index: int) -> str:
-    """The file of a shard within its array's folder."""
-    return f"c.{index}" + ".0" * (array.ndim - 1)
 
 
 def _buffer(data: bytes) -> Any:

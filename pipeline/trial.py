@@ -25,7 +25,7 @@ from dlshap_core.sequences import one_hot
 from pipeline.args import Args, args_of, as_tensors
 from pipeline.capacity import pairs_that_fit
 from pipeline.config import Config
-from pipeline.entries import parse
+from pipeline.entries import LOCATED, parse
 from pipeline.errors import UserError
 from pipeline.hardware import numbers, repeatable
 from pipeline.models import LoadedModel, bare
@@ -33,7 +33,6 @@ from pipeline.models.further import Filled, wrong_number
 from pipeline.models.lengths import length_hint
 from pipeline.places import LocalPlace
 
-CUT = ("loci", "tiles", "variants")  # inputs whose sequences are windows of dataset.length
 NOT_EXACT = ("integrated", "detach followed")  # how treatments begin that are right to a stated error, or by choice
 
 
@@ -178,7 +177,7 @@ def _explained(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config
         if "deterministic" in str(error):
             fix = " (engine.deterministic=false allows it)"
         elif hint := length_hint(
-            Filled(loaded.module, _repeated(args, 1), len(codes)), len(codes), config.dataset.name in CUT
+            Filled(loaded.module, _repeated(args, 1), len(codes)), len(codes), config.dataset.name in LOCATED
         ):
             fix = f" ({hint})"
         elif isinstance(error, RuntimeError):  # what torch raises where shapes do not fit

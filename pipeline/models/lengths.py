@@ -19,9 +19,7 @@ from torch.overrides import TorchFunctionMode
 PATIENCE_S = 30  # for all trials of a model together
 _LONGEST = 1 << 18  # bases: no trial is longer
 _TIMES = 64  # nor so many times as long as the sequence
-_FAR = (
-    1 << 12
-)  # bases: the longest where nothing shows how many are wanted, as attention's memory grows with the square
+_FAR = 1 << 12  # bases: the longest of those that are merely guessed, as attention's memory grows with the square
 _SUGGESTED = 32  # lengths that are tried of those that an error's numbers suggest
 _MISFITS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 

@@ -14,6 +14,7 @@ from pipeline.sources.columnar import Columnar, kind_of, list_shape, values_of
 from pipeline.sources.delimited import Delimited
 from pipeline.sources.loci import columns, data_lines
 from pipeline.sources.numeric import Block, OfRecords, checked, dtype_of
+from pipeline.sources.table import require_column
 from pipeline.sources.text import shown, text_of
 from pipeline.wording import one_of
 
@@ -31,8 +32,8 @@ def columnar(entry: Entry, path: Path) -> OfRecords:
         UserError: it is not there, or holds no numbers.
     """
     table = Columnar(path)
-    place, where = place_of(entry, table.columns, path), f"{path}, column {entry.name!r}"
-    type_ = table.types[table.columns[place]]
+    require_column(entry.name, table.columns, "dataset.args", path)
+    type_, where = table.types[entry.name], f"{path}, column {entry.name!r}"
     kind, shape = kind_of(type_), list_shape(type_) or (1,)
     if kind not in "biuf":
         raise UserError(
@@ -109,7 +110,8 @@ def _number(text: str) -> int | float | None:
 def delimited(entry: Entry, path: Path, delimiter: str | None) -> OfRecords:
     """A column of a table as text. Raises UserError where it is not there."""
     table = Delimited(path, delimiter)
-    place = place_of(entry, table.columns, path)
+    require_column(entry.name, table.columns, "dataset.args", path)
+    place = table.columns.index(entry.name)
 
     def cells() -> Iterator[Cell]:
         for line in table.lines():
@@ -149,13 +151,3 @@ def _loci_columns(path: Path) -> dict[str, int]:
     if n == 10:
         return {**_PEAK, "peak": 10}
     return _PEAK if ".broadpeak" in path.name.lower() else {name: i for name, i in _BED_MORE.items() if i <= n}
-
-
-def place_of(entry: Entry, names: list[str], path: Path) -> int:
-    """Which of the columns an entry names. Raises UserError where none or several are called so."""
-    if (n := names.count(entry.name)) != 1:
-        listed = ", ".join(repr(name[:30]) for name in names[:12]) + (", ..." if len(names) > 12 else "")
-        raise UserError(
-            f"dataset.args: {path} has {n or 'no'} column{'s' if n else ''} {entry.name!r}; its columns are {listed}"
-        )
-    return names.index(entry.name)

@@ -8,7 +8,7 @@ the reverse complement of the window, whose coordinates stay those of the plus s
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,19 +165,25 @@ def parse_interval(fields: list[str]) -> tuple[str, int, int]:
 
 def check_window(chrom: str, start: int, end: int, genome: Genome, genome_name: str) -> None:
     """Raises ValueError when the window does not lie within a chromosome of the genome."""
-    require_chrom(chrom, genome, genome_name)
+    require_chrom(chrom, genome.lengths, genome_name)
     length = genome.lengths[chrom]
     if start < 0 or end > length:
         raise ValueError(f"the window {start}-{end} leaves {chrom}, which spans 0-{length}")
 
 
-def require_chrom(chrom: str, genome: Genome, genome_name: str) -> None:
-    """Raises ValueError when the genome has no such chromosome, with a hint where it has one of nearly that name."""
-    if chrom not in genome.lengths:
-        known = ", ".join(list(genome.lengths)[:3]) + (", ..." if len(genome.lengths) > 3 else "")
-        near = next((other for other in genome.lengths if _bare(other) == _bare(chrom)), None)
+def require_chrom(chrom: str, sizes: Mapping[str, int], where: str) -> None:
+    """Raises ValueError when a genome or track has no such chromosome; hints at one of nearly that name.
+
+    Args:
+        chrom: the chromosome.
+        sizes: of those that there are, in bases.
+        where: the name of the file.
+    """
+    if chrom not in sizes:
+        known = ", ".join(list(sizes)[:3]) + (", ..." if len(sizes) > 3 else "")
+        near = next((other for other in sizes if _bare(other) == _bare(chrom)), None)
         hint = f"it has {near!r}: rename one of the two" if near else f"it has {known}"
-        raise ValueError(f"no chromosome {shown(chrom)} in {genome_name}; {hint}")
+        raise ValueError(f"no chromosome {shown(chrom)} in {where}; {hint}")
 
 
 def _bare(chrom: str) -> str:

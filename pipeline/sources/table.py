@@ -152,12 +152,12 @@ def choose(columns: list[str], sequence: str | None, given: Mapping[str, str | N
     Raises:
         UserError: a column is not there, or there twice; or no column, or several, may be the sequence.
     """
-    shown = ", ".join(repr(name[:30]) for name in columns[:12]) + (", ..." if len(columns) > 12 else "")
     found = [name for name in columns if name.lower() in SEQUENCE]
     if sequence is None and len(found) != 1:
         why = f"{len(found)} columns may be the sequence" if found else "no column is called sequence or seq"
         raise UserError(
-            f"{path}: {why}; its columns are {shown}: say which with dataset.column=... (the first line names them)"
+            f"{path}: {why}; its columns are {_listed(columns)}: say which with dataset.column=... (the first line "
+            f"names them)"
         )
     roles = {"sequence": sequence or found[0]}
     for role, usual in USUAL.items():
@@ -168,17 +168,26 @@ def choose(columns: list[str], sequence: str | None, given: Mapping[str, str | N
         elif wanted is None and like:
             roles[role] = like[0]
     for role, name in roles.items():
-        if (n := columns.count(name)) != 1:
-            setting = "dataset.column" if role == "sequence" else f"dataset.columns.{role}"
-            raise UserError(
-                f"{path} has {n or 'no'} column{'s' if n else ''} {name!r} ({setting}); its columns are {shown}"
-            )
+        require_column(name, columns, "dataset.column" if role == "sequence" else f"dataset.columns.{role}", path)
     missing = [role for role in LOCUS if role not in roles]
     if missing and any(given.get(role) not in (None, NOT_USED) for role in LOCUS):
         raise UserError(
-            f"{path}: a locus needs chrom, start and end; give dataset.columns.{missing[0]}=..., one of {shown}"
+            f"{path}: a locus needs chrom, start and end; give dataset.columns.{missing[0]}=..., one of "
+            f"{_listed(columns)}"
         )
     return {role: name for role, name in roles.items() if not (missing and role in LOCUS)}
+
+
+def require_column(name: str, columns: list[str], setting: str, path: Path) -> None:
+    """Raises UserError, which names the setting, where none or several of the columns of a file are called so."""
+    if (n := columns.count(name)) != 1:
+        raise UserError(
+            f"{path} has {n or 'no'} column{'s' if n else ''} {name!r} ({setting}); its columns are {_listed(columns)}"
+        )
+
+
+def _listed(columns: list[str]) -> str:
+    return ", ".join(repr(name[:30]) for name in columns[:12]) + (", ..." if len(columns) > 12 else "")
 
 
 def _locus(values: Mapping[str, str], length: int) -> tuple[str, int, int, str] | None:

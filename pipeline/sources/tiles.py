@@ -95,7 +95,7 @@ class TileSource:
         """The chromosomes that have a window, in the order of the genome."""
         for chrom in self.chroms:
             try:
-                require_chrom(chrom, genome, self.genome.name)
+                require_chrom(chrom, genome.lengths, self.genome.name)
             except ValueError as error:
                 raise UserError(f"dataset.chroms: {error}") from None
         wanted = set(self.chroms or genome.lengths)
@@ -169,7 +169,7 @@ def read_blacklist(path: Path, genome: Genome, genome_name: str) -> dict[str, Bl
         found.setdefault(chrom, []).append((start, end))
     if found and not set(found) & set(genome.lengths):
         try:
-            require_chrom(next(iter(found)), genome, genome_name)
+            require_chrom(next(iter(found)), genome.lengths, genome_name)
         except ValueError as error:
             raise UserError(f"dataset.blacklist={path}: {error}") from None
     return {chrom: _merged(sorted(intervals)) for chrom, intervals in found.items()}

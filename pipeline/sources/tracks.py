@@ -16,9 +16,7 @@ import torch
 from pipeline.args import other_strand
 from pipeline.errors import UserError
 from pipeline.sources.base import Rows
-from pipeline.wording import one_of
-
-_N_NAMED = 3
+from pipeline.sources.loci import require_chrom
 
 
 class Tracks:
@@ -62,12 +60,7 @@ class Tracks:
 
     def _window(self, name: str, file: Any, sizes: dict[str, int], chrom: str, start: int, end: int) -> np.ndarray:
         """(L,) values of a window. Raises ValueError where the file does not reach it."""
-        if chrom not in sizes:
-            other = chrom.removeprefix("chr") if chrom.startswith("chr") else f"chr{chrom}"
-            known = list(sizes)[:_N_NAMED]
-            raise ValueError(
-                f"no chromosome {chrom!r} in {name}; it has {repr(other) if other in sizes else one_of(known)}"
-            )
+        require_chrom(chrom, sizes, name)
         if start < 0 or end > sizes[chrom]:
             raise ValueError(
                 f"the window {start}-{end} leaves {chrom} of {name}, which spans 0-{sizes[chrom]}; is it of another "

@@ -62,10 +62,15 @@ def elsewhere(command: list[str], store: Path, *more: str) -> list[str]:
     return [*command, f"store.path={store}", *more]
 
 
+def with_args(command: list[str], dose: str, kind: str) -> str:
+    """The setting of the further inputs with others for the first two, and the tracks of the command."""
+    tracks = next(item for item in command if item.startswith("dataset.args")).rpartition(",")[2]
+    return f"dataset.args=[{dose},{kind},{tracks}"
+
+
 def test_the_values_are_those_of_the_core_bit_for_bit(whole: Path, command: list[str], given: Values) -> None:
     store = pipeline.open_store(whole)
     module = load_model(compose_config(command).model).module
-    rows_of = store.plan
     for start in range(0, N_ROWS, ROWS_PER_SHARD):
         rows = slice(start, start + ROWS_PER_SHARD)
         codes = np.asarray(store.codes[rows])
@@ -75,7 +80,7 @@ def test_the_values_are_those_of_the_core_bit_for_bit(whole: Path, command: list
             one_hot(torch.from_numpy(shuffle_codes(codes, [0, 1, 2]))),
             args=[torch.from_numpy(value[rows]) for value in given.all()],
             targets=[1, 0],
-            batch_size=rows_of.batch_size,
+            batch_size=store.plan.batch_size,
             device="cpu",
         )
         for name in ("hypothetical", "prediction", "reference_prediction", "convergence_delta"):
@@ -127,9 +132,8 @@ def test_the_same_command_goes_on_and_another_file_of_values_is_refused(
     for there in (whole, store):
         with pytest.raises(UserError, match=r"belongs to another run: input\.arg_2 is \w{12} there and \w{12} here\. "):
             pipeline.run(elsewhere(command, there, changed))
-    tracks = next(item for item in command if item.startswith("dataset.args")).rpartition(",")[2]
     with pytest.raises(UserError, match=r"input\.arg_0 is \w{12} there and \w{12} here; input\.arg_1 is "):
-        pipeline.run(elsewhere(command, store, f"dataset.args=[kind,dose,{tracks}"))
+        pipeline.run(elsewhere(command, store, with_args(command, "kind", "dose")))
     with pytest.raises(UserError, match=r"input\.arg_0 is \w{12} there and None here"):
         pipeline.run(elsewhere(command, store, "dataset.args=[]"))
     assert pipeline.run(elsewhere(command, store)).rows_computed == N_ROWS - ROWS_PER_SHARD
@@ -219,16 +223,15 @@ def test_a_model_without_further_inputs_says_so(inputs: Inputs, tmp_path: Path) 
 
 def test_a_wrong_type_or_shape_is_said_with_the_way_out(command: list[str], given: Values, tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
-    tracks = next(item for item in command if item.startswith("dataset.args")).rpartition(",")[2]
     with pytest.raises(
         UserError, match=r"dataset\.args gives dose as float32 \(N, 1\), dose as float32 .*:float or :i"
     ):
-        pipeline.run(elsewhere(command, store, f"dataset.args=[dose,dose,{tracks}"))
+        pipeline.run(elsewhere(command, store, with_args(command, "dose", "dose")))
     np.save(tmp_path / "kind.npy", given.kind + 99)
     with pytest.raises(UserError, match=r"index out of range.*kind\.npy as int64"):
-        pipeline.run(elsewhere(command, store, f"dataset.args=[dose,{tmp_path / 'kind.npy'},{tracks}"))
+        pipeline.run(elsewhere(command, store, with_args(command, "dose", f"{tmp_path / 'kind.npy'}")))
     np.save(tmp_path / "kind.npy", given.kind.astype(np.float64))
-    as_whole = f"dataset.args=[dose,{tmp_path / 'kind.npy'}:int,{tracks}"
+    as_whole = with_args(command, "dose", f"{tmp_path / 'kind.npy'}:int")
     assert pipeline.run(elsewhere(command, store, as_whole)).complete
 
 
@@ -238,11 +241,10 @@ def test_a_row_whose_further_input_the_model_does_not_take_is_named(
     kind = given.kind.copy()
     kind[13] = 99
     np.save(tmp_path / "kind.npy", kind)
-    tracks = next(item for item in command if item.startswith("dataset.args")).rpartition(",")[2]
     with pytest.raises(
         RunError, match=r"1 of 4 shards failed, 3 are done.* failed: row 13, 's13': IndexError: index out"
     ):
-        pipeline.run(elsewhere(command, tmp_path / "a.zarr", f"dataset.args=[dose,{tmp_path / 'kind.npy'},{tracks}"))
+        pipeline.run(elsewhere(command, tmp_path / "a.zarr", with_args(command, "dose", f"{tmp_path / 'kind.npy'}")))
 
 
 def test_both_strands_turn_tracks_and_leave_the_rest(command: list[str], given: Values, tmp_path: Path) -> None:

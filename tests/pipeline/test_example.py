@@ -16,7 +16,7 @@ from dlshap_core.engine import attribute
 from dlshap_core.references import shuffle_codes
 from dlshap_core.sequences import encode, one_hot
 from pipeline import scoring
-from pipeline.config import ModelConfig
+from pipeline.config import DatasetConfig, ModelConfig
 from pipeline.errors import UserError
 from pipeline.models import EXAMPLE_CHECKPOINT, LoadedModel, load_model
 from pipeline.scoring import EXAMPLE_TRUTH, Site
@@ -44,7 +44,7 @@ def model() -> LoadedModel:
 @pytest.fixture(scope="module")
 def example() -> tuple[list[str], np.ndarray, list[Site]]:
     """Names, (N, L) codes, planted sites."""
-    batches = list(open_source(SimpleNamespace(timeout_s=60, name="example", path=None)).batches())
+    batches = list(open_source(DatasetConfig(name="example")).batches())
     codes = np.stack([codes for rows in batches for codes in rows.codes if codes is not None])
     return [name for rows in batches for name in rows.name], codes, scoring.read_truth(EXAMPLE_TRUTH)
 

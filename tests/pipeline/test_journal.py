@@ -54,11 +54,11 @@ def test_a_run_that_fails_says_so(
 
     attribute = one_shard.attribute_rows
 
-    def fail_at_the_second(model: Any, plan: Any, codes: Any, references: Any) -> Any:
+    def fail_at_the_second(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise RuntimeError("no such luck")
-        return attribute(model, plan, codes, references)
+        return attribute(*arguments)
 
     calls: list[int] = []
     monkeypatch.setattr(one_shard, "attribute_rows", fail_at_the_second)

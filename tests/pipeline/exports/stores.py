@@ -54,7 +54,6 @@ def make_store(
         alleles: whether the rows are alleles of variants, in turn.
     """
     n, length = codes.shape
-    generator = np.random.default_rng(seed)
     counts = (n, length, list(targets), {}, N_REFERENCES, 0, 8, rows_per_shard)
     more = {"folds": list(folds), "per_fold": len(folds) > 1, "rows_per_group": 2 if alleles else 1}
     plan = Plan(*counts, "float32", 1, True, "cpu", "cpu", True, 1e-3, {}, **more)
@@ -74,38 +73,50 @@ def make_store(
     plain = {key: value for key, value in vars(plan).items() if key != "fingerprint"}
     attributes = {"plan": plain, "fingerprint": {}, "head": head, "config": config, "dataset": source or {}}
     staged.finish(plan, attributes, None)
+    values = _values(plan, codes, hypothetical, np.random.default_rng(seed))
+    for index in range(plan.n_shards) if done is None else done:
+        _write(path, plan, index, values)
+    record_sizes(path, plan)
+    if done is None:
+        zarr.open_group(path, mode="r+").attrs.update({"complete": True})
+    return open_store(path, allow_incomplete=True)
+
+
+def _values(
+    plan: Plan, codes: np.ndarray, hypothetical: np.ndarray | None, generator: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """What shards hold, of all rows."""
+    n, length = codes.shape
+    n_targets = len(plan.targets)
     if hypothetical is None:
-        hypothetical = generator.normal(size=(n, len(targets), 4, length))
+        hypothetical = generator.normal(size=(n, n_targets, 4, length))
     hypothetical = hypothetical.astype(np.float32)
     one_hot = codes[:, None, None, :] == np.arange(4)[:, None]
     values = {
         "attribution": (hypothetical * one_hot).sum(axis=2, dtype=np.float32),
         "hypothetical": hypothetical,
-        "prediction": generator.normal(size=(n, len(targets))).astype(np.float32),
-        "reference_prediction": generator.normal(size=(n, len(targets), N_REFERENCES)),
-        "convergence_delta": generator.normal(size=(n, len(targets), N_REFERENCES)) * 1e-6,
+        "prediction": generator.normal(size=(n, n_targets)).astype(np.float32),
+        "reference_prediction": generator.normal(size=(n, n_targets, N_REFERENCES)),
+        "convergence_delta": generator.normal(size=(n, n_targets, N_REFERENCES)) * 1e-6,
         "reference_checksum": generator.integers(0, 2**32, n, dtype=np.uint32),
     }
-    if len(folds) > 1:
+    if plan.per_fold:
         for name in ("attribution", "prediction"):
-            shape = (n, len(folds), *np.shape(values[name])[1:])
-            values[f"{name}_by_fold"] = generator.normal(size=shape)
-    place = open_place(path)
-    codec = ShardCodec(place)
-    for index in range(plan.n_shards) if done is None else done:
-        shard = plan.shard(index)
-        there = {name: array[shard.start : shard.stop] for name, array in values.items()}
-        if alleles:
-            names = ("attribution", "hypothetical", "prediction")
-            there |= {f"{name}_difference": there[name][1::2] - there[name][::2] for name in names}
-        write_shard(place, codec, shard, there)
-        record = path.parent / f"{path.name}.run" / "done" / f"{index:08d}.json"
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text("{}")
-    record_sizes(path, plan)
-    if done is None:
-        zarr.open_group(path, mode="r+").attrs.update({"complete": True})
-    return open_store(path, allow_incomplete=True)
+            values[f"{name}_by_fold"] = generator.normal(size=(n, len(plan.folds), *np.shape(values[name])[1:]))
+    return values
+
+
+def _write(path: Path, plan: Plan, index: int, values: dict[str, np.ndarray]) -> None:
+    """A shard of the values, and a record that it is done."""
+    shard, place = plan.shard(index), open_place(path)
+    there = {name: array[shard.start : shard.stop] for name, array in values.items()}
+    if plan.rows_per_group == 2:
+        of_alleles = ("attribution", "hypothetical", "prediction")
+        there |= {f"{name}_difference": there[name][1::2] - there[name][::2] for name in of_alleles}
+    write_shard(place, ShardCodec(place), shard, there)
+    record = path.parent / f"{path.name}.run" / "done" / f"{index:08d}.json"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text("{}")
 
 
 def record_sizes(path: Path, plan: Plan) -> None:

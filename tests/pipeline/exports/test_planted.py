@@ -19,11 +19,8 @@ from tests.pipeline.conftest import random_sequences
 MOTIF = "GATTACAGC"
 K = len(MOTIF)
 REVERSED = "GCTGTAATC"  # the same on the other strand
-PLUS, MINUS, HIDDEN = (
-    500,
-    1500,
-    2200,
-)  # where they begin; the last one is seen by no row that gives the track its values
+PLUS, MINUS = 500, 1500  # where they begin
+HIDDEN = 2200  # where one begins that is seen by no row that gives the track its values
 
 
 class Detector(nn.Module):

@@ -91,8 +91,8 @@ def test_what_does_not_fit_names_a_batch_size_that_does(
 def test_no_memory_at_all_is_said(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["run", *inputs.overrides(tmp_path / "a.zarr", TARGET, "run.shards=0")]
-    assert dispatch(command) == 0
+    command = ["run", *inputs.overrides(tmp_path / "a.zarr", TARGET, "engine.batch_size=4")]  # two sizes are below it
+    assert dispatch([*command, "run.shards=0"]) == 0
     monkeypatch.setenv("CHOOSY_ROOM", "0")
-    assert dispatch(["run", *inputs.overrides(tmp_path / "a.zarr", TARGET)]) == 1
+    assert dispatch([*command, "run.shards=1"]) == 1
     assert "Not even one pair fits into the memory of cpu" in capfd.readouterr().err

@@ -51,10 +51,11 @@ def test_a_store_that_fails_now_and_then(
 ) -> None:
     behind = bucket.behind(proxy)
     in_turn(proxy, faults, hang=40)
-    assert pipeline.run(inputs.overrides(f"{bucket.url}/a.zarr", *on(behind))).complete
+    two_shards = "store.rows_per_shard=12"  # every fault costs a pause
+    assert pipeline.run(inputs.overrides(f"{bucket.url}/a.zarr", *on(behind), two_shards)).complete
     assert proxy.done["hang"] == 1
     assert sum(proxy.done[fault] for fault in set(faults) if fault) > 20
-    check_whole(f"{bucket.url}/a.zarr", digest_of(), bucket.options)
+    check_whole(f"{bucket.url}/a.zarr", digest_of(two_shards), bucket.options)
 
 
 @pytest.mark.usefixtures("impatient")

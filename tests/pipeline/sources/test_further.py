@@ -21,7 +21,6 @@ from pipeline.entries import absolute, entry_problems, files_of, parse
 from pipeline.errors import UserError
 from pipeline.intake import Intake, signature, take_in
 from pipeline.sources import open_source
-from pipeline.sources.further import _BYTES_PER_BATCH
 from tests.pipeline.conftest import random_sequences
 
 N, LENGTH = 7, 30
@@ -164,7 +163,7 @@ def test_columns_that_are_not_there_are_named(tmp_path: Path) -> None:
     settings = table(tmp_path, ["1"] * N)
     found = refused(*settings, "dataset.args=[dosis]")
     assert found == (
-        f"dataset.args: {tmp_path / 't.csv'} has no column 'dosis'; its columns are 'name', 'sequence', 'dose'"
+        f"{tmp_path / 't.csv'} has no column 'dosis' (dataset.args); its columns are 'name', 'sequence', 'dose'"
     )
     assert "7 of 7 rows cannot be used: row 0 's0': dataset.args: column 'name'" in refused(
         *settings, "dataset.args=[name]"
@@ -289,7 +288,6 @@ def test_a_row_that_is_left_out_takes_its_values_with_it(tmp_path: Path) -> None
 
 
 def test_large_values_come_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _BYTES_PER_BATCH >= 1 << 20
     monkeypatch.setattr("pipeline.sources.further._BYTES_PER_BATCH", 100)
     path = saved(tmp_path / "x.npy", np.arange(N * 10, dtype=np.float32).reshape(N, 10))
     dataset = compose_config(fasta(tmp_path, f"[{path}]")).dataset
