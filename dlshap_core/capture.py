@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.gradients import OWN_NODES
 from dlshap_core.rows import PassesDiffer, Rows
-from dlshap_core.rules.kinds import Call, Constant, Integrated, Kind, Linear, Opened, replace_tensors, varying_tensors
+from dlshap_core.rules.integrated import Integrated
+from dlshap_core.rules.kinds import Call, Constant, Kind, Linear, Opened, replace_tensors, varying_tensors
 from dlshap_core.rules.masks import number_of
 from dlshap_core.rules.table import (
     CONVERTS_MASKS,

@@ -22,6 +22,7 @@ class Rows:
     n_sequences: int
     n_references: int
     n_padding: int = 0
+    goes_back_once: bool = True  # for a single target; for several it pays to keep multipliers
     is_careful: bool = False  # copy what is kept for the way back, as the model overwrites its activations
 
     def axis(self, observed: Tensor, reference: Tensor) -> int | None:

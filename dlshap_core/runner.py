@@ -72,6 +72,7 @@ class PairRunner:
         self._autocast_dtype = dtype
         self._args = args
         self._targets = targets
+        self._goes_back_once = not isinstance(targets, str) and len(targets) == 1
         self._modules = {id(module): name for name, module in model.named_modules()}
         self._seen = seen
         self._has_equal_rows = False
@@ -112,7 +113,9 @@ class PairRunner:
         if needs_company and n_references == 2:
             n_repeats = 2  # one row of padding would make both passes equal in size, and rows are told by size
         n_padding = 1 if needs_company and n_references > 2 else 0
-        layout = Rows(n_sequences * n_repeats, n_references // n_repeats, n_padding, self._is_careful)
+        layout = Rows(
+            n_sequences * n_repeats, n_references // n_repeats, n_padding, self._goes_back_once, self._is_careful
+        )
         tape = Tape()
         y = self._observe(sequences, rows, n_repeats + n_padding, tape, layout)
         if is_alone and n_references > 1 and not self._breaks_ties and tape.holds_any(BREAKS_TIES):

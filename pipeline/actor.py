@@ -21,7 +21,7 @@ from pipeline.commits import Failure, RunDirectory, whoami
 from pipeline.config import model_from_dict
 from pipeline.errors import RunError, ShardError, UserError
 from pipeline.flight import OneAtATime, Turns
-from pipeline.hardware import device_kind
+from pipeline.hardware import device_kind, keep_freed_memory
 from pipeline.models import load_model
 from pipeline.models.folds import fold_paths
 from pipeline.one_shard import attribute_shard
@@ -153,6 +153,7 @@ class Worker:
 
     def _load(self) -> tuple[tuple[nn.Module, ...], Draw]:
         if self._loaded is None:
+            keep_freed_memory()
             work, plan = self._work, self._work.plan
             _search(work)
             kind = device_kind(plan.device)

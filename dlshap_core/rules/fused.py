@@ -102,16 +102,19 @@ def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, n_
     return out.view(r.shape)
 
 
-def relu(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
-    """The gradient (B, M) times the share of [r, x] that is positive; x is (B / R, M)."""
+def relu(gradient: Tensor | None, x: Tensor, r: Tensor) -> Tensor:
+    """The gradient (B, M), if there is one, times the share of [r, x] that is positive; x is (B / R, M)."""
     return leaky_relu(gradient, x, r, 0.0)
 
 
-def leaky_relu(gradient: Tensor, x: Tensor, r: Tensor, negative_slope: float = 0.01) -> Tensor:
-    """The gradient (B, M) times 1 for the positive share of [r, x] and the slope for the rest."""
+def leaky_relu(gradient: Tensor | None, x: Tensor, r: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """The gradient (B, M), if there is one, times 1 for the positive share of [r, x] and the slope for the rest."""
     out = torch.empty_like(r)
-    arrays: list[Any] = [gradient.numpy(), x.numpy(), r.numpy(), float(negative_slope), out.numpy()]
-    _in_parts(kernels.times_share, arrays, r.shape[0], r.numel())
+    arrays: list[Any] = [x.numpy(), r.numpy(), float(negative_slope), out.numpy()]
+    if gradient is None:
+        _in_parts(kernels.shares, arrays, r.shape[0], r.numel())
+    else:
+        _in_parts(kernels.times_share, [gradient.numpy(), *arrays], r.shape[0], r.numel())
     return out
 
 
@@ -133,6 +136,12 @@ def pull_back(kernel: Kernel, gradient: Tensor, x: Tensor, r: Tensor, rest: tupl
     n_observed, n_rows = _rows(x, r)
     flat = gradient.to(r.dtype).contiguous().view(n_rows, -1)
     return kernel(flat, x.view(n_observed, -1), r.view(n_rows, -1), *rest).view(gradient.shape)
+
+
+def multipliers(kernel: Kernel, x: Tensor, r: Tensor, rest: tuple[Any, ...]) -> Tensor:
+    """What `pull_back` multiplies by, of the shape of r."""
+    n_observed, n_rows = _rows(x, r)
+    return kernel(None, x.view(n_observed, -1), r.view(n_rows, -1), *rest).view(r.shape)
 
 
 def _rows(x: Tensor, r: Tensor) -> tuple[int, int]:

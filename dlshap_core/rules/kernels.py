@@ -21,13 +21,26 @@ def times_share(
     tiny, low = r.dtype.type(np.finfo(r.dtype).tiny), r.dtype.type(slope)
     high = one - low
     for row in range(first, last):
-        source = row // n_repeats
-        for i in range(r.shape[1]):
-            a, b = x[source, i], r[row, i]
+        observed, reference, flowing, result = x[row // n_repeats], r[row], gradient[row], out[row]
+        for i in range(result.shape[0]):
+            a, b = observed[i], reference[i]
             share = max(a, b) / (abs(a - b) + tiny)
-            share = share if share > zero else zero
-            share = share if share < one else one
-            out[row, i] = gradient[row, i] * (low + high * share)
+            result[i] = flowing[i] * (low + high * min(max(share, zero), one))
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def shares(x: np.ndarray, r: np.ndarray, slope: float, out: np.ndarray, first: int, last: int) -> None:
+    """out = slope + (1 - slope) share for rows first to last: what `times_share` multiplies by."""
+    n_repeats = r.shape[0] // x.shape[0]
+    one, zero = r.dtype.type(1), r.dtype.type(0)
+    tiny, low = r.dtype.type(np.finfo(r.dtype).tiny), r.dtype.type(slope)
+    high = one - low
+    for row in range(first, last):
+        observed, reference, result = x[row // n_repeats], r[row], out[row]
+        for i in range(result.shape[0]):
+            a, b = observed[i], reference[i]
+            share = max(a, b) / (abs(a - b) + tiny)
+            result[i] = low + high * min(max(share, zero), one)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

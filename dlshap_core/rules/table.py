@@ -16,31 +16,28 @@ import torch
 import torch.nn.functional as F
 
 from dlshap_core.rules import arithmetic, attention, fused, maxima, normalization, recurrent, secants, softmaxes
+from dlshap_core.rules.elementwise import Elementwise, Power
+from dlshap_core.rules.integrated import INTEGRATED
 from dlshap_core.rules.kinds import (
-    INTEGRATED,
     Beside,
     Branch,
     Call,
     Constant,
     Detached,
-    Elementwise,
     FromFirst,
     Kind,
     Linear,
     MaxOf,
-    Multilinear,
     OnlyIf,
     Opened,
     Picks,
     Pieces,
-    Power,
-    Product,
-    Quotient,
     Refused,
     Spelled,
     is_varying,
 )
 from dlshap_core.rules.masks import Combination, Comparison, Negation, Select, SelectOrAssign
+from dlshap_core.rules.products import Multilinear, Product, Quotient
 
 
 def _names(text: str) -> list[str]:

@@ -47,6 +47,10 @@ def main() -> None:
     if arguments.device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here")
     torch.set_num_threads(arguments.threads)
+    if all(map(is_installed, BEYOND_THE_CORE)):
+        from pipeline.hardware import keep_freed_memory
+
+        keep_freed_memory()  # for all contenders, as a run's workers do
     options = options_of(arguments)
     results: dict[str, Any] = {"machine": machine.describe(options.device), "options": in_json(options)}
     print(machine.in_words(results["machine"]))

@@ -17,6 +17,7 @@ import torch
 from benchmarks.models import BPNet
 from dlshap_core import attribute, shuffle_codes
 from dlshap_core.sequences import one_hot
+from pipeline.hardware import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +47,7 @@ def rates(asked: dict[str, Any], n_processes: int) -> float:
 def work(asked: dict[str, Any]) -> float:
     """Seconds of the rows, references drawn within, after a warm-up."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     model = BPNet(asked["filters"], 1).eval()
     codes = np.random.RandomState(0).randint(0, 4, (asked["rows"], asked["length"])).astype(np.uint8)
 

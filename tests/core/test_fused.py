@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -77,8 +78,8 @@ class Between(nn.Module):
         return self.head(self.function(hidden).flatten(1))
 
 
-def multipliers(model: nn.Module, X: Tensor, references: Tensor, **options: int) -> Tensor:
-    result = explain(model, X, references, targets="all", **options).multipliers
+def multipliers(model: nn.Module, X: Tensor, references: Tensor, targets: Any = "all", **options: int) -> Tensor:
+    result = explain(model, X, references, targets=targets, **options).multipliers
     assert result is not None
     return result
 
@@ -98,11 +99,23 @@ def pairs() -> tuple[Tensor, Tensor]:
 def test_as_with_torchs_own_operations(name: str, dtype: torch.dtype) -> None:
     X, references = pairs()
     model = seeded(lambda: Between(FUNCTIONS[name]), dtype=dtype)
-    with mock.patch.object(fused, "takes", return_value=False):
-        expected = multipliers(model, X, references)
-    for batch_size in (1, 2, 5, 15):
-        found = multipliers(model, X, references, batch_size=batch_size)
-        assert relative_difference(found, expected) < TOLERANCE[dtype], batch_size
+    for targets in ([1], "all"):  # several keep their multipliers
+        with mock.patch.object(fused, "takes", return_value=False):
+            expected = multipliers(model, X, references, targets)
+        for batch_size in (1, 2, 5, 15):
+            found = multipliers(model, X, references, targets, batch_size=batch_size)
+            assert relative_difference(found, expected) < TOLERANCE[dtype], (targets, batch_size)
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky relu", "max-pooling", "softmax of positions"])
+def test_one_target_and_several_have_the_same_multipliers(name: str) -> None:
+    X, references = pairs()
+    model = seeded(lambda: Between(FUNCTIONS[name]))
+    together = multipliers(model, X, references)
+    for target in range(3):
+        alone = explain(model, X, references, targets=[target]).multipliers
+        assert alone is not None
+        assert relative_difference(alone[:, 0], together[:, target]) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["relu", "gelu", "softmax of positions", "max-pooling"])
@@ -135,6 +148,8 @@ def test_a_model_may_overwrite_what_a_rule_needs_later(name: str) -> None:
     expected = multipliers(seeded(lambda: Between(FUNCTIONS[name])), X, references)
     model = seeded(lambda: Between(overwritten(FUNCTIONS[name])))
     assert torch.equal(multipliers(model, X, references), expected)
+    alone = multipliers(model, X, references, [1])
+    assert torch.equal(alone, multipliers(seeded(lambda: Between(FUNCTIONS[name])), X, references, [1]))
 
 
 def test_a_relu_of_equal_activations() -> None:

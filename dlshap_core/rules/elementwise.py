@@ -1,0 +1,90 @@
+"""Elementwise functions of one tensor, and powers."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dlshap_core.gradients import multiply, pull_back_late
+from dlshap_core.rules import fused
+from dlshap_core.rules.integrated import INTEGRATED
+from dlshap_core.rules.kinds import Call, Kind, Spelled, is_varying
+from dlshap_core.rules.secants import average_derivative
+
+if TYPE_CHECKING:
+    from dlshap_core.capture import ForwardPass
+
+
+@dataclass(frozen=True)
+class Elementwise(Kind):
+    """An elementwise function of one tensor: its secant (rules.secants)."""
+
+    secant: Callable[..., Tensor]
+    label: str = "elementwise: secant"
+    kernel: fused.Kernel | None = None  # the same, where a gradient goes back through it on a CPU
+    smooth: Callable[..., Tensor] | None = None  # the function itself, where it has derivatives of all orders
+    kinked: Callable[..., Tensor] | None = None  # the function itself, where it has kinks
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        rest = call.first_input_only()
+        if rest is None:
+            return INTEGRATED.run(forward, call)
+        if not forward.replaying:
+            forward.record(call)
+            return call.plain()
+        args, kwargs = rest
+        (reference,) = call.inputs
+        value = call.with_inputs([reference.detach()])
+        has_tensor_arguments = any(isinstance(x, Tensor) for x in (*args, *kwargs.values()))
+        observed, reference_view = forward.observed_beside(call, expand=has_tensor_arguments)
+        fits = fused.fits(observed, reference_view) and value.dtype == reference.dtype
+        if fits and self.kernel is not None and not kwargs and forward.rows.goes_back_once:
+            kept = reference_view.clone() if call.in_place else forward.rows.keep(reference_view)
+            pullback = functools.partial(fused.pull_back, self.kernel, rest=args)
+            return call.finish(pull_back_late(reference, value, pullback, observed, kept))
+        if fits and self.kernel is not None and not kwargs:
+            multiplier = fused.multipliers(self.kernel, observed, reference_view, args)
+        elif fits and not has_tensor_arguments and (plain := self.smooth or self.kinked) is not None:
+            multiplier = self._in_one_pass(plain, observed, reference_view, value, args, kwargs)
+        else:
+            multiplier = self.secant(_at_least_float32(observed), _at_least_float32(reference_view), *args, **kwargs)
+        if value.shape != reference.shape:  # broadcast to a tensor argument; autograd adds up what flows back
+            reference = reference.expand(value.shape)
+        return call.finish(multiply(reference, value, multiplier.reshape(value.shape)))
+
+    def _in_one_pass(
+        self,
+        plain: Callable[..., Tensor],
+        observed: Tensor,
+        reference: Tensor,
+        value: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        def function(x: Tensor) -> Tensor:
+            return plain(x, *args, **kwargs)
+
+        def of_close(x: Tensor, r: Tensor) -> Tensor:
+            return average_derivative(function, x, r) if self.smooth else self.secant(x, r, *args, **kwargs)
+
+        return fused.secant(function, of_close, observed, reference, value)
+
+
+@dataclass(frozen=True)
+class Power(Kind):
+    """A constant power is elementwise; a constant base or two varying operands are exp(b log a)."""
+
+    elementwise: Elementwise
+    of_base: Spelled
+    label: str = "power"
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        exponent = call.args[1] if len(call.args) > 1 else call.kwargs["exponent"]
+        return (self.of_base if is_varying(exponent) else self.elementwise).run(forward, call)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
