@@ -186,10 +186,10 @@ def test_a_shard_that_fails_is_named_and_the_others_finish(
 ) -> None:
     real = one_shard.attribute_rows
 
-    def attribute_rows(folds: Any, plan: Any, codes: Any, references: Any) -> Any:
+    def attribute_rows(folds: Any, plan: Any, codes: Any, references: Any, args: Any) -> Any:
         if codes.tobytes() == third:
             raise ValueError("not this one")
-        return real(folds, plan, codes, references)
+        return real(folds, plan, codes, references, args)
 
     third = np.asarray(pipeline.open_store(finished).codes[12:18]).tobytes()
     monkeypatch.setattr(one_shard, "attribute_rows", attribute_rows)
