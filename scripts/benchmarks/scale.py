@@ -25,7 +25,7 @@ from pipeline.costs import Constants, Measured, Workload, cost
 from pipeline.resume import recorded, take_stock
 
 # rows, bases, rows in a shard, Ray's actors (0: without Ray)
-FULL = ((10_240, 2114, 1024, 0), (16_000, 40, 8, 0), (16_000, 40, 8, 2), (256_000, 200, 1024, 2))
+FULL = ((10_240, 2114, 1024, 0), (16_000, 40, 8, 0), (16_000, 40, 8, 2), (1_000_000, 100, 4096, 0))
 QUICK = ((2048, 2114, 512, 0), (800, 40, 8, 0))
 
 
