@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.gradients import OWN_NODES
+from dlshap_core.memory_format import READS_FORMAT, FormatMatters, MemoryFormat, keep_format_of_gradients
 from dlshap_core.rows import PassesDiffer, Rows
 from dlshap_core.rules.integrated import Integrated
 from dlshap_core.rules.kinds import Call, Constant, Kind, Linear, Opened, replace_tensors, varying_tensors
@@ -114,6 +115,7 @@ class ForwardPass(TorchFunctionMode):
         rows: the row layout of the two passes, and whether what is kept for later is copied.
         replaying: False for the sequences, True for the references.
         modules: names of the model's modules by id, for messages and reports.
+        memory_format: of the activations, and what is known of it.
         seen: filled by an audit, which goes on past an operation that is refused.
     """
 
@@ -123,12 +125,14 @@ class ForwardPass(TorchFunctionMode):
         rows: Rows,
         replaying: bool,
         modules: dict[int, str],
+        memory_format: MemoryFormat,
         seen: Seen | None = None,
     ) -> None:
         super().__init__()
         self.replaying = replaying
         self.rows = rows
         self._tape = tape
+        self.memory_format = memory_format
         self._modules = modules
         self._seen = seen
         self._has_derived = False
@@ -140,6 +144,8 @@ class ForwardPass(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name, in_place, kind = look_up(func)
+        if name in READS_FORMAT and self.memory_format.is_changed:
+            raise FormatMatters(f"the model reads {name!r} of an activation")
         if self.is_suspended or name in READS_NO_VALUES:
             return func(*args, **kwargs)
         try:
@@ -177,6 +183,8 @@ class ForwardPass(TorchFunctionMode):
         call = Call(func, name, in_place, args, kwargs, inputs)
         with contextlib.nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
             output = kind.run(self, call)
+        if self.replaying and self.memory_format.is_changed:
+            keep_format_of_gradients(inputs, output)
         # An integrated operation is listed by note_integration, with its nodes.
         if self._seen is not None and not isinstance(kind, (Opened, Integrated)):
             self._seen.operations[OperationKey(self.module_path(), name, kind.describe(call))] += 1

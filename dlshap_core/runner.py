@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dlshap_core.capture import ForwardPass, Overwritten, Seen, Tape, find_custom_function
 from dlshap_core.errors import UnsupportedModelError
+from dlshap_core.memory_format import MemoryFormat
 from dlshap_core.rows import PassesDiffer, Rows
 from dlshap_core.rules.table import BREAKS_TIES
 from dlshap_core.sequences import one_hot
@@ -75,6 +76,7 @@ class PairRunner:
         self._goes_back_once = not isinstance(targets, str) and len(targets) == 1
         self._modules = {id(module): name for name, module in model.named_modules()}
         self._seen = seen
+        self._memory_format = MemoryFormat.of(device, self._dtype)
         self._has_equal_rows = False
         self._breaks_ties = False
         self._is_careful = False
@@ -89,6 +91,18 @@ class PairRunner:
         if references.ndim == 3:
             references = one_hot(references, self._dtype, n_letters=X.shape[1])
         references = references.to(self._dtype)
+        try:
+            return self._run_matched(sequences, references, rows)
+        except Exception:
+            if not self._memory_format.is_changed:
+                raise
+        # Whatever failed may be due to the format of the activations.
+        self._memory_format.keep()
+        self._has_equal_rows = False
+        return self._run_matched(sequences, references, rows)
+
+    def _run_matched(self, sequences: Tensor, references: Tensor, rows: slice) -> Batch:
+        """The batch, after as many tries as it takes to match the rows of the two passes."""
         n_references = references.shape[1]
         while True:
             n_repeats = n_references if self._has_equal_rows else 1
@@ -149,12 +163,14 @@ class PairRunner:
     def _observe(self, sequences: Tensor, rows: slice, n_repeats: int, tape: Tape, layout: Rows) -> Tensor:
         """First pass: predictions (S n_repeats, T) of the sequences; fills the tape."""
         x = sequences.repeat_interleave(n_repeats, 0).requires_grad_()
-        return self._predict(x, rows, n_repeats, ForwardPass(tape, layout, False, self._modules, self._seen)).detach()
+        forward = ForwardPass(tape, layout, False, self._modules, self._memory_format, self._seen)
+        with self._memory_format.watching():
+            return self._predict(x, rows, n_repeats, forward).detach()
 
     def _replay(self, leaf: Tensor, rows: slice, n_references: int, tape: Tape, layout: Rows) -> tuple[Tensor, bool]:
         """Second pass: predictions (S K, T) of the references with multipliers in place of gradients, and whether
         contributions add up by design."""
-        forward = ForwardPass(tape, layout, True, self._modules, self._seen)
+        forward = ForwardPass(tape, layout, True, self._modules, self._memory_format, self._seen)
         y = self._predict(leaf, rows, n_references, forward)
         tape.check_consumed()
         if not self._is_checked:

@@ -38,12 +38,12 @@ def route(
     rounding: float,
     largest: float,
 ) -> Tensor:
-    """What `maxima._route` does with a gradient (rows, outputs): (rows, inputs).
+    """What `maxima._route` does with a gradient (rows, outputs, C): (rows, inputs, C).
 
     Args:
-        gradient: (B, outputs), B = S K n_inner rows.
-        x, r: (S n_inner, inputs) and (B, inputs).
-        places_x, places_r: of the maxima, (S n_inner, outputs) and (B, outputs).
+        gradient: (B, outputs, C), B = S K n_inner rows, C channels that lie side by side in memory.
+        x, r: (S n_inner, inputs, C) and (B, inputs, C).
+        places_x, places_r: of the maxima, (S n_inner, outputs, C) and (B, outputs, C).
         n_inner: rows of one sequence.
         rounding: relative to the largest maximum of a row, what counts as no change.
         largest: stands for infinity.
@@ -66,6 +66,8 @@ def secant(
 
     It is the ratio of differences but of the few elements that are too close for it, which are left to `of_close`.
     """
+    order = _order(r)
+    x, r, y_r = x.permute(order), r.permute(order), y_r.view(r.shape).permute(order)
     n_observed, n_rows = _rows(x, r)
     flat_x, flat_r = x.view(n_observed, -1), r.view(n_rows, -1)
     tensors = (flat_x, flat_r, function(x).reshape(flat_x.shape), y_r.reshape(flat_r.shape))
@@ -78,7 +80,7 @@ def secant(
         close, places = r.new_empty(2, int(ends[-1])), np.empty(ends[-1], dtype=np.int64)
         _in_parts(kernels.gather, [*arrays[:2], ratios, ends, places, close.numpy()], n_rows, r.numel())
         _in_parts(kernels.put, [of_close(*close).numpy(), ends, places, ratios], n_rows, r.numel())
-    return out.view(r.shape)
+    return _back(out.view(r.shape), order)
 
 
 # (1 - exp(-t)) / t = 1 - t/2 + t^2/6 - ..., as in `softmaxes`
@@ -121,9 +123,11 @@ def leaky_relu(gradient: Tensor | None, x: Tensor, r: Tensor, negative_slope: fl
 def fits(x: Tensor, r: Tensor) -> bool:
     """Whether the kernels take an observed (..., 1, ...) and a reference activation (..., R, ...), as `Rows.beside`
     gives them, or two of the same shape."""
-    if not takes(x, r) or not x.is_contiguous() or not r.is_contiguous():
+    if not takes(x, r):
         return False
-    return r.numel() >= max(1, _SMALLEST_ROW * _rows(x, r)[1])
+    order = _order(r)
+    x, r = x.permute(order), r.permute(order)
+    return x.is_contiguous() and r.is_contiguous() and r.numel() >= max(1, _SMALLEST_ROW * _rows(x, r)[1])
 
 
 def takes(*activations: Tensor) -> bool:
@@ -133,15 +137,30 @@ def takes(*activations: Tensor) -> bool:
 
 def pull_back(kernel: Kernel, gradient: Tensor, x: Tensor, r: Tensor, rest: tuple[Any, ...]) -> Tensor:
     """The kernel on activations that fit and a gradient of as many elements as r; of the gradient's shape."""
+    order = _order(r)
+    flowing = gradient.to(r.dtype).view(r.shape).permute(order).contiguous()
+    x, r = x.permute(order), r.permute(order)
     n_observed, n_rows = _rows(x, r)
-    flat = gradient.to(r.dtype).contiguous().view(n_rows, -1)
-    return kernel(flat, x.view(n_observed, -1), r.view(n_rows, -1), *rest).view(gradient.shape)
+    out = kernel(flowing.view(n_rows, -1), x.view(n_observed, -1), r.view(n_rows, -1), *rest).view(r.shape)
+    return _back(out, order).view(gradient.shape)
 
 
 def multipliers(kernel: Kernel, x: Tensor, r: Tensor, rest: tuple[Any, ...]) -> Tensor:
     """What `pull_back` multiplies by, of the shape of r."""
+    order = _order(r)
+    x, r = x.permute(order), r.permute(order)
     n_observed, n_rows = _rows(x, r)
-    return kernel(None, x.view(n_observed, -1), r.view(n_rows, -1), *rest).view(r.shape)
+    return _back(kernel(None, x.view(n_observed, -1), r.view(n_rows, -1), *rest).view(r.shape), order)
+
+
+def _order(x: Tensor) -> list[int]:
+    """The axes as they lie in memory, the widest step first."""
+    return sorted(range(x.ndim), key=lambda axis: -x.stride(axis))
+
+
+def _back(x: Tensor, order: list[int]) -> Tensor:
+    """The axes from their order in memory to that of the model."""
+    return x.permute(sorted(range(x.ndim), key=order.__getitem__))
 
 
 def _rows(x: Tensor, r: Tensor) -> tuple[int, int]:

@@ -57,33 +57,37 @@ def times_route(
     first: int,
     last: int,
 ) -> None:
-    """Rows first to last of `maxima._route`: `out` (rows, inputs) gets the gradient (rows, outputs) of each window."""
+    """Rows first to last of `maxima._route`: `out` (rows, inputs, C) gets the gradient (rows, outputs, C) of each
+    window; C channels lie side by side, if that is how they lie in memory, else 1."""
     kind = r.dtype.type
     top, limit_of_size = kind(largest), kind(rounding)
     n_repeats = r.shape[0] // x.shape[0]
+    n_outputs, n_channels = gradient.shape[1:]
+    limits = np.empty(n_channels, dtype=r.dtype)
     for row in range(first, last):
         source = row // (n_repeats * n_inner) * n_inner + row % n_inner
-        size = kind(0)
-        for o in range(gradient.shape[1]):
-            value = abs(r[row, places_r[row, o]])
-            if size < value < top / 2:
-                size = value
-        limit = limit_of_size * size
-        out[row] = 0
-        for o in range(gradient.shape[1]):
-            best_x, best_r, g = places_x[source, o], places_r[row, o], gradient[row, o]
-            value_x = min(max(x[source, best_x], -top), top)
-            value_r = min(max(r[row, best_r], -top), top)
-            step = value_x - min(max(r[row, best_x], -top), top)
-            is_unchanged = abs(step) <= limit
-            if is_unchanged:
-                out[row, best_x] += g
-            if value_x >= value_r:
-                if not is_unchanged and value_x != value_r:
-                    out[row, best_x] += g * ((value_x - value_r) / step)
-            elif not (is_unchanged and best_r == best_x):
-                step = min(max(x[source, best_r], -top), top) - value_r
-                out[row, best_r] += g * ((value_x - value_r) / step)
+        # Flat, with unsigned places: numba lets signed ones count from the end, which takes as long as the rest.
+        observed, reference, result = x[source].reshape(-1), r[row].reshape(-1), out[row].reshape(-1)
+        result[:] = 0
+        limits[:] = 0
+        for o in range(n_outputs):
+            for c in range(n_channels):
+                value = abs(reference[np.uintp(places_r[row, o, c] * n_channels + c)])
+                limits[c] = max(limits[c], value if value < top / 2 else kind(0))
+        limits *= limit_of_size
+        for o in range(n_outputs):
+            for c in range(n_channels):
+                best_x = np.uintp(places_x[source, o, c] * n_channels + c)
+                best_r = np.uintp(places_r[row, o, c] * n_channels + c)
+                value_x, value_r = min(max(observed[best_x], -top), top), min(max(reference[best_r], -top), top)
+                step = value_x - min(max(reference[best_x], -top), top)
+                is_unchanged, rises = abs(step) <= limits[c], value_x >= value_r
+                # Both shares, and no branch: no processor foresees which of the two it is.
+                share = (value_x - value_r) / step if rises and value_x != value_r else kind(0)
+                result[best_x] += gradient[row, o, c] * (kind(1) if is_unchanged else share)
+                step = min(max(observed[best_r], -top), top) - value_r
+                falls = not rises and not (is_unchanged and best_r == best_x)
+                result[best_r] += gradient[row, o, c] * ((value_x - value_r) / step if falls else kind(0))
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

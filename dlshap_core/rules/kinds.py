@@ -7,7 +7,7 @@ record back as the other end of each difference, compute the reference's value, 
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -136,6 +136,33 @@ class Linear(Kind):
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
         return call.plain()
+
+
+@dataclass(frozen=True)
+class LinearBy(Linear):
+    """The same linear map by another function of the same arguments, which is faster."""
+
+    function: Callable[..., Any] = field(kw_only=True)
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        return self.function(*call.args, **call.kwargs)
+
+
+@dataclass(frozen=True)
+class Reshaping(Linear):
+    """What is a view in one memory format and a copy in another: the model must write into neither of the two."""
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        if not forward.memory_format.is_changed:
+            return call.plain()
+        x = call.inputs[0]
+        if call.name == "view" and torch.dtype not in map(type, (*call.args, *call.kwargs.values())):
+            output = x.reshape(*call.args[1:], **call.kwargs)
+        else:
+            output = x.reshape_as(*call.args[1:], **call.kwargs) if call.name == "view_as" else call.plain()
+        if not forward.replaying:  # the other pass does the same, and would keep more memory
+            forward.memory_format.watch(x, output)
+        return output
 
 
 @dataclass(frozen=True)

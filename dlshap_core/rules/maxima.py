@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlshap_core.gradients import pull_back, pull_back_late
+from dlshap_core.memory_format import has_channels_last
 from dlshap_core.rows import Rows
 from dlshap_core.rules import fused
 
@@ -80,16 +81,20 @@ def _max_over_windows(
     largest = _stands_for_infinity(reference.dtype)
     shape, flat = reference.shape, (-n_axes, -1)
     if axis in (0, None) and reference.ndim > n_axes and fused.takes(observed, reference):
-        n_inner = shape[1:-n_axes].numel() if axis == 0 else 1
+        channels_last = n_axes == reference.ndim - 2 and has_channels_last(reference)
+        n_inner = 1 if axis is None or channels_last else shape[1:-n_axes].numel()
 
-        def two_axes(z: Tensor) -> Tensor:
-            return z.flatten(*flat).flatten(0, -2).contiguous()
+        def three_axes(z: Tensor) -> Tensor:
+            """(rows, inputs or outputs, channels that lie side by side)."""
+            z = z.flatten(*flat)
+            return (z.transpose(1, 2) if channels_last else z.flatten(0, -2).unsqueeze(-1)).contiguous()
 
-        places_x, places_r = two_axes(observed_places), two_axes(reference_places)
+        places_x, places_r = three_axes(observed_places), three_axes(reference_places)
 
         def pullback(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
-            gradient, x, r = (two_axes(z) for z in (gradient, x, r))
-            return fused.route(gradient, x, r, places_x, places_r, n_inner, rounding(r.dtype), largest).reshape(shape)
+            gradient, x, r = (three_axes(z) for z in (gradient, x, r))
+            routed = fused.route(gradient, x, r, places_x, places_r, n_inner, rounding(r.dtype), largest)
+            return (routed.transpose(1, 2) if channels_last else routed).reshape(shape)
 
         kept = rows.keep(reference.detach())
         return pull_back_late(reference, reference_value, pullback, observed, kept), reference_places

@@ -19,6 +19,25 @@ from dlshap_core.rules.kinds import Beside
 from dlshap_core.rules.secants import finite_or_zero
 
 
+def batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """x scale + shift with running statistics: one pass over memory there and one back, however the input lies in it."""
+    scale = torch.rsqrt(running_var + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    along = (-1, *[1] * (input.ndim - 2))
+    return torch.addcmul(shift.view(along), input, scale.view(along)).to(input.dtype)
+
+
 def layer_norm(
     input: Tensor,
     normalized_shape: list[int],

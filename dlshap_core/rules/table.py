@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from dlshap_core.memory_format import SHARES_OR_COPIES
 from dlshap_core.rules import arithmetic, attention, fused, maxima, normalization, recurrent, secants, softmaxes
 from dlshap_core.rules.elementwise import Elementwise, Power
 from dlshap_core.rules.integrated import INTEGRATED
@@ -27,17 +28,19 @@ from dlshap_core.rules.kinds import (
     FromFirst,
     Kind,
     Linear,
+    LinearBy,
     MaxOf,
     OnlyIf,
     Opened,
     Picks,
     Pieces,
     Refused,
+    Reshaping,
     Spelled,
     is_varying,
 )
 from dlshap_core.rules.masks import Combination, Comparison, Negation, Select, SelectOrAssign
-from dlshap_core.rules.products import Multilinear, Product, Quotient
+from dlshap_core.rules.products import Convolution, Multilinear, Product, Quotient
 
 
 def _names(text: str) -> list[str]:
@@ -311,6 +314,8 @@ def _build_table() -> dict[str, Kind]:
     table: dict[str, Kind] = dict.fromkeys(_CONSTANT, Constant())
     table |= dict.fromkeys(_LINEAR, Linear())
     table |= dict.fromkeys(_MULTILINEAR, Multilinear())
+    table |= dict.fromkeys(SHARES_OR_COPIES, Reshaping())
+    table |= dict.fromkeys(_names("conv1d conv2d"), Convolution())
     table |= dict.fromkeys(_names("mul multiply"), Product())
     table |= dict.fromkeys(_names("matmul mm bmm"), Product(is_of_matrices=True))
     table |= dict.fromkeys(
@@ -353,7 +358,7 @@ def _build_table() -> dict[str, Kind]:
     table["pow"] = table["float_power"] = Power(Elementwise(secants.power), Spelled(arithmetic.power_of_base, "power"))
     table["rrelu"] = OnlyIf(Elementwise(secants.rrelu), _is_not_training(3, "training"), "it is random while training")
     table["batch_norm"] = OnlyIf(
-        Linear(),
+        LinearBy(function=normalization.batch_norm),
         _is_not_training(5, "training"),
         "batch statistics mix the sequences of a batch; use running statistics",
     )

@@ -1,0 +1,109 @@
+"""Convolutions with the channels last in memory, which a CPU does up to twice as fast, and what watches over it.
+
+What a model computes does not depend on how its activations lie in memory, with two exceptions, which are noticed: it
+asks for strides or addresses, or it writes in place into one of two tensors that share their memory in one format and
+not in the other. Then, and after any failure, the batch is done again in the model's own format.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_DTYPES = (torch.float32, torch.bfloat16)  # the others are not computed by oneDNN, and gain nothing
+
+# Whether these give a view or a copy depends on the memory format.
+SHARES_OR_COPIES = frozenset({"contiguous", "flatten", "ravel", "reshape", "reshape_as", "view", "view_as"})
+# These read it.
+READS_FORMAT = frozenset({"as_strided", "data_ptr", "storage", "storage_offset", "stride", "untyped_storage"})
+
+
+class FormatMatters(Exception):
+    """The model's result may depend on how its activations lie in memory."""
+
+
+@dataclass
+class MemoryFormat:
+    """Whether convolutions may put the channels last, whether one did, and which tensors must not be written to."""
+
+    may_change: bool
+    is_changed: bool = False
+    _watched: list[tuple[Tensor, int]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, device: torch.device, dtype: torch.dtype) -> "MemoryFormat":
+        """Free to change where that is faster."""
+        has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+        return cls(may_change=device.type == "cpu" and dtype in _DTYPES and has_onednn)
+
+    def keep(self) -> None:
+        """Leave all formats as they are from now on."""
+        self.may_change = self.is_changed = False
+
+    def watch(self, *tensors: Tensor) -> None:
+        """From here to the end of the pass these must not be written to."""
+        self._watched += [(x, x._version) for x in tensors]
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Around a pass.
+
+        Raises:
+            FormatMatters: a tensor that must not be written to was.
+        """
+        self._watched.clear()
+        yield
+        if any(x._version != version for x, version in self._watched):
+            raise FormatMatters("the model writes in place into what it reshaped")
+        self._watched.clear()
+
+
+def takes(input: Tensor, weight: Tensor) -> bool:
+    """Whether `convolve` is for this input and these weights."""
+    return input.ndim == weight.ndim and input.ndim in (3, 4) and input.dtype in _DTYPES
+
+
+def convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """conv1d of (B, C, L) or conv2d of (B, C, H, W), computed and returned with the channels last in memory."""
+    if input.ndim == 4:
+        x, w = (z.contiguous(memory_format=torch.channels_last) for z in (input, weight))
+        return F.conv2d(x, w, bias, stride, padding, dilation, groups)
+    x, w = (z.unsqueeze(2).contiguous(memory_format=torch.channels_last) for z in (input, weight))
+    padding = padding if isinstance(padding, str) else (0, _single(padding))
+    return F.conv2d(x, w, bias, (1, _single(stride)), padding, (1, _single(dilation)), groups).squeeze(2)
+
+
+def keep_format_of_gradients(inputs: list[Tensor], output: Any) -> None:
+    """Have gradients of the inputs of an operation come back in the inputs' format.
+
+    Sums, slices and whatever else changes the shape bring them back in another one. Where branches meet, gradients are
+    added up in the format of the first, and without this all that is before would be in it.
+    """
+    for x in inputs:
+        if has_channels_last(x) and getattr(output, "shape", None) != x.shape:
+            x.register_hook(_put_channels_last)
+
+
+def has_channels_last(x: Tensor) -> bool:
+    """Whether of (B, C, L) or (B, C, H, W) the channels, and not the positions, are side by side in memory."""
+    return x.ndim in (3, 4) and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+
+
+def _put_channels_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _single(size: Any) -> int:
+    return size[0] if isinstance(size, (tuple, list)) else size
