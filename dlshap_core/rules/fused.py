@@ -7,12 +7,8 @@ times them: as many reads and writes as torch's own backward of a ReLU, and noth
 Shape legend: B rows of references, of which R in a row share a row of the observed activations; M elements in a row.
 """
 
-import functools
-import itertools
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,10 +16,10 @@ import torch
 from torch import Tensor
 
 from dlshap_core.rules import kernels, secants
+from dlshap_core.rules.threads import in_parts
 
 _DTYPES = (torch.float32, torch.float64)
 _SMALLEST_ROW = 16  # elements; shorter rows are left to torch, whose loops do not care
-_SMALLEST_PART = 1 << 16  # elements of a thread
 
 Kernel = Callable[..., Tensor]
 
@@ -51,7 +47,7 @@ def route(
     out = torch.empty_like(r)
     tensors = [gradient.to(r.dtype).contiguous(), x, r, places_x, places_r]
     arrays: list[Any] = [*(tensor.numpy() for tensor in tensors), n_inner, rounding, largest, out.numpy()]
-    _in_parts(kernels.times_route, arrays, r.shape[0], r.numel())
+    in_parts(kernels.times_route, arrays, r.shape[0], r.numel())
     return out
 
 
@@ -74,12 +70,12 @@ def secant(
     arrays: list[Any] = [z.contiguous().numpy() for z in tensors]
     out = torch.empty_like(flat_r)
     ratios, n_close = out.numpy(), np.empty(n_rows, dtype=np.int64)
-    _in_parts(kernels.ratios, [*arrays, secants.STEPS[r.dtype], ratios, n_close], n_rows, r.numel())
+    in_parts(kernels.ratios, [*arrays, secants.STEPS[r.dtype], ratios, n_close], n_rows, r.numel())
     ends = n_close.cumsum()
     if ends[-1] > 0:
         close, places = r.new_empty(2, int(ends[-1])), np.empty(ends[-1], dtype=np.int64)
-        _in_parts(kernels.gather, [*arrays[:2], ratios, ends, places, close.numpy()], n_rows, r.numel())
-        _in_parts(kernels.put, [of_close(*close).numpy(), ends, places, ratios], n_rows, r.numel())
+        in_parts(kernels.gather, [*arrays[:2], ratios, ends, places, close.numpy()], n_rows, r.numel())
+        in_parts(kernels.put, [of_close(*close).numpy(), ends, places, ratios], n_rows, r.numel())
     return _back(out.view(r.shape), order)
 
 
@@ -100,7 +96,7 @@ def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, n_
     out = torch.empty_like(others[1])
     arrays: list[Any] = [gradient.numpy(), *(z.numpy() for z in others), n_inner]
     arrays += [tuple(SERIES.astype(arrays[0].dtype)), out.numpy()]
-    _in_parts(kernels.times_softmax, arrays, len(out), out.numel())
+    in_parts(kernels.times_softmax, arrays, len(out), out.numel())
     return out.view(r.shape)
 
 
@@ -114,9 +110,9 @@ def leaky_relu(gradient: Tensor | None, x: Tensor, r: Tensor, negative_slope: fl
     out = torch.empty_like(r)
     arrays: list[Any] = [x.numpy(), r.numpy(), float(negative_slope), out.numpy()]
     if gradient is None:
-        _in_parts(kernels.shares, arrays, r.shape[0], r.numel())
+        in_parts(kernels.shares, arrays, r.shape[0], r.numel())
     else:
-        _in_parts(kernels.times_share, [gradient.numpy(), *arrays], r.shape[0], r.numel())
+        in_parts(kernels.times_share, [gradient.numpy(), *arrays], r.shape[0], r.numel())
     return out
 
 
@@ -167,27 +163,3 @@ def _rows(x: Tensor, r: Tensor) -> tuple[int, int]:
     """Rows of the observed activation, and of the reference's."""
     axis = next((d for d in range(r.ndim) if x.shape[d] != r.shape[d]), 0)
     return x.shape[: axis + 1].numel(), r.shape[: axis + 1].numel()
-
-
-def _in_parts(kernel: Callable[..., None], arrays: list[Any], n_rows: int, n_elements: int) -> None:
-    """Rows shared among as many threads as torch would use. Numba's own threads serve one caller at a time."""
-    if n_elements == 0:
-        return
-    n_parts = min(torch.get_num_threads(), n_rows, max(1, n_elements // _SMALLEST_PART))
-    if n_parts == 1:
-        kernel(*arrays, 0, n_rows)
-        return
-    edges = [n_rows * part // n_parts for part in range(n_parts + 1)]
-    own, *others = itertools.pairwise(edges)
-    pending = [_threads().submit(kernel, *arrays, *part) for part in others]
-    kernel(*arrays, *own)
-    for part in pending:
-        part.result()
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="dlshap-fused")
-
-
-os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked process has none of the threads

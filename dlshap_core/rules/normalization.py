@@ -30,7 +30,7 @@ def batch_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> Tensor:
-    """x scale + shift with running statistics: one pass over memory there and one back, however the input lies in it."""
+    """x scale + shift with running statistics: one pass over memory there and one back, in any memory format."""
     scale = torch.rsqrt(running_var + eps)
     scale = scale if weight is None else scale * weight
     shift = -running_mean * scale if bias is None else bias - running_mean * scale

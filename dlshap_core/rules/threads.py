@@ -1,0 +1,85 @@
+"""Rows of a kernel shared among threads: those of torch itself where they can be had.
+
+After each operation torch's OpenMP threads keep their processors busy for a while, waiting for the next; threads of
+our own would share the processors with them, and two of them take as long as one. GNU's runtime, which torch brings
+along on Linux, has one function that compiled code calls for a parallel region, `GOMP_parallel`; called from here it
+wakes the same threads. Elsewhere there is a pool of our own. Numba's threads serve one caller at a time.
+"""
+
+import ctypes
+import functools
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_SMALLEST_PART = 1 << 16  # elements of a thread
+_MAPS = Path("/proc/self/maps")
+_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def in_parts(kernel: Callable[..., None], arrays: list[Any], n_rows: int, n_elements: int) -> None:
+    """kernel(*arrays, first, last) for all rows, on as many threads as torch would use."""
+    if n_elements == 0:
+        return
+    n_parts = min(torch.get_num_threads(), n_rows, max(1, n_elements // _SMALLEST_PART))
+    if n_parts == 1:
+        kernel(*arrays, 0, n_rows)
+        return
+    edges = [n_rows * part // n_parts for part in range(n_parts + 1)]
+    parts = list(itertools.pairwise(edges))
+    runtime = _runtime()
+    if runtime is None:
+        for pending in [_pool().submit(kernel, *arrays, *part) for part in parts]:
+            pending.result()
+    else:
+        _in_region(runtime, kernel, arrays, parts)
+
+
+def _in_region(
+    runtime: ctypes.CDLL, kernel: Callable[..., None], arrays: list[Any], parts: list[tuple[int, int]]
+) -> None:
+    errors: list[BaseException] = []
+    pending = iter(parts)  # the interpreter's lock lets one thread at a time take a part
+
+    def run(_: int | None) -> None:
+        try:
+            for part in pending:  # the runtime may give fewer threads than it is asked for
+                kernel(*arrays, *part)
+        except BaseException as error:  # noqa: BLE001  # raised below; from here it would only be printed
+            errors.append(error)
+
+    runtime.GOMP_parallel(_Body(run), None, len(parts), 0)
+    if errors:
+        raise errors[0]
+
+
+@functools.cache
+def _runtime() -> ctypes.CDLL | None:
+    """The OpenMP runtime that torch uses, if it is GNU's and there is no doubt which one it is."""
+    if "parallel backend: OpenMP" not in torch.__config__.parallel_info() or not _MAPS.is_file():
+        return None
+    mapped = {line.split(maxsplit=5)[-1] for line in _MAPS.read_text().splitlines() if "libgomp" in line}
+    if len(mapped) > 1:
+        site = Path(torch.__file__).parent.parent
+        mapped = {path for path in mapped if Path(path).is_relative_to(site) and "torch" in path}
+    if len(mapped) != 1:
+        return None
+    library = ctypes.CDLL(mapped.pop())
+    if not hasattr(library, "GOMP_parallel"):
+        return None
+    library.GOMP_parallel.argtypes = [_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    library.GOMP_parallel.restype = None
+    return library
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="dlshap-kernels")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of the threads
