@@ -37,7 +37,7 @@ class MemoryFormat:
     @classmethod
     def of(cls, device: torch.device, dtype: torch.dtype) -> "MemoryFormat":
         """Free to change where that is faster."""
-        has_onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+        has_onednn = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
         return cls(may_change=device.type == "cpu" and dtype in _DTYPES and has_onednn)
 
     def keep(self) -> None:

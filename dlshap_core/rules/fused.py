@@ -151,7 +151,8 @@ def multipliers(kernel: Kernel, x: Tensor, r: Tensor, rest: tuple[Any, ...]) -> 
 
 def _order(x: Tensor) -> list[int]:
     """The axes as they lie in memory, the widest step first."""
-    return sorted(range(x.ndim), key=lambda axis: -x.stride(axis))
+    steps = x.stride()
+    return sorted(range(x.ndim), key=lambda axis: -steps[axis])
 
 
 def _back(x: Tensor, order: list[int]) -> Tensor:

@@ -1,0 +1,235 @@
+"""Convolutions with the channels last in memory: the same values, and models that depend on the format are noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlshap_core import memory_format
+from dlshap_core.memory_format import MemoryFormat, convolve, has_channels_last
+from dlshap_core.rules import products
+from tests.core.toolbox import Apply, explain, multipliers, relative_difference, seeded, sequences, shuffled
+
+L = 40
+C = 6
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[Tensor, Tensor]:
+    X = sequences(3, L, seed=1)
+    return X, shuffled(X, 4)
+
+
+@pytest.fixture
+def convolved() -> Iterator[mock.Mock]:
+    """Counts the convolutions computed with the channels last."""
+    with mock.patch.object(products.memory_format, "convolve", wraps=convolve) as counted:
+        yield counted
+
+
+@pytest.mark.skipif(not MemoryFormat.of(torch.device("cpu"), torch.float32).may_change, reason="oneDNN is not there")
+def test_where_formats_change() -> None:
+    cpu = torch.device("cpu")
+    assert MemoryFormat.of(cpu, torch.float32).may_change
+    assert not MemoryFormat.of(cpu, torch.float64).may_change
+    assert not MemoryFormat.of(torch.device("cuda"), torch.float32).may_change
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        assert not MemoryFormat.of(cpu, torch.float32).may_change
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": 3},
+        {"stride": (2,), "padding": (4,)},
+        {"padding": "same", "dilation": 3},
+        {"padding": "valid"},
+        {"padding": 6, "dilation": 2, "groups": 2},
+        {"groups": C},
+    ],
+)
+@pytest.mark.parametrize("kernel_size", [1, 4, 5])
+def test_convolutions_of_one_axis(kernel_size: int, options: dict[str, Any], bias: bool) -> None:
+    layer = seeded(lambda: nn.Conv1d(C, 2 * C, kernel_size, bias=bias, **options), dtype=torch.float32)
+    x = torch.randn(5, C, L, generator=torch.Generator().manual_seed(0))
+    arguments = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    found = convolve(x, layer.weight, layer.bias, *arguments)
+    assert has_channels_last(found)
+    assert relative_difference(found.detach(), layer(x).detach()) < 1e-6
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": (1, 2)}, {"padding": "same", "dilation": (1, 2)}])
+def test_convolutions_of_two_axes(options: dict[str, Any]) -> None:
+    layer = seeded(lambda: nn.Conv2d(C, 2 * C, (2, 3), **options), dtype=torch.float32)
+    x = torch.randn(5, C, 4, L, generator=torch.Generator().manual_seed(0))
+    found = convolve(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation)
+    assert has_channels_last(found)
+    assert relative_difference(found.detach(), layer(x).detach()) < 1e-6
+
+
+def residual(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    x = F.relu(stem(x))
+    return (x + F.relu(layer(x))).mean(-1)
+
+
+def in_two_dimensions(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    x = F.relu(F.conv2d(x.unsqueeze(1), stem.weight.unsqueeze(1)).squeeze(2))
+    return F.max_pool1d(layer(x), 4).view(len(x), -1)[:, ::7]
+
+
+def attention(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    tokens = F.gelu(stem(x)).transpose(1, 2)
+    weights = (tokens @ tokens.mT / 2).softmax(-1)
+    return layer((weights @ tokens).transpose(1, 2)).amax(-1)
+
+
+def views(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    x = stem(x).view(len(x), 2, -1, L).relu().view(len(x), C, L)
+    return layer(x.flatten(1).view_as(x).contiguous()).reshape(len(x), -1).unflatten(1, (C, -1))[:, :, 3:9].sum(-1)
+
+
+def normalised(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    x = F.layer_norm(stem(x), (L,))
+    x = F.batch_norm(x, torch.linspace(-1, 1, C), torch.linspace(1, 2, C), torch.linspace(2, 1, C))
+    return F.avg_pool1d(F.silu(layer(F.group_norm(x, 2))), L).squeeze(-1)
+
+
+def recurrent(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    return F.softmax(layer(stem(x)), 1).cumsum(-1)[..., -3:].mean(-1)
+
+
+INSENSITIVE = [residual, in_two_dimensions, attention, views, normalised, recurrent]
+
+
+def with_convolutions(function: Callable[..., Tensor], dtype: torch.dtype) -> nn.Module:
+    def make() -> nn.Module:
+        return Apply(function, nn.Conv1d(4, C, 5, padding=2), nn.Conv1d(C, C, 3, padding=4, dilation=4))
+
+    model = seeded(make, dtype=dtype)
+    model.function = lambda stem, layer, x: function(stem, layer, x).to(dtype)
+    return model
+
+
+def in_plain_format(function: Callable[..., Tensor], X: Tensor, references: Tensor) -> Tensor:
+    with mock.patch.object(MemoryFormat, "of", return_value=MemoryFormat(may_change=False)):
+        return multipliers(with_convolutions(function, torch.float32), X, references)
+
+
+@pytest.mark.parametrize("function", INSENSITIVE, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("batch_size", [1, 4, 12])
+def test_models_give_the_same(
+    function: Callable[..., Tensor], batch_size: int, pairs: tuple[Tensor, Tensor], convolved: mock.Mock
+) -> None:
+    found = multipliers(with_convolutions(function, torch.float32), *pairs, batch_size=batch_size)
+    n_passes = 2 * -(-12 // batch_size)
+    assert convolved.call_count in (2 * n_passes, 2 * n_passes + 2)  # a lone sequence may need company in a first pass
+    assert relative_difference(found, in_plain_format(function, *pairs)) < 1e-4
+
+
+def test_gradients_stay_in_the_format_of_the_activations(pairs: tuple[Tensor, Tensor]) -> None:
+    formats: list[bool] = []
+
+    def watched(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+        x = stem(x)
+        for _ in range(3):
+            if x.requires_grad:
+                x.register_hook(lambda gradient: formats.append(has_channels_last(gradient)))
+            x = x + F.relu(layer(x))
+        return x[:, :, 5:-5].mean(-1)
+
+    multipliers(with_convolutions(watched, torch.float32), *pairs, batch_size=12)
+    assert formats == [True] * 3
+
+
+def writes_into_a_copy(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    """A copy in the model's own format, and the tensor itself with the channels last."""
+    x = stem(x)
+    y = x.transpose(1, 2).contiguous()
+    y.relu_()
+    return layer(x).mean(-1) + y.mean(1)
+
+
+def writes_into_a_view(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    """The other way round."""
+    x = stem(x)
+    x.view(len(x), -1)[:, ::2] *= 3
+    return layer(x).mean(-1)
+
+
+def writes_into_the_reshaped(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    x = stem(x)
+    y = x.reshape(len(x), -1)
+    x.clamp_(min=0)
+    return layer(x).mean(-1) + y[:, :C]
+
+
+def reads_strides(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    x = layer(stem(x))
+    return x.mean(-1) if x.stride(1) == L else x.sum(-1)
+
+
+def goes_by_strides(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    x = layer(stem(x))
+    return x.as_strided((len(x), C), (C * L, 7)).relu()
+
+
+def fails(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    x = layer(stem(x))
+    if not x.is_contiguous():
+        raise RuntimeError("not contiguous")
+    return x.amax(-1)
+
+
+SENSITIVE = [
+    writes_into_a_copy,
+    writes_into_a_view,
+    writes_into_the_reshaped,
+    reads_strides,
+    goes_by_strides,
+    fails,
+]
+
+
+@pytest.mark.parametrize("function", SENSITIVE, ids=lambda function: function.__name__)
+def test_models_that_depend_on_the_format_are_run_in_their_own(
+    function: Callable[..., Tensor], pairs: tuple[Tensor, Tensor], convolved: mock.Mock
+) -> None:
+    model = with_convolutions(function, torch.float32)
+    found = multipliers(model, *pairs, batch_size=4)
+    assert 1 <= convolved.call_count <= 4  # in the first batch alone
+    expected = multipliers(with_convolutions(function, torch.float64), *pairs)
+    assert relative_difference(found, expected) < 1e-5
+
+
+def test_an_error_of_the_models_own_is_raised_as_it_is(pairs: tuple[Tensor, Tensor]) -> None:
+    def broken(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+        stem(x)
+        raise KeyError("of the model")
+
+    with pytest.raises(KeyError, match="of the model"):
+        explain(with_convolutions(broken, torch.float32), *pairs)
+
+
+def test_bfloat16_under_autocast(pairs: tuple[Tensor, Tensor]) -> None:
+    found = multipliers(with_convolutions(normalised, torch.float32), *pairs, dtype=torch.bfloat16)
+    assert relative_difference(found, in_plain_format(normalised, *pairs)) < 0.1
+
+
+def test_only_three_and_four_axes_have_channels() -> None:
+    x = torch.randn(2, 3, 4)
+    assert not has_channels_last(x)
+    assert has_channels_last(x.transpose(1, 2))
+    assert not has_channels_last(x[0].T)
+    assert not memory_format.takes(x[0], torch.randn(5, 3, 2))
