@@ -85,6 +85,15 @@ def convolve(
     return F.conv2d(x, w, bias, (1, _single(stride)), padding, (1, _single(dilation)), groups).squeeze(2)
 
 
+def pick(x: Tensor, index: Any) -> Tensor:
+    """x[index]; where a slice is cropped, its gradient too has the channels last."""
+    slices = index if isinstance(index, tuple) else (index,)
+    if not all(isinstance(part, slice) for part in slices):
+        return x[index]
+    slices += (slice(None),) * (x.ndim - len(slices))
+    return x.movedim(1, -1)[(slices[0], *slices[2:], slices[1])].movedim(-1, 1)
+
+
 def keep_format_of_gradients(inputs: list[Tensor], output: Any) -> None:
     """Have gradients of the inputs of an operation come back in the inputs' format.
 

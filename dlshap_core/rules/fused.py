@@ -70,11 +70,13 @@ def secant(
     arrays: list[Any] = [z.contiguous().numpy() for z in tensors]
     out = torch.empty_like(flat_r)
     ratios, n_close = out.numpy(), np.empty(n_rows, dtype=np.int64)
-    in_parts(kernels.ratios, [*arrays, secants.STEPS[r.dtype], ratios, n_close], n_rows, r.numel())
+    is_close = np.empty((n_rows, -(-flat_r.shape[1] // 8)), dtype=np.uint64)  # a byte each, low byte first
+    steps = secants.STEPS[r.dtype]
+    in_parts(kernels.ratios, [*arrays, steps, ratios, is_close.view(np.uint8), n_close], n_rows, r.numel())
     ends = n_close.cumsum()
     if ends[-1] > 0:
         close, places = r.new_empty(2, int(ends[-1])), np.empty(ends[-1], dtype=np.int64)
-        in_parts(kernels.gather, [*arrays[:2], ratios, ends, places, close.numpy()], n_rows, r.numel())
+        in_parts(kernels.gather, [*arrays[:2], is_close, ends, places, close.numpy()], n_rows, r.numel())
         in_parts(kernels.put, [of_close(*close).numpy(), ends, places, ratios], n_rows, r.numel())
     return _back(out.view(r.shape), order)
 

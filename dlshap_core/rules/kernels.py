@@ -98,11 +98,12 @@ def ratios(
     y_r: np.ndarray,
     steps: tuple[float, float],
     out: np.ndarray,
+    is_close: np.ndarray,
     n_close: np.ndarray,
     first: int,
     last: int,
 ) -> None:
-    """(y_x - y_r) / (x - r) for rows first to last; NaN, and counted, where they are too close (`secants.smooth`)."""
+    """(y_x - y_r) / (x - r) for rows first to last, and where the two are too close for it (`secants.smooth`)."""
     kind = r.dtype.type
     low, high, infinite = kind(steps[0]), kind(steps[1]), kind(np.inf)
     n_repeats = r.shape[0] // x.shape[0]
@@ -113,10 +114,11 @@ def ratios(
             difference = inputs[i] - r[row, i]
             limit = min(max(low * max(abs(values[i]), abs(y_r[row, i])), low), high)
             ratio = (values[i] - y_r[row, i]) / difference
-            ratio = ratio if abs(ratio) < infinite else kind(0)
+            result[i] = ratio if abs(ratio) < infinite else kind(0)
             is_far = abs(difference) >= limit
-            result[i] = ratio if is_far else kind(np.nan)
+            is_close[row, i] = not is_far
             n += not is_far
+        is_close[row, result.shape[0] :] = False
         n_close[row] = n
 
 
@@ -124,26 +126,26 @@ def ratios(
 def gather(
     x: np.ndarray,
     r: np.ndarray,
-    out: np.ndarray,
+    is_close: np.ndarray,
     ends: np.ndarray,
     places: np.ndarray,
     close: np.ndarray,
     first: int,
     last: int,
 ) -> None:
-    """Where in its row `out` is NaN (n,) and the pairs (2, n) there, row by row; `ends` counts them."""
+    """Where in its row a pair is close and the pairs (2, n) there, row by row; `is_close` is read eight at a time, and
+    `ends` counts them."""
     n_repeats = r.shape[0] // x.shape[0]
     for row in range(first, last):
-        start, end = ends[row - 1] if row > 0 else 0, ends[row]
-        if start == end:
-            continue
+        start = ends[row - 1] if row > 0 else 0
         n = start
-        for i in range(r.shape[1]):  # without a branch on the element, which no processor foresees
-            places[n] = i
-            n += out[row, i] != out[row, i]
-            if n == end:
-                break
-        for n in range(start, end):
+        for word in range(is_close.shape[1]):
+            if is_close[row, word] != 0:
+                for i in range(8):
+                    if (is_close[row, word] >> np.uint64(8 * i)) & np.uint64(1):
+                        places[n] = 8 * word + i
+                        n += 1
+        for n in range(start, ends[row]):
             close[0, n], close[1, n] = x[row // n_repeats, places[n]], r[row, places[n]]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dlshap_core.errors import UnsupportedModelError
+from dlshap_core.memory_format import has_channels_last, pick
 
 if TYPE_CHECKING:
     from dlshap_core.capture import ForwardPass
@@ -187,6 +188,8 @@ class Picks(Linear):
     def run(self, forward: "ForwardPass", call: Call) -> Any:
         if varying_tensors((call.args[1:], {k: v for k, v in call.kwargs.items() if k != "input"})):
             forward.refuse(call.name, "its index is made from the input, so what it picks jumps with the input")
+        if forward.memory_format.is_changed and call.name == "__getitem__" and has_channels_last(call.inputs[0]):
+            return pick(*call.args)
         return call.plain()
 
 
