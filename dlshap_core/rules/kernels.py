@@ -105,17 +105,18 @@ def ratios(
 ) -> None:
     """(y_x - y_r) / (x - r) for rows first to last, and where the two are too close for it (`secants.smooth`)."""
     kind = r.dtype.type
-    low, high, infinite = kind(steps[0]), kind(steps[1]), kind(np.inf)
+    share, largest, infinite = kind(steps[0]), kind(steps[1]), kind(np.inf)
     n_repeats = r.shape[0] // x.shape[0]
     for row in range(first, last):
         inputs, values, result = x[row // n_repeats], y_x[row // n_repeats], out[row]
         n = 0
         for i in range(result.shape[0]):
             difference = inputs[i] - r[row, i]
-            limit = min(max(low * max(abs(values[i]), abs(y_r[row, i])), low), high)
+            size = max(max(abs(values[i]), abs(y_r[row, i])), max(abs(inputs[i]), abs(r[row, i])))
+            limit = min(share * size, largest)
             ratio = (values[i] - y_r[row, i]) / difference
             result[i] = ratio if abs(ratio) < infinite else kind(0)
-            is_far = abs(difference) >= limit
+            is_far = abs(difference) >= limit and difference != 0
             is_close[row, i] = not is_far
             n += not is_far
         is_close[row, result.shape[0] :] = False

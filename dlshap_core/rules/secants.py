@@ -285,24 +285,25 @@ def smooth(
 ) -> Tensor:
     """Secant of any differentiable function: the ratio of differences, or f' averaged over [r, x] where they are close.
 
-    "Close" is where a few Gauss nodes are exact to rounding and the ratio is not: at most a fixed step, growing with
-    the size of f (whose rounding the ratio divides by x - r), or, for a function with a singularity at 0
-    (`is_singular`), a share of the distance from it.
+    "Close" is where a few Gauss nodes are exact to rounding and the ratio is not: a share of the size of f and of its
+    argument (whose rounding the ratio divides by x - r), at most a fixed step, or, for a function with a singularity at
+    0 (`is_singular`), a share of the distance from it.
     """
     value_x, value_r = function(x), function(r)
     difference = x - r
     if is_singular:
         limit = _RELATIVE_STEP[r.dtype] * torch.minimum(x.abs(), r.abs())
     else:
-        smallest, largest = STEPS[r.dtype]
-        limit = (smallest * torch.maximum(value_x.abs(), value_r.abs())).clamp(smallest, largest)
+        share, largest = STEPS[r.dtype]
+        size = torch.maximum(torch.maximum(value_x.abs(), value_r.abs()), torch.maximum(x.abs(), r.abs()))
+        limit = (share * size).clamp(max=largest)
     average = _average(derivative or _derivative_of(function), x, r)
     is_close = (difference.abs() < limit) | (difference == 0)
     return finite_or_zero(torch.where(is_close, average, (value_x - value_r) / difference))
 
 
-# Where the error of the Gauss nodes, f^(5) d^4 / 4320 of two and about f^(7) d^6 / 2e6 of three, is below the ratio's,
-# about eps |f| / d. In single precision fewer would be enough for larger steps too, but the ratio costs less.
+# As a share, and at most. There the error of the Gauss nodes, f^(5) d^4 / 4320 of two and about f^(7) d^6 / 2e6 of
+# three, is below the ratio's, about eps |f| / d. The nodes would be exact for larger steps, but the ratio costs less.
 STEPS = {torch.float32: (0.02, 0.2), torch.float64: (0.005, 0.02)}
 _N_NODES = {torch.float32: 2, torch.float64: 3}
 _RELATIVE_STEP = {torch.float32: 0.05, torch.float64: 0.005}
