@@ -1,4 +1,4 @@
-"""Convolutions with the channels last in memory, which a CPU does up to twice as fast, and what watches over it.
+"""How activations lie in memory: a CPU convolves up to twice as fast where the channels are last.
 
 What a model computes does not depend on how its activations lie in memory, with two exceptions, which are noticed: it
 asks for strides or addresses, or it writes in place into one of two tensors that share their memory in one format and
@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-_DTYPES = (torch.float32, torch.bfloat16)  # the others are not computed by oneDNN, and gain nothing
+DTYPES = (torch.float32, torch.bfloat16)  # the others are not computed by oneDNN, and gain nothing
 
 # Whether these give a view or a copy depends on the memory format.
 SHARES_OR_COPIES = frozenset({"contiguous", "flatten", "ravel", "reshape", "reshape_as", "view", "view_as"})
@@ -38,7 +37,7 @@ class MemoryFormat:
     def of(cls, device: torch.device, dtype: torch.dtype) -> "MemoryFormat":
         """Free to change where that is faster."""
         has_onednn = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
-        return cls(may_change=device.type == "cpu" and dtype in _DTYPES and has_onednn)
+        return cls(may_change=device.type == "cpu" and dtype in DTYPES and has_onednn)
 
     def keep(self) -> None:
         """Leave all formats as they are from now on."""
@@ -60,29 +59,6 @@ class MemoryFormat:
         if any(x._version != version for x, version in self._watched):
             raise FormatMatters("the model writes in place into what it reshaped")
         self._watched.clear()
-
-
-def takes(input: Tensor, weight: Tensor) -> bool:
-    """Whether `convolve` is for this input and these weights."""
-    return input.ndim == weight.ndim and input.ndim in (3, 4) and input.dtype in _DTYPES
-
-
-def convolve(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    """conv1d of (B, C, L) or conv2d of (B, C, H, W), computed and returned with the channels last in memory."""
-    if input.ndim == 4:
-        x, w = (z.contiguous(memory_format=torch.channels_last) for z in (input, weight))
-        return F.conv2d(x, w, bias, stride, padding, dilation, groups)
-    x, w = (z.unsqueeze(2).contiguous(memory_format=torch.channels_last) for z in (input, weight))
-    padding = padding if isinstance(padding, str) else (0, _single(padding))
-    return F.conv2d(x, w, bias, (1, _single(stride)), padding, (1, _single(dilation)), groups).squeeze(2)
 
 
 def pick(x: Tensor, index: Any) -> Tensor:
@@ -112,7 +88,3 @@ def has_channels_last(x: Tensor) -> bool:
 
 def _put_channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def _single(size: Any) -> int:
-    return size[0] if isinstance(size, (tuple, list)) else size

@@ -102,6 +102,14 @@ def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, n_
     return out.view(r.shape)
 
 
+def overlap_add(columns: Tensor, length: int, stride: int, padding: int, dilation: int) -> Tensor:
+    """(B, L', K, C) added up to (B, length, C): column k of position t belongs to t stride + k dilation - padding."""
+    out = columns.new_empty(columns.shape[0], length, columns.shape[-1])
+    arrays = [columns.numpy(), stride, padding, dilation, out.numpy()]
+    in_parts(kernels.overlap_add, arrays, len(out), columns.numel())
+    return out
+
+
 def relu(gradient: Tensor | None, x: Tensor, r: Tensor) -> Tensor:
     """The gradient (B, M), if there is one, times the share of [r, x] that is positive; x is (B / R, M)."""
     return leaky_relu(gradient, x, r, 0.0)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dlshap_core import memory_format
 from dlshap_core.gradients import path_gradient, pull_back_to_two, substitute
 from dlshap_core.rules.arithmetic import quotient_multipliers
 from dlshap_core.rules.kinds import Call, Kind, is_varying
@@ -37,20 +36,6 @@ class Multilinear(Kind):
         return call.finish(
             path_gradient(lambda *points: call.with_inputs(points), observed, call.inputs, value, n_nodes)
         )
-
-
-@dataclass(frozen=True)
-class Convolution(Multilinear):
-    """conv1d and conv2d, with the channels last in memory where that is faster."""
-
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
-        if not forward.memory_format.may_change or len(call.inputs) > 1:
-            return super().run(forward, call)
-        input, weight, *_ = call.named("input", "weight")
-        if input is not call.inputs[0] or not memory_format.takes(input, weight):
-            return super().run(forward, call)
-        forward.memory_format.is_changed = True
-        return memory_format.convolve(*call.args, **call.kwargs)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from dlshap_core.memory_format import SHARES_OR_COPIES
 from dlshap_core.rules import arithmetic, attention, fused, maxima, normalization, recurrent, secants, softmaxes
+from dlshap_core.rules.convolutions import Convolution
 from dlshap_core.rules.elementwise import Elementwise, Power
 from dlshap_core.rules.integrated import INTEGRATED
 from dlshap_core.rules.kinds import (
@@ -40,7 +41,7 @@ from dlshap_core.rules.kinds import (
     is_varying,
 )
 from dlshap_core.rules.masks import Combination, Comparison, Negation, Select, SelectOrAssign
-from dlshap_core.rules.products import Convolution, Multilinear, Product, Quotient
+from dlshap_core.rules.products import Multilinear, Product, Quotient
 
 
 def _names(text: str) -> list[str]:

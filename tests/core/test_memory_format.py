@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlshap_core import memory_format
-from dlshap_core.memory_format import MemoryFormat, convolve, has_channels_last
-from dlshap_core.rules import products
+from dlshap_core.memory_format import MemoryFormat, has_channels_last
+from dlshap_core.rules import convolutions
+from dlshap_core.rules.convolutions import convolve, takes
 from tests.core.toolbox import Apply, explain, multipliers, relative_difference, seeded, sequences, shuffled
 
 L = 40
@@ -29,7 +29,7 @@ def pairs() -> tuple[Tensor, Tensor]:
 @pytest.fixture
 def convolved() -> Iterator[mock.Mock]:
     """Counts the convolutions computed with the channels last."""
-    with mock.patch.object(products.memory_format, "convolve", wraps=convolve) as counted:
+    with mock.patch.object(convolutions, "convolve", wraps=convolve) as counted:
         yield counted
 
 
@@ -46,6 +46,14 @@ def test_where_formats_change() -> None:
         torch._C._set_mkldnn_enabled(True)
 
 
+def gradients(x: Tensor, convolution: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """A convolution of x, and an uneven gradient of it taken back."""
+    leaf = x.clone().requires_grad_()
+    y = convolution(leaf)
+    weights = torch.arange(y.numel()).reshape(y.shape).cos()
+    return y.detach(), torch.autograd.grad((y * weights).sum(), leaf)[0]
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
@@ -54,20 +62,25 @@ def test_where_formats_change() -> None:
         {},
         {"stride": 3},
         {"stride": (2,), "padding": (4,)},
+        {"stride": 2, "dilation": 3, "padding": 5},
         {"padding": "same", "dilation": 3},
+        {"padding": "same"},
         {"padding": "valid"},
         {"padding": 6, "dilation": 2, "groups": 2},
-        {"groups": C},
+        {"padding": 50},
     ],
 )
-@pytest.mark.parametrize("kernel_size", [1, 4, 5])
-def test_convolutions_of_one_axis(kernel_size: int, options: dict[str, Any], bias: bool) -> None:
-    layer = seeded(lambda: nn.Conv1d(C, 2 * C, kernel_size, bias=bias, **options), dtype=torch.float32)
-    x = torch.randn(5, C, L, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("kernel_size", [1, 4, 5, 40])
+@pytest.mark.parametrize("n_channels", [4, 16])
+def test_convolutions_of_one_axis(n_channels: int, kernel_size: int, options: dict[str, Any], bias: bool) -> None:
+    layer = seeded(lambda: nn.Conv1d(n_channels, C, kernel_size, bias=bias, **options), dtype=torch.float32)
+    layer.requires_grad_(False)
+    x = torch.randn(5, n_channels, 3 * L, generator=torch.Generator().manual_seed(0))
     arguments = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    found = convolve(x, layer.weight, layer.bias, *arguments)
-    assert has_channels_last(found)
-    assert relative_difference(found.detach(), layer(x).detach()) < 1e-6
+    found = gradients(x, lambda x: convolve(x, layer.weight, layer.bias, *arguments))
+    assert has_channels_last(found[0])
+    for mine, expected in zip(found, gradients(x, layer), strict=True):
+        assert relative_difference(mine, expected) < 1e-5
 
 
 @pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": (1, 2)}, {"padding": "same", "dilation": (1, 2)}])
@@ -232,4 +245,4 @@ def test_only_three_and_four_axes_have_channels() -> None:
     assert not has_channels_last(x)
     assert has_channels_last(x.transpose(1, 2))
     assert not has_channels_last(x[0].T)
-    assert not memory_format.takes(x[0], torch.randn(5, 3, 2))
+    assert not takes(x[0], torch.randn(5, 3, 2))
