@@ -48,26 +48,46 @@ def convolve(
     groups: int = 1,
 ) -> Tensor:
     """conv1d of (B, C, L) or conv2d of (B, C, H, W), computed and returned with the channels last in memory."""
-    if input.ndim == 4:
-        x, w = (z.contiguous(memory_format=torch.channels_last) for z in (input, weight))
-        return F.conv2d(x, w, bias, stride, padding, dilation, groups)
-    stride, dilation = _single(stride), _single(dilation)
-    padding = padding if isinstance(padding, str) else _single(padding)
-    if not _has_few_channels(input, weight, groups):
+    spent = None if input.ndim == 3 else _spent_axis(input, weight, padding, groups)
+    if input.ndim == 4 and spent is None:
+        return F.conv2d(_channels_last(input), _channels_last(weight), bias, stride, padding, dilation, groups)
+    other = 0 if spent is None else 3 - spent
+    stride, padding, dilation = (_of_axis(size, other) for size in (stride, padding, dilation))
+    if spent is None:
         return _convolve_one_axis(input, weight, bias, stride, padding, dilation, groups)
-    value = _convolve_one_axis(input.detach(), weight, bias, stride, padding, dilation, groups)
-    length = input.shape[-1]
-    if isinstance(padding, str):
-        padding = dilation * (weight.shape[-1] - 1) // 2 if padding == "same" else 0
-    return pull_back(input, value, lambda gradient: _go_back(gradient, weight, length, stride, padding, dilation))
+    x, w = (z.movedim(spent, 2).flatten(1, 2) for z in (input, weight))
+    return _convolve_one_axis(x, w, bias, stride, padding, dilation, groups).unsqueeze(spent)
+
+
+def _spent_axis(input: Tensor, weight: Tensor, padding: Any, groups: int) -> int | None:
+    """Of a convolution in two axes, one that has a single position, or all of whose positions make one, of a single
+    channel: its positions may as well be channels."""
+    for axis in (2, 3):
+        is_single = input.shape[axis] == weight.shape[axis] == 1
+        is_covered = input.shape[axis] == weight.shape[axis] and input.shape[1] == groups == 1 and padding != "same"
+        if (is_single or is_covered) and _of_axis(padding, axis - 2) in (0, "same", "valid"):
+            return axis
+    return None
 
 
 def _convolve_one_axis(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int | str, dilation: int, groups: int
 ) -> Tensor:
-    x, w = (z.unsqueeze(2).contiguous(memory_format=torch.channels_last) for z in (input, weight))
+    has_few_channels = _has_few_channels(input, weight, groups)
+    x = input.detach() if has_few_channels else input
+    x, w = (_channels_last(z.unsqueeze(2)) for z in (x, weight))
     paddings = padding if isinstance(padding, str) else (0, padding)
-    return F.conv2d(x, w, bias, (1, stride), paddings, (1, dilation), groups).squeeze(2)
+    y = F.conv2d(x, w, bias, (1, stride), paddings, (1, dilation), groups).squeeze(2)
+    if not has_few_channels:
+        return y
+    length = input.shape[-1]
+    if isinstance(padding, str):
+        padding = dilation * (weight.shape[-1] - 1) // 2 if padding == "same" else 0
+    return pull_back(input, y, lambda gradient: _go_back(gradient, weight, length, stride, padding, dilation))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _has_few_channels(input: Tensor, weight: Tensor, groups: int) -> bool:
@@ -83,5 +103,6 @@ def _go_back(gradient: Tensor, weight: Tensor, length: int, stride: int, padding
     return fused.overlap_add(columns, length, stride, padding, dilation).transpose(1, 2)
 
 
-def _single(size: Any) -> int:
-    return size[0] if isinstance(size, (tuple, list)) else size
+def _of_axis(size: Any, axis: int) -> Any:
+    """As torch takes them: a name or one size for all axes, or one for each."""
+    return size[axis if len(size) > 1 else 0] if isinstance(size, (tuple, list)) else size

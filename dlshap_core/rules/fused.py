@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlshap_core.rules import kernels, secants
+from dlshap_core.rules import block_kernels, kernels, secants
 from dlshap_core.rules.threads import in_parts
 
 _DTYPES = (torch.float32, torch.float64)
@@ -48,6 +48,16 @@ def route(
     tensors = [gradient.to(r.dtype).contiguous(), x, r, places_x, places_r]
     arrays: list[Any] = [*(tensor.numpy() for tensor in tensors), n_inner, rounding, largest, out.numpy()]
     in_parts(kernels.times_route, arrays, r.shape[0], r.numel())
+    return out
+
+
+def route_of_blocks(gradient: Tensor, x: Tensor, r: Tensor, size: int, rounding: float, largest: float) -> Tensor:
+    """`route` where the windows are blocks of `size` inputs: gradient (B, blocks, C), x (S, inputs, C), r and the
+    result (B, inputs, C)."""
+    out = torch.empty_like(r)
+    tensors = [gradient.to(r.dtype).contiguous(), x, r]
+    arrays: list[Any] = [*(tensor.numpy() for tensor in tensors), size, rounding, largest, out.numpy()]
+    in_parts(block_kernels.times_route_of_blocks, arrays, r.shape[0], r.numel())
     return out
 
 

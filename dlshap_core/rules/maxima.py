@@ -27,6 +27,7 @@ from dlshap_core.rules import fused
 
 # Rounding of a few layers, in units of the largest activation beside it.
 _ROUNDING_STEPS = 64
+_MANY_CHANNELS = 16  # from which on it pays to take them together
 
 
 def _stands_for_infinity(dtype: torch.dtype) -> float:
@@ -67,11 +68,17 @@ def rounding(dtype: torch.dtype) -> float:
 
 
 def _max_over_windows(
-    rows: Rows, observed: Tensor, reference: Tensor, find: Callable[[Tensor], tuple[Tensor, Tensor]], n_axes: int
+    rows: Rows,
+    observed: Tensor,
+    reference: Tensor,
+    find: Callable[[Tensor], tuple[Tensor, Tensor]],
+    n_axes: int,
+    block_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Max over windows in the last `n_axes` axes: the output with its multipliers, and the reference's places.
 
-    `observed` has the rows of the sequences; it is searched once, not once for each reference.
+    `observed` has the rows of the sequences; it is searched once, not once for each reference. `block_size` is that of
+    windows that lie side by side in one axis.
     """
     axis = rows.axis(observed, reference)
     if axis is not None:
@@ -93,7 +100,10 @@ def _max_over_windows(
 
         def pullback(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
             gradient, x, r = (three_axes(z) for z in (gradient, x, r))
-            routed = fused.route(gradient, x, r, places_x, places_r, n_inner, rounding(r.dtype), largest)
+            if block_size is not None and channels_last and r.shape[-1] >= _MANY_CHANNELS:
+                routed = fused.route_of_blocks(gradient, x, r, block_size, rounding(r.dtype), largest)
+            else:
+                routed = fused.route(gradient, x, r, places_x, places_r, n_inner, rounding(r.dtype), largest)
             return (routed.transpose(1, 2) if channels_last else routed).reshape(shape)
 
         kept = rows.keep(reference.detach())
@@ -153,10 +163,19 @@ def max_pool(name: str, always_with_places: bool = False) -> Callable[..., Tenso
         def find(z: Tensor) -> tuple[Tensor, Tensor]:
             return pool(z, kernel_size, stride or None, padding, dilation, ceil_mode)
 
-        value, places = _max_over_windows(rows, observed, reference, find, n_axes)
+        kernel_sizes, strides = _sizes(kernel_size, n_axes), _sizes(stride or kernel_size, n_axes)
+        is_of_blocks = kernel_sizes == strides and not any(_sizes(padding, 1)) and set(_sizes(dilation, 1)) == {1}
+        block_size = kernel_sizes[0] if n_axes == 1 and is_of_blocks and not ceil_mode else None
+        value, places = _max_over_windows(rows, observed, reference, find, n_axes, block_size)
         return (value, places) if return_indices or always_with_places else value
 
     return rule
+
+
+def _sizes(size: _Sizes, n_axes: int) -> tuple[int, ...]:
+    """As torch takes them: one for all axes, or one for each."""
+    sizes = (size,) if isinstance(size, int) else tuple(size)
+    return sizes * n_axes if len(sizes) == 1 else sizes
 
 
 def adaptive_max_pool(name: str, always_with_places: bool = False) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:

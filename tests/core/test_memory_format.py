@@ -92,6 +92,25 @@ def test_convolutions_of_two_axes(options: dict[str, Any]) -> None:
     assert relative_difference(found.detach(), layer(x).detach()) < 1e-6
 
 
+@pytest.mark.parametrize("options", [{}, {"padding": (0, 3), "stride": 2}, {"dilation": (1, 2)}, {"padding": "valid"}])
+@pytest.mark.parametrize(("n_channels", "height", "kernel_height"), [(1, 4, 4), (4, 1, 1), (1, 4, 2), (2, 4, 4)])
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_convolutions_of_an_axis_that_is_gone_after_them(
+    n_channels: int, height: int, kernel_height: int, is_turned: bool, options: dict[str, Any]
+) -> None:
+    def turned(sizes: Any) -> Any:
+        return sizes[::-1] if is_turned and isinstance(sizes, tuple) else sizes
+
+    kernel_size = turned((kernel_height, 5))
+    options = {name: turned(sizes) for name, sizes in options.items()}
+    layer = seeded(lambda: nn.Conv2d(n_channels, C, kernel_size, **options), dtype=torch.float32).requires_grad_(False)
+    x = torch.randn(5, n_channels, *turned((height, L)), generator=torch.Generator().manual_seed(0))
+    arguments = (layer.stride, layer.padding, layer.dilation)
+    found = gradients(x, lambda x: convolve(x, layer.weight, layer.bias, *arguments))
+    for mine, expected in zip(found, gradients(x, layer), strict=True):
+        assert relative_difference(mine, expected) < 1e-5
+
+
 def residual(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
     x = F.relu(stem(x))
     return (x + F.relu(layer(x))).mean(-1)
