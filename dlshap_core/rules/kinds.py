@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dlshap_core.errors import UnsupportedModelError
+from dlshap_core.memory_format import CONVERSIONS
 
 if TYPE_CHECKING:
     from dlshap_core.capture import ForwardPass
@@ -153,7 +154,7 @@ class Reshaping(Linear):
     """What is a view in one memory format and a copy in another: the model must write into neither of the two."""
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
-        if not forward.memory_format.is_changed:
+        if not forward.memory_format.is_changed or (call.name in CONVERSIONS and "memory_format" not in call.kwargs):
             return call.plain()
         x = call.inputs[0]
         if call.name == "view" and torch.dtype not in map(type, (*call.args, *call.kwargs.values())):
