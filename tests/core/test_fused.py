@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlshap_core.rules import fused
+from dlshap_core.rules import fused, threads
 from tests.core.toolbox import explain, relative_difference, seeded, sequences, shuffled
 
 L = 40
@@ -120,12 +120,12 @@ def test_one_target_and_several_have_the_same_multipliers(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["relu", "gelu", "softmax of positions", "max-pooling"])
 def test_threads_do_not_change_a_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_SMALLEST_PART", 16)
+    monkeypatch.setattr(threads, "_SMALLEST_PART", 16)
     X, references = pairs()
     model = seeded(lambda: Between(FUNCTIONS[name]), dtype=torch.float32)
     found = []
-    for threads in (1, 2, 3, 7):
-        with mock.patch.object(torch, "get_num_threads", return_value=threads):
+    for n_threads in (1, 2, 3, 7):
+        with mock.patch.object(torch, "get_num_threads", return_value=n_threads):
             found.append(multipliers(model, X, references, batch_size=15))
     assert all(torch.equal(other, found[0]) for other in found[1:])
 
