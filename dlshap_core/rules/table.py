@@ -26,6 +26,7 @@ from dlshap_core.rules.kinds import (
     Constant,
     Detached,
     FromFirst,
+    Joining,
     Kind,
     Linear,
     LinearBy,
@@ -315,6 +316,7 @@ def _build_table() -> dict[str, Kind]:
     table |= dict.fromkeys(_LINEAR, Linear())
     table |= dict.fromkeys(_MULTILINEAR, Multilinear())
     table |= dict.fromkeys(SHARES_OR_COPIES | CONVERSIONS, Reshaping())
+    table |= dict.fromkeys(_names("cat concat concatenate"), Joining())
     table |= dict.fromkeys(_names("conv1d conv2d"), Convolution())
     table |= dict.fromkeys(_names("mul multiply"), Product())
     table |= dict.fromkeys(_names("matmul mm bmm"), Product(is_of_matrices=True))

@@ -1,11 +1,14 @@
 """Convolutions with the channels last in memory: nothing but the speed may depend on it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlshap_core import memory_format
 from dlshap_core.sequences import one_hot
 
 from .toolbox import Apply, explain, multipliers, relative_difference, seeded, sequences, shuffled
@@ -69,3 +72,27 @@ def test_a_model_that_reads_strides_is_run_in_its_own_format() -> None:
     references = shuffled(X)
     expected = multipliers(model, X, references, dtype=torch.float64)
     assert relative_difference(multipliers(model, X, references), expected) < 1e-5
+
+
+@pytest.mark.parametrize("dim", [1, -2, 2])
+def test_what_is_joined_keeps_the_format(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    formats = []
+
+    def convolve(input: Tensor, *rest: Any, **options: Any) -> Tensor:
+        formats.append(memory_format.has_channels_last(input))
+        return plain(input, *rest, **options)
+
+    def forward(first: nn.Module, second: nn.Module, x: Tensor) -> Tensor:
+        h = first(x)
+        h = torch.cat([h, F.gelu(h), x[:, :, 4:]] if dim == 1 else [h, F.gelu(h)], dim=dim)
+        return F.gelu(second(h)).mean((1, 2)).unsqueeze(1)
+
+    plain = memory_format.convolve
+    monkeypatch.setattr(memory_format, "convolve", convolve)
+    n_channels = {1: 20, -2: 16}.get(dim, 8)
+    model = seeded(lambda: Apply(forward, nn.Conv1d(4, 8, 5), nn.Conv1d(n_channels, 3, 5)), dtype=torch.float32)
+    X = sequences()
+    references = shuffled(X)
+    found = multipliers(model, X, references)
+    assert formats[1::2] == [True, True]
+    assert relative_difference(found, multipliers(model, X, references, dtype=torch.float64)) < 1e-5
