@@ -17,8 +17,21 @@ DTYPES = (torch.float32, torch.bfloat16)  # the others are not computed by oneDN
 
 # Whether these give a view or a copy depends on the memory format.
 SHARES_OR_COPIES = frozenset({"contiguous", "flatten", "ravel", "reshape", "reshape_as", "view", "view_as"})
+# So it does with these, where they are asked for a memory format.
+CONVERSIONS = frozenset({"bfloat16", "cpu", "cuda", "double", "float", "half", "to"})
 # These read it.
-READS_FORMAT = frozenset({"as_strided", "data_ptr", "storage", "storage_offset", "stride", "untyped_storage"})
+READS_FORMAT = frozenset(
+    {
+        "as_strided",
+        "as_strided_scatter",
+        "data_ptr",
+        "is_contiguous",
+        "storage",
+        "storage_offset",
+        "stride",
+        "untyped_storage",
+    }
+)
 
 
 class FormatMatters(Exception):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dlshap_core.capture import ForwardPass, Overwritten, Seen, Tape, find_custom_function
 from dlshap_core.errors import UnsupportedModelError
-from dlshap_core.memory_format import MemoryFormat
+from dlshap_core.memory_format import FormatMatters, MemoryFormat
 from dlshap_core.rows import PassesDiffer, Rows
 from dlshap_core.rules.table import BREAKS_TIES
 from dlshap_core.sequences import one_hot
@@ -197,7 +197,7 @@ class PairRunner:
                 forward,
             ):
                 y = self._model(x, *extra)
-        except (PassesDiffer, Overwritten, UnsupportedModelError):
+        except (PassesDiffer, Overwritten, FormatMatters, UnsupportedModelError):
             raise
         except Exception as error:
             self._explain(error, x, extra)

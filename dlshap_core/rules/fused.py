@@ -171,8 +171,7 @@ def multipliers(kernel: Kernel, x: Tensor, r: Tensor, rest: tuple[Any, ...]) -> 
 
 def _order(x: Tensor) -> list[int]:
     """The axes as they lie in memory, the widest step first."""
-    steps = x.stride()
-    return sorted(range(x.ndim), key=lambda axis: -steps[axis])
+    return sorted(range(x.ndim), key=x.stride().__getitem__, reverse=True)
 
 
 def _back(x: Tensor, order: list[int]) -> Tensor:

@@ -30,10 +30,14 @@ def batch_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> Tensor:
-    """x scale + shift with running statistics: one pass over memory there and one back, in any memory format."""
-    scale = torch.rsqrt(running_var + eps)
+    """x scale + shift with running statistics: one pass over memory there and one back, in any memory format.
+
+    In single precision at least, as torch has it: what is left of a mean in half precision may be larger than the rest.
+    """
+    mean, variance = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in (running_mean, running_var))
+    scale = torch.rsqrt(variance + eps)
     scale = scale if weight is None else scale * weight
-    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    shift = -mean * scale if bias is None else bias - mean * scale
     along = (-1, *[1] * (input.ndim - 2))
     return torch.addcmul(shift.view(along), input, scale.view(along)).to(input.dtype)
 

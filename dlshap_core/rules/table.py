@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from dlshap_core.memory_format import SHARES_OR_COPIES
+from dlshap_core.memory_format import CONVERSIONS, SHARES_OR_COPIES
 from dlshap_core.rules import arithmetic, attention, fused, maxima, normalization, recurrent, secants, softmaxes
 from dlshap_core.rules.convolutions import Convolution
 from dlshap_core.rules.elementwise import Elementwise, Power
@@ -27,6 +27,7 @@ from dlshap_core.rules.kinds import (
     Constant,
     Detached,
     FromFirst,
+    Joining,
     Kind,
     Linear,
     LinearBy,
@@ -315,7 +316,8 @@ def _build_table() -> dict[str, Kind]:
     table: dict[str, Kind] = dict.fromkeys(_CONSTANT, Constant())
     table |= dict.fromkeys(_LINEAR, Linear())
     table |= dict.fromkeys(_MULTILINEAR, Multilinear())
-    table |= dict.fromkeys(SHARES_OR_COPIES, Reshaping())
+    table |= dict.fromkeys(SHARES_OR_COPIES | CONVERSIONS, Reshaping())
+    table |= dict.fromkeys(_names("cat concat concatenate"), Joining())
     table |= dict.fromkeys(_names("conv1d conv2d"), Convolution())
     table |= dict.fromkeys(_names("mul multiply"), Product())
     table |= dict.fromkeys(_names("matmul mm bmm"), Product(is_of_matrices=True))

@@ -10,7 +10,7 @@ import ctypes
 import functools
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,16 @@ import torch
 
 _SMALLEST_PART = 1 << 16  # elements of a thread
 _MAPS = Path("/proc/self/maps")
-_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_Body = ctypes.CFUNCTYPE(None)  # its argument, a pointer to data, is not looked at
 
 
 def in_parts(kernel: Callable[..., None], arrays: list[Any], n_rows: int, n_elements: int) -> None:
     """kernel(*arrays, first, last) for all rows, on as many threads as torch would use."""
     if n_elements == 0:
         return
-    n_parts = min(torch.get_num_threads(), n_rows, max(1, n_elements // _SMALLEST_PART))
-    if n_parts == 1:
+    n_threads = torch.get_num_threads()
+    n_parts = min(n_threads, n_rows)
+    if n_parts == 1 or n_elements < 2 * _SMALLEST_PART:
         kernel(*arrays, 0, n_rows)
         return
     edges = [n_rows * part // n_parts for part in range(n_parts + 1)]
@@ -37,25 +38,40 @@ def in_parts(kernel: Callable[..., None], arrays: list[Any], n_rows: int, n_elem
         for pending in [_pool().submit(kernel, *arrays, *part) for part in parts]:
             pending.result()
     else:
-        _in_region(runtime, kernel, arrays, parts)
+        _in_region(runtime, n_threads, kernel, arrays, parts)
 
 
 def _in_region(
-    runtime: ctypes.CDLL, kernel: Callable[..., None], arrays: list[Any], parts: list[tuple[int, int]]
+    runtime: ctypes.CDLL, n_threads: int, kernel: Callable[..., None], arrays: list[Any], parts: list[tuple[int, int]]
 ) -> None:
+    """All of torch's threads are called, also for fewer parts: the runtime ends those that it is not asked for."""
     errors: list[BaseException] = []
     pending = iter(parts)  # the interpreter's lock lets one thread at a time take a part
-
-    def run(_: int | None) -> None:
-        try:
-            for part in pending:  # the runtime may give fewer threads than it is asked for
-                kernel(*arrays, *part)
-        except BaseException as error:  # noqa: BLE001  # raised below; from here it would only be printed
-            errors.append(error)
-
-    runtime.GOMP_parallel(_Body(run), None, len(parts), 0)
+    workers = [_work(pending, kernel, arrays, errors) for _ in range(n_threads)]
+    for worker in workers:
+        next(worker)
+    runtime.GOMP_parallel(_Body(map(next, iter(workers)).__next__), None, n_threads, 0)
     if errors:
         raise errors[0]
+
+
+def _work(
+    pending: Iterator[tuple[int, int]], kernel: Callable[..., None], arrays: list[Any], errors: list[BaseException]
+) -> Iterator[None]:
+    """What a thread does between two yields.
+
+    A generator, which is inside its `try` before it is called: an interrupt that arrives as a function is entered would
+    be printed by ctypes, and lost.
+    """
+    try:
+        yield
+        for part in pending:  # the runtime may give fewer threads than it is asked for
+            kernel(*arrays, *part)
+    except GeneratorExit:  # it was never called
+        raise
+    except BaseException as error:  # noqa: BLE001  # raised by `_in_region`
+        errors.append(error)
+    yield
 
 
 @functools.cache
@@ -63,14 +79,20 @@ def _runtime() -> ctypes.CDLL | None:
     """The OpenMP runtime that torch uses, if it is GNU's and there is no doubt which one it is."""
     if "parallel backend: OpenMP" not in torch.__config__.parallel_info() or not _MAPS.is_file():
         return None
-    mapped = {line.split(maxsplit=5)[-1] for line in _MAPS.read_text().splitlines() if "libgomp" in line}
+    mapped = {
+        line.split(maxsplit=5)[-1]
+        for line in _MAPS.read_text(errors="surrogateescape").splitlines()
+        if "libgomp" in line
+    }
     if len(mapped) > 1:
         site = Path(torch.__file__).parent.parent
         mapped = {path for path in mapped if Path(path).is_relative_to(site) and "torch" in path}
     if len(mapped) != 1:
         return None
-    library = ctypes.CDLL(mapped.pop())
-    if not hasattr(library, "GOMP_parallel"):
+    try:
+        library = ctypes.CDLL(mapped.pop())
+        library.GOMP_parallel  # noqa: B018  # looked up here
+    except (OSError, AttributeError):  # the file is no longer there, say
         return None
     library.GOMP_parallel.argtypes = [_Body, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     library.GOMP_parallel.restype = None

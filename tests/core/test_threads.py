@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from typing import Any
@@ -81,3 +83,35 @@ def test_no_runtime_where_there_is_doubt(
     monkeypatch.setattr(threads, "_MAPS", tmp_path / "maps")
     monkeypatch.setattr(torch.__config__, "parallel_info", lambda: configuration)
     assert threads._runtime.__wrapped__() is None
+
+
+@pytest.mark.usefixtures("_threads")
+def test_an_interrupt_is_not_lost() -> None:
+    """Its handler runs in the main thread, at the first Python code there: that may be a thread's part, or before."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def kernel(first: int, last: int) -> None:
+        if first == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        for _ in range(50):
+            with pytest.raises(KeyboardInterrupt):
+                threads.in_parts(kernel, [], ROWS, 1000)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(threads._runtime() is None, reason="torch does not use GNU's OpenMP runtime here")
+@pytest.mark.usefixtures("_threads")
+def test_threads_are_kept_for_fewer_parts() -> None:
+    torch.randn(1000).exp()
+    threads.in_parts(lambda first, last: None, [], 2, 1000)
+    torch.randn(1000).exp()
+    before = set(os.listdir("/proc/self/task"))
+    threads.in_parts(lambda first, last: None, [], 2, 1000)
+    torch.randn(1000).exp()
+    assert set(os.listdir("/proc/self/task")) == before
