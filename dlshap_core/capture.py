@@ -20,10 +20,10 @@ from torch.overrides import TorchFunctionMode
 
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.gradients import OWN_NODES
-from dlshap_core.memory_format import READS_FORMAT, FormatMatters, MemoryFormat, keep_format_of_gradients
+from dlshap_core.memory_format import READS_FORMAT, SHARES_OR_COPIES, FormatChoice, keep_format_of_gradients
 from dlshap_core.rows import PassesDiffer, Rows
 from dlshap_core.rules.integrated import Integrated
-from dlshap_core.rules.kinds import Call, Constant, Kind, Linear, Opened, replace_tensors, varying_tensors
+from dlshap_core.rules.kinds import Call, Constant, Kind, Linear, Opened, Spelled, replace_tensors, varying_tensors
 from dlshap_core.rules.masks import number_of
 from dlshap_core.rules.table import (
     CONVERTS_MASKS,
@@ -115,7 +115,7 @@ class ForwardPass(TorchFunctionMode):
         rows: the row layout of the two passes, and whether what is kept for later is copied.
         replaying: False for the sequences, True for the references.
         modules: names of the model's modules by id, for messages and reports.
-        memory_format: of the activations, and what is known of it.
+        formats: of the activations in memory, and what is known of them.
         seen: filled by an audit, which goes on past an operation that is refused.
     """
 
@@ -125,14 +125,14 @@ class ForwardPass(TorchFunctionMode):
         rows: Rows,
         replaying: bool,
         modules: dict[int, str],
-        memory_format: MemoryFormat,
+        formats: FormatChoice,
         seen: Seen | None = None,
     ) -> None:
         super().__init__()
         self.replaying = replaying
         self.rows = rows
         self._tape = tape
-        self.memory_format = memory_format
+        self.formats = formats
         self._modules = modules
         self._seen = seen
         self._has_derived = False
@@ -144,8 +144,8 @@ class ForwardPass(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name, in_place, kind = look_up(func)
-        if name in READS_FORMAT and self.memory_format.is_changed:
-            raise FormatMatters(f"the model reads {name!r} of an activation")
+        if name in READS_FORMAT and self.formats.is_changed and _is_activation(args[0]):
+            raise self.formats.matters(f"the model reads {name!r} of an activation")
         if self.is_suspended or name in READS_NO_VALUES:
             return func(*args, **kwargs)
         try:
@@ -183,7 +183,7 @@ class ForwardPass(TorchFunctionMode):
         call = Call(func, name, in_place, args, kwargs, inputs)
         with contextlib.nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
             output = kind.run(self, call)
-        if self.replaying and self.memory_format.is_changed:
+        if self.replaying and self.formats.is_changed and not isinstance(kind, (Opened, Spelled)):
             keep_format_of_gradients(inputs, output)
         # An integrated operation is listed by note_integration, with its nodes.
         if self._seen is not None and not isinstance(kind, (Opened, Integrated)):
@@ -268,6 +268,8 @@ class ForwardPass(TorchFunctionMode):
         if any(isinstance(x, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in args):
             self.refuse(name, "it runs under torch.func (vmap, grad), where it cannot be followed")
         output = func(*args, **kwargs)
+        if name in SHARES_OR_COPIES and self.formats.is_changed and not self.replaying:
+            self.formats.watch(*(x for x in (*args[:1], output) if isinstance(x, Tensor)))
         if self._has_derived and any(getattr(x, _DERIVED, None) for x in args):
             if name in KEEPS_MASKS and not isinstance(output, Tensor):
                 self.check_branch(name, output)
@@ -306,6 +308,10 @@ class ForwardPass(TorchFunctionMode):
             return x
 
         return replace_tensors((args, kwargs), resolve, lambda x: isinstance(x, Tensor) and not x.requires_grad)
+
+
+def _is_activation(x: Any) -> bool:
+    return isinstance(x, Tensor) and (x.requires_grad or hasattr(x, _DERIVED))
 
 
 def find_custom_function(output: Tensor) -> str | None:

@@ -140,7 +140,11 @@ def attribute(
         eager(),
         precision(allow_tf32),
     ):
-        runner = PairRunner(model, state, target_device, dtype, tuple(args or ()), targets, seen, allow_tf32)
+        # A user's rule may write into what it reshaped, which nobody watches.
+        may_change_format = not user_rules
+        runner = PairRunner(
+            model, state, target_device, dtype, tuple(args or ()), targets, seen, allow_tf32, may_change_format
+        )
         blocks = plan_blocks(X.shape[0], source.n, batch_size)
         for block, sequences, references in drawn(X, source, blocks, target_device):
             results.add(block, runner.run(sequences, references, block.rows))

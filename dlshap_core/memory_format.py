@@ -2,7 +2,8 @@
 
 What a model computes does not depend on how its activations lie in memory, with two exceptions, which are noticed: it
 asks for strides or addresses, or it writes in place into one of two tensors that share their memory in one format and
-not in the other. Then, and after any failure, the batch is done again in the model's own format.
+not in the other. Then, and after a failure of the model under observation, this batch and all later ones are done in
+the model's own format.
 """
 
 import contextlib
@@ -39,22 +40,28 @@ class FormatMatters(Exception):
 
 
 @dataclass
-class MemoryFormat:
+class FormatChoice:
     """Whether convolutions may put the channels last, whether one did, and which tensors must not be written to."""
 
     may_change: bool
     is_changed: bool = False
     _watched: list[tuple[Tensor, int]] = field(default_factory=list)
+    _reason: str | None = None  # why the format matters; kept, as a model may catch what is raised in it
 
     @classmethod
-    def of(cls, device: torch.device, dtype: torch.dtype) -> "MemoryFormat":
+    def of(cls, device: torch.device, dtype: torch.dtype) -> "FormatChoice":
         """Free to change where that is faster."""
         has_onednn = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
         return cls(may_change=device.type == "cpu" and dtype in DTYPES and has_onednn)
 
-    def keep(self) -> None:
+    def give_up(self) -> None:
         """Leave all formats as they are from now on."""
         self.may_change = self.is_changed = False
+
+    def matters(self, reason: str) -> FormatMatters:
+        """What to raise where the model depends on the format."""
+        self._reason = reason
+        return FormatMatters(reason)
 
     def watch(self, *tensors: Tensor) -> None:
         """From here to the end of the pass these must not be written to."""
@@ -65,22 +72,28 @@ class MemoryFormat:
         """Around a pass.
 
         Raises:
-            FormatMatters: a tensor that must not be written to was.
+            FormatMatters: a tensor that must not be written to was, or the model read the format.
         """
         self._watched.clear()
+        self._reason = None
         yield
         if any(x._version != version for x, version in self._watched):
-            raise FormatMatters("the model writes in place into what it reshaped")
+            raise self.matters("the model writes in place into what it reshaped")
+        if self._reason is not None:
+            raise self.matters(self._reason)
         self._watched.clear()
 
 
-def pick(x: Tensor, index: Any) -> Tensor:
-    """x[index]; where a slice is cropped, its gradient too has the channels last."""
-    slices = index if isinstance(index, tuple) else (index,)
-    if not all(isinstance(part, slice) for part in slices):
+def crop(x: Tensor, index: Any) -> Tensor:
+    """x[index]; where it is a view of slices of all axes, the way back takes one copy less than by the hooks below."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(part is Ellipsis for part in parts):
+        place = next(i for i, part in enumerate(parts) if part is Ellipsis)
+        parts = (*parts[:place], *[slice(None)] * (x.ndim + 1 - len(parts)), *parts[place + 1 :])
+    if len(parts) > x.ndim or not all(isinstance(part, slice) for part in parts):
         return x[index]
-    slices += (slice(None),) * (x.ndim - len(slices))
-    return x.movedim(1, -1)[(slices[0], *slices[2:], slices[1])].movedim(-1, 1)
+    parts += (slice(None),) * (x.ndim - len(parts))
+    return x.movedim(1, -1)[(parts[0], *parts[2:], parts[1])].movedim(-1, 1)
 
 
 def keep_format_of_gradients(inputs: list[Tensor], output: Any) -> None:
@@ -91,7 +104,7 @@ def keep_format_of_gradients(inputs: list[Tensor], output: Any) -> None:
     """
     for x in inputs:
         if has_channels_last(x) and getattr(output, "shape", None) != x.shape:
-            x.register_hook(_put_channels_last)
+            x.register_hook(put_channels_last)
 
 
 def has_channels_last(x: Tensor) -> bool:
@@ -99,5 +112,6 @@ def has_channels_last(x: Tensor) -> bool:
     return x.ndim in (3, 4) and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
 
-def _put_channels_last(x: Tensor) -> Tensor:
+def put_channels_last(x: Tensor) -> Tensor:
+    """The same values, and where they are not so already, a copy with the channels last in memory."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1)

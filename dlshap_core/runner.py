@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dlshap_core.capture import ForwardPass, Overwritten, Seen, Tape, find_custom_function
-from dlshap_core.errors import UnsupportedModelError
-from dlshap_core.memory_format import FormatMatters, MemoryFormat
+from dlshap_core.errors import UnsupportedModelError, is_out_of_memory
+from dlshap_core.memory_format import FormatChoice, FormatMatters
 from dlshap_core.rows import PassesDiffer, Rows
 from dlshap_core.rules.table import BREAKS_TIES
 from dlshap_core.sequences import one_hot
@@ -63,6 +63,7 @@ class PairRunner:
         targets: Sequence[int] | str,
         seen: Seen | None,
         allow_tf32: bool = False,
+        may_change_format: bool = True,
     ) -> None:
         self._model = model
         self._state = state
@@ -76,7 +77,7 @@ class PairRunner:
         self._goes_back_once = not isinstance(targets, str) and len(targets) == 1
         self._modules = {id(module): name for name, module in model.named_modules()}
         self._seen = seen
-        self._memory_format = MemoryFormat.of(device, self._dtype)
+        self._formats = FormatChoice.of(device, dtype) if may_change_format else FormatChoice(may_change=False)
         self._has_equal_rows = False
         self._breaks_ties = False
         self._is_careful = False
@@ -93,12 +94,13 @@ class PairRunner:
         references = references.to(self._dtype)
         try:
             return self._run_matched(sequences, references, rows)
-        except Exception:
-            if not self._memory_format.is_changed:
+        except (FormatMatters, UnsupportedModelError, RuntimeError) as error:
+            if not self._formats.is_changed or is_out_of_memory(error):
                 raise
-        # Whatever failed may be due to the format of the activations.
-        self._memory_format.keep()
-        self._has_equal_rows = False
+        self._formats.give_up()
+        self._has_equal_rows = self._is_checked = False  # they were found out in the other format
+        if self._seen is not None:
+            self._seen.refusals.clear()
         return self._run_matched(sequences, references, rows)
 
     def _run_matched(self, sequences: Tensor, references: Tensor, rows: slice) -> Batch:
@@ -163,15 +165,16 @@ class PairRunner:
     def _observe(self, sequences: Tensor, rows: slice, n_repeats: int, tape: Tape, layout: Rows) -> Tensor:
         """First pass: predictions (S n_repeats, T) of the sequences; fills the tape."""
         x = sequences.repeat_interleave(n_repeats, 0).requires_grad_()
-        forward = ForwardPass(tape, layout, False, self._modules, self._memory_format, self._seen)
-        with self._memory_format.watching():
+        forward = ForwardPass(tape, layout, False, self._modules, self._formats, self._seen)
+        with self._formats.watching():
             return self._predict(x, rows, n_repeats, forward).detach()
 
     def _replay(self, leaf: Tensor, rows: slice, n_references: int, tape: Tape, layout: Rows) -> tuple[Tensor, bool]:
         """Second pass: predictions (S K, T) of the references with multipliers in place of gradients, and whether
         contributions add up by design."""
-        forward = ForwardPass(tape, layout, True, self._modules, self._memory_format, self._seen)
-        y = self._predict(leaf, rows, n_references, forward)
+        forward = ForwardPass(tape, layout, True, self._modules, self._formats, self._seen)
+        with self._formats.watching():
+            y = self._predict(leaf, rows, n_references, forward)
         tape.check_consumed()
         if not self._is_checked:
             self._custom_function = find_custom_function(y)

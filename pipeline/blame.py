@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from dlshap_core.errors import is_out_of_memory
 from pipeline.args import Args
 from pipeline.ensemble import Folds, attribute_rows
 from pipeline.plan import Plan
@@ -40,14 +41,6 @@ def explain(
         if alone is not None and not is_out_of_memory(alone):
             return f"{name}: {type(alone).__name__}: {' '.join(str(alone).split())}"
     return f"{text} (each of its sequences alone passes)"
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, says that memory is short."""
-    if error is None:
-        return False
-    is_it = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-    return is_it or is_out_of_memory(error.__cause__)
 
 
 def _advice(folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences, args: Args) -> str:

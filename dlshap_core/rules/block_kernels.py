@@ -23,12 +23,13 @@ def times_route_of_blocks(
     first: int,
     last: int,
 ) -> None:
-    """Rows first to last of `maxima._route`: `out` (rows, inputs, C) gets the gradient (rows, blocks, C)."""
+    """Rows first to last of `maxima._route`: `out` (rows, inputs, C) gets the gradient (rows, blocks, C). NaN is
+    no maximum."""
     top = r.dtype.type(largest)
     n_repeats, n_blocks, n_channels = r.shape[0] // x.shape[0], gradient.shape[1], gradient.shape[2]
-    work = np.empty((9, n_channels), r.dtype)  # taken apart by an index: unpacking hides that its rows are contiguous
+    work = np.empty((10, n_channels), r.dtype)  # taken apart by an index: unpacking hides that its rows are contiguous
     limits, max_x, max_r, r_at_x, x_at_r = work[0], work[1], work[2], work[3], work[4]
-    place_x, place_r, share_x, share_r = work[5], work[6], work[7], work[8]
+    place_x, place_r, apart, share_x, share_r = work[5], work[6], work[7], work[8], work[9]
     for row in range(first, last):
         observed, reference = x[row // n_repeats], r[row]
         limits[:] = 0
@@ -46,10 +47,16 @@ def times_route_of_blocks(
                 _find(observed[start + j], reference[start + j], j, max_x, r_at_x, place_x)
                 _find(reference[start + j], observed[start + j], j, max_r, x_at_r, place_r)
             _share_observed(max_x, max_r, r_at_x, limits, top, share_x)
-            _share_reference(max_x, max_r, r_at_x, x_at_r, place_x - place_r, limits, top, share_r)
+            np.subtract(place_x, place_r, apart)
+            _share_reference(max_x, max_r, r_at_x, x_at_r, apart, limits, top, share_r)
             for j in range(size):
                 _send(gradient[row, block], j, place_x, share_x, place_r, share_r, out[row, start + j])
         out[row, n_blocks * size :] = 0
+
+
+@numba.njit(inline="always")
+def _finite(value: float, top: float) -> float:
+    return min(max(value, -top), top)
 
 
 @numba.njit(cache=True)
@@ -88,8 +95,8 @@ def _share_observed(
     """Of the gradient, for the place of the observed maximum."""
     zero, one = share.dtype.type(0), share.dtype.type(1)
     for c in range(share.shape[0]):
-        value_x, value_r = min(max(max_x[c], -top), top), min(max(max_r[c], -top), top)
-        change, step = value_x - value_r, value_x - min(max(r_at_x[c], -top), top)
+        value_x, value_r = _finite(max_x[c], top), _finite(max_r[c], top)
+        change, step = value_x - value_r, value_x - _finite(r_at_x[c], top)
         ratio = change / step
         ratio = ratio if change > zero else zero
         share[c] = one if abs(step) <= limits[c] else ratio
@@ -109,10 +116,10 @@ def _share_reference(
     """Of the gradient, for the place of the reference's maximum, `apart` from the observed one's."""
     zero = share.dtype.type(0)
     for c in range(share.shape[0]):
-        value_x, value_r = min(max(max_x[c], -top), top), min(max(max_r[c], -top), top)
-        change, step = value_x - value_r, min(max(x_at_r[c], -top), top) - value_r
+        value_x, value_r = _finite(max_x[c], top), _finite(max_r[c], top)
+        change, step = value_x - value_r, _finite(x_at_r[c], top) - value_r
         ratio = change / step
-        is_unchanged = abs(value_x - min(max(r_at_x[c], -top), top)) <= limits[c]
+        is_unchanged = abs(value_x - _finite(r_at_x[c], top)) <= limits[c]
         ratio = zero if is_unchanged and apart[c] == zero else ratio
         share[c] = ratio if change < zero else zero
 

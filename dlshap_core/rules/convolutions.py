@@ -16,7 +16,7 @@ from dlshap_core.rules.products import Multilinear
 if TYPE_CHECKING:
     from dlshap_core.capture import ForwardPass
 
-_FEW_CHANNELS = 8  # of an input, for which oneDNN goes back slowly
+_FEW_CHANNELS = 8  # of an input: one-hot bases, and some tracks beside them
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class Convolution(Multilinear):
     """conv1d and conv2d, with the channels last in memory where that is faster."""
 
     def run(self, forward: "ForwardPass", call: Call) -> Any:
-        if not forward.memory_format.may_change or len(call.inputs) > 1:
+        if not forward.formats.may_change or len(call.inputs) > 1:
             return super().run(forward, call)
         input, weight, *_ = call.named("input", "weight")
-        if input is not call.inputs[0] or not takes(input, weight):
+        if input is not call.inputs[0] or not _can_convolve(input, weight):
             return super().run(forward, call)
-        forward.memory_format.is_changed = True
+        forward.formats.is_changed = True
         return convolve(*call.args, **call.kwargs)
 
 
-def takes(input: Tensor, weight: Tensor) -> bool:
+def _can_convolve(input: Tensor, weight: Tensor) -> bool:
     """Whether `convolve` is for this input and these weights."""
     return input.ndim == weight.ndim and input.ndim in (3, 4) and input.dtype in DTYPES
 
@@ -48,37 +48,38 @@ def convolve(
     groups: int = 1,
 ) -> Tensor:
     """conv1d of (B, C, L) or conv2d of (B, C, H, W), computed and returned with the channels last in memory."""
-    spent = None if input.ndim == 3 else _spent_axis(input, weight, padding, groups)
-    if input.ndim == 4 and spent is None:
+    if input.ndim == 3:
+        sizes = [_of_axis(size, 0) for size in (stride, padding, dilation)]
+        return _convolve_one_axis(input, weight, bias, sizes, groups)
+    collapsed = _collapsed_axis(input, weight, padding, dilation, groups)
+    if collapsed is None:
         return F.conv2d(_channels_last(input), _channels_last(weight), bias, stride, padding, dilation, groups)
-    other = 0 if spent is None else 3 - spent
-    stride, padding, dilation = (_of_axis(size, other) for size in (stride, padding, dilation))
-    if spent is None:
-        return _convolve_one_axis(input, weight, bias, stride, padding, dilation, groups)
-    x, w = (z.movedim(spent, 2).flatten(1, 2) for z in (input, weight))
-    return _convolve_one_axis(x, w, bias, stride, padding, dilation, groups).unsqueeze(spent)
+    sizes = [_of_axis(size, 3 - collapsed) for size in (stride, padding, dilation)]
+    x, w = (z.movedim(collapsed, 2).flatten(1, 2) for z in (input, weight))
+    return _convolve_one_axis(x, w, bias, sizes, groups).unsqueeze(collapsed)
 
 
-def _spent_axis(input: Tensor, weight: Tensor, padding: Any, groups: int) -> int | None:
-    """Of a convolution in two axes, one that has a single position, or all of whose positions make one, of a single
-    channel: its positions may as well be channels."""
+def _collapsed_axis(input: Tensor, weight: Tensor, padding: Any, dilation: Any, groups: int) -> int | None:
+    """Of a convolution in two axes, one (2 or 3) with one position before and after, or with one after it where there
+    is one channel before: its positions may as well be channels."""
     for axis in (2, 3):
         is_single = input.shape[axis] == weight.shape[axis] == 1
         is_covered = input.shape[axis] == weight.shape[axis] and input.shape[1] == groups == 1 and padding != "same"
-        if (is_single or is_covered) and _of_axis(padding, axis - 2) in (0, "same", "valid"):
+        is_plain = _of_axis(padding, axis - 2) in (0, "same", "valid") and _of_axis(dilation, axis - 2) == 1
+        if (is_single or is_covered) and is_plain:
             return axis
     return None
 
 
-def _convolve_one_axis(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int | str, dilation: int, groups: int
-) -> Tensor:
-    has_few_channels = _has_few_channels(input, weight, groups)
-    x = input.detach() if has_few_channels else input
+def _convolve_one_axis(input: Tensor, weight: Tensor, bias: Tensor | None, sizes: list[Any], groups: int) -> Tensor:
+    """`sizes` are stride, padding and dilation."""
+    stride, padding, dilation = sizes
+    goes_back_by_product = _goes_back_by_product(input, weight, groups)
+    x = input.detach() if goes_back_by_product else input
     x, w = (_channels_last(z.unsqueeze(2)) for z in (x, weight))
     paddings = padding if isinstance(padding, str) else (0, padding)
     y = F.conv2d(x, w, bias, (1, stride), paddings, (1, dilation), groups).squeeze(2)
-    if not has_few_channels:
+    if not goes_back_by_product:
         return y
     length = input.shape[-1]
     if isinstance(padding, str):
@@ -90,7 +91,7 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _has_few_channels(input: Tensor, weight: Tensor, groups: int) -> bool:
+def _goes_back_by_product(input: Tensor, weight: Tensor, groups: int) -> bool:
     is_autocast = torch.is_autocast_enabled(input.device.type)
     return groups == 1 and input.shape[1] <= _FEW_CHANNELS and fused.takes(input, weight) and not is_autocast
 
@@ -99,7 +100,7 @@ def _go_back(gradient: Tensor, weight: Tensor, length: int, stride: int, padding
     """(B, O, L') to (B, C, L): one product with the weights (O, C, K), and its columns added up where they overlap."""
     kernel = weight.transpose(1, 2)
     columns = gradient.transpose(1, 2).flatten(0, 1) @ kernel.flatten(1)
-    columns = columns.view(len(gradient), -1, *kernel.shape[1:])
+    columns = columns.view(len(gradient), gradient.shape[2], *kernel.shape[1:])
     return fused.overlap_add(columns, length, stride, padding, dilation).transpose(1, 2)
 
 

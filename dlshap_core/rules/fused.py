@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dlshap_core.rules import block_kernels, kernels, secants
-from dlshap_core.rules.threads import in_parts
+from dlshap_core.threads import in_parts
 
 _DTYPES = (torch.float32, torch.float64)
 _SMALLEST_ROW = 16  # elements; shorter rows are left to torch, whose loops do not care
@@ -72,12 +72,10 @@ def secant(
 
     It is the ratio of differences but of the few elements that are too close for it, which are left to `of_close`.
     """
-    order = _order(r)
-    x, r, y_r = x.permute(order), r.permute(order), y_r.view(r.shape).permute(order)
-    n_observed, n_rows = _rows(x, r)
-    flat_x, flat_r = x.view(n_observed, -1), r.view(n_rows, -1)
-    tensors = (flat_x, flat_r, function(x).reshape(flat_x.shape), y_r.reshape(flat_r.shape))
-    arrays: list[Any] = [z.contiguous().numpy() for z in tensors]
+    flat = _Flat(x, r)
+    flat_x, flat_r = flat.x, flat.r
+    n_rows = len(flat_r)
+    arrays: list[Any] = [z.contiguous().numpy() for z in (flat_x, flat_r, function(flat_x), flat.of(y_r))]
     out = torch.empty_like(flat_r)
     ratios, n_close = out.numpy(), np.empty(n_rows, dtype=np.int64)
     is_close = np.empty((n_rows, -(-flat_r.shape[1] // 8)), dtype=np.uint64)  # a byte each, low byte first
@@ -88,7 +86,7 @@ def secant(
         close, places = r.new_empty(2, int(ends[-1])), np.empty(ends[-1], dtype=np.int64)
         in_parts(kernels.gather, [*arrays[:2], is_close, ends, places, close.numpy()], n_rows, r.numel())
         in_parts(kernels.put, [of_close(*close).numpy(), ends, places, ratios], n_rows, r.numel())
-    return _back(out.view(r.shape), order)
+    return flat.back(out)
 
 
 # (1 - exp(-t)) / t = 1 - t/2 + t^2/6 - ..., as in `softmaxes`
@@ -153,30 +151,39 @@ def takes(*activations: Tensor) -> bool:
 
 def pull_back(kernel: Kernel, gradient: Tensor, x: Tensor, r: Tensor, rest: tuple[Any, ...]) -> Tensor:
     """The kernel on activations that fit and a gradient of as many elements as r; of the gradient's shape."""
-    order = _order(r)
-    flowing = gradient.to(r.dtype).view(r.shape).permute(order).contiguous()
-    x, r = x.permute(order), r.permute(order)
-    n_observed, n_rows = _rows(x, r)
-    out = kernel(flowing.view(n_rows, -1), x.view(n_observed, -1), r.view(n_rows, -1), *rest).view(r.shape)
-    return _back(out, order).view(gradient.shape)
+    flat = _Flat(x, r)
+    return flat.back(kernel(flat.of(gradient.to(r.dtype)), flat.x, flat.r, *rest)).view(gradient.shape)
 
 
 def multipliers(kernel: Kernel, x: Tensor, r: Tensor, rest: tuple[Any, ...]) -> Tensor:
     """What `pull_back` multiplies by, of the shape of r."""
-    order = _order(r)
-    x, r = x.permute(order), r.permute(order)
-    n_observed, n_rows = _rows(x, r)
-    return _back(kernel(None, x.view(n_observed, -1), r.view(n_rows, -1), *rest).view(r.shape), order)
+    flat = _Flat(x, r)
+    return flat.back(kernel(None, flat.x, flat.r, *rest))
+
+
+class _Flat:
+    """Activations that fit as two axes, (rows, elements), in the order in which they lie in memory."""
+
+    def __init__(self, x: Tensor, r: Tensor) -> None:
+        self._order, self._shape = _order(r), r.shape
+        x, r = x.permute(self._order), r.permute(self._order)
+        self._permuted_shape = r.shape
+        n_observed, n_rows = _rows(x, r)
+        self.x, self.r = x.view(n_observed, -1), r.view(n_rows, -1)
+
+    def of(self, z: Tensor) -> Tensor:
+        """The same of a tensor of as many elements as r."""
+        return z.view(self._shape).permute(self._order).contiguous().view(self.r.shape)
+
+    def back(self, flat: Tensor) -> Tensor:
+        """What is flat, in the shape of r."""
+        axes = sorted(range(len(self._order)), key=self._order.__getitem__)
+        return flat.view(self._permuted_shape).permute(axes)
 
 
 def _order(x: Tensor) -> list[int]:
     """The axes as they lie in memory, the widest step first."""
     return sorted(range(x.ndim), key=x.stride().__getitem__, reverse=True)
-
-
-def _back(x: Tensor, order: list[int]) -> Tensor:
-    """The axes from their order in memory to that of the model."""
-    return x.permute(sorted(range(x.ndim), key=order.__getitem__))
 
 
 def _rows(x: Tensor, r: Tensor) -> tuple[int, int]:

@@ -58,7 +58,7 @@ def times_route(
     last: int,
 ) -> None:
     """Rows first to last of `maxima._route`: `out` (rows, inputs, C) gets the gradient (rows, outputs, C) of each
-    window; C channels lie side by side, if that is how they lie in memory, else 1."""
+    window; C channels lie side by side, if that is how they lie in memory, else 1. Where a maximum is NaN it is 0."""
     kind = r.dtype.type
     top, limit_of_size = kind(largest), kind(rounding)
     n_repeats = r.shape[0] // x.shape[0]
@@ -86,7 +86,7 @@ def times_route(
                 share = (value_x - value_r) / step if rises and value_x != value_r else kind(0)
                 result[best_x] += gradient[row, o, c] * (kind(1) if is_unchanged else share)
                 step = min(max(observed[best_r], -top), top) - value_r
-                falls = not rises and not (is_unchanged and best_r == best_x)
+                falls = value_x < value_r and not (is_unchanged and best_r == best_x)
                 result[best_r] += gradient[row, o, c] * ((value_x - value_r) / step if falls else kind(0))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dlshap_core.errors import UnsupportedModelError
-from dlshap_core.memory_format import CONVERSIONS, has_channels_last, pick
+from dlshap_core.memory_format import crop, has_channels_last
 
 if TYPE_CHECKING:
     from dlshap_core.capture import ForwardPass
@@ -150,39 +150,6 @@ class LinearBy(Linear):
 
 
 @dataclass(frozen=True)
-class Reshaping(Linear):
-    """What is a view in one memory format and a copy in another: the model must write into neither of the two."""
-
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
-        if not forward.memory_format.is_changed or (call.name in CONVERSIONS and "memory_format" not in call.kwargs):
-            return call.plain()
-        x = call.inputs[0]
-        if call.name == "view" and torch.dtype not in map(type, (*call.args, *call.kwargs.values())):
-            output = x.reshape(*call.args[1:], **call.kwargs)
-        else:
-            output = x.reshape_as(*call.args[1:], **call.kwargs) if call.name == "view_as" else call.plain()
-        if not forward.replaying:  # the other pass does the same, and would keep more memory
-            forward.memory_format.watch(x, output)
-        return output
-
-
-@dataclass(frozen=True)
-class Joining(Linear):
-    """cat, in the memory format of its parts: torch gives one of three axes another, and every convolution of it would
-    make, and keep, a copy."""
-
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
-        names = call.torch_names()
-        parts = call.args[0] if call.args else names["tensors"]
-        if not forward.memory_format.is_changed or not all(x.ndim == 3 for x in parts):
-            return call.plain()
-        if not any(has_channels_last(x) for x in parts):
-            return call.plain()
-        dim = call.args[1] if len(call.args) > 1 else names.get("dim", 0)
-        return torch.cat([x.transpose(1, 2) for x in parts], (0, 2, 1)[dim]).transpose(1, 2)
-
-
-@dataclass(frozen=True)
 class Pieces(Linear):
     """split, chunk, unbind. Each piece is a view of its own, so that the model may work on it in place."""
 
@@ -204,8 +171,8 @@ class Picks(Linear):
     def run(self, forward: "ForwardPass", call: Call) -> Any:
         if varying_tensors((call.args[1:], {k: v for k, v in call.kwargs.items() if k != "input"})):
             forward.refuse(call.name, "its index is made from the input, so what it picks jumps with the input")
-        if forward.memory_format.is_changed and call.name == "__getitem__" and has_channels_last(call.inputs[0]):
-            return pick(*call.args)
+        if forward.formats.is_changed and call.name == "__getitem__" and has_channels_last(call.inputs[0]):
+            return crop(*call.args)
         return call.plain()
 
 

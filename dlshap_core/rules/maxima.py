@@ -54,7 +54,7 @@ def _route(
     places = torch.where(rises, best_x.places, best_r.places)
     change = best_x.values - best_r.values
     input_change = observed.gather(-1, places) - reference.gather(-1, places)
-    shares = torch.where(change == 0, 0.0, change / input_change)
+    shares = torch.where((change == 0) | change.isnan(), 0.0, change / input_change)
     sizes = best_r.values.abs()
     sizes = torch.where(sizes < largest / 2, sizes, 0.0)  # masked inputs (-inf, -1e9) are no measure of rounding
     limit = rounding(reference.dtype) * sizes.amax(-1, keepdim=True)
@@ -67,13 +67,11 @@ def rounding(dtype: torch.dtype) -> float:
     return _ROUNDING_STEPS * torch.finfo(dtype).eps
 
 
+_Find = Callable[[Tensor], tuple[Tensor, Tensor]]  # the maxima of an activation, and their places in it
+
+
 def _max_over_windows(
-    rows: Rows,
-    observed: Tensor,
-    reference: Tensor,
-    find: Callable[[Tensor], tuple[Tensor, Tensor]],
-    n_axes: int,
-    block_size: int | None = None,
+    rows: Rows, observed: Tensor, reference: Tensor, find: _Find, n_axes: int, block_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Max over windows in the last `n_axes` axes: the output with its multipliers, and the reference's places.
 
@@ -83,51 +81,77 @@ def _max_over_windows(
     axis = rows.axis(observed, reference)
     if axis is not None:
         observed = observed.narrow(axis, 0, rows.n_sequences)  # without padding
-    reference_value, reference_places = find(reference.detach())
-    observed_value, observed_places = find(observed)
-    largest = _stands_for_infinity(reference.dtype)
-    shape, flat = reference.shape, (-n_axes, -1)
+    value, places = find(reference.detach())
     if axis in (0, None) and reference.ndim > n_axes and fused.takes(observed, reference):
         channels_last = n_axes == reference.ndim - 2 and has_channels_last(reference)
-        n_inner = 1 if axis is None or channels_last else shape[1:-n_axes].numel()
-
-        def three_axes(z: Tensor) -> Tensor:
-            """(rows, inputs or outputs, channels that lie side by side)."""
-            z = z.flatten(*flat)
-            return (z.transpose(1, 2) if channels_last else z.flatten(0, -2).unsqueeze(-1)).contiguous()
-
-        places_x, places_r = three_axes(observed_places), three_axes(reference_places)
-
-        def pullback(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
-            gradient, x, r = (three_axes(z) for z in (gradient, x, r))
-            if block_size is not None and channels_last and r.shape[-1] >= _MANY_CHANNELS:
-                routed = fused.route_of_blocks(gradient, x, r, block_size, rounding(r.dtype), largest)
-            else:
-                routed = fused.route(gradient, x, r, places_x, places_r, n_inner, rounding(r.dtype), largest)
-            return (routed.transpose(1, 2) if channels_last else routed).reshape(shape)
-
-        kept = rows.keep(reference.detach())
-        return pull_back_late(reference, reference_value, pullback, observed, kept), reference_places
+        if block_size is not None and channels_last and reference.shape[1] >= _MANY_CHANNELS:
+            pullback = _by_blocks(block_size)
+        else:
+            n_inner = 1 if axis is None or channels_last else reference.shape[1:-n_axes].numel()
+            pullback = _by_places(find(observed)[1], places, n_axes, n_inner, channels_last)
+        return pull_back_late(reference, value, pullback, observed, rows.keep(reference.detach())), places
 
     def expanded(z: Tensor) -> Tensor:
-        return (z if axis is None else z.repeat_interleave(rows.n_references, axis)).flatten(*flat)
+        return z if axis is None else z.repeat_interleave(rows.n_references, axis)
 
-    def finite(z: Tensor) -> Tensor:
-        return z.detach().clamp(-largest, largest)
+    best_x = _Windows(*map(expanded, find(observed)))
+    return pull_back(reference, value, _by_torch(expanded(observed), reference, best_x, places, n_axes)), places
 
-    best_x = _Windows(finite(expanded(observed_value)), expanded(observed_places))
-    best_r = _Windows(finite(reference_value.flatten(*flat)), reference_places.flatten(*flat))
-    flat_x, flat_r = finite(expanded(observed)), finite(reference.flatten(*flat))
+
+def _by_blocks(block_size: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Going back through blocks of (B, C, L) with the channels last: (gradient, observed, reference) -> gradient."""
+
+    def pullback(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+        gradient, x, r = (z.transpose(1, 2).contiguous() for z in (gradient, x, r))
+        largest = _stands_for_infinity(r.dtype)
+        return fused.route_of_blocks(gradient, x, r, block_size, rounding(r.dtype), largest).transpose(1, 2)
+
+    return pullback
+
+
+def _by_places(
+    places_x: Tensor, places_r: Tensor, n_axes: int, n_inner: int, channels_last: bool
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The same through windows of any form, in the last `n_axes` axes."""
+
+    def three_axes(z: Tensor) -> Tensor:
+        """(rows, inputs or outputs, channels that lie side by side)."""
+        z = z.flatten(-n_axes, -1)
+        return (z.transpose(1, 2) if channels_last else z.flatten(0, -2).unsqueeze(-1)).contiguous()
+
+    places = three_axes(places_x), three_axes(places_r)
+
+    def pullback(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+        shape, largest = r.shape, _stands_for_infinity(r.dtype)
+        gradient, x, r = (three_axes(z) for z in (gradient, x, r))
+        routed = fused.route(gradient, x, r, *places, n_inner, rounding(r.dtype), largest)
+        return (routed.transpose(1, 2) if channels_last else routed).reshape(shape)
+
+    return pullback
+
+
+def _by_torch(
+    observed: Tensor, reference: Tensor, best_x: _Windows, places_r: Tensor, n_axes: int
+) -> Callable[[Tensor], Tensor]:
+    """The same by torch's own operations, everything with the rows of the references: gradient -> gradient."""
+    largest, shape = _stands_for_infinity(reference.dtype), reference.shape
+
+    def flat(z: Tensor) -> Tensor:
+        return z.detach().flatten(-n_axes, -1)
+
+    flat_x, flat_r = (flat(z).clamp(-largest, largest) for z in (observed, reference))
+    best_x = _Windows(flat(best_x.values).clamp(-largest, largest), flat(best_x.places))
+    best_r = _Windows(flat_r.gather(-1, flat(places_r)), flat(places_r))
     places, shares, unchanged = _route(flat_x, flat_r, best_x, best_r, largest)
 
-    def pull_back_now(gradient: Tensor) -> Tensor:
+    def pullback(gradient: Tensor) -> Tensor:
         gradient = gradient.reshape(places.shape)
         routed = torch.zeros(flat_r.shape, dtype=gradient.dtype, device=gradient.device)
         routed.scatter_add_(-1, places, gradient * shares.to(gradient.dtype))
         routed.scatter_add_(-1, best_x.places, gradient * unchanged)
         return routed.reshape(shape)
 
-    return pull_back(reference, reference_value, pull_back_now), reference_places
+    return pullback
 
 
 _Sizes = int | tuple[int, ...]

@@ -23,17 +23,20 @@ def batch_norm(
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     training: bool,
     momentum: float,
     eps: float,
     cudnn_enabled: bool,
 ) -> Tensor:
-    """x scale + shift with running statistics: one pass over memory there and one back, in any memory format.
+    """x scale + shift of (B, C, ...) with statistics, weight and bias (C,): on a CPU one pass over memory there and one
+    back, in any memory format.
 
     In single precision at least, as torch has it: what is left of a mean in half precision may be larger than the rest.
     """
+    if input.device.type != "cpu" or running_mean is None or running_var is None:
+        return torch.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled)
     mean, variance = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in (running_mean, running_var))
     scale = torch.rsqrt(variance + eps)
     scale = scale if weight is None else scale * weight

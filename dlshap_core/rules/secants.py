@@ -7,7 +7,8 @@ For y = f(x) taken element by element the multiplier is the secant (Shrikumar et
 so m (x - r) is the difference of outputs. At x = r it is a removable singularity with the value f'(x). Dividing two
 small differences loses digits there (the two passes differ by rounding, so equal inputs are rarely bit-equal), hence
 each function gets a form without cancellation: piecewise functions by how much of [r, x] lies in each piece, smooth
-ones by an identity for the difference, or by averaging f' over [r, x] with three Gauss nodes where x - r is small.
+ones by an identity for the difference, or by averaging f' over [r, x] with two or three Gauss nodes where x - r is
+small.
 
 Every secant takes (observed, reference, *rest) like the torch function it stands for; shapes broadcast.
 """
@@ -202,7 +203,7 @@ def power(x: Tensor, r: Tensor, exponent: float | Tensor) -> Tensor:
     }
     if not isinstance(exponent, Tensor) and float(exponent) in closed:
         return closed[float(exponent)](r)
-    average = _average(lambda z: exponent * z.pow(exponent - 1), x, r)
+    average = _average(lambda z: exponent * z.pow(exponent - 1), x, r, 3)
     ratio = (x.pow(exponent) - r.pow(exponent)) / (x - r)
     is_close = (x - r).abs() < _RELATIVE_STEP[r.dtype] * torch.minimum(x.abs(), r.abs())
     return finite_or_zero(torch.where(is_close | (x == r), average, ratio))
@@ -287,7 +288,8 @@ def smooth(
 
     "Close" is where a few Gauss nodes are exact to rounding and the ratio is not: a share of the size of f and of its
     argument (whose rounding the ratio divides by x - r), at most a fixed step, or, for a function with a singularity at
-    0 (`is_singular`), a share of the distance from it.
+    0 (`is_singular`), a share of the distance from it. Just beyond, the ratio is off by the rounding over that share:
+    3e-6 of the size of f in single precision.
     """
     value_x, value_r = function(x), function(r)
     difference = x - r
@@ -297,7 +299,7 @@ def smooth(
         share, largest = STEPS[r.dtype]
         size = torch.maximum(torch.maximum(value_x.abs(), value_r.abs()), torch.maximum(x.abs(), r.abs()))
         limit = (share * size).clamp(max=largest)
-    average = _average(derivative or _derivative_of(function), x, r)
+    average = _average(derivative or _derivative_of(function), x, r, 3 if is_singular else _N_NODES[r.dtype])
     is_close = (difference.abs() < limit) | (difference == 0)
     return finite_or_zero(torch.where(is_close, average, (value_x - value_r) / difference))
 
@@ -311,11 +313,11 @@ _RELATIVE_STEP = {torch.float32: 0.05, torch.float64: 0.005}
 
 def average_derivative(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:
     """f' averaged over [r, x] where they are close, by autograd; 0 where it is not finite."""
-    return finite_or_zero(_average(_derivative_of(function), x, r))
+    return finite_or_zero(_average(_derivative_of(function), x, r, _N_NODES[r.dtype]))
 
 
-def _average(derivative: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:
-    first, *others = (weight * derivative(r + t * (x - r)) for t, weight in gauss_legendre(_N_NODES[r.dtype]))
+def _average(derivative: Callable[[Tensor], Tensor], x: Tensor, r: Tensor, n_nodes: int) -> Tensor:
+    first, *others = (weight * derivative(r + t * (x - r)) for t, weight in gauss_legendre(n_nodes))
     return sum(others, start=first)
 
 

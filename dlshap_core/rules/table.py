@@ -27,7 +27,6 @@ from dlshap_core.rules.kinds import (
     Constant,
     Detached,
     FromFirst,
-    Joining,
     Kind,
     Linear,
     LinearBy,
@@ -37,10 +36,10 @@ from dlshap_core.rules.kinds import (
     Picks,
     Pieces,
     Refused,
-    Reshaping,
     Spelled,
     is_varying,
 )
+from dlshap_core.rules.layouts import Joining, Reshaping
 from dlshap_core.rules.masks import Combination, Comparison, Negation, Select, SelectOrAssign
 from dlshap_core.rules.products import Multilinear, Product, Quotient
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlshap_core.rules import fused, threads
+from dlshap_core import threads
+from dlshap_core.rules import fused, maxima
 from tests.core.toolbox import explain, relative_difference, seeded, sequences, shuffled
 
 L = 40
@@ -159,3 +160,23 @@ def test_a_relu_of_equal_activations() -> None:
     assert fused.relu(gradient, values, values).tolist() == [[1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0] * 2]
     mixed = fused.relu(gradient, values, -values)  # the positive share of [-v, v] is a half
     assert mixed[0, [0, 1, 4, 5]].tolist() == [0.5] * 4
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("size", "length"), [(1, 7), (2, 12), (4, 30), (13, 40)])
+def test_max_pooling_by_blocks_is_that_by_places(size: int, length: int, dtype: torch.dtype) -> None:
+    """With many equal maxima, masked inputs and whole masked windows, and a little rounding between the two sides."""
+    generator = torch.Generator().manual_seed(size)
+    x, r = (torch.randn(n, length, 19, generator=generator, dtype=dtype).mul(2).round() for n in (2, 6))
+    r[0] = x[0]
+    r[1] = x[0] * (1 + 4 * torch.finfo(dtype).eps)
+    for side in (x, r):
+        side[-1, :, :5] = -torch.inf
+        side[-1, ::3, 5:8] = -1e9
+    gradient = torch.randn(6, length // size, 19, generator=generator, dtype=dtype)
+    places = [F.max_pool1d_with_indices(z.mT, size)[1].mT for z in (x, r)]
+    limits = (maxima.rounding(dtype), maxima._stands_for_infinity(dtype))
+    expected = fused.route(gradient, x, r, *(z.contiguous() for z in places), 1, *limits)
+    assert torch.equal(fused.route_of_blocks(gradient, x, r, size, *limits), expected)
+    assert expected.isfinite().all()
+    assert expected.count_nonzero() > gradient.numel() / 4

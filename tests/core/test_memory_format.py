@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlshap_core.memory_format import MemoryFormat, has_channels_last
+from dlshap_core import audit
+from dlshap_core.memory_format import FormatChoice, crop, has_channels_last
 from dlshap_core.rules import convolutions
-from dlshap_core.rules.convolutions import convolve, takes
+from dlshap_core.rules.convolutions import convolve
 from dlshap_core.sequences import one_hot
 from tests.core.toolbox import Apply, explain, multipliers, relative_difference, seeded, sequences, shuffled
 
@@ -35,15 +36,15 @@ def convolved() -> Iterator[mock.Mock]:
         yield counted
 
 
-@pytest.mark.skipif(not MemoryFormat.of(torch.device("cpu"), torch.float32).may_change, reason="oneDNN is not there")
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 def test_where_formats_change() -> None:
     cpu = torch.device("cpu")
-    assert MemoryFormat.of(cpu, torch.float32).may_change
-    assert not MemoryFormat.of(cpu, torch.float64).may_change
-    assert not MemoryFormat.of(torch.device("cuda"), torch.float32).may_change
+    assert FormatChoice.of(cpu, torch.float32).may_change
+    assert not FormatChoice.of(cpu, torch.float64).may_change
+    assert not FormatChoice.of(torch.device("cuda"), torch.float32).may_change
     torch._C._set_mkldnn_enabled(False)
     try:
-        assert not MemoryFormat.of(cpu, torch.float32).may_change
+        assert not FormatChoice.of(cpu, torch.float32).may_change
     finally:
         torch._C._set_mkldnn_enabled(True)
 
@@ -57,12 +58,11 @@ def gradients(x: Tensor, convolution: Callable[[Tensor], Tensor]) -> tuple[Tenso
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     "options",
     [
         {},
-        {"stride": 3},
+        {"stride": 3, "bias": False},
         {"stride": (2,), "padding": (4,)},
         {"stride": 2, "dilation": 3, "padding": 5},
         {"padding": "same", "dilation": 3},
@@ -74,8 +74,8 @@ def gradients(x: Tensor, convolution: Callable[[Tensor], Tensor]) -> tuple[Tenso
 )
 @pytest.mark.parametrize("kernel_size", [1, 4, 5, 40])
 @pytest.mark.parametrize("n_channels", [4, 16])
-def test_convolutions_of_one_axis(n_channels: int, kernel_size: int, options: dict[str, Any], bias: bool) -> None:
-    layer = seeded(lambda: nn.Conv1d(n_channels, C, kernel_size, bias=bias, **options), dtype=torch.float32)
+def test_convolutions_of_one_axis(n_channels: int, kernel_size: int, options: dict[str, Any]) -> None:
+    layer = seeded(lambda: nn.Conv1d(n_channels, C, kernel_size, **options), dtype=torch.float32)
     layer.requires_grad_(False)
     x = torch.randn(5, n_channels, 3 * L, generator=torch.Generator().manual_seed(0))
     arguments = (layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -140,11 +140,11 @@ def normalised(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
     return F.avg_pool1d(F.silu(layer(F.group_norm(x, 2))), L).squeeze(-1)
 
 
-def recurrent(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+def cumulative(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
     return F.softmax(layer(stem(x)), 1).cumsum(-1)[..., -3:].mean(-1)
 
 
-INSENSITIVE = [residual, in_two_dimensions, attention, views, normalised, recurrent]
+INSENSITIVE = [residual, in_two_dimensions, attention, views, normalised, cumulative]
 
 
 def with_convolutions(function: Callable[..., Tensor], dtype: torch.dtype) -> nn.Module:
@@ -157,7 +157,7 @@ def with_convolutions(function: Callable[..., Tensor], dtype: torch.dtype) -> nn
 
 
 def in_plain_format(function: Callable[..., Tensor], X: Tensor, references: Tensor) -> Tensor:
-    with mock.patch.object(MemoryFormat, "of", return_value=MemoryFormat(may_change=False)):
+    with mock.patch.object(FormatChoice, "of", return_value=FormatChoice(may_change=False)):
         return multipliers(with_convolutions(function, torch.float32), X, references)
 
 
@@ -170,6 +170,44 @@ def test_models_give_the_same(
     n_passes = 2 * -(-12 // batch_size)
     assert convolved.call_count in (2 * n_passes, 2 * n_passes + 2)  # a lone sequence may need company in a first pass
     assert relative_difference(found, in_plain_format(function, *pairs)) < 1e-4
+
+
+@pytest.mark.parametrize("function", [residual, in_two_dimensions], ids=lambda function: function.__name__)
+def test_several_targets_give_what_each_gives(function: Callable[..., Tensor], pairs: tuple[Tensor, Tensor]) -> None:
+    model = with_convolutions(function, torch.float32)
+    together = explain(model, *pairs, targets=[0, 2, 1]).hypothetical
+    for position, target in enumerate([0, 2, 1]):
+        alone = explain(model, *pairs, targets=[target]).hypothetical[:, 0]
+        assert relative_difference(together[:, position], alone) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        (slice(None), slice(None), slice(5, -5)),
+        (Ellipsis, slice(5, -5)),
+        (slice(1, 3), Ellipsis),
+        (slice(None), slice(2, 5)),
+        slice(0, 2),
+        Ellipsis,
+        (),
+        (slice(None), slice(None), slice(None, None, 2), Ellipsis),
+        (0,),
+        (slice(None), None),
+        (slice(None), slice(None), torch.tensor([3, 1])),
+    ],
+)
+def test_crops_are_what_indexing_gives(index: Any) -> None:
+    x = torch.randn(4, 12, 6, generator=torch.Generator().manual_seed(0)).transpose(1, 2).requires_grad_()
+    found = crop(x, index)
+    assert torch.equal(found, x[index])
+    assert (found.data_ptr() == x[index].data_ptr()) == (x[index]._base is not None)
+    assert torch.equal(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (found, x[index])))
+
+
+def test_too_many_indices() -> None:
+    with pytest.raises(IndexError, match="too many indices"):
+        crop(torch.randn(4, 12, 6).transpose(1, 2), (slice(None),) * 4)
 
 
 def test_gradients_stay_in_the_format_of_the_activations(pairs: tuple[Tensor, Tensor]) -> None:
@@ -219,11 +257,25 @@ def goes_by_strides(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
     return x.as_strided((len(x), C), (C * L, 7)).relu()
 
 
-def fails(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+def reads_strides_and_hides_it(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
     x = layer(stem(x))
-    if not x.is_contiguous():
-        raise RuntimeError("not contiguous")
-    return x.amax(-1)
+    try:
+        return x.mean(-1) if x.stride(1) == L else x.sum(-1)
+    except Exception:  # noqa: BLE001  # as a model may do
+        return x.sum(-1)
+
+
+def fails(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    """A view of what carries no gradient."""
+    x = layer(stem(x))
+    return x.amax(-1) + torch.zeros_like(x).view(len(x), -1)[:, :C]
+
+
+def writes_through_a_constant(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    x = layer(stem(x))
+    result = torch.zeros_like(x)
+    result.reshape(len(x), -1)[:, ::2] = x.flatten(1)[:, ::2]
+    return result.sum(-1)
 
 
 SENSITIVE = [
@@ -231,8 +283,10 @@ SENSITIVE = [
     writes_into_a_view,
     writes_into_the_reshaped,
     reads_strides,
+    reads_strides_and_hides_it,
     goes_by_strides,
     fails,
+    writes_through_a_constant,
 ]
 
 
@@ -247,6 +301,33 @@ def test_models_that_depend_on_the_format_are_run_in_their_own(
     assert relative_difference(found, expected) < 1e-5
 
 
+def test_an_audit_knows_nothing_of_a_format_given_up(pairs: tuple[Tensor, Tensor]) -> None:
+    class Sign(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.view(-1).view(x.shape)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            return gradients[0]
+
+    found = audit(with_convolutions(lambda stem, layer, x: Sign.apply(layer(stem(x))).mean(-1), torch.float32), *pairs)
+    assert found.refused == ()
+
+
+def test_memory_that_is_short_is_no_matter_of_format(pairs: tuple[Tensor, Tensor]) -> None:
+    calls = []
+
+    def short_of_memory(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+        stem(x)
+        calls.append(1)
+        raise torch.OutOfMemoryError("of the model")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        explain(with_convolutions(short_of_memory, torch.float32), *pairs)
+    assert len(calls) == 2  # once more without observation, to tell whose failure it is
+
+
 def test_an_error_of_the_models_own_is_raised_as_it_is(pairs: tuple[Tensor, Tensor]) -> None:
     def broken(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
         stem(x)
@@ -256,8 +337,11 @@ def test_an_error_of_the_models_own_is_raised_as_it_is(pairs: tuple[Tensor, Tens
         explain(with_convolutions(broken, torch.float32), *pairs)
 
 
-def test_bfloat16_under_autocast(pairs: tuple[Tensor, Tensor]) -> None:
+def test_half_precision_under_autocast(pairs: tuple[Tensor, Tensor], convolved: mock.Mock) -> None:
+    multipliers(with_convolutions(normalised, torch.float32), *pairs, dtype=torch.float16)
+    assert convolved.call_count == 0
     found = multipliers(with_convolutions(normalised, torch.float32), *pairs, dtype=torch.bfloat16)
+    assert convolved.call_count > 0
     assert relative_difference(found, in_plain_format(normalised, *pairs)) < 0.1
 
 
@@ -266,7 +350,6 @@ def test_only_three_and_four_axes_have_channels() -> None:
     assert not has_channels_last(x)
     assert has_channels_last(x.transpose(1, 2))
     assert not has_channels_last(x[0].T)
-    assert not takes(x[0], torch.randn(5, 3, 2))
 
 
 @pytest.mark.parametrize(
@@ -319,24 +402,14 @@ def test_batch_norm_of_half_precision_keeps_single_precision_statistics() -> Non
 
 
 @pytest.mark.parametrize("dim", [1, -2, 2])
-def test_what_is_joined_keeps_the_format(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    formats = []
-
-    def convolve(input: Tensor, *rest: Any, **options: Any) -> Tensor:
-        formats.append(has_channels_last(input))
-        return plain(input, *rest, **options)
-
-    def forward(first: nn.Module, second: nn.Module, x: Tensor) -> Tensor:
+def test_what_is_joined_keeps_the_format(dim: int, pairs: tuple[Tensor, Tensor], convolved: mock.Mock) -> None:
+    def joined(first: nn.Module, second: nn.Module, x: Tensor) -> Tensor:
         h = first(x)
         h = torch.cat([h, F.gelu(h), x[:, :, 4:]] if dim == 1 else [h, F.gelu(h)], dim=dim)
         return F.gelu(second(h)).mean((1, 2)).unsqueeze(1)
 
-    plain = convolutions.convolve
-    monkeypatch.setattr(convolutions, "convolve", convolve)
     n_channels = {1: 20, -2: 16}.get(dim, 8)
-    model = seeded(lambda: Apply(forward, nn.Conv1d(4, 8, 5), nn.Conv1d(n_channels, 3, 5)), dtype=torch.float32)
-    X = sequences()
-    references = shuffled(X)
-    found = multipliers(model, X, references)
-    assert formats[1::2] == [True, True]
-    assert relative_difference(found, multipliers(model, X, references, dtype=torch.float64)) < 1e-5
+    model = seeded(lambda: Apply(joined, nn.Conv1d(4, 8, 5), nn.Conv1d(n_channels, 3, 5)), dtype=torch.float32)
+    found = multipliers(model, *pairs)
+    assert [has_channels_last(call.args[0]) for call in convolved.call_args_list[1::2]] == [True, True]
+    assert relative_difference(found, multipliers(model, *pairs, dtype=torch.float64)) < 1e-5

@@ -76,6 +76,7 @@ CASES = {
     "rsqrt": Case(torch.rsqrt, secants.rsqrt, is_positive=True),
     "reciprocal": Case(torch.reciprocal, secants.reciprocal, is_positive=True),
     "power_1.5": Case(lambda z: z**1.5, lambda x, r: secants.power(x, r, 1.5), is_positive=True),
+    "power_12": Case(lambda z: z**12, lambda x, r: secants.power(x, r, 12), is_positive=True),
     "power_-0.3": Case(lambda z: z**-0.3, lambda x, r: secants.power(x, r, -0.3), is_positive=True),
     "lgamma": Case(torch.lgamma, from_table("lgamma"), is_positive=True),
     "sign": Case(torch.sign, from_table("sign"), is_step=True),

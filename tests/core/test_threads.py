@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dlshap_core.rules import threads
+from dlshap_core import threads
 
 ROWS = 37
 
@@ -73,6 +73,7 @@ def test_what_a_kernel_raises_is_raised(error: BaseException) -> None:
     [
         ("", "ATen parallel backend: OpenMP"),
         ("0-1 r-xp 0 0:0 1 /usr/lib/libgomp.so.1\n", "ATen parallel backend: native thread pool"),
+        ("0-1 r-xp 0 0:0 1 /a/libgomp.so.1\n0-1 r-xp 0 0:0 1 /b/libiomp5.so\n", "ATen parallel backend: OpenMP"),
         ("0-1 r-xp 0 0:0 1 /a/libgomp.so.1\n0-1 r-xp 0 0:0 1 /b/libgomp.so.1\n", "ATen parallel backend: OpenMP"),
     ],
 )
@@ -106,12 +107,14 @@ def test_an_interrupt_is_not_lost() -> None:
 
 
 @pytest.mark.skipif(threads._runtime() is None, reason="torch does not use GNU's OpenMP runtime here")
-@pytest.mark.usefixtures("_threads")
 def test_threads_are_kept_for_fewer_parts() -> None:
-    torch.randn(1000).exp()
-    threads.in_parts(lambda first, last: None, [], 2, 1000)
-    torch.randn(1000).exp()
-    before = set(os.listdir("/proc/self/task"))
-    threads.in_parts(lambda first, last: None, [], 2, 1000)
-    torch.randn(1000).exp()
-    assert set(os.listdir("/proc/self/task")) == before
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        torch.randn(1 << 20).exp()
+        tasks = set(os.listdir("/proc/self/task"))
+        threads.in_parts(lambda first, last: None, [], 2, 1 << 20)
+        torch.randn(1 << 20).exp()
+        assert set(os.listdir("/proc/self/task")) == tasks
+    finally:
+        torch.set_num_threads(before)

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,16 +20,21 @@ import torch
 
 _SMALLEST_PART = 1 << 16  # elements of a thread
 _MAPS = Path("/proc/self/maps")
+_RUNTIMES = re.compile(r"/lib(gomp|omp|iomp5)\b[^/]*$")
 _Body = ctypes.CFUNCTYPE(None)  # its argument, a pointer to data, is not looked at
 
 
 def in_parts(kernel: Callable[..., None], arrays: list[Any], n_rows: int, n_elements: int) -> None:
-    """kernel(*arrays, first, last) for all rows, on as many threads as torch would use."""
+    """kernel(*arrays, first, last) for all rows, on as many threads as torch would use.
+
+    Raises:
+        whatever the kernel raises; of several threads' errors the first.
+    """
     if n_elements == 0:
         return
     n_threads = torch.get_num_threads()
-    n_parts = min(n_threads, n_rows)
-    if n_parts == 1 or n_elements < 2 * _SMALLEST_PART:
+    n_parts = min(n_threads, n_rows, n_elements // _SMALLEST_PART)
+    if n_parts <= 1:
         kernel(*arrays, 0, n_rows)
         return
     edges = [n_rows * part // n_parts for part in range(n_parts + 1)]
@@ -50,7 +56,8 @@ def _in_region(
     workers = [_work(pending, kernel, arrays, errors) for _ in range(n_threads)]
     for worker in workers:
         next(worker)
-    runtime.GOMP_parallel(_Body(map(next, iter(workers)).__next__), None, n_threads, 0)
+    take_turn = map(next, workers)  # each thread that calls gets a worker of its own
+    runtime.GOMP_parallel(_Body(take_turn.__next__), None, n_threads, 0)
     if errors:
         raise errors[0]
 
@@ -79,18 +86,15 @@ def _runtime() -> ctypes.CDLL | None:
     """The OpenMP runtime that torch uses, if it is GNU's and there is no doubt which one it is."""
     if "parallel backend: OpenMP" not in torch.__config__.parallel_info() or not _MAPS.is_file():
         return None
-    mapped = {
-        line.split(maxsplit=5)[-1]
-        for line in _MAPS.read_text(errors="surrogateescape").splitlines()
-        if "libgomp" in line
-    }
-    if len(mapped) > 1:
-        site = Path(torch.__file__).parent.parent
-        mapped = {path for path in mapped if Path(path).is_relative_to(site) and "torch" in path}
-    if len(mapped) != 1:
+    lines = _MAPS.read_text(errors="surrogateescape").splitlines()
+    mapped = {Path(line.split(maxsplit=5)[-1]) for line in lines if _RUNTIMES.search(line)}
+    site = Path(torch.__file__).parent.parent
+    # Torch's own, or the system's if it is the only one.
+    found = {path for path in mapped if path.is_relative_to(site) and "torch" in str(path)} or mapped
+    if len(found) != 1 or "libgomp" not in (path := found.pop()).name:
         return None
     try:
-        library = ctypes.CDLL(mapped.pop())
+        library = ctypes.CDLL(str(path))
         library.GOMP_parallel  # noqa: B018  # looked up here
     except (OSError, AttributeError):  # the file is no longer there, say
         return None

@@ -1,0 +1,47 @@
+"""Operations for which it matters how their inputs lie in memory."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dlshap_core.memory_format import CONVERSIONS, has_channels_last
+from dlshap_core.rules.kinds import Call, Linear
+
+if TYPE_CHECKING:
+    from dlshap_core.capture import ForwardPass
+
+
+@dataclass(frozen=True)
+class Reshaping(Linear):
+    """What is a view in one memory format and a copy in another: the model must write into neither of the two."""
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        if not forward.formats.is_changed or (call.name in CONVERSIONS and "memory_format" not in call.kwargs):
+            return call.plain()
+        x, sizes = call.inputs[0], call.args[1:]
+        if call.name == "view" and sizes and not isinstance(sizes[0], torch.dtype):
+            output = x.reshape(*sizes)  # in the model's own format it is a view
+        elif call.name == "view_as" and sizes:
+            output = x.reshape_as(*sizes)
+        else:
+            output = call.plain()
+        if not forward.replaying:  # the other pass does the same, and would keep more memory
+            forward.formats.watch(x, output)
+        return output
+
+
+@dataclass(frozen=True)
+class Joining(Linear):
+    """cat, in the memory format of its parts: torch gives one of three axes another, and every convolution of it would
+    make, and keep, a copy."""
+
+    def run(self, forward: "ForwardPass", call: Call) -> Any:
+        names = call.torch_names()
+        parts = call.args[0] if call.args else names["tensors"]
+        if not forward.formats.is_changed or not all(x.ndim == 3 for x in parts):
+            return call.plain()
+        if not any(has_channels_last(x) for x in parts):
+            return call.plain()
+        dim = call.args[1] if len(call.args) > 1 else names.get("dim", 0)
+        return torch.cat([x.transpose(1, 2) for x in parts], (0, 2, 1)[dim]).transpose(1, 2)
