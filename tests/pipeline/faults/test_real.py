@@ -33,7 +33,7 @@ def test_a_real_model_killed_at_random(commands: Commands, real_data: Path, tmp_
         f"dataset.genome={real_data / 'hg38_chr1_1m.fa.gz'}",
         f"dataset.loci={windows}",
         "dataset.length=2114",
-        "references.n_shuffles=6",
+        "references.n_shuffles=30",
         "store.rows_per_shard=1",
     ]
     undisturbed = [*overrides, "cluster=none", f"store.path={tmp_path / 'b.zarr'}"]
