@@ -10,6 +10,8 @@ references.
 import numba
 import numpy as np
 
+from dlshap_core.rules.kernels import finite
+
 
 @numba.njit(nogil=True, cache=True)
 def times_route_of_blocks(
@@ -54,11 +56,6 @@ def times_route_of_blocks(
         out[row, n_blocks * size :] = 0
 
 
-@numba.njit(inline="always")
-def _finite(value: float, top: float) -> float:
-    return min(max(value, -top), top)
-
-
 @numba.njit(cache=True)
 def _raise(largest: np.ndarray, values: np.ndarray) -> None:
     for c in range(values.shape[0]):
@@ -95,8 +92,8 @@ def _share_observed(
     """Of the gradient, for the place of the observed maximum."""
     zero, one = share.dtype.type(0), share.dtype.type(1)
     for c in range(share.shape[0]):
-        value_x, value_r = _finite(max_x[c], top), _finite(max_r[c], top)
-        change, step = value_x - value_r, value_x - _finite(r_at_x[c], top)
+        value_x, value_r = finite(max_x[c], top), finite(max_r[c], top)
+        change, step = value_x - value_r, value_x - finite(r_at_x[c], top)
         ratio = change / step
         ratio = ratio if change > zero else zero
         share[c] = one if abs(step) <= limits[c] else ratio
@@ -116,10 +113,10 @@ def _share_reference(
     """Of the gradient, for the place of the reference's maximum, `apart` from the observed one's."""
     zero = share.dtype.type(0)
     for c in range(share.shape[0]):
-        value_x, value_r = _finite(max_x[c], top), _finite(max_r[c], top)
-        change, step = value_x - value_r, _finite(x_at_r[c], top) - value_r
+        value_x, value_r = finite(max_x[c], top), finite(max_r[c], top)
+        change, step = value_x - value_r, finite(x_at_r[c], top) - value_r
         ratio = change / step
-        is_unchanged = abs(value_x - _finite(r_at_x[c], top)) <= limits[c]
+        is_unchanged = abs(value_x - finite(r_at_x[c], top)) <= limits[c]
         ratio = zero if is_unchanged and apart[c] == zero else ratio
         share[c] = ratio if change < zero else zero
 

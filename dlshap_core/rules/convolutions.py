@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlshap_core.gradients import pull_back
-from dlshap_core.memory_format import DTYPES
+from dlshap_core.memory_format import DTYPES, put_channels_last
 from dlshap_core.rules import fused
 from dlshap_core.rules.kinds import Call
 from dlshap_core.rules.products import Multilinear
@@ -53,7 +53,7 @@ def convolve(
         return _convolve_one_axis(input, weight, bias, sizes, groups)
     collapsed = _collapsed_axis(input, weight, padding, dilation, groups)
     if collapsed is None:
-        return F.conv2d(_channels_last(input), _channels_last(weight), bias, stride, padding, dilation, groups)
+        return F.conv2d(put_channels_last(input), put_channels_last(weight), bias, stride, padding, dilation, groups)
     sizes = [_of_axis(size, 3 - collapsed) for size in (stride, padding, dilation)]
     x, w = (z.movedim(collapsed, 2).flatten(1, 2) for z in (input, weight))
     return _convolve_one_axis(x, w, bias, sizes, groups).unsqueeze(collapsed)
@@ -76,7 +76,7 @@ def _convolve_one_axis(input: Tensor, weight: Tensor, bias: Tensor | None, sizes
     stride, padding, dilation = sizes
     goes_back_by_product = _goes_back_by_product(input, weight, groups)
     x = input.detach() if goes_back_by_product else input
-    x, w = (_channels_last(z.unsqueeze(2)) for z in (x, weight))
+    x, w = (put_channels_last(z.unsqueeze(2)) for z in (x, weight))
     paddings = padding if isinstance(padding, str) else (0, padding)
     y = F.conv2d(x, w, bias, (1, stride), paddings, (1, dilation), groups).squeeze(2)
     if not goes_back_by_product:
@@ -85,10 +85,6 @@ def _convolve_one_axis(input: Tensor, weight: Tensor, bias: Tensor | None, sizes
     if isinstance(padding, str):
         padding = dilation * (weight.shape[-1] - 1) // 2 if padding == "same" else 0
     return pull_back(input, y, lambda gradient: _go_back(gradient, weight, length, stride, padding, dilation))
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _goes_back_by_product(input: Tensor, weight: Tensor, groups: int) -> bool:

@@ -11,6 +11,18 @@ import numba
 import numpy as np
 
 
+@numba.njit(inline="always")
+def _share(a: float, b: float, tiny: float, zero: float, one: float) -> float:
+    """As `secants.ramp`."""
+    return min(max(max(a, b) / (abs(a - b) + tiny), zero), one)
+
+
+@numba.njit(inline="always")
+def finite(value: float, top: float) -> float:
+    """With `top` in place of infinity."""
+    return min(max(value, -top), top)
+
+
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def times_share(
     gradient: np.ndarray, x: np.ndarray, r: np.ndarray, slope: float, out: np.ndarray, first: int, last: int
@@ -24,8 +36,7 @@ def times_share(
         observed, reference, flowing, result = x[row // n_repeats], r[row], gradient[row], out[row]
         for i in range(result.shape[0]):
             a, b = observed[i], reference[i]
-            share = max(a, b) / (abs(a - b) + tiny)
-            result[i] = flowing[i] * (low + high * min(max(share, zero), one))
+            result[i] = flowing[i] * (low + high * _share(a, b, tiny, zero, one))
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -39,8 +50,7 @@ def shares(x: np.ndarray, r: np.ndarray, slope: float, out: np.ndarray, first: i
         observed, reference, result = x[row // n_repeats], r[row], out[row]
         for i in range(result.shape[0]):
             a, b = observed[i], reference[i]
-            share = max(a, b) / (abs(a - b) + tiny)
-            result[i] = low + high * min(max(share, zero), one)
+            result[i] = low + high * _share(a, b, tiny, zero, one)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -79,13 +89,13 @@ def times_route(
             for c in range(n_channels):
                 best_x = np.uintp(places_x[source, o, c] * n_channels + c)
                 best_r = np.uintp(places_r[row, o, c] * n_channels + c)
-                value_x, value_r = min(max(observed[best_x], -top), top), min(max(reference[best_r], -top), top)
-                step = value_x - min(max(reference[best_x], -top), top)
+                value_x, value_r = finite(observed[best_x], top), finite(reference[best_r], top)
+                step = value_x - finite(reference[best_x], top)
                 is_unchanged, rises = abs(step) <= limits[c], value_x >= value_r
                 # Both shares, and no branch: no processor foresees which of the two it is.
                 share = (value_x - value_r) / step if rises and value_x != value_r else kind(0)
                 result[best_x] += gradient[row, o, c] * (kind(1) if is_unchanged else share)
-                step = min(max(observed[best_r], -top), top) - value_r
+                step = finite(observed[best_r], top) - value_r
                 falls = value_x < value_r and not (is_unchanged and best_r == best_x)
                 result[best_r] += gradient[row, o, c] * ((value_x - value_r) / step if falls else kind(0))
 
