@@ -1,1 +1,1 @@
-"""Hydra configuration: what a run is. The schema of every key is in pipeline/config.py."""
+"""Hydra configuration: what a run is. The schema of every key is in pipeline/config/schema.py."""

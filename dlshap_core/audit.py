@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlshap_core.capture import Seen
 from dlshap_core.engine import TensorReferences, attribute
 from dlshap_core.errors import UnsupportedModelError
+from dlshap_core.passes.recorder import Seen
 from dlshap_core.references import shuffle_codes
 from dlshap_core.sequences import one_hot, to_codes
 
@@ -100,12 +100,10 @@ def audit(
             dtype=dtype,
             seen=seen,
         )
-    except UnsupportedModelError as refusal:
-        refused = tuple(dict.fromkeys([*seen.refusals, str(refusal)]))
-        return Audit(_operations(seen), refused, None, n_pairs)
-    except Exception:
-        # Past a refusal the model may fail in any way; without one the failure is the model's own.
-        if not seen.refusals:
+    except Exception as failure:
+        if isinstance(failure, UnsupportedModelError):
+            seen.refusals.append(str(failure))
+        elif not seen.refusals:  # past a refusal the model may fail in any way
             raise
         return Audit(_operations(seen), tuple(dict.fromkeys(seen.refusals)), None, n_pairs)
     difference = (result.prediction[..., None] - result.reference_prediction).abs().max().item()
@@ -115,4 +113,4 @@ def audit(
 
 
 def _operations(seen: Seen) -> tuple[AuditedOperation, ...]:
-    return tuple(AuditedOperation(key.module, key.name, key.treatment, count) for key, count in seen.operations.items())
+    return tuple(AuditedOperation(*key, count) for key, count in seen.operations.items())

@@ -5,21 +5,21 @@ Shape legend: N sequences, R references of each, T targets, A alphabet, L length
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dlshap_core.attributions import hypothetical_attributions, project
-from dlshap_core.engine import TensorReferences, attribute, resolve_device
-from dlshap_core.references import dinucleotide_shuffle, shuffle_codes, validate_one_hot
-from dlshap_core.runner import model_dtype
-from dlshap_core.sequences import one_hot, to_codes
-from dlshap_core.state import borrowed
-from dlshap_core.user_rules import UserRule
+from dlshap_core.engine import TensorReferences, attribute, resolve_device, whole_number
+from dlshap_core.passes.borrowed_model import borrowed
+from dlshap_core.passes.host import process_settings, thread_settings
+from dlshap_core.passes.model_passes import model_dtype
+from dlshap_core.passes.user_rules import UserRule
+from dlshap_core.references import dinucleotide_shuffle, shuffle_codes
+from dlshap_core.sequences import one_hot, to_codes, validate_one_hot
 
 ReferenceFunction = Callable[..., Tensor]
 
@@ -35,7 +35,7 @@ def deep_lift_shap(
     model: nn.Module,
     X: Tensor,
     args: Sequence[Tensor] | None = None,
-    target: int | Sequence[int] = 0,
+    target: SupportsIndex | Iterable[SupportsIndex] = 0,
     batch_size: int = 32,
     references: ReferenceFunction | Tensor = dinucleotide_shuffle,
     n_shuffles: int = 20,
@@ -47,7 +47,7 @@ def deep_lift_shap(
     raw_outputs: bool = False,
     only_warn: bool = False,
     dtype: str | torch.dtype | None = None,
-    device: str | torch.device | None = "cuda",
+    device: str | torch.device | None = None,
     random_state: int | None = None,
     verbose: bool = False,
 ) -> Tensor | AttributionReferences:
@@ -56,8 +56,9 @@ def deep_lift_shap(
     Args:
         model: returns (B, T), optionally followed by axes of length 1. It is left exactly as it was.
         X: (N, A, L) one-hot sequences.
-        args: further inputs of the model, each with N rows.
-        target: the output to explain; with a list, the result gains an axis of targets after that of the sequences.
+        args: extra inputs of the model, each with N rows.
+        target: the output to explain, a whole number of any type; with several, the result gains an axis of targets
+            after that of the sequences.
         batch_size: sequence-reference pairs in a batch; the result does not depend on it.
         references: a function called as f(x, n=1, random_state=random_state + k) for reference k, returning
             (1, 1, A, L), or a tensor (N, R, A, L).
@@ -70,7 +71,7 @@ def deep_lift_shap(
         raw_outputs: return the multipliers of every pair instead.
         only_warn: an X or references that are not one-hot give a warning instead of an error.
         dtype: of the computation; None for the model's, float16 and bfloat16 run under autocast.
-        device: None for a GPU if there is one.
+        device: where to compute; None for a GPU if there is one, else the CPU.
         random_state: seed; reference k of every sequence is drawn with random_state + k. None is not reproducible.
         verbose: show progress on stderr.
 
@@ -81,52 +82,55 @@ def deep_lift_shap(
     Raises:
         ValueError: X, references or the model's output of the wrong form (UnsupportedModelError for an operation).
         IndexError: a target or rows of args that are not there.
+        TypeError: a target that is no whole number.
         RuntimeError: no references, or a CUDA device that is not there.
     """
-    validate_one_hot(X, "X", only_warn=only_warn)
-    if X.shape[0] == 0:
-        raise ValueError("X holds no sequences")
-    source = _reference_source(references, X, n_shuffles, random_state, only_warn, keeps=return_references)
-    targets = [target] if isinstance(target, int) else list(target)
-    watch = _Watch(X.shape[0] * source.n, warning_threshold, print_convergence_deltas, verbose)
-    result = attribute(
-        model,
-        X,
-        source,
-        args=args,
-        targets=targets,
-        batch_size=batch_size,
-        device=device,
-        dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
-        user_rules=additional_nonlinear_ops,
-        raw_outputs=raw_outputs,
-        progress=watch,
-    )
-    if raw_outputs:
-        assert result.multipliers is not None
-        attributions = result.multipliers
-    else:
-        attributions = result.hypothetical
-        if not hypothetical:
-            attributions = project(attributions, X.cpu().unsqueeze(1))
-    if isinstance(target, int):
-        attributions = attributions.squeeze(1)
-    if return_references:
-        return AttributionReferences(attributions, source.all())
-    return attributions
+    with thread_settings():
+        validate_one_hot(X, "X", only_warn=only_warn)
+        if X.shape[0] == 0:
+            raise ValueError("X holds no sequences")
+        source = _reference_source(references, X, n_shuffles, random_state, only_warn, keeps=return_references)
+        targets, is_one = _as_list(target)
+        watch = _Watch(X.shape[0] * source.n, warning_threshold, print_convergence_deltas, verbose)
+        result = attribute(
+            model,
+            X,
+            source,
+            args=args,
+            targets=targets,
+            batch_size=batch_size,
+            device=device,
+            dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
+            user_rules=additional_nonlinear_ops,
+            raw_outputs=raw_outputs,
+            progress=watch,
+        )
+        if raw_outputs:
+            assert result.multipliers is not None
+            attributions = result.multipliers
+        else:
+            attributions = result.hypothetical
+            if not hypothetical:
+                attributions = project(attributions, X.detach().cpu().unsqueeze(1))
+        if is_one:
+            attributions = attributions.squeeze(1)
+        if return_references:
+            given = source.tensor if isinstance(source, TensorReferences) else source.all()
+            return AttributionReferences(attributions, given)
+        return attributions
 
 
 def _captum_deep_lift_shap(
     model: nn.Module,
     X: Tensor,
     args: Sequence[Tensor] | None = None,
-    target: int = 0,
+    target: SupportsIndex = 0,
     batch_size: int = 32,
     references: ReferenceFunction | Tensor = dinucleotide_shuffle,
     n_shuffles: int = 20,
     return_references: bool = False,
     hypothetical: bool = False,
-    device: str | torch.device | None = "cuda",
+    device: str | torch.device | None = None,
     random_state: int | None = None,
     verbose: bool = False,
 ) -> Tensor | AttributionReferences:
@@ -146,7 +150,7 @@ def _captum_deep_lift_shap(
     place = resolve_device(device)
     kind = model_dtype(model)
     attributions, drawn = [], []
-    with borrowed(model, place):
+    with process_settings(dtype=kind), borrowed(model, place):
         for i in range(X.shape[0]):
             x = X[i : i + 1].to(place, kind)
             given = (
@@ -157,7 +161,7 @@ def _captum_deep_lift_shap(
             attribution = DeepLiftShap(model).attribute(
                 x,
                 given,
-                target=target,
+                target=whole_number(target),
                 additional_forward_args=None if args is None else tuple(arg[i : i + 1].to(place) for arg in args),
                 custom_attribution_func=hypothetical_attributions,
             )
@@ -180,6 +184,7 @@ class _DrawnReferences:
         if random_state is None and function is dinucleotide_shuffle:
             random_state = int(np.random.default_rng().integers(2**31 - n))
         self._random_state = random_state
+        self.draws_from_host = random_state is None  # and must not draw the same again with the next call
         self._drawn: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, rows: slice, ks: slice) -> Tensor:
@@ -209,10 +214,11 @@ class _DrawnReferences:
         return torch.cat(pairs)
 
 
-@dataclass(frozen=True)
-class _GivenReferences(TensorReferences):
-    def all(self) -> Tensor:
-        return self.tensor
+def _as_list(target: SupportsIndex | Iterable[SupportsIndex]) -> tuple[list[int], bool]:
+    """The targets, and whether one alone was asked for: a tensor or array without axes is one."""
+    if isinstance(target, Iterable) and not isinstance(target, str) and getattr(target, "ndim", 1) > 0:
+        return [whole_number(each) for each in target], False
+    return [whole_number(target)], True  # type: ignore[arg-type]  # says what it is if it is none
 
 
 def _reference_source(
@@ -222,13 +228,13 @@ def _reference_source(
     random_state: int | None,
     only_warn: bool,
     keeps: bool,
-) -> Any:
+) -> "TensorReferences | _DrawnReferences":
     if isinstance(references, Tensor):
         expected = (X.shape[0], "n", *X.shape[1:])
         if references.ndim != 4 or references.shape[0] != X.shape[0] or references.shape[2:] != X.shape[1:]:
             raise ValueError(f"references have shape {tuple(references.shape)}; expected {expected}")
         validate_one_hot(references, "references", ndim=4, allow_N=True, only_warn=only_warn)
-        return _GivenReferences(references)
+        return TensorReferences(references)
     if n_shuffles < 1:
         raise RuntimeError(f"n_shuffles must be at least 1, not {n_shuffles}")
     return _DrawnReferences(references, X, n_shuffles, random_state, keeps)
@@ -263,6 +269,3 @@ class _Watch:
 def _print_progress(done: int, total: int, what: str) -> None:
     sys.stderr.write(f"\r{done} of {total} {what}" + ("\n" if done == total else ""))
     sys.stderr.flush()
-
-
-__all__ = ["_captum_deep_lift_shap", "deep_lift_shap", "hypothetical_attributions"]

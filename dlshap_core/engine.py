@@ -9,26 +9,34 @@ Shape legend: N sequences, R references of each, T targets, A alphabet, L length
 batch.
 """
 
+import contextlib
+import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
-from dlshap_core.capture import Seen
-from dlshap_core.results import Attribution, Block, Results
-from dlshap_core.runner import PairRunner, model_dtype, uses_autocast
-from dlshap_core.state import borrowed, eager, precision, unwrap
-from dlshap_core.user_rules import UserRule, user_rules_active
+from dlshap_core.passes.borrowed_model import borrowed, eager, unwrap
+from dlshap_core.passes.decisions import Decisions
+from dlshap_core.passes.host import process_settings, random_states, thread_settings
+from dlshap_core.passes.model_passes import ModelPasses, model_dtype, uses_autocast
+from dlshap_core.passes.recorder import Seen
+from dlshap_core.passes.results import Attribution, PairBlock, Results
+from dlshap_core.passes.runner import BatchRunner
+from dlshap_core.passes.targets import Targets
+from dlshap_core.passes.user_rules import UserRule, user_rules_active
 
 
 class References(Protocol):
     """Where references come from: `n` of them for each sequence, drawn a block at a time.
 
-    For a GPU they are drawn on a thread of their own, a block ahead of the one that is computed.
+    For a GPU they are drawn on a thread of their own, a block ahead of the one that is computed. Random generators of
+    the process are as before after a call, unless there is an attribute `draws_from_host` that is true.
     """
 
     @property
@@ -54,19 +62,19 @@ class TensorReferences:
         return self.tensor[rows, ks]
 
 
-def plan_blocks(n_sequences: int, n_references: int, batch_size: int) -> list[Block]:
+def plan_blocks(n_sequences: int, n_references: int, batch_size: int) -> list[PairBlock]:
     """Batches of at most `batch_size` pairs: whole sequences where they fit, else even parts of one sequence's
     references."""
     if n_references <= batch_size:
         step = batch_size // n_references
         return [
-            Block(slice(start, min(start + step, n_sequences)), slice(0, n_references))
+            PairBlock(slice(start, min(start + step, n_sequences)), slice(0, n_references))
             for start in range(0, n_sequences, step)
         ]
     n_parts = -(-n_references // batch_size)
     edges = [n_references * part // n_parts for part in range(n_parts + 1)]
     return [
-        Block(slice(row, row + 1), slice(start, stop))
+        PairBlock(slice(row, row + 1), slice(start, stop))
         for row in range(n_sequences)
         for start, stop in itertools.pairwise(edges)
     ]
@@ -88,6 +96,9 @@ def attribute(
     raw_outputs: bool = False,
     progress: Callable[[int, Tensor], None] | None = None,
     seen: Seen | None = None,
+    decisions: Decisions | None = None,
+    alone: Tensor | None = None,
+    alone_args: Sequence[Tensor] = (),
 ) -> Attribution:
     """DeepLIFT/SHAP attributions of sequences with respect to references.
 
@@ -95,27 +106,31 @@ def attribute(
         model: called as model(x, *args); returns (B, T), (B,) or (B, T, 1, ...). It is left as it was.
         X: (N, A, L) one-hot, of any dtype; converted batch by batch.
         references: (N, R, A, L), or an object that draws them.
-        args: further inputs of the model, tensors with N rows; each row is repeated for its references. Integer tensors
+        args: extra inputs of the model, tensors with N rows; each row is repeated for its references. Integer tensors
             of 32 or 64 bits are passed as they are, others in the dtype.
-        targets: outputs to explain, or "all"; they share the forward passes.
+        targets: outputs to explain, whole numbers of any type, or "all"; they share the forward passes.
         batch_size: pairs in a batch; results do not depend on it beyond rounding.
         device: where to compute; None for a GPU if there is one.
-        dtype: of the computation, None for the model's; a float32 model runs under autocast in float16 and bfloat16,
-        and
+        dtype: of the computation, None for the model's; a float32 model runs under autocast in half precision, and
             is converted for the time of the call in others.
         allow_tf32: let a GPU round the factors of float32 products and convolutions to 10 bits, which is faster.
         user_rules: rules for whole modules by class (see user_rules.py).
         n_bases: channels of the alphabet, None for all of them. Channels beyond are tracks that do not exclude each
-        other:
-            instead of a hypothetical attribution they get their contribution m (x - r).
+            other: instead of a hypothetical attribution they get their contribution m (x - r).
         raw_outputs: return the multipliers of every pair too.
         progress: called after each batch with the number of pairs done and their convergence deltas (S, T, K).
         seen: filled with the operations met, their treatment, and all refusals (see audit.py).
+        decisions: what the model is expected to decide from its input in Python, from an earlier call; None takes the
+            first batch for it.
+        alone: (M, A, L), further sequences to predict by plain forward passes, each in a batch of its own, after all
+            batches.
+        alone_args: extra inputs of the model for these, M rows each.
 
     Raises:
         ValueError: shapes that do not fit, or a model output that is not one value for each sequence and target.
         IndexError: a target or a row of args that is not there.
-        UnsupportedModelError: an operation that cannot be attributed, by name and module.
+        UnsupportedModelError: an operation that cannot be attributed, by name and module; a DecisionError where the
+            model decides in Python for one sequence otherwise than for others.
     """
     source = TensorReferences(references) if isinstance(references, Tensor) else references
     if X.shape[0] == 0:
@@ -127,40 +142,76 @@ def attribute(
     for index, arg in enumerate(args or ()):
         if arg.shape[0] < X.shape[0]:
             raise IndexError(f"args[{index}] has {arg.shape[0]} rows for {X.shape[0]} sequences")
-    model = unwrap(model)
-    target_device = resolve_device(device)
-    dtype = dtype or model_dtype(model)
-    converted = None if uses_autocast(model, dtype) else dtype
-    results = Results(X, source.n, n_bases or X.shape[1], raw_outputs, target_device, progress)
+    if not isinstance(targets, str):
+        targets = [whole_number(target) for target in targets]
+    device = resolve_device(device)
+    results = Results(X, source.n, n_bases or X.shape[1], raw_outputs, device, progress)
+    draws = getattr(source, "draws_from_host", False)
     with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        borrowed(model, target_device, converted) as state,
+        _passes_over(model, targets, device, dtype, allow_tf32, draws_from_host=draws) as start,
         user_rules_active(user_rules),
-        eager(),
-        precision(allow_tf32),
     ):
         # A user's rule may write into what it reshaped, which nobody watches.
-        may_change_format = not user_rules
-        runner = PairRunner(
-            model, state, target_device, dtype, tuple(args or ()), targets, seen, allow_tf32, may_change_format
-        )
+        passes = start(tuple(args or ()), seen, may_change_format=not user_rules, decisions=decisions)
+        runner = BatchRunner(passes)
         blocks = plan_blocks(X.shape[0], source.n, batch_size)
-        for block, sequences, references in drawn(X, source, blocks, target_device):
+        for block, sequences, references in drawn(X, source, blocks, device):
             results.add(block, runner.run(sequences, references, block.rows))
-        return results.finish()
+        if len(blocks) > 1:
+            runner.checks.check_unchanged()
+        found = results.finish()
+        return found if alone is None else replace(found, alone=passes.predict(alone, alone_args))
+
+
+def predict(
+    model: nn.Module,
+    X: Tensor,
+    *,
+    args: Sequence[Tensor] = (),
+    targets: Sequence[int] | str = (0,),
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    allow_tf32: bool = False,
+) -> Tensor:
+    """(N, T) predictions of (N, A, L) by plain forward passes, each sequence in a batch of its own; as in `attribute`,
+    the model is left as it was."""
+    with _passes_over(model, targets, resolve_device(device), dtype, allow_tf32) as start:
+        return start().predict(X, args)
+
+
+@contextlib.contextmanager
+def _passes_over(
+    model: nn.Module,
+    targets: Sequence[int] | str,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    allow_tf32: bool,
+    draws_from_host: bool = False,
+) -> Iterator[Callable[..., ModelPasses]]:
+    """Borrow a model, set aside what its host has set, and give what makes passes over it of the arguments left."""
+    model = unwrap(model)
+    dtype = dtype or model_dtype(model)
+    converted = None if uses_autocast(model, dtype) else dtype
+    with (
+        thread_settings(),
+        process_settings(allow_tf32, dtype),
+        contextlib.nullcontext() if draws_from_host else random_states(device),
+        borrowed(model, device, converted) as state,
+        eager(),
+    ):
+        yield functools.partial(ModelPasses, model, state, device, dtype, Targets(targets), allow_tf32)
 
 
 def drawn(
-    X: Tensor, source: References, blocks: Sequence[Block], device: torch.device
-) -> Iterator[tuple[Block, Tensor, Tensor]]:
+    X: Tensor, source: References, blocks: Sequence[PairBlock], device: torch.device
+) -> Iterator[tuple[PairBlock, Tensor, Tensor]]:
     """Each block with its sequences and references; for a GPU those of the next block are drawn meanwhile."""
     if device.type == "cpu":
         for block in blocks:
             yield block, X[block.rows], source(block.rows, block.ks)
         return
 
-    def draw(block: Block) -> tuple[Block, Tensor, Tensor]:
+    def draw(block: PairBlock) -> tuple[PairBlock, Tensor, Tensor]:
         return block, _ready(X[block.rows], device), _ready(source(block.rows, block.ks), device)
 
     with ThreadPoolExecutor(1, thread_name_prefix="dlshap-references") as thread:
@@ -175,6 +226,20 @@ def drawn(
 def _ready(x: Tensor, device: torch.device) -> Tensor:
     """In memory that a GPU can copy from by itself."""
     return x.contiguous().pin_memory() if device.type == "cuda" and not x.is_cuda else x
+
+
+def whole_number(target: SupportsIndex) -> int:
+    """The index of an output, also of numpy's types and tensors.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    try:
+        return operator.index(target)
+    except TypeError:
+        raise TypeError(
+            f"target {target!r} is not a whole number; give the index of an output, or a list of indices"
+        ) from None
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:

@@ -7,6 +7,23 @@ class UnsupportedModelError(ValueError):
     """The model does something that cannot be attributed exactly; the message names the operation and its module."""
 
 
+class DecisionError(UnsupportedModelError):
+    """The model decides in Python for one sequence otherwise than for others.
+
+    Attributes:
+        text: what was decided, and by which line.
+        row: which sequence, counted within the batch where the error is raised and within the call where it arrives;
+            None where it is not known.
+    """
+
+    def __init__(self, text: str, row: int | None = None) -> None:
+        super().__init__(text, row)
+        self.text, self.row = text, row
+
+    def __str__(self) -> str:
+        return self.text if self.row is None else f"sequence {self.row}: {self.text}"
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, says that memory is short."""
     if error is None:

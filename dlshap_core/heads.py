@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from dlshap_core.gradients import pull_back
-from dlshap_core.rules.kinds import FromFirst
+from dlshap_core.rules.gradients import pull_back
+from dlshap_core.rules.kinds import UnaryRule
 
 # Below this difference of logits the elementwise secant is replaced by the gradient, as in bpnet-lite.
 _SINGULAR = 1e-6
@@ -64,7 +64,7 @@ def _weigh_logits_rule(observed: Tensor, reference: Tensor, convention: str) -> 
     return pull_back(reference, logits * logits.softmax(-1), _CONVENTIONS[convention](observed, logits))
 
 
-weigh_logits.dlshap_kind = FromFirst(_weigh_logits_rule, "profile head", sums=False)  # type: ignore[attr-defined]
+weigh_logits.dlshap_kind = UnaryRule(_weigh_logits_rule, "profile head", is_complete=False)  # type: ignore[attr-defined]
 
 
 class CountsHead(nn.Module):
@@ -106,8 +106,8 @@ HEADS: dict[str, Callable[[], nn.Module]] = {
     "profile_detached": lambda: ProfileHead("detached"),
 }
 
-# Heads whose contributions do not add up to the difference of predictions by design; their deltas are not judged.
-NOT_SUMMING = frozenset({"profile_stopgrad", "profile_detached"})
+# Heads without completeness, by design: their convergence deltas are not compared with a threshold.
+INCOMPLETE = frozenset({"profile_stopgrad", "profile_detached"})
 
 
 def head(name: str) -> nn.Module:

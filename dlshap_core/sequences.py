@@ -6,6 +6,9 @@ Conventions: the alphabet is A, C, G, T in this order; codes are uint8, 0..3 for
 Shape legend: N sequences, A alphabet (4), L length.
 """
 
+import warnings
+from typing import overload
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,6 +30,8 @@ def _code_table() -> np.ndarray:
 
 _CODE_OF_BYTE = _code_table()
 _BYTE_OF_CODE = np.frombuffer(b"ACGTN", dtype=np.uint8)
+_COMPLEMENT_OF_CODE = np.array([3, 2, 1, 0, UNKNOWN], dtype=np.uint8)
+_COMPLEMENT_OF_LETTER = str.maketrans("ACGTN", "TGCAN")
 
 
 def encode(text: bytes | str) -> np.ndarray:
@@ -68,3 +73,55 @@ def to_codes(encoded: Tensor) -> Tensor:
     largest, codes = encoded.max(dim=-2)
     unknown = torch.tensor(encoded.shape[-2], dtype=torch.uint8, device=encoded.device)
     return torch.where(largest > 0, codes.to(torch.uint8), unknown)
+
+
+def validate_one_hot(X: Tensor, name: str, ndim: int = 3, allow_N: bool = False, only_warn: bool = False) -> None:
+    """Check that a tensor is one-hot along its last but one axis.
+
+    Args:
+        X: (..., A, L).
+        name: what to call it in the message.
+        ndim: the number of axes it must have.
+        allow_N: accept all-zero columns.
+        only_warn: warn (RuntimeWarning) about values that are not one-hot instead of raising.
+
+    Raises:
+        ValueError: the wrong type, number of axes, or values.
+    """
+    if not isinstance(X, Tensor):
+        raise ValueError(f"{name} must be a torch.Tensor, not {type(X).__name__}")
+    if X.ndim != ndim:
+        raise ValueError(f"{name} has {X.ndim} axes, shape {tuple(X.shape)}; expected {ndim} axes, the last two (A, L)")
+    column_sums = X.sum(dim=-2)
+    if not bool(((X == 0) | (X == 1)).all()) or not bool((column_sums <= 1).all()):
+        _complain(f"{name} must be one-hot encoded: zeros, and at most a single one in each column", only_warn)
+    elif not allow_N and not bool((column_sums == 1).all()):
+        _complain(f"{name} must be one-hot encoded and holds unknown characters (all-zero columns)", only_warn)
+
+
+def _complain(message: str, only_warn: bool) -> None:
+    if not only_warn:
+        raise ValueError(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+# --- the reverse complement: the other strand, read from its own 5' end ----------------------------------------------
+
+
+def reverse_complement(codes: np.ndarray) -> np.ndarray:
+    """Of (..., L) codes; unknown stays unknown."""
+    return np.ascontiguousarray(_COMPLEMENT_OF_CODE[codes[..., ::-1]])
+
+
+@overload
+def reverse_complement_bases(values: Tensor) -> Tensor: ...
+@overload
+def reverse_complement_bases(values: np.ndarray) -> np.ndarray: ...
+def reverse_complement_bases(values: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    """Of (..., A, L) values of each base, such as a one-hot: the complements of A, C, G, T are these in reverse."""
+    return values.flip(-1, -2) if isinstance(values, Tensor) else values[..., ::-1, ::-1]
+
+
+def reverse_complement_text(text: str) -> str:
+    """Of a text of A, C, G, T and N."""
+    return text.translate(_COMPLEMENT_OF_LETTER)[::-1]

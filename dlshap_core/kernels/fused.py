@@ -7,7 +7,6 @@ times them: as many reads and writes as torch's own backward of a ReLU, and noth
 Shape legend: B rows of references, of which R in a row share a row of the observed activations; M elements in a row.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlshap_core.rules import block_kernels, kernels, secants
-from dlshap_core.threads import in_parts
+from dlshap_core.kernels import convolution, max_pooling, secants
+from dlshap_core.kernels import softmax as softmax_kernel
+from dlshap_core.kernels.threads import in_parts
 
 _DTYPES = (torch.float32, torch.float64)
 _SMALLEST_ROW = 16  # elements; shorter rows are left to torch, whose loops do not care
@@ -34,20 +34,20 @@ def route(
     rounding: float,
     largest: float,
 ) -> Tensor:
-    """What `maxima._route` does with a gradient (rows, outputs, C): (rows, inputs, C).
+    """What `maxima._shares` makes of a gradient (rows, outputs, C): (rows, inputs, C).
 
     Args:
         gradient: (B, outputs, C), B = S K n_inner rows, C channels that lie side by side in memory.
         x, r: (S n_inner, inputs, C) and (B, inputs, C).
         places_x, places_r: of the maxima, (S n_inner, outputs, C) and (B, outputs, C).
-        n_inner: rows of one sequence.
-        rounding: relative to the largest maximum of a row, what counts as no change.
+        n_inner: rows of one sequence, its channels.
+        rounding: relative to an input, what counts as no change.
         largest: stands for infinity.
     """
     out = torch.empty_like(r)
     tensors = [gradient.to(r.dtype).contiguous(), x, r, places_x, places_r]
     arrays: list[Any] = [*(tensor.numpy() for tensor in tensors), n_inner, rounding, largest, out.numpy()]
-    in_parts(kernels.times_route, arrays, r.shape[0], r.numel())
+    in_parts(max_pooling.times_route, arrays, r.shape[0], r.numel())
     return out
 
 
@@ -57,7 +57,7 @@ def route_of_blocks(gradient: Tensor, x: Tensor, r: Tensor, size: int, rounding:
     out = torch.empty_like(r)
     tensors = [gradient.to(r.dtype).contiguous(), x, r]
     arrays: list[Any] = [*(tensor.numpy() for tensor in tensors), size, rounding, largest, out.numpy()]
-    in_parts(block_kernels.times_route_of_blocks, arrays, r.shape[0], r.numel())
+    in_parts(max_pooling.times_route_of_blocks, arrays, r.shape[0], r.numel())
     return out
 
 
@@ -67,10 +67,12 @@ def secant(
     x: Tensor,
     r: Tensor,
     y_r: Tensor,
+    steps: tuple[float, float],
 ) -> Tensor:
     """The secant of a function at activations that fit, of the shape of r; y_r is the function at r.
 
-    It is the ratio of differences but of the few elements that are too close for it, which are left to `of_close`.
+    It is the ratio of differences but of the few elements that are too close for it, by `secants.STEPS`, which are left
+    to `of_close`.
     """
     flat = _Flat(x, r)
     flat_x, flat_r = flat.x, flat.r
@@ -79,18 +81,13 @@ def secant(
     out = torch.empty_like(flat_r)
     ratios, n_close = out.numpy(), np.empty(n_rows, dtype=np.int64)
     is_close = np.empty((n_rows, -(-flat_r.shape[1] // 8)), dtype=np.uint64)  # a byte each, low byte first
-    steps = secants.STEPS[r.dtype]
-    in_parts(kernels.ratios, [*arrays, steps, ratios, is_close.view(np.uint8), n_close], n_rows, r.numel())
+    in_parts(secants.ratios, [*arrays, steps, ratios, is_close.view(np.uint8), n_close], n_rows, r.numel())
     ends = n_close.cumsum()
     if ends[-1] > 0:
         close, places = r.new_empty(2, int(ends[-1])), np.empty(ends[-1], dtype=np.int64)
-        in_parts(kernels.gather, [*arrays[:2], is_close, ends, places, close.numpy()], n_rows, r.numel())
-        in_parts(kernels.put, [of_close(*close).numpy(), ends, places, ratios], n_rows, r.numel())
+        in_parts(secants.gather, [*arrays[:2], is_close, ends, places, close.numpy()], n_rows, r.numel())
+        in_parts(secants.put, [of_close(*close).numpy(), ends, places, ratios], n_rows, r.numel())
     return flat.back(out)
-
-
-# (1 - exp(-t)) / t = 1 - t/2 + t^2/6 - ..., as in `softmaxes`
-SERIES = np.array([(-1) ** k / math.factorial(k + 1) for k in range(10)])
 
 
 def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, n_inner: int) -> Tensor:
@@ -105,8 +102,8 @@ def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, n_
     gradient, *others = (z.flatten(0, -2).contiguous() for z in (gradient.to(r.dtype), x, r, p_x, p_r))
     out = torch.empty_like(others[1])
     arrays: list[Any] = [gradient.numpy(), *(z.numpy() for z in others), n_inner]
-    arrays += [tuple(SERIES.astype(arrays[0].dtype)), out.numpy()]
-    in_parts(kernels.times_softmax, arrays, len(out), out.numel())
+    arrays += [tuple(softmax_kernel.SERIES.astype(arrays[0].dtype)), out.numpy()]
+    in_parts(softmax_kernel.times_softmax, arrays, len(out), out.numel())
     return out.view(r.shape)
 
 
@@ -114,7 +111,7 @@ def overlap_add(columns: Tensor, length: int, stride: int, padding: int, dilatio
     """(B, L', K, C) added up to (B, length, C): column k of position t belongs to t stride + k dilation - padding."""
     out = columns.new_empty(columns.shape[0], length, columns.shape[-1])
     arrays = [columns.numpy(), stride, padding, dilation, out.numpy()]
-    in_parts(kernels.overlap_add, arrays, len(out), columns.numel())
+    in_parts(convolution.overlap_add, arrays, len(out), columns.numel())
     return out
 
 
@@ -128,14 +125,14 @@ def leaky_relu(gradient: Tensor | None, x: Tensor, r: Tensor, negative_slope: fl
     out = torch.empty_like(r)
     arrays: list[Any] = [x.numpy(), r.numpy(), float(negative_slope), out.numpy()]
     if gradient is None:
-        in_parts(kernels.shares, arrays, r.shape[0], r.numel())
+        in_parts(secants.shares, arrays, r.shape[0], r.numel())
     else:
-        in_parts(kernels.times_share, [gradient.numpy(), *arrays], r.shape[0], r.numel())
+        in_parts(secants.times_share, [gradient.numpy(), *arrays], r.shape[0], r.numel())
     return out
 
 
 def fits(x: Tensor, r: Tensor) -> bool:
-    """Whether the kernels take an observed (..., 1, ...) and a reference activation (..., R, ...), as `Rows.beside`
+    """Whether the kernels take an observed (..., 1, ...) and a reference activation (..., R, ...), as `Rows.paired`
     gives them, or two of the same shape."""
     if not takes(x, r):
         return False

@@ -1,16 +1,92 @@
-"""The kernel of max-pooling over blocks, windows that neither overlap nor leave gaps, with the channels side by side.
+"""Compiled kernels of max-pooling; rows and constants as in `secants`.
 
-It looks for the maxima itself, all channels at once, where `kernels.times_route` goes to the place of each. Every loop
-is a function of its own with few arrays, or the compiler would not vectorise it.
+`times_route` goes to the place of each maximum, whatever the windows. Where these are blocks, which neither overlap nor
+leave gaps, and the channels lie side by side, `times_route_of_blocks` looks for the maxima itself, all channels at
+once. Every loop of it is a function of its own with few arrays, or the compiler would not vectorise it.
 
-Shape legend: rows of the references, inputs, blocks of `size` inputs, C channels; x is the observed side, r the
-references.
+Shape legend: rows of the references, inputs, outputs or blocks of `size` inputs, C channels; x is the observed side, r
+the references.
 """
 
 import numba
 import numpy as np
 
-from dlshap_core.rules.kernels import finite
+# Of the channels at a place, how many must stand still before one of them is taken to (see `maxima`): as many as
+# coincidence does not bring about, and no more than one branch of a network has whose branches are side by side.
+LEAST_STANDING, ONE_STANDING_OF = 3, 8
+
+
+@numba.njit(inline="always")
+def finite(value: float, top: float) -> float:
+    """With `top` in place of infinity."""
+    return min(max(value, -top), top)
+
+
+@numba.njit(inline="always")
+def is_close(a: float, b: float, rounding: float) -> bool:
+    """As `maxima._are_close`."""
+    return abs(a - b) <= rounding * max(abs(a), abs(b))
+
+
+@numba.njit(cache=True)
+def stands_still(
+    x: np.ndarray, r: np.ndarray, source: int, row: int, n_inner: int, place: int, rounding: float, top: float
+) -> bool:
+    """As `maxima._stand_still`: whether enough channels at a place are unchanged; x and r as in `times_route`, the
+    channels being the `n_inner` rows from `source` and `row` on."""
+    n_active = n_still = 0
+    for k in range(n_inner):
+        for c in range(x.shape[2]):
+            a, b = x[source + k, place, c], r[row + k, place, c]
+            if (a != 0 or b != 0) and abs(a) < top / 2 and abs(b) < top / 2:
+                n_active += 1
+                n_still += is_close(a, b, rounding)
+    return n_still * ONE_STANDING_OF >= n_active and (n_still >= LEAST_STANDING or n_still == n_active)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def times_route(
+    gradient: np.ndarray,
+    x: np.ndarray,
+    r: np.ndarray,
+    places_x: np.ndarray,
+    places_r: np.ndarray,
+    n_inner: int,
+    rounding: float,
+    largest: float,
+    out: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
+    """Rows first to last of `maxima._shares`: `out` (rows, inputs, C) gets the gradient (rows, outputs, C) of each
+    window; C channels lie side by side, if that is how they lie in memory, else 1. NaN has a share of 0, or of 1 where
+    both maxima have one place."""
+    kind = r.dtype.type
+    top, few, zero, one = kind(largest), kind(rounding), kind(0), kind(1)
+    n_repeats = r.shape[0] // x.shape[0]
+    n_outputs, n_channels = gradient.shape[1:]
+    for row in range(first, last):
+        inner = row % n_inner
+        source = row // (n_repeats * n_inner) * n_inner + inner
+        # Flat, with unsigned places: numba lets signed ones count from the end, which takes as long as the rest.
+        observed, reference, result = x[source].reshape(-1), r[row].reshape(-1), out[row].reshape(-1)
+        result[:] = 0
+        for o in range(n_outputs):
+            for c in range(n_channels):
+                best_x = np.uintp(places_x[source, o, c] * n_channels + c)
+                best_r = np.uintp(places_r[row, o, c] * n_channels + c)
+                value_x, value_r = finite(observed[best_x], top), finite(reference[best_r], top)
+                r_there, x_there = finite(reference[best_x], top), finite(observed[best_r], top)
+                change, is_one_place = value_x - value_r, best_x == best_r
+                # Both shares, and no branch: no processor foresees which of the two it is.
+                share = change / (value_x - r_there) if change > zero else zero
+                is_still = is_close(value_x, r_there, few)
+                if is_still and change < zero and value_x != zero and not is_one_place:
+                    place = places_x[source, o, c]
+                    is_still = stands_still(x, r, source - inner, row - inner, n_inner, place, few, top)
+                result[best_x] += gradient[row, o, c] * (one if is_one_place or is_still else share)
+                falls = change < zero and not is_one_place and not is_close(x_there, value_r, few)
+                result[best_r] += gradient[row, o, c] * (change / (x_there - value_r) if falls else zero)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -25,22 +101,17 @@ def times_route_of_blocks(
     first: int,
     last: int,
 ) -> None:
-    """Rows first to last of `maxima._route`: `out` (rows, inputs, C) gets the gradient (rows, blocks, C). NaN is
+    """Rows first to last of `maxima._shares`: `out` (rows, inputs, C) gets the gradient (rows, blocks, C). NaN is
     no maximum."""
-    top = r.dtype.type(largest)
+    top, few = r.dtype.type(largest), r.dtype.type(rounding)
     n_repeats, n_blocks, n_channels = r.shape[0] // x.shape[0], gradient.shape[1], gradient.shape[2]
     work = np.empty((10, n_channels), r.dtype)  # taken apart by an index: unpacking hides that its rows are contiguous
-    limits, max_x, max_r, r_at_x, x_at_r = work[0], work[1], work[2], work[3], work[4]
-    place_x, place_r, apart, share_x, share_r = work[5], work[6], work[7], work[8], work[9]
+    max_x, max_r, r_at_x, x_at_r, place_x = work[0], work[1], work[2], work[3], work[4]
+    place_r, apart, share_x, share_r, is_open = work[5], work[6], work[7], work[8], work[9]
+    open_bits = is_open.view(np.uint32)
     for row in range(first, last):
-        observed, reference = x[row // n_repeats], r[row]
-        limits[:] = 0
-        for start in range(0, n_blocks * size, size):
-            max_r[:] = reference[start]
-            for j in range(start + 1, start + size):
-                _raise(max_r, reference[j])
-            _raise_to_size(limits, max_r, top)
-        limits *= r.dtype.type(rounding)
+        source = row // n_repeats
+        observed, reference = x[source], r[row]
         for block in range(n_blocks):
             start = block * size
             max_x[:], r_at_x[:], place_x[:] = observed[start], reference[start], 0
@@ -48,28 +119,17 @@ def times_route_of_blocks(
             for j in range(1, size):
                 _find(observed[start + j], reference[start + j], j, max_x, r_at_x, place_x)
                 _find(reference[start + j], observed[start + j], j, max_r, x_at_r, place_r)
-            _share_observed(max_x, max_r, r_at_x, limits, top, share_x)
             np.subtract(place_x, place_r, apart)
-            _share_reference(max_x, max_r, r_at_x, x_at_r, apart, limits, top, share_r)
+            _share_observed(max_x, max_r, r_at_x, apart, few, top, share_x, is_open)
+            _share_reference(max_x, max_r, x_at_r, apart, few, top, share_r)
+            if _any(open_bits):
+                for c in range(n_channels):
+                    place = start + int(place_x[c])
+                    if is_open[c] != 0 and stands_still(x, r, source, row, 1, place, few, top):
+                        share_x[c] = 1
             for j in range(size):
                 _send(gradient[row, block], j, place_x, share_x, place_r, share_r, out[row, start + j])
         out[row, n_blocks * size :] = 0
-
-
-@numba.njit(cache=True)
-def _raise(largest: np.ndarray, values: np.ndarray) -> None:
-    for c in range(values.shape[0]):
-        largest[c] = values[c] if values[c] > largest[c] else largest[c]
-
-
-@numba.njit(cache=True)
-def _raise_to_size(limits: np.ndarray, values: np.ndarray, top: float) -> None:
-    """Masked inputs (-inf, -1e9) are no measure of rounding."""
-    zero, half = limits.dtype.type(0), top / limits.dtype.type(2)
-    for c in range(values.shape[0]):
-        value = abs(values[c])
-        value = value if value < half else zero
-        limits[c] = value if value > limits[c] else limits[c]
 
 
 @numba.njit(cache=True)
@@ -87,38 +147,54 @@ def _find(
 
 @numba.njit(cache=True, error_model="numpy")
 def _share_observed(
-    max_x: np.ndarray, max_r: np.ndarray, r_at_x: np.ndarray, limits: np.ndarray, top: float, share: np.ndarray
+    max_x: np.ndarray,
+    max_r: np.ndarray,
+    r_at_x: np.ndarray,
+    apart: np.ndarray,
+    rounding: float,
+    top: float,
+    share: np.ndarray,
+    is_open: np.ndarray,
 ) -> None:
-    """Of the gradient, for the place of the observed maximum."""
+    """Of the gradient, for the place of the observed maximum, `apart` from the reference's; where `is_open` is not 0 it
+    is 1 if that place stands still, else 0."""
     zero, one = share.dtype.type(0), share.dtype.type(1)
     for c in range(share.shape[0]):
         value_x, value_r = finite(max_x[c], top), finite(max_r[c], top)
-        change, step = value_x - value_r, value_x - finite(r_at_x[c], top)
-        ratio = change / step
+        r_there, change = finite(r_at_x[c], top), value_x - value_r
+        ratio = change / (value_x - r_there)
         ratio = ratio if change > zero else zero
-        share[c] = one if abs(step) <= limits[c] else ratio
+        is_still, is_one_place = is_close(value_x, r_there, rounding), apart[c] == zero
+        is_known = (change >= zero) | (value_x == zero)
+        share[c] = one if is_one_place | (is_still & is_known) else ratio
+        is_open[c] = one if is_still & (not is_known) & (not is_one_place) else zero
+
+
+@numba.njit(cache=True)
+def _any(bits: np.ndarray) -> bool:
+    together = np.uint32(0)  # or-ed, as integers are taken several at a time and sums of floats are not
+    for c in range(bits.shape[0]):
+        together |= bits[c]
+    return together != 0
 
 
 @numba.njit(cache=True, error_model="numpy")
 def _share_reference(
     max_x: np.ndarray,
     max_r: np.ndarray,
-    r_at_x: np.ndarray,
     x_at_r: np.ndarray,
     apart: np.ndarray,
-    limits: np.ndarray,
+    rounding: float,
     top: float,
     share: np.ndarray,
 ) -> None:
-    """Of the gradient, for the place of the reference's maximum, `apart` from the observed one's."""
+    """Of the gradient, for the place of the reference's maximum."""
     zero = share.dtype.type(0)
     for c in range(share.shape[0]):
         value_x, value_r = finite(max_x[c], top), finite(max_r[c], top)
-        change, step = value_x - value_r, finite(x_at_r[c], top) - value_r
-        ratio = change / step
-        is_unchanged = abs(value_x - finite(r_at_x[c], top)) <= limits[c]
-        ratio = zero if is_unchanged and apart[c] == zero else ratio
-        share[c] = ratio if change < zero else zero
+        x_there, change = finite(x_at_r[c], top), value_x - value_r
+        ratio = zero if is_close(x_there, value_r, rounding) else change / (x_there - value_r)
+        share[c] = ratio if (change < zero) & (apart[c] != zero) else zero
 
 
 @numba.njit(cache=True)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlshap_core.torch_private import version
+
 DTYPES = (torch.float32, torch.bfloat16)  # the others are not computed by oneDNN, and gain nothing
 
 # Whether these give a view or a copy depends on the memory format.
@@ -21,18 +23,8 @@ SHARES_OR_COPIES = frozenset({"contiguous", "flatten", "ravel", "reshape", "resh
 # So it does with these, where they are asked for a memory format.
 CONVERSIONS = frozenset({"bfloat16", "cpu", "cuda", "double", "float", "half", "to"})
 # These read it.
-READS_FORMAT = frozenset(
-    {
-        "as_strided",
-        "as_strided_scatter",
-        "data_ptr",
-        "is_contiguous",
-        "storage",
-        "storage_offset",
-        "stride",
-        "untyped_storage",
-    }
-)
+READS_FORMAT = frozenset({"as_strided", "as_strided_scatter", "data_ptr", "is_contiguous", "stride"})
+READS_FORMAT |= {"storage", "storage_offset", "untyped_storage"}
 
 
 class FormatMatters(Exception):
@@ -65,7 +57,7 @@ class FormatChoice:
 
     def watch(self, *tensors: Tensor) -> None:
         """From here to the end of the pass these must not be written to."""
-        self._watched += [(x, x._version) for x in tensors]
+        self._watched += [(x, version(x)) for x in tensors]
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -77,7 +69,7 @@ class FormatChoice:
         self._watched.clear()
         self._reason = None
         yield
-        if any(x._version != version for x, version in self._watched):
+        if any(version(x) != before for x, before in self._watched):
             raise self.matters("the model writes in place into what it reshaped")
         if self._reason is not None:
             raise self.matters(self._reason)

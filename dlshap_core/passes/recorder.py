@@ -8,103 +8,46 @@ touched.
 """
 
 import contextlib
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dlshap_core.errors import UnsupportedModelError
-from dlshap_core.gradients import OWN_NODES
-from dlshap_core.memory_format import READS_FORMAT, SHARES_OR_COPIES, FormatChoice, keep_format_of_gradients
-from dlshap_core.rows import PassesDiffer, Rows
-from dlshap_core.rules.integrated import Integrated
-from dlshap_core.rules.kinds import Call, Constant, Kind, Linear, Opened, Spelled, replace_tensors, varying_tensors
-from dlshap_core.rules.masks import number_of
-from dlshap_core.rules.table import (
-    CONVERTS_MASKS,
-    KEEPS_MASKS,
-    LIKE_SECOND,
-    MOVES_INDICES,
-    RANDOM,
-    READS_NO_VALUES,
-    look_up,
+from dlshap_core.kernels.memory_format import READS_FORMAT, SHARES_OR_COPIES, FormatChoice, keep_format_of_gradients
+from dlshap_core.passes.call_stack import module_path, place_of_decision
+from dlshap_core.passes.decisions import Decided, Decisions
+from dlshap_core.passes.derived import (
+    ask_by_row,
+    is_activation,
+    is_derived,
+    keep_by_row,
+    kept_by_row,
+    mark,
+    with_numbers,
 )
-
-_DERIVED = "_dlshap_derived"
-
-
-class Overwritten(Exception):
-    """The model overwrote a tensor that was kept without a copy."""
-
-
-@dataclass(frozen=True)
-class OperationKey:
-    """An operation as the audit counts it."""
-
-    module: str
-    name: str
-    treatment: str
+from dlshap_core.passes.row_trace import RowTrace
+from dlshap_core.passes.tape import Kept, Overwritten, Tape
+from dlshap_core.passes.tolerance import Lowered
+from dlshap_core.rules import names
+from dlshap_core.rules.call import Call, varying_tensors
+from dlshap_core.rules.kinds import Kind
+from dlshap_core.rules.masks import number_of
+from dlshap_core.rules.rows import PassesDiffer, Rows
+from dlshap_core.rules.table import look_up
+from dlshap_core.torch_private import is_wrapped_by_functorch, version
 
 
 @dataclass
 class Seen:
-    """What an audit collects: operations counted by module, name and treatment, and the refusals met on the way."""
+    """Operations counted by module, name and treatment, of the last pass alone, and all refusals met on the way."""
 
-    operations: Counter[OperationKey] = field(default_factory=Counter)
+    operations: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     refusals: list[str] = field(default_factory=list)
-
-
-@dataclass
-class _Entry:
-    name: str
-    payload: Any
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """Tensors of the observing pass, and how often each had been written to when it was recorded."""
-
-    tensors: list[Tensor]
-    versions: list[int]
-
-
-@dataclass
-class Tape:
-    """What the observing pass recorded, in call order; the replaying pass must consume all of it in the same order."""
-
-    entries: list[_Entry] = field(default_factory=list)
-    position: int = 0
-
-    def add(self, name: str, payload: Any) -> None:
-        """Record what an operation of this name needs."""
-        self.entries.append(_Entry(name, payload))
-
-    def take(self, name: str) -> Any:
-        """The next record, which must be of this name."""
-        if self.position == len(self.entries):
-            raise PassesDiffer(f"the references go through one more operation, {name!r}, than the sequence")
-        entry = self.entries[self.position]
-        self.position += 1
-        if entry.name != name:
-            raise PassesDiffer(
-                f"ruled operation {self.position} is {entry.name!r} for the sequence and {name!r} for the references"
-            )
-        return entry.payload
-
-    def holds_any(self, names: frozenset[str]) -> bool:
-        """Whether an operation of one of these names was recorded."""
-        return any(entry.name in names for entry in self.entries)
-
-    def check_consumed(self) -> None:
-        """Raise PassesDiffer if records are left."""
-        if self.position < len(self.entries):
-            name = self.entries[self.position].name
-            raise PassesDiffer(f"the sequence goes through one more operation, {name!r}, than the references")
 
 
 class ForwardPass(TorchFunctionMode):
@@ -117,6 +60,8 @@ class ForwardPass(TorchFunctionMode):
         modules: names of the model's modules by id, for messages and reports.
         formats: of the activations in memory, and what is known of them.
         seen: filled by an audit, which goes on past an operation that is refused.
+        decisions: what the sequences are expected to decide; None for a first batch.
+        trace: of what becomes of the rows, where that is asked for.
     """
 
     def __init__(
@@ -127,6 +72,8 @@ class ForwardPass(TorchFunctionMode):
         modules: dict[int, str],
         formats: FormatChoice,
         seen: Seen | None = None,
+        decisions: Decisions | None = None,
+        trace: RowTrace | None = None,
     ) -> None:
         super().__init__()
         self.replaying = replaying
@@ -135,21 +82,28 @@ class ForwardPass(TorchFunctionMode):
         self.formats = formats
         self._modules = modules
         self._seen = seen
+        self._decisions = decisions or Decisions()
+        self._trace = trace
+        self.decided: Decided = {}
         self._has_derived = False
         self.is_suspended = False
-        self.sums = True  # whether every rule used makes contributions add up by design
+        self.lowered: Lowered | None = None  # where the model first computes with fewer digits than its input has
+        self.is_complete = True
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name, in_place, kind = look_up(func)
-        if name in READS_FORMAT and self.formats.is_changed and _is_activation(args[0]):
+        if name in READS_FORMAT and self.formats.is_changed and is_activation(args[0]):
             raise self.formats.matters(f"the model reads {name!r} of an activation")
-        if self.is_suspended or name in READS_NO_VALUES:
+        if self.is_suspended or name in names.READS_NO_VALUES:
             return func(*args, **kwargs)
         try:
-            return self._treat(func, name, in_place, kind, args, kwargs)
+            output = self._treat(func, name, in_place, kind, args, kwargs)
+            if self._trace is not None:
+                self._trace.note(func, name, self.module_path(), args, kwargs, output)
+            return output
         except UnsupportedModelError as error:
             if self._seen is None:
                 raise
@@ -165,17 +119,17 @@ class ForwardPass(TorchFunctionMode):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        if name in RANDOM:
+        if name in names.RANDOM:
             self.refuse(name, "it draws random numbers in forward, so no two passes agree")
         if self._has_derived:
             if (
-                name in CONVERTS_MASKS
+                name in names.CONVERTS_MASKS
                 and (number := number_of(args[0])) is not None
                 and torch.bool not in (*args, *kwargs.values())
             ):
                 return number
-            args, kwargs = self._resolve_derived(name, args, kwargs)
-        inputs = varying_tensors(args[:1] if name in LIKE_SECOND else (args, kwargs))
+            args, kwargs = with_numbers(name, args, kwargs, self.refuse)
+        inputs = varying_tensors(args[:1] if name in names.LIKE_SECOND else (args, kwargs))
         if not inputs:
             return self._without_gradient(name, func, args, kwargs)
         if kwargs.get("out") is not None:
@@ -183,30 +137,40 @@ class ForwardPass(TorchFunctionMode):
         call = Call(func, name, in_place, args, kwargs, inputs)
         with contextlib.nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
             output = kind.run(self, call)
-        if self.replaying and self.formats.is_changed and not isinstance(kind, (Opened, Spelled)):
+        if self.replaying and self.lowered is None and isinstance(output, Tensor):
+            self._note_precision(name, inputs[0], output)
+        if self.replaying and self.formats.is_changed and not kind.is_composite:
             keep_format_of_gradients(inputs, output)
         # An integrated operation is listed by note_integration, with its nodes.
-        if self._seen is not None and not isinstance(kind, (Opened, Integrated)):
-            self._seen.operations[OperationKey(self.module_path(), name, kind.describe(call))] += 1
-        if not isinstance(kind, Constant):
-            self._mark_derived(name, output, keeps_constants=isinstance(kind, Linear))
+        if self._seen is not None and kind.is_listed:
+            self._seen.operations[self.module_path(), name, kind.describe(call)] += 1
+        if kind.reads_values:
+            self._follow(name, args, kwargs, output, keeps_constants=kind.is_linear)
+        if name in names.SIZED_BY_VALUES:
+            self._decide_by_size(name, output)
         return output
 
-    def record(self, call: Call, tensors: list[Tensor] | None = None) -> None:
+    def _note_precision(self, name: str, before: Tensor, after: Tensor) -> None:
+        """Remember the first operation that gives numbers of fewer digits."""
+        if after.is_floating_point() and after.dtype.itemsize < before.dtype.itemsize:
+            self.lowered = Lowered(self.module_path(), name, after.dtype)
+
+    def record(self, call: Call, tensors: list[Tensor] | None = None, breaks_ties: bool = False) -> None:
         """Keep the varying inputs of a call (or the tensors given) for the replaying pass.
 
         What the call itself will overwrite is copied; what the model overwrites later is noticed by `recorded`.
         """
         copies = call.in_place or self.rows.is_careful
         kept = [x.detach().clone() if copies else x.detach() for x in (call.inputs if tensors is None else tensors)]
-        self._tape.add(call.name, _Kept(kept, [x._version for x in kept]))
+        self._tape.add(call.name, Kept(kept, list(map(version, kept))))
+        self._tape.breaks_ties |= breaks_ties
 
     def recorded(self, name: str, n: int) -> list[Tensor]:
         """The n tensors that the observing pass recorded at a call of this name, with the rows of that pass."""
         kept = self._tape.take(name)
         if len(kept.tensors) != n:
             raise PassesDiffer(f"{name!r} has {len(kept.tensors)} varying inputs in one pass, {n} in the other")
-        if [x._version for x in kept.tensors] != kept.versions:
+        if list(map(version, kept.tensors)) != kept.versions:
             raise Overwritten(f"the model overwrites in place what {name!r} was given")
         return kept.tensors
 
@@ -217,26 +181,71 @@ class ForwardPass(TorchFunctionMode):
         recorded = self.recorded(call.name, len(reference))
         return [self.rows.expand(x, r) for x, r in zip(recorded, reference, strict=True)]
 
-    def observed_beside(self, call: Call, expand: bool) -> tuple[Tensor, Tensor]:
+    def observed_pair(self, call: Call, expand: bool) -> tuple[Tensor, Tensor]:
         """Observed and reference input of a call of one input, as they broadcast, or both of the reference's shape."""
         (recorded,) = self.recorded(call.name, 1)
         reference = call.inputs[0].detach()
-        return (self.rows.expand(recorded, reference), reference) if expand else self.rows.beside(recorded, reference)
+        return (self.rows.expand(recorded, reference), reference) if expand else self.rows.paired(recorded, reference)
 
-    def check_branch(self, name: str, value: Any) -> None:
-        """A Python value read from the sequence decides the model's path: it must be the same in both passes."""
-        if not self.replaying:
-            self._tape.add(name, value)
-        elif (recorded := self._tape.take(name)) != value:
-            raise PassesDiffer(
-                f"{name!r} on a value of the input gives {recorded} for the sequence, {value} for a reference"
-            )
+    def check_branch(self, name: str, value: Any, args: Any, by_row: list[Any] | None = None) -> None:
+        """A Python value read from the sequence decides the model's path: it must be the same in both passes, and in
+        every batch.
+
+        Args:
+            name: of what read it.
+            value: what it read.
+            args: of the call.
+            by_row: what each row alone would have given, where the value is one of the whole batch.
+
+        Raises:
+            PassesDiffer: the passes differ.
+            DecisionError: the rows of the batch differ, or this batch and those before.
+        """
+        line, where = place_of_decision()
+        if by_row is not None:
+            self._decisions.check_rows(by_row, line, where)
+        if self._trace is not None:
+            self._trace.decide(where, args)
+        if self.replaying:
+            if (recorded := self._tape.take(name)) != value:
+                raise PassesDiffer(
+                    f"{name!r} on a value of the input gives {recorded} for the sequence, {value} for a reference, "
+                    f"in {where}"
+                )
+            return
+        self._tape.add(name, value)
+        self.decided.setdefault(line, []).append(value)
+        self._decisions.check(self.decided, line, where)
+
+    def _decide_by_size(self, name: str, output: Any) -> None:
+        """How many places an operation found may be read without another call: recorded as places a row."""
+        found = output[0] if isinstance(output, (list, tuple)) else output
+        self.check_branch(name, found.shape[0] / self.n_rows, [])
+
+    @property
+    def n_rows(self) -> int:
+        """Of the batch in this pass."""
+        rows = self.rows
+        return rows.n_sequences * rows.n_references if self.replaying else rows.n_sequences + rows.n_padding
+
+    def by_row(self, call: Call) -> list[Any] | None:
+        """What a question about a whole batch gives for each row alone; None where the first axis is not the rows."""
+        return ask_by_row(call.function, call.args, call.kwargs, self.n_rows)
 
     def note_integration(self, name: str, n_nodes: int, error: float) -> None:
         """Tell the audit how many nodes an integrated operation needed."""
         if self._seen is not None:
             treatment = f"integrated, {n_nodes} nodes (error {error:.0e})"
-            self._seen.operations[OperationKey(self.module_path(), name, treatment)] += 1
+            self._seen.operations[self.module_path(), name, treatment] += 1
+
+    def finish(self, output: Any) -> None:
+        """The pass is done.
+
+        Raises:
+            UnsupportedModelError: rows of the batch were mixed, where they are traced.
+        """
+        if self._trace is not None and (mixture := self._trace.finish(output)) is not None:
+            raise UnsupportedModelError(mixture)
 
     def refuse(self, name: str, reason: str) -> NoReturn:
         """Stop: this operation cannot be attributed."""
@@ -244,13 +253,7 @@ class ForwardPass(TorchFunctionMode):
 
     def module_path(self) -> str:
         """Name of the innermost module whose code is running, from the call stack."""
-        frame = sys._getframe(1)
-        while frame is not None:
-            owner = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames[:1] else None
-            if isinstance(owner, nn.Module) and id(owner) in self._modules:
-                return f"{self._modules[id(owner)] or 'the model'} ({type(owner).__name__})"
-            frame = frame.f_back  # type: ignore[assignment]
-        return "the model's forward"
+        return module_path(self._modules)
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
@@ -265,67 +268,21 @@ class ForwardPass(TorchFunctionMode):
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A call on nothing that carries a gradient: a constant, or a test of a mask that decides a branch."""
-        if any(isinstance(x, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in args):
+        if any(map(is_wrapped_by_functorch, args)):
             self.refuse(name, "it runs under torch.func (vmap, grad), where it cannot be followed")
         output = func(*args, **kwargs)
         if name in SHARES_OR_COPIES and self.formats.is_changed and not self.replaying:
             self.formats.watch(*(x for x in (*args[:1], output) if isinstance(x, Tensor)))
-        if self._has_derived and any(getattr(x, _DERIVED, None) for x in args):
-            if name in KEEPS_MASKS and not isinstance(output, Tensor):
-                self.check_branch(name, output)
+        if self._has_derived and any(map(is_derived, (*args, *kwargs.values()))):
+            if name in names.KEEPS_MASKS and not isinstance(output, Tensor):
+                self.check_branch(name, output, args, kept_by_row(args[0]))
             else:
-                self._mark_derived(name, output)
+                self._follow(name, args, kwargs, output)
         return output
 
-    def _mark_derived(self, name: str, output: Any, keeps_constants: bool = False) -> None:
-        """Outputs that depend on the sequence without carrying a gradient (masks, indices) are followed.
-
-        A linear operation gives a real output without a gradient only where it is of the constants among its inputs.
-        """
-        for x in output if isinstance(output, (list, tuple)) else (output,):
-            if not isinstance(x, Tensor):
-                continue
-            if x.is_complex() or x.is_inference():
-                self.refuse(name, "complex tensors and inference mode are not supported")
-            if not x.requires_grad and not (keeps_constants and x.is_floating_point()):
-                setattr(x, _DERIVED, name)
-                self._has_derived = True
-
-    def _resolve_derived(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """Arguments with the numbers of masks in place of the masks; refuses other values derived from the input."""
-        if name in KEEPS_MASKS:
-            return args, kwargs
-
-        def resolve(x: Tensor) -> Tensor:
-            number = number_of(x)
-            if number is not None:
-                return number
-            source = getattr(x, _DERIVED, None)
-            if source is not None and not (name in MOVES_INDICES and x is args[0]):
-                self.refuse(
-                    name, f"it uses what {source!r} made of the input (an index or a count), which jumps with it"
-                )
-            return x
-
-        return replace_tensors((args, kwargs), resolve, lambda x: isinstance(x, Tensor) and not x.requires_grad)
-
-
-def _is_activation(x: Any) -> bool:
-    return isinstance(x, Tensor) and (x.requires_grad or hasattr(x, _DERIVED))
-
-
-def find_custom_function(output: Tensor) -> str | None:
-    """Name of a custom autograd.Function in the graph of a replayed output, if there is one.
-
-    Such functions go past the function mode, as does reentrant checkpointing, which is one of them.
-    """
-    pending, visited = [output.grad_fn], set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in visited:
-            continue
-        visited.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction) and not isinstance(node, OWN_NODES):
-            return type(node).__name__.removesuffix("Backward")
-        pending.extend(parent for parent, _ in node.next_functions)
-    return None
+    def _follow(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, keeps_constants: bool = False
+    ) -> None:
+        """See the use of what depends on the sequence without carrying a gradient."""
+        self._has_derived |= mark(name, output, keeps_constants, self.refuse)
+        keep_by_row(name, args, kwargs, output, self.n_rows)

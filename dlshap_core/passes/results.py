@@ -6,12 +6,12 @@ batch.
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dlshap_core.runner import Batch
+from dlshap_core.passes.pairs import Batch
 
 _IN_FLIGHT = 2  # batches of a GPU that may be computed before the results of one are waited for
 
@@ -27,6 +27,7 @@ class Attribution:
         reference_prediction: (N, T, R), y at the references.
         convergence_delta: (N, T, R), sum m (x - r) - (y(x) - y(r)); zero but for rounding where every rule is exact.
         multipliers: (N, T, R, A, L), with raw_outputs=True only.
+        alone: (M, T), y at the further sequences that were asked for, each in a batch of its own.
     """
 
     hypothetical: Tensor
@@ -34,10 +35,11 @@ class Attribution:
     reference_prediction: Tensor
     convergence_delta: Tensor
     multipliers: Tensor | None = None
+    alone: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Block:
+class PairBlock:
     """The pairs of one batch: every reference in `ks` of every sequence in `rows`."""
 
     rows: slice
@@ -56,13 +58,7 @@ class _Part:
 
     def copied(self, copy: Callable[[Tensor], Tensor]) -> "_Part":
         """A copy of each."""
-        return _Part(
-            copy(self.total),
-            copy(self.prediction),
-            copy(self.reference_prediction),
-            copy(self.convergence_delta),
-            None if self.multipliers is None else copy(self.multipliers),
-        )
+        return replace(self, **{name: copy(x) for name, x in vars(self).items() if x is not None})
 
 
 class Results:
@@ -95,10 +91,10 @@ class Results:
         self._keeps_multipliers = keeps_multipliers
         self._device = device
         self._progress = progress
-        self._in_flight: deque[tuple[Block, _Part, torch.cuda.Event | None]] = deque()
+        self._in_flight: deque[tuple[PairBlock, _Part, torch.cuda.Event | None]] = deque()
         self._dtype: torch.dtype | None = None
 
-    def add(self, block: Block, batch: Batch) -> None:
+    def add(self, block: PairBlock, batch: Batch) -> None:
         """Take the results of a block."""
         self._in_flight.append((block, *self._to_cpu(self._part(batch))))
         while len(self._in_flight) > (_IN_FLIGHT if self._device.type == "cuda" else 0):
@@ -120,7 +116,8 @@ class Results:
             contributions = batch.contributions[:, :, :, self._n_bases :].sum(2)
             total = torch.cat([total, contributions], dim=2)
         multipliers = batch.multipliers if self._keeps_multipliers else None
-        return _Part(total, batch.prediction, batch.reference_prediction, batch.convergence_delta, multipliers)
+        delta = batch.convergence_delta.to(batch.prediction.dtype)
+        return _Part(total, batch.prediction, batch.reference_prediction, delta, multipliers)
 
     def _to_cpu(self, part: _Part) -> tuple[_Part, torch.cuda.Event | None]:
         """On the CPU, and for a GPU what tells when it is there."""

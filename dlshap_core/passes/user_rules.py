@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import _get_current_function_mode_stack
 
-from dlshap_core.capture import ForwardPass
-from dlshap_core.gradients import pull_back
-from dlshap_core.rules.kinds import Call, is_varying
+from dlshap_core.passes.recorder import ForwardPass
+from dlshap_core.rules.call import Call, is_varying
+from dlshap_core.rules.gradients import pull_back
+from dlshap_core.torch_private import innermost_mode
 
 UserRule = Callable[[nn.Module, tuple[Tensor | None, ...], tuple[Tensor, ...]], tuple[Tensor | None, ...]]
 
@@ -44,8 +44,8 @@ def user_rules_active(rules: dict[type[nn.Module], UserRule] | None) -> Iterator
 
 
 def _current_pass() -> ForwardPass | None:
-    stack = _get_current_function_mode_stack()
-    return stack[-1] if stack and isinstance(stack[-1], ForwardPass) else None
+    mode = innermost_mode()
+    return mode if isinstance(mode, ForwardPass) else None
 
 
 def _enter(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -81,7 +81,7 @@ def _leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return None
     name = type(module).__name__
     call = Call(module, name, False, args, {}, [args[0]])
-    forward.sums = False  # a user's rule is the user's affair
+    forward.is_complete = False  # a user's rule is the user's affair
     if not forward.replaying:
         forward.record(call, [value])
         return None

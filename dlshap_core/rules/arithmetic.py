@@ -9,6 +9,8 @@ from torch import Tensor
 
 from dlshap_core.rules.secants import finite_or_zero
 
+# From this ratio of two denominators on, the midpoint product of a and 1/b loses more digits than it is worth: its two
+# parts grow as the ratio and cancel.
 _FAR = 400.0
 
 
@@ -16,7 +18,7 @@ def quotient_multipliers(a_x: Tensor, b_x: Tensor, a_r: Tensor, b_r: Tensor) -> 
     """Multipliers of the numerator and the denominator of y = a / b.
 
     As a product with 1/b: m_a = (1/b + 1/b0)/2 and m_b = -(a + a0)/2 / (b b0): midpoint product, secant of the
-    reciprocal. Where the denominators differ by more than a factor of 400 these lose digits, and the equal sum dy =
+    reciprocal. Where the denominators differ by more than `_FAR` these lose digits, and the equal sum dy =
     (da - y' db) / b', with y' and b' the means of both sides, is used: m_a = 1/b', m_b = -y'/b'.
     """
     smaller, larger = torch.minimum(b_x.abs(), b_r.abs()), torch.maximum(b_x.abs(), b_r.abs())

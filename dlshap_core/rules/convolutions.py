@@ -1,20 +1,18 @@
 """Convolutions with constant weights on a CPU: linear, and computed with the channels last in memory."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlshap_core.gradients import pull_back
-from dlshap_core.memory_format import DTYPES, put_channels_last
-from dlshap_core.rules import fused
-from dlshap_core.rules.kinds import Call
+from dlshap_core.kernels import fused
+from dlshap_core.kernels.memory_format import DTYPES, put_channels_last
+from dlshap_core.rules.call import Call
+from dlshap_core.rules.gradients import pull_back
 from dlshap_core.rules.products import Multilinear
-
-if TYPE_CHECKING:
-    from dlshap_core.capture import ForwardPass
+from dlshap_core.rules.protocol import Pass
 
 _FEW_CHANNELS = 8  # of an input: one-hot bases, and some tracks beside them
 
@@ -23,7 +21,7 @@ _FEW_CHANNELS = 8  # of an input: one-hot bases, and some tracks beside them
 class Convolution(Multilinear):
     """conv1d and conv2d, with the channels last in memory where that is faster."""
 
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
+    def run(self, forward: Pass, call: Call) -> Any:
         if not forward.formats.may_change or len(call.inputs) > 1:
             return super().run(forward, call)
         input, weight, *_ = call.named("input", "weight")

@@ -3,19 +3,18 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlshap_core.gradients import multiply, pull_back_late
-from dlshap_core.rules import fused
+from dlshap_core.kernels import fused
+from dlshap_core.rules.call import Call, is_varying
+from dlshap_core.rules.gradients import multiply, pull_back
 from dlshap_core.rules.integrated import INTEGRATED
-from dlshap_core.rules.kinds import Call, Kind, Spelled, is_varying
-from dlshap_core.rules.secants import average_derivative
-
-if TYPE_CHECKING:
-    from dlshap_core.capture import ForwardPass
+from dlshap_core.rules.kinds import Composite, Kind
+from dlshap_core.rules.protocol import Pass
+from dlshap_core.rules.secants import STEPS, average_derivative
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Elementwise(Kind):
     smooth: Callable[..., Tensor] | None = None  # the function itself, where it has derivatives of all orders
     kinked: Callable[..., Tensor] | None = None  # the function itself, where it has kinks
 
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
+    def run(self, forward: Pass, call: Call) -> Any:
         rest = call.first_input_only()
         if rest is None:
             return INTEGRATED.run(forward, call)
@@ -39,12 +38,12 @@ class Elementwise(Kind):
         (reference,) = call.inputs
         value = call.with_inputs([reference.detach()])
         has_tensor_arguments = any(isinstance(x, Tensor) for x in (*args, *kwargs.values()))
-        observed, reference_view = forward.observed_beside(call, expand=has_tensor_arguments)
+        observed, reference_view = forward.observed_pair(call, expand=has_tensor_arguments)
         fits = fused.fits(observed, reference_view) and value.dtype == reference.dtype
         if fits and self.kernel is not None and not kwargs and forward.rows.goes_back_once:
             kept = reference_view.clone() if call.in_place else forward.rows.keep(reference_view)
             pullback = functools.partial(fused.pull_back, self.kernel, rest=args)
-            return call.finish(pull_back_late(reference, value, pullback, observed, kept))
+            return call.finish(pull_back(reference, value, pullback, observed, kept))
         if fits and self.kernel is not None and not kwargs:
             multiplier = fused.multipliers(self.kernel, observed, reference_view, args)
         elif fits and not has_tensor_arguments and (plain := self.smooth or self.kinked) is not None:
@@ -70,7 +69,7 @@ class Elementwise(Kind):
         def of_close(x: Tensor, r: Tensor) -> Tensor:
             return average_derivative(function, x, r) if self.smooth else self.secant(x, r, *args, **kwargs)
 
-        return fused.secant(function, of_close, observed, reference, value)
+        return fused.secant(function, of_close, observed, reference, value, STEPS[reference.dtype])
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,10 @@ class Power(Kind):
     """A constant power is elementwise; a constant base or two varying operands are exp(b log a)."""
 
     elementwise: Elementwise
-    of_base: Spelled
+    of_base: Composite
     label: str = "power"
 
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
+    def run(self, forward: Pass, call: Call) -> Any:
         exponent = call.args[1] if len(call.args) > 1 else call.kwargs["exponent"]
         return (self.of_base if is_varying(exponent) else self.elementwise).run(forward, call)
 

@@ -12,113 +12,59 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Values travel in a list: autograd would take a tensor argument that is returned for a view of it, on which the model
-# could not work in place.
-
-
-class _Multiply(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, source: Tensor, boxed_value: list[Tensor], multiplier: Tensor) -> Tensor:
-        ctx.save_for_backward(multiplier)
-        return boxed_value[0]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (multiplier,) = ctx.saved_tensors
-        return gradients[0] * multiplier.to(gradients[0].dtype), None, None
-
-
-class _Substitute(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, source: Tensor, boxed_value: list[Tensor]) -> Tensor:
-        ctx.dtype = source.dtype
-        return boxed_value[0]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0].to(ctx.dtype), None
+from dlshap_core.torch_private import node_class
 
 
 class _Pullback(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, source: Tensor, boxed_value: list[Tensor], pullback: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.pullback = pullback
-        return boxed_value[0]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.pullback(gradients[0]), None, None
-
-
-class _PullbackToTwo(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, first: Tensor, second: Tensor, boxed_value: list[Tensor], pullback: Callable[[Tensor], Any]
-    ) -> Tensor:
-        ctx.pullback = pullback
-        return boxed_value[0]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        return *ctx.pullback(gradients[0]), None, None
-
-
-class _ComputeLate(torch.autograd.Function):
-    @staticmethod
     def forward(
         ctx: Any,
-        source: Tensor,
         boxed_value: list[Tensor],
-        pullback: Callable[..., Tensor],
-        *kept: Tensor,
+        pullback: Callable[..., tuple[Tensor, ...]],
+        n_sources: int,
+        *tensors: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(*kept)  # tells if the model overwrites one of them
+        """The tensors are sources, and what is kept for the way back."""
+        ctx.save_for_backward(*tensors[n_sources:])  # tells if the model overwrites one of them
         ctx.pullback = pullback
+        # In a list, as autograd takes a tensor argument that is returned for a view of it, on which the model could not
+        # work in place.
         return boxed_value[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         kept = ctx.saved_tensors
-        return ctx.pullback(gradients[0], *kept), None, None, *(None for _ in kept)
+        return None, None, None, *ctx.pullback(gradients[0], *kept), *(None for _ in kept)
 
 
-# The autograd nodes of these functions, as they stand in a graph.
-OWN_NODES = tuple(
-    function._backward_cls for function in (_Multiply, _Substitute, _Pullback, _PullbackToTwo, _ComputeLate)
-)
+_OWN_NODE = node_class(_Pullback)
 
 
-def multiply(source: Tensor, value: Tensor, multiplier: Tensor) -> Tensor:
-    """`value`, whose gradient flows to `source` (same shape) times `multiplier`, elementwise."""
-    return _Multiply.apply(source, [value.detach()], multiplier.detach())
+def pull_back(source: Tensor, value: Tensor, pullback: Callable[..., Tensor], *kept: Tensor) -> Tensor:
+    """`value`, whose gradient g flows to `source` as pullback(g, *kept), a tensor of source's shape and dtype.
 
-
-def substitute(source: Tensor, value: Tensor) -> Tensor:
-    """`value`, whose gradient flows to `source` (same shape) unchanged."""
-    return _Substitute.apply(source, [value.detach()])
-
-
-def pull_back(source: Tensor, value: Tensor, pullback: Callable[[Tensor], Tensor]) -> Tensor:
-    """`value`, whose gradient g flows to `source` as pullback(g), a tensor of source's shape and dtype.
-
-    `pullback` must hold no tensor that requires grad, and may be called once per target.
+    `pullback` must hold no tensor that requires grad, and may be called once per target. Going back raises autograd's
+    RuntimeError where what is kept was overwritten.
     """
-    return _Pullback.apply(source, [value.detach()], pullback)
+    return _Pullback.apply([value.detach()], lambda g, *rest: (pullback(g, *rest),), 1, source, *kept)
 
 
 def pull_back_to_two(
     first: Tensor, second: Tensor, value: Tensor, pullback: Callable[[Tensor], tuple[Tensor, Tensor]]
 ) -> Tensor:
     """`value`, whose gradient g flows to two sources as pullback(g), a pair of tensors of their shapes."""
-    return _PullbackToTwo.apply(first, second, [value.detach()], pullback)
+    return _Pullback.apply([value.detach()], pullback, 2, first, second)
 
 
-def pull_back_late(source: Tensor, value: Tensor, pullback: Callable[..., Tensor], *kept: Tensor) -> Tensor:
-    """`value`, whose gradient g flows to `source` as pullback(g, *kept).
+def multiply(source: Tensor, value: Tensor, multiplier: Tensor) -> Tensor:
+    """`value`, whose gradient flows to `source` (same shape) times `multiplier`, elementwise."""
+    return pull_back(source, value, lambda gradient, m: gradient * m.to(gradient.dtype), multiplier.detach())
 
-    The activations are kept until then; going back raises autograd's RuntimeError where they were overwritten.
-    """
-    return _ComputeLate.apply(source, [value.detach()], pullback, *kept)
+
+def substitute(source: Tensor, value: Tensor) -> Tensor:
+    """`value`, whose gradient flows to `source` (same shape) unchanged, in source's dtype."""
+    dtype = source.dtype
+    return pull_back(source, value, lambda gradient: gradient.to(dtype))
 
 
 @lru_cache(maxsize=32)
@@ -164,3 +110,20 @@ def path_gradient(
             averaged = term if averaged is None else averaged + term
         assert averaged is not None
         return substitute(averaged, value)
+
+
+def find_custom_function(output: Tensor) -> str | None:
+    """Name of a custom autograd.Function in the graph of a replayed output, if there is one.
+
+    Such functions go past the function mode, as does reentrant checkpointing, which is one of them.
+    """
+    pending, visited = [output.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction) and not isinstance(node, _OWN_NODE):
+            return type(node).__name__.removesuffix("Backward")
+        pending.extend(parent for parent, _ in node.next_functions)
+    return None

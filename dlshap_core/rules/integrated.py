@@ -2,16 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlshap_core.gradients import between, gauss_legendre, path_gradient
-from dlshap_core.rules.kinds import Call, Kind
+from dlshap_core.rules.call import Call
+from dlshap_core.rules.gradients import between, gauss_legendre, path_gradient
+from dlshap_core.rules.kinds import Kind
+from dlshap_core.rules.protocol import Pass
 
-if TYPE_CHECKING:
-    from dlshap_core.capture import ForwardPass
+# A sum over the path may also miss by this many eps of the value: the rounding of the value itself.
+_ROUNDING_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,11 @@ class Integrated(Kind):
     """No rule is known: the local integrated gradient, nodes doubled until it sums to the operation's difference."""
 
     label: str = "integrated"
-    tolerance: float = 1e-7
-    largest: int = 128
+    is_listed = False  # but by `note_integration`, with its nodes
+    tolerance: float = 1e-7  # of the largest difference: float32's digits, and sums that no delta shows
+    largest: int = 128  # nodes; what needs more has a kink or a jump, where doubling gains little
 
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
+    def run(self, forward: Pass, call: Call) -> Any:
         if not forward.replaying:
             forward.record(call)
             output = call.plain()
@@ -35,13 +38,15 @@ class Integrated(Kind):
         output = path_gradient(lambda *points: call.with_inputs(points), observed, call.inputs, value, n_nodes)
         return call.finish(output)
 
-    def _nodes_needed(self, forward: "ForwardPass", call: Call, observed: list[Tensor], value: Tensor) -> int:
+    def _nodes_needed(self, forward: Pass, call: Call, observed: list[Tensor], value: Tensor) -> int:
         """The fewest nodes, by doubling, whose sum agrees with the difference of outputs."""
         n_nodes, error = 1, math.inf
         try:
             target = (call.with_inputs(observed).detach() - value).double()
             size = max(target.abs().max().item(), torch.finfo(value.dtype).tiny)
-            tolerance = self.tolerance * size + 100 * torch.finfo(value.dtype).eps * value.abs().max().item()
+            tolerance = (
+                self.tolerance * size + _ROUNDING_STEPS * torch.finfo(value.dtype).eps * value.abs().max().item()
+            )
             while n_nodes <= self.largest:
                 missing = (self._path_sum(call, observed, value, n_nodes) - target).abs().max().item()
                 error = missing / size

@@ -1,22 +1,21 @@
 """Operations for which it matters how their inputs lie in memory."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from dlshap_core.memory_format import CONVERSIONS, has_channels_last
-from dlshap_core.rules.kinds import Call, Linear
-
-if TYPE_CHECKING:
-    from dlshap_core.capture import ForwardPass
+from dlshap_core.kernels.memory_format import CONVERSIONS, has_channels_last
+from dlshap_core.rules.call import Call
+from dlshap_core.rules.kinds import Linear
+from dlshap_core.rules.protocol import Pass
 
 
 @dataclass(frozen=True)
 class Reshaping(Linear):
     """What is a view in one memory format and a copy in another: the model must write into neither of the two."""
 
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
+    def run(self, forward: Pass, call: Call) -> Any:
         if not forward.formats.is_changed or (call.name in CONVERSIONS and "memory_format" not in call.kwargs):
             return call.plain()
         x, sizes = call.inputs[0], call.args[1:]
@@ -36,7 +35,7 @@ class Joining(Linear):
     """cat, in the memory format of its parts: torch gives one of three axes another, and every convolution of it would
     make, and keep, a copy."""
 
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
+    def run(self, forward: Pass, call: Call) -> Any:
         names = call.torch_names()
         parts = call.args[0] if call.args else names["tensors"]
         if not forward.formats.is_changed or not all(x.ndim == 3 for x in parts):

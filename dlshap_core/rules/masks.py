@@ -10,16 +10,15 @@ x * (x > 0) has the multiplier of a ReLU.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlshap_core.gradients import multiply, path_gradient, substitute
-from dlshap_core.rules.kinds import Call, Kind, is_varying, varying_tensors
-
-if TYPE_CHECKING:
-    from dlshap_core.capture import ForwardPass
+from dlshap_core.rules.call import Call, is_varying, varying_tensors
+from dlshap_core.rules.gradients import multiply, path_gradient, substitute
+from dlshap_core.rules.kinds import Kind
+from dlshap_core.rules.protocol import Pass
 
 _NUMBER = "_dlshap_number"
 _IS_MASK = "_dlshap_is_mask"
@@ -53,7 +52,7 @@ def _as_number(x: Any, call: Call) -> Any:
     return float(x) if isinstance(x, bool) else x
 
 
-def _require_mask(forward: "ForwardPass", call: Call) -> None:
+def _require_mask(forward: Pass, call: Call) -> None:
     """Logic on numbers that are neither 0 nor 1 would need a comparison first."""
     for x in call.inputs:
         if not is_mask(x) and not bool(((x == 0) | (x == 1)).all()):
@@ -65,7 +64,7 @@ class Comparison(Kind):
 
     label = "step: secant"
 
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
+    def run(self, forward: Pass, call: Call) -> Any:
         with forward:
             left, right = call.named("input", "other")
             difference = _as_number(left, call) - _as_number(right, call)
@@ -89,7 +88,7 @@ class Negation(Kind):
 
     label = "mask"
 
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
+    def run(self, forward: Pass, call: Call) -> Any:
         (number,) = call.inputs
         _require_mask(forward, call)
         return attach_number(number.detach() == 0, 1 - number)
@@ -103,7 +102,7 @@ class Combination(Kind):
     def __init__(self, operation: str) -> None:
         self._operation = operation
 
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
+    def run(self, forward: Pass, call: Call) -> Any:
         _require_mask(forward, call)
         dtype = call.inputs[0].dtype
         left, right = (x if x.dtype == dtype else x.to(dtype) for x in call.args[:2])
@@ -122,7 +121,7 @@ class Select(Kind):
 
     label = "where: midpoint"
 
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
+    def run(self, forward: Pass, call: Call) -> Any:
         condition, chosen, other = self._operands(forward, call)
         if not is_varying(condition):
             return call.plain()
@@ -162,7 +161,7 @@ class Select(Kind):
         return call.finish(path_gradient(select, [x for x, _ in varying_ends], [r for _, r in varying_ends], value))
 
     @staticmethod
-    def _operands(forward: "ForwardPass", call: Call) -> tuple[Tensor, Any, Any]:
+    def _operands(forward: Pass, call: Call) -> tuple[Tensor, Any, Any]:
         """(condition, value where it holds, value elsewhere) of where, x.where, masked_fill or x[mask] = value."""
         if len(call.args) + len(call.kwargs) != 3:
             forward.refuse(call.name, "the places where a mask made from the input holds jump with it")
@@ -190,7 +189,7 @@ class SelectOrAssign(Kind):
 
     label = "assignment"
 
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
+    def run(self, forward: Pass, call: Call) -> Any:
         target, place, value = call.args
         if not is_varying(place):
             if varying_tensors((place,)):

@@ -1,16 +1,23 @@
 """Rules of maxima: max-pooling of every form, max over axes, and order statistics.
 
 For y = max over a window the change of the output goes to the single input that explains it: the observed maximum's
-place i where the output rises, the reference maximum's place where it falls (the rule of DeepLIFT's max-pooling, as in
-tangermeme):
+place i where the output rises, the reference maximum's place j where it falls (the rule of DeepLIFT's max-pooling, as
+in tangermeme):
 
-    m_i = (y(x) - y(r)) / (x_i - r_i).
+    m_i = (y(x) - y(r)) / (x_i - r_i)   or   m_j = (y(x) - y(r)) / (x_j - r_j).
 
-x_i - r_i is at least as large as the change and of its sign, so m_i lies in [0, 1] and no small difference is divided
-by a smaller one. Where the observed maximum's own input does not change, its place gets the ordinary gradient 1, which
-adds nothing to the sum. "Does not change" allows for rounding, since passes of different sizes round differently: that
-is the only place of the rule where equal inputs count for more than nearly equal ones. Inputs that win several windows
-add up.
+The input's own change is at least as large as the output's and of its sign, so a share lies in [0, 1] and no small
+difference is divided by a smaller one. Where both maxima have one place the share is 1, whatever the change, without a
+division. Else the shares go to 0 with the change of the output, from above and from below, so m is continuous in both
+sides but where a window holds two equal maxima: rounding moves it no more than it moves the activations.
+
+One convention is left, tangermeme's. Where the output falls and the observed maximum's own input stands still, its
+share of the sum is 0 whatever its multiplier; it is given the ordinary gradient, 1. An input that changes ever so
+little has 0, so this alone hangs on equality, and must not hang on rounding, which makes equal activations different
+(the passes differ in size) and, among 10^5 windows, different ones nearly equal. What makes an input stand still makes
+others at its place stand still as well, those of other channels that see the same bases: it is taken to if its
+difference is one of rounding and so are those of enough channels there (`_stand_still`). Inputs that win several
+windows add up.
 """
 
 from collections.abc import Callable
@@ -20,13 +27,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlshap_core.gradients import pull_back, pull_back_late
-from dlshap_core.memory_format import has_channels_last
-from dlshap_core.rows import Rows
-from dlshap_core.rules import fused
+from dlshap_core.kernels import fused
+from dlshap_core.kernels.max_pooling import LEAST_STANDING, ONE_STANDING_OF
+from dlshap_core.kernels.memory_format import has_channels_last
+from dlshap_core.rules.gradients import pull_back
+from dlshap_core.rules.rows import Rows
 
-# Rounding of a few layers, in units of the largest activation beside it.
-_ROUNDING_STEPS = 64
+# Up to how many eps of the larger one a difference of two activations is taken for rounding between the two passes.
+# Low, as a base at the edge of what a place sees may change it by 1e-6. It decides alone only where the output rises or
+# falls by no more than that.
+_ROUNDING_STEPS = 8
 _MANY_CHANNELS = 16  # from which on it pays to take them together
 
 
@@ -37,30 +47,49 @@ def _stands_for_infinity(dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class _Windows:
-    """Maxima of windows: values and their places, flat in the last axes of the input; both (..., outputs)."""
+    """Maxima of windows: values and their places, flat in the last axes of the input; both (B, C, outputs)."""
 
     values: Tensor
     places: Tensor
 
 
-def _route(
-    observed: Tensor, reference: Tensor, best_x: _Windows, best_r: _Windows, largest: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each output's change goes and with what share: (places, shares, where the observed place is unchanged).
+def _shares(x: Tensor, r: Tensor, best_x: _Windows, best_r: _Windows) -> tuple[Tensor, Tensor]:
+    """Shares of each output's gradient for the observed maximum's place and the reference's, (B, C, outputs) both.
 
-    `observed` and `reference` are (..., inputs), flat over the pooled axes, and finite: `largest` stands for infinity.
+    `x` and `r` are (B, C, inputs) and finite.
     """
-    rises = best_x.values >= best_r.values
-    places = torch.where(rises, best_x.places, best_r.places)
-    change = best_x.values - best_r.values
-    input_change = observed.gather(-1, places) - reference.gather(-1, places)
-    shares = torch.where((change == 0) | change.isnan(), 0.0, change / input_change)
-    sizes = best_r.values.abs()
-    sizes = torch.where(sizes < largest / 2, sizes, 0.0)  # masked inputs (-inf, -1e9) are no measure of rounding
-    limit = rounding(reference.dtype) * sizes.amax(-1, keepdim=True)
-    unchanged = (observed.gather(-1, best_x.places) - reference.gather(-1, best_x.places)).abs() <= limit
-    shares = torch.where(unchanged & (places == best_x.places), 0.0, shares)
-    return places, shares, unchanged
+    change, is_one_place = best_x.values - best_r.values, best_x.places == best_r.places
+    r_there, x_there = r.gather(-1, best_x.places), x.gather(-1, best_r.places)
+    is_still = _are_close(best_x.values, r_there)
+    is_open = is_still & (change < 0) & (best_x.values != 0) & ~is_one_place
+    share_x = torch.where(change > 0, change / (best_x.values - r_there), 0.0)
+    share_x = torch.where(is_one_place | is_still, 1.0, share_x)
+    share_x[is_open] = _stand_still(x, r, best_x.places, is_open).to(share_x.dtype)
+    falls = (change < 0) & ~is_one_place & ~_are_close(x_there, best_r.values)
+    return share_x, torch.where(falls, change / (x_there - best_r.values), 0.0)
+
+
+def _stand_still(x: Tensor, r: Tensor, places: Tensor, is_open: Tensor) -> Tensor:
+    """Whether the open ones of the places stand still: (n open).
+
+    A place does where, of its channels that are not 0 on both sides, one in `ONE_STANDING_OF` differs by rounding
+    alone, but `LEAST_STANDING` at least, or all of them. The channels of a convolution see the same bases, so all stand
+    still or none; of several convolutions side by side those of the narrow ones may. A zero is no evidence: behind a
+    ReLU a channel is 0 whatever changes.
+    """
+    row, _, _ = is_open.nonzero(as_tuple=True)
+    place = places[is_open]
+    at_x, at_r = x[row, :, place], r[row, :, place]
+    top = _stands_for_infinity(r.dtype) / 2
+    is_active = ((at_x != 0) | (at_r != 0)) & (at_x.abs() < top) & (at_r.abs() < top)
+    n_active, n_still = is_active.sum(-1), (is_active & _are_close(at_x, at_r)).sum(-1)
+    are_enough = (n_still >= LEAST_STANDING) | (n_still == n_active)
+    return are_enough & (n_still * ONE_STANDING_OF >= n_active)
+
+
+def _are_close(a: Tensor, b: Tensor) -> Tensor:
+    """Whether two activations differ by rounding alone."""
+    return (a - b).abs() <= rounding(a.dtype) * torch.maximum(a.abs(), b.abs())
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -87,15 +116,16 @@ def _max_over_windows(
         if block_size is not None and channels_last and reference.shape[1] >= _MANY_CHANNELS:
             pullback = _by_blocks(block_size)
         else:
-            n_inner = 1 if axis is None or channels_last else reference.shape[1:-n_axes].numel()
+            n_inner = 1 if channels_last else reference.shape[1:-n_axes].numel()
             pullback = _by_places(find(observed)[1], places, n_axes, n_inner, channels_last)
-        return pull_back_late(reference, value, pullback, observed, rows.keep(reference.detach())), places
+        return pull_back(reference, value, pullback, observed, rows.keep(reference.detach())), places
 
     def expanded(z: Tensor) -> Tensor:
         return z if axis is None else z.repeat_interleave(rows.n_references, axis)
 
     best_x = _Windows(*map(expanded, find(observed)))
-    return pull_back(reference, value, _by_torch(expanded(observed), reference, best_x, places, n_axes)), places
+    pullback_by_torch = _by_torch(expanded(observed), reference, best_x, places, n_axes, axis or 0)
+    return pull_back(reference, value, pullback_by_torch), places
 
 
 def _by_blocks(block_size: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -131,47 +161,41 @@ def _by_places(
 
 
 def _by_torch(
-    observed: Tensor, reference: Tensor, best_x: _Windows, places_r: Tensor, n_axes: int
+    observed: Tensor, reference: Tensor, best_x: _Windows, places_r: Tensor, n_axes: int, axis: int
 ) -> Callable[[Tensor], Tensor]:
-    """The same by torch's own operations, everything with the rows of the references: gradient -> gradient."""
-    largest, shape = _stands_for_infinity(reference.dtype), reference.shape
+    """The same by torch's own operations, everything with the rows of the references, in `axis`: gradient ->
+    gradient."""
+    largest = _stands_for_infinity(reference.dtype)
+    has_rows = reference.ndim > n_axes
 
-    def flat(z: Tensor) -> Tensor:
-        return z.detach().flatten(-n_axes, -1)
+    def three_axes(z: Tensor) -> Tensor:
+        """(rows, channels, inputs or outputs)."""
+        z = z.detach().flatten(-n_axes)
+        z = z.movedim(axis, 0) if has_rows else z.unsqueeze(0)
+        return z.reshape(len(z), z.shape[1:-1].numel(), z.shape[-1])
 
-    flat_x, flat_r = (flat(z).clamp(-largest, largest) for z in (observed, reference))
-    best_x = _Windows(flat(best_x.values).clamp(-largest, largest), flat(best_x.places))
-    best_r = _Windows(flat_r.gather(-1, flat(places_r)), flat(places_r))
-    places, shares, unchanged = _route(flat_x, flat_r, best_x, best_r, largest)
+    x, r = (three_axes(z).clamp(-largest, largest) for z in (observed, reference))
+    best_x = _Windows(three_axes(best_x.values).clamp(-largest, largest), three_axes(best_x.places))
+    best_r = _Windows(r.gather(-1, three_axes(places_r)), three_axes(places_r))
+    share_x, share_r = _shares(x, r, best_x, best_r)
+    moved_shape = reference.movedim(axis, 0).shape
 
     def pullback(gradient: Tensor) -> Tensor:
-        gradient = gradient.reshape(places.shape)
-        routed = torch.zeros(flat_r.shape, dtype=gradient.dtype, device=gradient.device)
-        routed.scatter_add_(-1, places, gradient * shares.to(gradient.dtype))
-        routed.scatter_add_(-1, best_x.places, gradient * unchanged)
-        return routed.reshape(shape)
+        gradient = three_axes(gradient)
+        routed = torch.zeros(r.shape, dtype=gradient.dtype, device=gradient.device)
+        routed.scatter_add_(-1, best_x.places, gradient * share_x.to(gradient.dtype))
+        routed.scatter_add_(-1, best_r.places, gradient * share_r.to(gradient.dtype))
+        return routed.reshape(moved_shape).movedim(0, axis)
 
     return pullback
 
 
 _Sizes = int | tuple[int, ...]
-_Pool = Callable[..., tuple[Tensor, Tensor]]
-
-_POOLS: dict[str, tuple[_Pool, int]] = {
-    "max_pool1d": (F.max_pool1d_with_indices, 1),
-    "max_pool2d": (F.max_pool2d_with_indices, 2),
-    "max_pool3d": (F.max_pool3d_with_indices, 3),
-}
-_ADAPTIVE_POOLS: dict[str, tuple[_Pool, int]] = {
-    "adaptive_max_pool1d": (F.adaptive_max_pool1d_with_indices, 1),
-    "adaptive_max_pool2d": (F.adaptive_max_pool2d_with_indices, 2),
-    "adaptive_max_pool3d": (F.adaptive_max_pool3d_with_indices, 3),
-}
 
 
-def max_pool(name: str, always_with_places: bool = False) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
+def max_pool(n_axes: int, always_with_places: bool = False) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
     """The rule of max_pool1d, 2d or 3d: windows with padding, dilation, overlap and ceil_mode."""
-    pool, n_axes = _POOLS[name]
+    pool = getattr(F, f"max_pool{n_axes}d_with_indices")
 
     def rule(
         rows: Rows,
@@ -202,9 +226,9 @@ def _sizes(size: _Sizes, n_axes: int) -> tuple[int, ...]:
     return sizes * n_axes if len(sizes) == 1 else sizes
 
 
-def adaptive_max_pool(name: str, always_with_places: bool = False) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
+def adaptive_max_pool(n_axes: int, always_with_places: bool = False) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
     """The rule of adaptive_max_pool1d, 2d or 3d, with even or uneven bins."""
-    pool, n_axes = _ADAPTIVE_POOLS[name]
+    pool = getattr(F, f"adaptive_max_pool{n_axes}d_with_indices")
 
     def rule(
         rows: Rows, observed: Tensor, reference: Tensor, output_size: _Sizes, return_indices: bool = False
@@ -271,19 +295,24 @@ class _SumsOfLargest:
 
         m_i = (S_k(x) - S_k(r)) / sum over the subset of (x_j - r_j)   for i in the subset,
 
-    a share in [0, 1] for the same reason as in a maximum.
+    a share in [0, 1] for the same reason as in a maximum, and 1 where both subsets are one. It is 1, too, where the
+    subset changes by rounding alone, and S_k with it, which can happen but where both sides have the same values.
     """
 
     def __init__(self, x: Tensor, r: Tensor) -> None:
         order_x, order_r = (z.argsort(dim=-1, descending=True, stable=True) for z in (x, r))
+        self._rank_x, self._rank_r = order_x.argsort(-1), order_r.argsort(-1)
         change = x - r
-        sum_change = (x.gather(-1, order_x) - r.gather(-1, order_r)).cumsum(-1)
+        sorted_x, sorted_r = x.gather(-1, order_x), r.gather(-1, order_r)
+        sum_change = (sorted_x - sorted_r).cumsum(-1)
         self._rises = sum_change >= 0
         subset_change = torch.where(
             self._rises, change.gather(-1, order_x).cumsum(-1), change.gather(-1, order_r).cumsum(-1)
         )
-        self._shares = torch.where(subset_change == 0, 1.0, sum_change / subset_change).clamp(0, 1)
-        self._rank_x, self._rank_r = order_x.argsort(-1), order_r.argsort(-1)
+        ranks = torch.arange(x.shape[-1], device=x.device)
+        is_one_subset = self._rank_r.gather(-1, order_x).cummax(-1).values == ranks
+        is_close = subset_change.abs() <= rounding(r.dtype) * sorted_r[..., :1].abs()
+        self._shares = torch.where(is_one_subset | is_close, 1.0, sum_change / subset_change).clamp(0, 1)
 
     def pull_back(self, gradient: Tensor) -> Tensor:
         """Gradients at the k-th largest values, S_k - S_(k-1), brought to the inputs."""

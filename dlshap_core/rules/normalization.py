@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from dlshap_core.gradients import pull_back
-from dlshap_core.rows import Rows
-from dlshap_core.rules.kinds import Beside
+from dlshap_core.rules.gradients import pull_back
+from dlshap_core.rules.kinds import PairRule
+from dlshap_core.rules.rows import Rows
 from dlshap_core.rules.secants import finite_or_zero
 
 
@@ -183,15 +183,10 @@ def linalg_norm(
 
 
 def matrix_norm(
-    A: Tensor,
-    ord: float | str = "fro",
-    dim: tuple[int, int] = (-2, -1),
-    keepdim: bool = False,
-    *,
-    dtype: torch.dtype | None = None,
+    A: Tensor, ord: float | str = "fro", dim: tuple[int, int] = (-2, -1), *rest: Any, **named: Any
 ) -> Tensor:
     """The Frobenius norm; others are refused."""
-    return linalg_norm(A, ord, dim, keepdim, dtype=dtype)
+    return linalg_norm(A, ord, dim, *rest, **named)
 
 
 def norm(
@@ -232,11 +227,11 @@ def _standardise_rule(
     axes = tuple(range(-n_axes, 0))
     value, s_r, c_r = _parts(reference.detach(), n_axes, eps, centres)
     _, s_x, c_x = _parts(observed, n_axes, eps, centres)
-    scale_x, scale_r = rows.beside(s_x, s_r)
+    scale_x, scale_r = rows.paired(s_x, s_r)
     slope = ((scale_x + scale_r) / 2).reshape(s_r.shape)
     bend = finite_or_zero(-((scale_x * scale_r) ** 2) / (scale_x + scale_r)).reshape(s_r.shape)
     bend = bend / (2 * reference.shape[-n_axes:].numel())
-    both = torch.add(*rows.beside(c_x, c_r)).reshape(reference.shape)
+    both = torch.add(*rows.paired(c_x, c_r)).reshape(reference.shape)
 
     def pullback(gradient: Tensor) -> Tensor:
         spread = bend * (gradient * both).sum(axes, keepdim=True)
@@ -247,7 +242,7 @@ def _standardise_rule(
     return pull_back(reference, value, pullback)
 
 
-standardise.dlshap_kind = Beside(_standardise_rule, "normalisation")  # type: ignore[attr-defined]
+standardise.dlshap_kind = PairRule(_standardise_rule, "normalisation")  # type: ignore[attr-defined]
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, axis: int | None = None) -> Tensor:

@@ -2,17 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlshap_core.gradients import path_gradient, pull_back_to_two, substitute
 from dlshap_core.rules.arithmetic import quotient_multipliers
-from dlshap_core.rules.kinds import Call, Kind, is_varying
-
-if TYPE_CHECKING:
-    from dlshap_core.capture import ForwardPass
+from dlshap_core.rules.call import Call, is_varying
+from dlshap_core.rules.gradients import path_gradient, pull_back_to_two, substitute
+from dlshap_core.rules.kinds import Kind
+from dlshap_core.rules.protocol import Pass
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Multilinear(Kind):
     def describe(self, call: Call) -> str:
         return "linear" if len(call.inputs) == 1 else self.label
 
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
+    def run(self, forward: Pass, call: Call) -> Any:
         if len(call.inputs) == 1:
             return call.plain()
         if not forward.replaying:
@@ -47,7 +46,7 @@ class Product(Multilinear):
 
     is_of_matrices: bool = False
 
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
+    def run(self, forward: Pass, call: Call) -> Any:
         if not forward.replaying or call.kwargs or len(call.args) != 2 or not self._fits(call.inputs):
             return super().run(forward, call)
         first, second = call.inputs
@@ -69,9 +68,9 @@ class Product(Multilinear):
         first, second = inputs
         return not self.is_of_matrices or (first.ndim == second.ndim >= 2 and first.shape[:-2] == second.shape[:-2])
 
-    def _mean(self, forward: "ForwardPass", observed: Tensor, reference: Tensor) -> Tensor:
+    def _mean(self, forward: Pass, observed: Tensor, reference: Tensor) -> Tensor:
         """Of the shape of the reference, with infinities made finite, as in `between`."""
-        x, r = forward.rows.beside(observed, reference)
+        x, r = forward.rows.paired(observed, reference)
         mean = torch.add(x / 2, r, alpha=0.5).reshape(reference.shape)
         if self.is_of_matrices:  # an infinite factor makes the product itself NaN
             return mean
@@ -88,7 +87,7 @@ class Quotient(Kind):
     def describe(self, call: Call) -> str:
         return "linear" if self._is_linear(call) else self.label
 
-    def run(self, forward: "ForwardPass", call: Call) -> Any:
+    def run(self, forward: Pass, call: Call) -> Any:
         if call.kwargs.get("rounding_mode") is not None:
             forward.refuse(call.name, f"with rounding_mode={call.kwargs['rounding_mode']!r} it jumps with its input")
         if self._is_linear(call):

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from dlshap_core.gradients import pull_back
-from dlshap_core.rows import Rows
-from dlshap_core.rules.kinds import Beside
+from dlshap_core.rules.gradients import pull_back
+from dlshap_core.rules.kinds import PairRule
+from dlshap_core.rules.rows import Rows
 from dlshap_core.rules.secants import sigmoid, tanh
 
 _Both = Callable[[Tensor, Tensor], Tensor]
@@ -90,7 +90,7 @@ def _combiner(rows: Rows) -> tuple[Callable[[_Both, Tensor, Tensor], Tensor], Ca
     """What takes a function of both sides, and the mean of both sides, to the rows of the references."""
 
     def of_both(function: _Both, x: Tensor, r: Tensor) -> Tensor:
-        return function(*rows.beside(x, r)).reshape(r.shape)
+        return function(*rows.paired(x, r)).reshape(r.shape)
 
     return of_both, lambda x, r: of_both(torch.add, x, r) / 2
 
@@ -178,5 +178,5 @@ def _gru_rule(rows: Rows, observed: Tensor, reference: Tensor, *parameters: Tens
     return pull_back(reference, hidden, pullback)
 
 
-lstm.dlshap_kind = Beside(_lstm_rule, "recurrent")  # type: ignore[attr-defined]
-gru.dlshap_kind = Beside(_gru_rule, "recurrent")  # type: ignore[attr-defined]
+lstm.dlshap_kind = PairRule(_lstm_rule, "recurrent")  # type: ignore[attr-defined]
+gru.dlshap_kind = PairRule(_gru_rule, "recurrent")  # type: ignore[attr-defined]

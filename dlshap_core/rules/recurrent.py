@@ -2,6 +2,7 @@
 (midpoints)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,21 +56,9 @@ def rnn_relu_cell(
     return torch.relu(F.linear(input, w_ih, b_ih) + F.linear(hx, w_hh, b_hh))
 
 
-def lstm(
-    input: Tensor,
-    hx: tuple[Tensor, Tensor],
-    params: list[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def lstm(input: Tensor, hx: tuple[Tensor, Tensor], *rest: Any, **named: Any) -> tuple[Tensor, Tensor, Tensor]:
     """As torch.lstm on padded input: (output, last hidden states, last memories)."""
-    outputs, (hidden, memory) = _unroll(
-        lstm_cell, recurrences.lstm, input, hx, params, has_biases, num_layers, bidirectional, batch_first
-    )
+    outputs, (hidden, memory) = _unroll(lstm_cell, recurrences.lstm, input, hx, *rest, **named)
     return outputs, hidden, memory
 
 
@@ -79,20 +68,8 @@ def _unroll_single_state(
     def one_state_cell(input: Tensor, state: _State, *parameters: Tensor) -> _State:
         return (cell(input, state[0], *parameters),)
 
-    def layer(
-        input: Tensor,
-        hx: Tensor,
-        params: list[Tensor],
-        has_biases: bool,
-        num_layers: int,
-        dropout: float,
-        train: bool,
-        bidirectional: bool,
-        batch_first: bool,
-    ) -> tuple[Tensor, Tensor]:
-        outputs, (hidden,) = _unroll(
-            one_state_cell, at_once, input, (hx,), params, has_biases, num_layers, bidirectional, batch_first
-        )
+    def layer(input: Tensor, hx: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        outputs, (hidden,) = _unroll(one_state_cell, at_once, input, (hx,), *rest, **named)
         return outputs, hidden
 
     return layer
@@ -111,9 +88,12 @@ def _unroll(
     params: list[Tensor],
     has_biases: bool,
     num_layers: int,
+    dropout: float,
+    train: bool,
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, _State]:
+    """The arguments after `initial` are those of torch.lstm after its states."""
     if isinstance(has_biases, list):
         raise ValueError("packed sequences are not supported in recurrent layers; pad them and mask the output")
     steps = input.transpose(0, 1) if batch_first else input

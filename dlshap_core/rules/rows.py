@@ -50,7 +50,7 @@ class Rows:
             return observed
         return observed.narrow(axis, 0, self.n_sequences).repeat_interleave(self.n_references, axis)
 
-    def beside(self, observed: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    def paired(self, observed: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """Views of both that broadcast: (..., S, 1, ...) and (..., S, R, ...)."""
         axis = self.axis(observed, reference)
         if axis is None:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlshap_core.gradients import gauss_legendre
+from dlshap_core.rules.gradients import gauss_legendre
 
 _SQRT_HALF = math.sqrt(0.5)
 
@@ -43,11 +43,6 @@ def ramp(x: Tensor, r: Tensor) -> Tensor:
     """
     distance = (x - r).abs_().add_(torch.finfo(r.dtype).tiny)
     return torch.maximum(x, r).div_(distance).clamp_(0, 1)
-
-
-def relu(x: Tensor, r: Tensor) -> Tensor:
-    """max(x, 0); f'(0) = 0."""
-    return ramp(x, r)
 
 
 def leaky_relu(x: Tensor, r: Tensor, negative_slope: float = 0.01) -> Tensor:
@@ -79,11 +74,6 @@ def clamp(x: Tensor, r: Tensor, min: float | Tensor | None = None, max: float | 
     difference = x - r
     clamped_x, clamped_r = x.clamp(min, max), r.clamp(min, max)  # type: ignore[arg-type]
     return torch.where(difference == 0, (clamped_x == x).to(r.dtype), (clamped_x - clamped_r) / difference)
-
-
-def clamp_min(x: Tensor, r: Tensor, min: float | Tensor) -> Tensor:
-    """The share of [r, x] above the bound."""
-    return clamp(x, r, min=min)
 
 
 def clamp_max(x: Tensor, r: Tensor, max: float | Tensor) -> Tensor:
@@ -308,6 +298,7 @@ def smooth(
 # three, is below the ratio's, about eps |f| / d. The nodes would be exact for larger steps, but the ratio costs less.
 STEPS = {torch.float32: (0.02, 0.2), torch.float64: (0.005, 0.02)}
 _N_NODES = {torch.float32: 2, torch.float64: 3}
+# Relative to the distance from a singularity: three nodes are exact to rounding below it, the ratio loses two digits.
 _RELATIVE_STEP = {torch.float32: 0.05, torch.float64: 0.005}
 
 

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlshap_core.gradients import pull_back, pull_back_late
-from dlshap_core.rows import Rows
-from dlshap_core.rules import fused
-
-# Below this difference of logits (1 - exp(-t)) / t is summed up as a series, exact to float64's last digits.
-_SERIES_BELOW = 0.1
+from dlshap_core.kernels import fused
+from dlshap_core.kernels.softmax import SERIES, SERIES_BELOW
+from dlshap_core.rules.gradients import pull_back
+from dlshap_core.rules.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,11 @@ class _Sides:
 
 def _exp_secant(a_x: Tensor, a_r: Tensor, apart: Tensor) -> Tensor:
     """|a - a0| / t for exponentials whose exponents are t apart; its limit is a."""
-    series = torch.full_like(apart, fused.SERIES[-1])
-    for coefficient in fused.SERIES[-2::-1].tolist():
+    series = torch.full_like(apart, SERIES[-1])
+    for coefficient in SERIES[-2::-1].tolist():
         series.mul_(apart).add_(coefficient)
     close = torch.maximum(a_x, a_r) * series
-    return torch.where(apart < _SERIES_BELOW, close, (a_x - a_r).abs() / apart)
+    return torch.where(apart < SERIES_BELOW, close, (a_x - a_r).abs() / apart)
 
 
 def _finite(z: Tensor, dtype: torch.dtype) -> Tensor:
@@ -64,9 +62,9 @@ def _finite(z: Tensor, dtype: torch.dtype) -> Tensor:
 def _sides(rows: Rows, x: Tensor, r: Tensor, dim: int | tuple[int, ...]) -> _Sides:
     """Of finite logits."""
     c_x, c_r = (z.logsumexp(dim, keepdim=True) for z in (x, r))
-    logits_x, logits_r = rows.beside(x, r)
-    p_x, p_r = rows.beside((x - c_x).exp_(), (r - c_r).exp_())
-    return _Sides(logits_x - logits_r, p_x, p_r, *rows.beside(c_x, c_r))
+    logits_x, logits_r = rows.paired(x, r)
+    p_x, p_r = rows.paired((x - c_x).exp_(), (r - c_r).exp_())
+    return _Sides(logits_x - logits_r, p_x, p_r, *rows.paired(c_x, c_r))
 
 
 def softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -88,7 +86,7 @@ def softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: to
             return fused.softmax(gradient, x, r, p_x, p_r, n_inner)
 
         kept = [rows.keep(z) for z in (reference.detach(), value)]
-        return pull_back_late(reference, value, pull_back_softmax, sequences, *kept)
+        return pull_back(reference, value, pull_back_softmax, sequences, *kept)
     x, r = (_finite(z, value.dtype) for z in (observed, reference))
     sides = _sides(rows, x, r, dim)
     outer = sides.of_probabilities().reshape(shape)

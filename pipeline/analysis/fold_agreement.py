@@ -5,9 +5,9 @@ Shape legend: B rows, F folds, L positions.
 
 import numpy as np
 
-from pipeline.plan import Plan
+from pipeline.planning.plan import Plan
 
-ARRAYS = ("attribution_by_fold", "prediction_by_fold")
+ARRAYS_READ = ("attribution_by_fold", "prediction_by_fold")
 
 
 def has_folds(plan: Plan) -> bool:
@@ -16,13 +16,9 @@ def has_folds(plan: Plan) -> bool:
 
 
 def agreement(attribution_BFL: np.ndarray) -> np.ndarray:
-    """Of each fold, Pearson's correlation along the sequence with the mean of the other folds.
+    """(B, F) float64: Pearson's correlation of each fold, along the sequence, with the mean of the other folds.
 
-    Args:
-        attribution_BFL: (B, F, L) of the observed bases, two folds or more.
-
-    Returns:
-        (B, F) float64; NaN where either is the same at all positions, or not finite.
+    NaN where either is the same at all positions, or not finite. There are two folds or more.
     """
     folds = attribution_BFL.astype(np.float64)
     folds -= folds.mean(axis=2, keepdims=True)
@@ -34,7 +30,7 @@ def agreement(attribution_BFL: np.ndarray) -> np.ndarray:
 
 
 def of_row(agreement_BF: np.ndarray) -> np.ndarray:
-    """(B,) the mean over the folds, which is what is said of a row; NaN where one has none."""
+    """(B,) the agreement of a row: the mean over its folds; NaN where one has none."""
     return np.asarray(agreement_BF.mean(axis=1))
 
 

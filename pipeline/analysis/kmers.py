@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlshap_core.sequences import ALPHABET, UNKNOWN
+from dlshap_core.sequences import ALPHABET, UNKNOWN, reverse_complement, reverse_complement_text
 
 MAX_K = 10  # 4^10 sums are 8 MB
 
@@ -23,11 +23,7 @@ class Kmer:
 
 
 class KmerTotals:
-    """Sums the attribution of every k-mer over any number of rows.
-
-    Args:
-        k: bases of a k-mer, at most MAX_K.
-    """
+    """Sums the attribution of every k-mer of k bases, at most MAX_K, over any number of rows."""
 
     def __init__(self, k: int = 6) -> None:
         if not 1 <= k <= MAX_K:
@@ -56,11 +52,8 @@ class KmerTotals:
     def strongest(self, top: int = 6, negative: bool = False) -> list[Kmer]:
         """The k-mers whose occurrences, all together and on both strands, gather the most attribution.
 
-        A k-mer that is a stronger one shifted by a base or two is left out.
-
-        Args:
-            top: how many to return, by falling sum; fewer where fewer have a sum above 0.
-            negative: the most negative ones instead, by rising sum.
+        At most `top`, by falling sum, above 0; with `negative` by rising sum, below 0. A k-mer that is a stronger one
+        shifted by a base or two is left out.
         """
         either_strand = self._either_strand()
         total = np.bincount(either_strand, weights=self._total[:-1], minlength=4**self.k)
@@ -84,26 +77,16 @@ class KmerTotals:
 
     def _either_strand(self) -> np.ndarray:
         """(4^K,) of every k-mer, its index or that of its reverse complement: the one that sorts first."""
-        forward = np.arange(4**self.k)
-        reverse, rest = np.zeros_like(forward), forward
-        for _ in range(self.k):
-            reverse = reverse * 4 + (3 - rest % 4)
-            rest = rest // 4
-        return np.minimum(forward, reverse)
+        index, powers = np.arange(4**self.k), 4 ** np.arange(self.k)[::-1]
+        codes = (index[:, None] // powers % 4).astype(np.uint8)
+        return np.minimum(index, reverse_complement(codes) @ powers)
 
     def _text(self, index: int) -> str:
         return "".join(ALPHABET[index // 4**place % 4] for place in range(self.k - 1, -1, -1))
 
 
 def strongest_kmers(codes: np.ndarray, attribution: np.ndarray, k: int = 6, top: int = 6) -> list[Kmer]:
-    """The strongest k-mers of arrays in memory; see `KmerTotals`.
-
-    Args:
-        codes: (N, L) uint8; windows with an unknown base are left out.
-        attribution: (N, L), one value per position.
-        k: bases of a k-mer.
-        top: how many to return, by falling sum.
-    """
+    """The strongest k-mers of (N, L) uint8 codes and their (N, L) attributions; see `KmerTotals`."""
     totals = KmerTotals(k)
     totals.add(np.asarray(codes), np.asarray(attribution))
     return totals.strongest(top)
@@ -114,11 +97,6 @@ def _overlap(a: str, b: str) -> bool:
     k = len(a)
     return any(
         a[shift:] == other[: k - shift] or other[shift:] == a[: k - shift]
-        for other in (b, reverse_complement(b))
+        for other in (b, reverse_complement_text(b))
         for shift in (1, 2)
     )
-
-
-def reverse_complement(text: str) -> str:
-    """The other strand, read from its own 5' end; N stays N."""
-    return text.translate(str.maketrans("ACGTN", "TGCAN"))[::-1]

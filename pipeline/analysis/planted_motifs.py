@@ -1,7 +1,8 @@
-"""How well attributions find motifs whose places are known.
+"""How well attributions find motifs whose positions are known.
 
 Positions are 0-based, intervals half-open. Shape legend: N sequences, L positions.
-`python -m pipeline.scoring STORE [TRUTH]` prints the report for a finished store (of the packaged example by default).
+`python -m pipeline.analysis.planted_motifs STORE [TRUTH]` prints the report for a finished store (of the packaged
+example by default).
 """
 
 import sys
@@ -12,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dlshap_core.sequences import decode
-from pipeline.errors import UserError
-from pipeline.kmers import reverse_complement, strongest_kmers
-from pipeline.sources.loci import columns, data_lines
-from pipeline.sources.text import require_file, text_of
+from dlshap_core.sequences import decode, reverse_complement_text
+from pipeline.analysis.kmers import strongest_kmers
+from pipeline.inputs.bed import columns, data_lines
+from pipeline.inputs.text import require_file, text_of
+from pipeline.messages.errors import UserError
+from pipeline.messages.visible import visible_streams
 
-EXAMPLE_TRUTH = Path(__file__).parent / "example" / "truth.bed"
+EXAMPLE_TRUTH = Path(__file__).parent.parent / "example" / "truth.bed"
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,7 @@ def read_truth(path: Path) -> list[Site]:
 
 
 def planted_mask(sites: Sequence[Site], names: Sequence[str], length: int) -> np.ndarray:
-    """(N, L) bool, true where a motif was planted.
-
-    Raises:
-        UserError: none of the sites is in one of the named sequences, or one reaches beyond its sequence.
-    """
+    """(N, L) bool, true where a motif was planted; UserError where a site lies outside its sequence, or none inside."""
     row_of = {name: row for row, name in enumerate(names)}
     mask = np.zeros((len(names), length), dtype=bool)
     for site in sites:
@@ -71,11 +69,8 @@ def planted_mask(sites: Sequence[Site], names: Sequence[str], length: int) -> np
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     """The probability that a positive scores above a negative, ties counting a half (area under the ROC curve).
 
-    From the sum of the positives' ranks (Mann and Whitney 1947), tied scores sharing their mean rank.
-
-    Args:
-        scores: any shape.
-        positive: the same shape, bool.
+    From the sum of the positives' ranks (Mann and Whitney 1947), tied scores sharing their mean rank. Both arguments
+    have the same shape, `positive` is bool.
 
     Raises:
         ValueError: there are no positives or no negatives, or a score is NaN.
@@ -99,7 +94,7 @@ def consensus(codes: np.ndarray, sites: Sequence[Site], names: Sequence[str]) ->
     for site in sites:
         if site.sequence in row_of:
             text = decode(codes[row_of[site.sequence], site.start : site.end])
-            texts[site.motif].append(reverse_complement(text) if site.strand == "-" else text)
+            texts[site.motif].append(reverse_complement_text(text) if site.strand == "-" else text)
     return {
         motif: "".join(max("ACGTN", key=column.count) for column in zip(*found, strict=True))
         for motif, found in sorted(texts.items())
@@ -107,13 +102,10 @@ def consensus(codes: np.ndarray, sites: Sequence[Site], names: Sequence[str]) ->
 
 
 def motif_of(kmer: str, consensus_of: Mapping[str, str]) -> str:
-    """The motif that holds the k-mer on either strand, "" where none does.
-
-    At most one base may be different, or lie outside the motif.
-    """
+    """The motif that holds the k-mer on either strand, but for one base at most; "" where none does."""
     best, fewest = "", 2
     for motif, text in consensus_of.items():
-        for strand in (f".{text}.", f".{reverse_complement(text)}."):
+        for strand in (f".{text}.", f".{reverse_complement_text(text)}."):
             for start in range(len(strand) - len(kmer) + 1):
                 different = sum(a != b for a, b in zip(kmer, strand[start:], strict=False))
                 if different < fewest:
@@ -122,14 +114,8 @@ def motif_of(kmer: str, consensus_of: Mapping[str, str]) -> str:
 
 
 def format_report(codes: np.ndarray, attribution: np.ndarray, names: Sequence[str], sites: Sequence[Site]) -> str:
-    """What a person reads after a run whose answer is known.
-
-    Args:
-        codes: (N, L) uint8.
-        attribution: (N, L), the observed base's attribution for one target.
-        names: the N sequences' names, as the sites name them.
-        sites: where motifs were planted.
-    """
+    """The report of a run whose answer is known: (N, L) uint8 codes, (N, L) attributions of the observed bases for one
+    target, the N names that the sites use, and the sites."""
     planted = planted_mask(sites, names, codes.shape[1])
     area = auroc(np.abs(attribution), planted)
     inside, outside = np.abs(attribution)[planted].mean(), np.abs(attribution)[~planted].mean()
@@ -142,18 +128,19 @@ def format_report(codes: np.ndarray, attribution: np.ndarray, names: Sequence[st
     ]
     for kmer in strongest_kmers(codes, attribution):
         found = motif_of(kmer.text, consensus_of) or "-"
-        both = f"{kmer.text}/{reverse_complement(kmer.text)}"
+        both = f"{kmer.text}/{reverse_complement_text(kmer.text)}"
         lines.append(f"  {both}  {kmer.attribution:8.2f}  in {kmer.count:4d} places  {found}")
     return "\n".join(lines)
 
 
+@visible_streams()
 def main(arguments: Sequence[str]) -> int:
     """Print the report for a store; 0, or 2 after a message about what is wrong."""
-    from pipeline.reader import open_store  # reading a store is the only need of Zarr here
+    from pipeline.store.reader import open_store  # reading a store is the only need of Zarr here
 
     try:
         if not 1 <= len(arguments) <= 2:
-            raise UserError("usage: python -m pipeline.scoring STORE [TRUTH.bed]")
+            raise UserError("usage: python -m pipeline.analysis.planted_motifs STORE [TRUTH.bed]")
         sites = read_truth(require_file(arguments[1] if len(arguments) > 1 else EXAMPLE_TRUTH, "TRUTH"))
         store = open_store(arguments[0])
         attribution = np.asarray(store.attribution[:, 0, :])

@@ -1,7 +1,7 @@
 """What became of each variant: its alleles, and where its attributions changed; of stores made with dataset=variants.
 
 Rows of such a store are the reference and the alternate allele in turn, and the variant's first base lies at position
-L // 2 of both windows (see sources/variants.py).
+L // 2 of both windows (see inputs/variants.py).
 
 Shape legend: V variants, L positions.
 """
@@ -12,32 +12,31 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlshap_core.sequences import decode
-from pipeline.plan import Plan
-from pipeline.reader import Block, Store
-from pipeline.store import ALLELES
+from pipeline.planning.plan import Plan
+from pipeline.store.reader import Block, Store
+from pipeline.store.schema import ALLELES_PER_VARIANT
 
 MIN_TAIL = 16  # bases behind a variant that must be the same in both windows for its alleles to be told
 
 
 def has_variants(plan: Plan) -> bool:
     """Whether the rows of a store are alleles of variants."""
-    return plan.rows_per_group == ALLELES
+    return plan.rows_per_group == ALLELES_PER_VARIANT
 
 
 def with_both_alleles(rows: np.ndarray) -> np.ndarray:
     """(2V,) ascending: the rows of every variant that one of the rows belongs to."""
-    first = np.unique(rows // ALLELES) * ALLELES
+    first = np.unique(rows // ALLELES_PER_VARIANT) * ALLELES_PER_VARIANT
     return np.stack([first, first + 1], axis=1).ravel()
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is known of one variant.
+    """One variant.
 
     Attributes:
         row: of its reference allele; the alternate one's is the next.
-        name: as the rows are called, without the allele.
-        chrom: its chromosome.
+        name: of the rows, without the allele.
         position: of its first base, 0-based.
         ref, alt: its alleles in their shortest form from that base on; "" where the windows do not tell.
     """
@@ -71,11 +70,8 @@ def variants_of(store: Store, block: Block) -> list[Variant]:
 def allele_lengths(ref: np.ndarray, alt: np.ndarray) -> tuple[int, int] | None:
     """Bases of the reference and of the alternate allele, from the windows of both.
 
-    That is the shortest pair, of a base at least each, behind which the windows go on alike. None where fewer than
-    MIN_TAIL bases are left behind it: the variant is longer than the window, or the windows are too short.
-
-    Args:
-        ref, alt: (L,) uint8 codes.
+    That is the shortest pair, of a base at least each, behind which the (L,) uint8 codes are the same. None where fewer
+    than MIN_TAIL bases are left behind it: the variant is longer than the window, or the windows are too short.
     """
     length, middle = len(ref), len(ref) // 2
     best: tuple[int, int] | None = None

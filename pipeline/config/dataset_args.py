@@ -1,35 +1,34 @@
-"""`dataset.args` as it is written: where the values of each further input of the model come from.
+"""`dataset.args` as it is written: where the values of each extra input of the model come from.
 
 dose                a column of the table, of the loci (by name, or by number from 1), or an array beside the sequences
 control.npy         an array with a row for each record; also control.zarr, and of several npz:KEY or zarr:KEY
 control.bw          a bigWig track along each window; [plus.bw,minus.bw] are the two strands of one input
-score:float         any of the first two, made float32; :int makes it int64
+score:float         any of the first two, converted to float32; :int converts to int64
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-_FILE = re.compile(r"(?P<path>.+?\.(?P<form>npy|npz|zarr|bw|bigwig))(?::(?P<key>.+))?", re.IGNORECASE)
+from pipeline.config.settings import absolute_path
+
+_FILE = re.compile(r"(?P<path>.+?\.(?:npy|npz|zarr|bw|bigwig))(?::(?P<key>.+))?", re.IGNORECASE)
 _TYPED = re.compile(r"(?P<rest>.+):(?P<type>float|int)")
 _TYPES = {"float": "float32", "int": "int64"}
-NAMED = ("table", "loci", "array")  # inputs with columns or arrays that can be named
-LOCATED = ("loci", "tiles", "variants")  # inputs of windows of a genome, dataset.length wide
 EXAMPLES = "a path such as x.npy, x.npz:key or x.zarr:key with a row for each record"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One further input.
+    """One extra input.
 
     Attributes:
         text: as it was written.
         name: of a column or an array within the input; "" where the values come from files.
         paths: of an array, of a bigWig, or of those of the plus and the minus strand.
         key: which array of a file.
-        dtype: what the values are to be made, where that is said.
+        dtype: that the values are converted to, where one is given.
     """
 
     text: str
@@ -41,7 +40,7 @@ class Entry:
     @property
     def is_track(self) -> bool:
         """Whether the values are those of bigWigs."""
-        return any(path.lower().endswith((".bw", ".bigwig")) for path in self.paths)
+        return any(map(_is_track, self.paths))
 
 
 def parse(entry: Any) -> Entry:
@@ -49,7 +48,7 @@ def parse(entry: Any) -> Entry:
     if isinstance(entry, list):
         paths = [str(path) for path in entry]
         pair = Entry(f"[{','.join(paths)}]", paths=tuple(paths))
-        if len(paths) != 2 or not all((track := _FILE.fullmatch(path)) and _is_track(track) for path in paths):
+        if len(paths) != 2 or not all(map(_is_track, paths)):
             raise ValueError(f"{pair.text} is a list; expected two bigWigs, of the plus and the minus strand")
         return pair
     if isinstance(entry, bool) or not isinstance(entry, str | int):
@@ -60,17 +59,17 @@ def parse(entry: Any) -> Entry:
     file = _FILE.fullmatch(rest)
     if file is None:
         return Entry(text, name=rest, dtype=dtype)
-    if _is_track(file) and (file["key"] or dtype):
+    if _is_track(file["path"]) and (file["key"] or dtype):
         raise ValueError(f"{text}: a bigWig has no keys, and its values are float32; leave out what follows its name")
     return Entry(text, paths=(file["path"],), key=file["key"], dtype=dtype)
 
 
-def _is_track(file: re.Match[str]) -> bool:
-    return file["form"].lower() in ("bw", "bigwig")
+def _is_track(path: str) -> bool:
+    return path.lower().endswith((".bw", ".bigwig"))
 
 
-def entry_problems(dataset: str, args: Sequence[Any]) -> Iterator[str]:
-    """What is wrong with `dataset.args`, given the name of the input's form; looks at no file."""
+def entry_problems(dataset: str, args: Sequence[Any], has_columns: bool, is_of_genome: bool) -> Iterator[str]:
+    """What is wrong with `dataset.args`, the entries of an input form; looks at no file."""
     for arg in args:
         try:
             entry = parse(arg)
@@ -79,9 +78,9 @@ def entry_problems(dataset: str, args: Sequence[Any]) -> Iterator[str]:
             continue
         if not entry.text:
             yield "dataset.args holds an empty name; leave it out"
-        elif entry.name and dataset not in NAMED:
+        elif entry.name and not has_columns:
             yield f"dataset.args: dataset={dataset} has no column or array {entry.name!r}; expected {EXAMPLES}"
-        elif entry.is_track and dataset not in LOCATED:
+        elif entry.is_track and not is_of_genome:
             yield (
                 f"dataset.args: {entry.text} is a track of a genome, and dataset={dataset} has no windows of one; use "
                 f"dataset=loci, tiles or variants, or {EXAMPLES}"
@@ -95,8 +94,4 @@ def files_of(args: Sequence[Any]) -> list[str]:
 
 def absolute(args: Sequence[Any]) -> list[Any]:
     """`dataset.args` with the paths of files as they are from anywhere."""
-    return [[_absolute(path) for path in arg] if isinstance(arg, list) else _absolute(arg) for arg in args]
-
-
-def _absolute(arg: Any) -> Any:
-    return str(Path(arg).expanduser().absolute()) if isinstance(arg, str) and parse(arg).paths else arg
+    return [absolute_path(arg) if parse(arg).paths else arg for arg in args]

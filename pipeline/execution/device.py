@@ -1,22 +1,32 @@
-"""Where the numbers are computed: the device, what kind it is, and the settings under which its results repeat."""
+"""The device that computes: its name, its kind, which numbers it has."""
 
-import contextlib
-import ctypes
-import importlib.metadata
-import os
 import platform
-import sys
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
-import torch.utils.deterministic
 
-from pipeline.errors import UserError
+from pipeline.messages.errors import UserError
+from pipeline.planning.plan import Plan
 
-_memory: Any = torch.utils.deterministic  # a module that has a property, which types do not show
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
-LIBRARIES = ("dlshap", "torch", "numpy", "numba", "zarr", "ray")
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the run is computed: the device's name (cpu, cuda, ...) and its kind, see `device_kind`."""
+
+    device: str
+    kind: str
+
+    @classmethod
+    def here(cls, device: str) -> Self:
+        """This one; `device` as in engine.device. Raises UserError for a GPU that is not there."""
+        found = resolve_device(device)
+        return cls(found, device_kind(found))
+
+    @property
+    def device_here(self) -> str:
+        """The same, or the CPU where other machines compute and this one has no GPU."""
+        return self.device if self.device == "cpu" or torch.cuda.is_available() else "cpu"
 
 
 def resolve_device(device: str) -> str:
@@ -55,25 +65,15 @@ def device_kind(device: str) -> str:
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def describe() -> dict[str, Any]:
-    """This machine and these libraries, for the record."""
-    return {
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "hardware": {"host": platform.node(), "platform": platform.platform(), "cpus": os.cpu_count()},
-    }
-
-
-def keep_freed_memory() -> None:
-    """Have this process keep what it frees for what it allocates next.
-
-    glibc gives activations back to the system with every batch, and takes them anew page by page: several percent of a
-    batch on a CPU. Elsewhere this does nothing.
-    """
-    libc = ctypes.CDLL(None)
-    if sys.platform == "linux" and hasattr(libc, "mallopt"):
-        for option, n_bytes in ((_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28), (_M_MMAP_THRESHOLD, 2**30)):
-            libc.mallopt(option, n_bytes)
+def kind_problem(plan: Plan, mixed_devices: bool) -> str | None:
+    """The error where this machine's device is of another kind than the plan's, unless kinds may be mixed."""
+    kind = device_kind(plan.device)
+    if mixed_devices or kind == plan.device_kind:
+        return None
+    return (
+        f"this worker computes on {kind} and the run was planned on {plan.device_kind}; they may differ in the last "
+        f"bits: use nodes of one kind, or cluster.mixed_devices=allow from the start"
+    )
 
 
 def shards_in_flight(device: str) -> int:
@@ -82,40 +82,3 @@ def shards_in_flight(device: str) -> int:
     On a CPU both would take the same cores.
     """
     return 2 if device.startswith("cuda") else 1
-
-
-@contextlib.contextmanager
-def repeatable(threads: int, deterministic: bool, fills: bool = False) -> Iterator[None]:
-    """Within this context torch uses so many CPU threads, no reduced precision, and, if asked, no operation whose
-    result changes from call to call. What was set before is set again afterwards.
-
-    With `fills`, new memory holds NaN until it is written, so that a model that reads it before is found out. That is
-    for a trial: it takes several percent of the time.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for; read when CUDA starts
-    before = (
-        torch.get_num_threads(),
-        torch.get_deterministic_debug_mode(),
-        _memory.fill_uninitialized_memory,
-        torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cuda.matmul.allow_tf32,
-    )
-    _set(threads, 2 if deterministic else 0, fills, False, False, False)
-    try:
-        yield
-    finally:
-        _set(*before)
-
-
-def _set(
-    threads: int, deterministic: int, fills: bool, benchmark: bool, tf32_convolutions: bool, tf32_products: bool
-) -> None:
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
-    # 2 is use_deterministic_algorithms(True), but for a setting of the compiler, whose import takes seconds.
-    torch.set_deterministic_debug_mode(deterministic)
-    _memory.fill_uninitialized_memory = fills
-    torch.backends.cudnn.benchmark = benchmark
-    torch.backends.cudnn.allow_tf32 = tf32_convolutions
-    torch.backends.cuda.matmul.allow_tf32 = tf32_products

@@ -1,7 +1,8 @@
 """Several shards in flight: while one has the device to itself, others are read, drawn, encoded, written.
 
 One thread works on a shard from beginning to end, and the part of it that needs the device waits its turn. That part
-runs in the shard's own thread (`Turns`), or in the one that serves the others and that signals reach (`Desk`).
+runs in the shard's own thread (`DeviceLock`), or in the one that serves the others and receives signals
+(`DeviceQueue`).
 """
 
 import threading
@@ -16,13 +17,13 @@ Item = TypeVar("Item")
 _END = object()
 
 
-class OneAtATime(Protocol):
+class DeviceAccess(Protocol):
     """Runs functions one at a time, whichever threads ask."""
 
     def __call__(self, function: Callable[[], T]) -> T: ...
 
 
-class Turns:
+class DeviceLock:
     """One at a time, each in the thread that asks."""
 
     def __init__(self) -> None:
@@ -33,11 +34,11 @@ class Turns:
             return function()
 
 
-class Closed(BaseException):
-    """Nobody serves any more. No Exception, so that no handler of errors takes it for the shard's."""
+class QueueClosed(BaseException):
+    """The queue is served no more. No Exception: a handler of the shard's errors must not catch it."""
 
 
-class Desk:
+class DeviceQueue:
     """One at a time, all in the thread that goes through `serve`."""
 
     def __init__(self) -> None:
@@ -49,21 +50,23 @@ class Desk:
         job: Future[T] = Future()
         with self._lock:
             if self._is_closed:
-                raise Closed
+                raise QueueClosed
             self._events.put((job, function))
         return job.result()
 
-    def serve(self, do: Callable[[Item], R], items: Iterable[Item], n: int) -> Generator[R, None, None]:
-        """What `do` returns for each item, as it comes; n threads work on an item each.
+    def serve(self, process: Callable[[Item], R], items: Iterable[Item], n: int) -> Generator[R, None, None]:
+        """What `process` returns for each item, as it comes; n threads work on an item each.
 
-        When the generator is closed or interrupted, no other item is begun, whoever waits for the desk gets `Closed`,
-        and what others are at is finished first.
+        When the generator is closed or interrupted, no further item is begun, threads that wait for the device get
+        `QueueClosed`, and the others finish theirs first.
         """
         left = iter(items)
         with ThreadPoolExecutor(n) as threads:
             try:
                 for _ in range(n):
-                    threads.submit(self._work, do, left).add_done_callback(lambda end: self._events.put((end, None)))
+                    threads.submit(self._work, process, left).add_done_callback(
+                        lambda end: self._events.put((end, None))
+                    )
                 n_working = n
                 while n_working:
                     job, function = self._events.get()
@@ -76,11 +79,11 @@ class Desk:
             finally:
                 self._close()
 
-    def _work(self, do: Callable[[Item], R], left: Iterator[Item]) -> object:
+    def _work(self, process: Callable[[Item], R], left: Iterator[Item]) -> object:
         """One thread. It goes on with the next item by itself, as the one that serves may be busy."""
         while (item := self._next(left)) is not _END:
             done: Future[R] = Future()
-            done.set_result(do(cast(Item, item)))
+            done.set_result(process(cast(Item, item)))
             self._events.put((done, None))
         return _END
 
@@ -97,7 +100,7 @@ class Desk:
             except Empty:
                 return
             if function is not None:
-                job.set_exception(Closed())
+                job.set_exception(QueueClosed())
 
 
 def _run(job: "Future[Any]", function: Callable[[], Any]) -> None:

@@ -1,49 +1,63 @@
 """Why a shard failed: which sequence, or which batch size would have fitted into memory."""
 
 import gc
+import traceback
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from dlshap_core.errors import is_out_of_memory
-from pipeline.args import Args
-from pipeline.ensemble import Folds, attribute_rows
-from pipeline.plan import Plan
-from pipeline.references import ShardReferences
-from pipeline.references.base import RowsOf
+from dlshap_core.errors import DecisionError, is_out_of_memory
+from pipeline.execution.ensemble import Folds, attribute_rows
+from pipeline.messages.secrets import one_line
+from pipeline.planning.extra_inputs import ExtraInputs
+from pipeline.planning.plan import Plan
+from pipeline.references.base import ShardReferences
 
 
-def explain(
+def diagnose(
     error: Exception,
     folds: Folds,
     plan: Plan,
     codes_NL: np.ndarray,
     references: ShardReferences,
     names: list[str],
-    args: Args = (),
+    extra_inputs: ExtraInputs = (),
 ) -> str:
     """One line about an error, with what can be found out by trying again.
 
+    The failed batch is let go first: it would take the memory that is tried.
+
     Args:
-        error: what went wrong with the whole shard.
+        error: what went wrong with the whole shard; its frames lose their variables, and it can still be printed.
         folds, plan: of the run.
         codes_NL: (N, L) uint8, of the shard.
         references: of its rows.
         names: (N,) what the input calls them, with the number of each.
-        args: further inputs of the model, N rows each.
+        extra_inputs: of the model, N rows each.
     """
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+    text = f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
+    let_go(error)
+    if isinstance(error, DecisionError) and error.row is not None:
+        return f"{names[error.row]}: {error.text}"
     if is_out_of_memory(error):
-        return f"{text}. {_advice(folds, plan, codes_NL, references, args)}"
+        return f"{text}. {_advice(folds, plan, codes_NL, references, extra_inputs)}"
     for i, name in enumerate(names):
-        alone = _failure(folds, plan, codes_NL[i : i + 1], RowsOf(references, i), [arg[i : i + 1] for arg in args])
+        alone = _failure(
+            folds,
+            plan,
+            codes_NL[i : i + 1],
+            ShardReferences(references.values[i:]),
+            [arg[i : i + 1] for arg in extra_inputs],
+        )
         if alone is not None and not is_out_of_memory(alone):
-            return f"{name}: {type(alone).__name__}: {' '.join(str(alone).split())}"
+            return f"{name}: {type(alone).__name__}: {one_line(alone)}"
     return f"{text} (each of its sequences alone passes)"
 
 
-def _advice(folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences, args: Args) -> str:
+def _advice(
+    folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences, extra_inputs: ExtraInputs
+) -> str:
     """The largest half, quarter, ... of the batch size that fits."""
     size = plan.batch_size
     while size > 1:
@@ -52,7 +66,7 @@ def _advice(folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardRef
         if plan.device.startswith("cuda"):
             torch.cuda.empty_cache()
         n_rows = max(1, -(-size // plan.n_references))
-        some = [arg[:n_rows] for arg in args]
+        some = [arg[:n_rows] for arg in extra_inputs]
         if _failure(folds, replace(plan, batch_size=size), codes_NL[:n_rows], references, some) is None:
             return (
                 f"Batches of {plan.batch_size} pairs do not fit into the memory of {plan.device}, {size} do: give "
@@ -62,11 +76,24 @@ def _advice(folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardRef
 
 
 def _failure(
-    folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences, args: Args
+    folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences, extra_inputs: ExtraInputs
 ) -> Exception | None:
     """What goes wrong with some rows, the first that there are references of."""
     try:
-        attribute_rows(folds, plan, codes_NL, references, args)
+        attribute_rows(folds, plan, codes_NL, references, extra_inputs)
     except Exception as error:
+        let_go(error)
         return error
     return None
+
+
+def let_go(error: BaseException) -> None:
+    """Free what the frames of an error, and of those that led to it, hold: the tensors of the batch that failed."""
+    left: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            left += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]

@@ -5,17 +5,22 @@ Shape legend: N rows, F folds, T targets, R references, L positions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlshap_core.engine import Attribution, attribute
-from dlshap_core.sequences import one_hot
-from pipeline.args import Args, as_tensors, other_strand
-from pipeline.hardware import numbers, repeatable
-from pipeline.plan import Plan
-from pipeline.references import ShardReferences
+from dlshap_core.engine import Attribution, attribute, predict
+from dlshap_core.passes.decisions import Decisions
+from dlshap_core.sequences import one_hot, reverse_complement_bases
+from pipeline.execution.determinism import repeatable
+from pipeline.execution.device import numbers
+from pipeline.execution.spot_check import FoldStrand, SpotCheck
+from pipeline.planning.extra_inputs import ExtraInputs, as_tensors, other_strand
+from pipeline.planning.plan import Plan
+from pipeline.references.base import ShardReferences
 
 Folds = Sequence[nn.Module]
 
@@ -25,10 +30,10 @@ class Mean:
     """Attributions, averaged over strands where both were asked for.
 
     Attributes:
-        hypothetical: (N, T, 4, L) float32.
-        prediction: (N, T) float32.
-        reference_prediction: (N, T, R) float32.
-        convergence_delta: (N, T, R) float32; of a mean, the mean.
+        hypothetical: (N, T, 4, L), in float64 where the run computes in it, else float32; so are the others.
+        prediction: (N, T).
+        reference_prediction: (N, T, R).
+        convergence_delta: (N, T, R); of a mean, the mean.
     """
 
     hypothetical: Tensor
@@ -39,57 +44,88 @@ class Mean:
 
 @dataclass(frozen=True)
 class Attributed:
-    """What comes of some rows.
+    """The attributions of some rows.
 
     Attributes:
         mean: over the folds.
         folds: each fold's; only the mean's where the plan keeps no more.
-        deltas: (N, S, R) float32, S being all folds, strands and targets: of a mean they could cancel.
+        pairs: convergence deltas (N, S, R), predictions (N, S) and those of the references (N, S, R), S being
+            all folds, strands and targets: deltas of a mean could cancel.
     """
 
     mean: Mean
     folds: list[Mean]
-    deltas: Tensor
+    pairs: tuple[Tensor, Tensor, Tensor]
 
 
 def attribute_rows(
-    folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences, args: Args = ()
+    folds: Folds,
+    plan: Plan,
+    codes_NL: np.ndarray,
+    references: ShardReferences,
+    extra_inputs: ExtraInputs = (),
+    check: SpotCheck | None = None,
 ) -> Attributed:
     """Attributions of (N, L) uint8 codes as the plan says; every fold and strand sees the same references.
 
-    `args` are the model's further inputs, N rows each, the same for a sequence and its references.
+    `extra_inputs` are the model's, N rows each, the same for a sequence and its references. With `check`, a sequence
+    and a reference are predicted alone as well, by every fold and on every strand: a mean would hide some.
+
+    Raises:
+        ShardError: such a prediction is another than in its batch.
     """
-    further = as_tensors(args)
-    turned = [other_strand(arg, plan.length) for arg in further]
+    given = as_tensors(extra_inputs)
+    on_other_strand = [other_strand(values, plan.length) for values in given]
     kept: list[Mean] = []
     total: Mean | None = None
-    deltas: list[Tensor] = []
+    pairs: list[tuple[Tensor, ...]] = []
     with repeatable(plan.threads, plan.deterministic):
-        for module in folds:
-            strands = [_attribute(module, plan, one_hot(codes_NL), references, further)]
+        for index, module in enumerate(folds):
+            attribute_strand = partial(_attribute, module, plan, check)
+            strands = [attribute_strand((index, 0), one_hot(codes_NL), references, given)]
             if plan.reverse_complement:
-                other = _attribute(module, plan, _turned(one_hot(codes_NL)), references.turned(), turned)
-                strands.append(Mean(**{**vars(other), "hypothetical": _turned(other.hypothetical)}))
-            deltas += [strand.convergence_delta for strand in strands]
+                x, drawn = reverse_complement_bases(one_hot(codes_NL)), references.reverse_complement()
+                other = attribute_strand((index, 1), x, drawn, on_other_strand)
+                strands.append(Mean(**{**vars(other), "hypothetical": reverse_complement_bases(other.hypothetical)}))
+            pairs += [(of.convergence_delta, of.prediction, of.reference_prediction) for of in strands]
             fold = _mean(_sum(strands), len(strands))
             total = fold if total is None else _sum([total, fold])
             if plan.per_fold:
                 kept.append(fold)
     assert total is not None  # there is at least one fold
-    return Attributed(_mean(total, len(folds)), kept, torch.cat(deltas, dim=1))
+    deltas, predictions, of_references = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
+    return Attributed(_mean(total, len(folds)), kept, (deltas, predictions, of_references))
 
 
-def _attribute(module: nn.Module, plan: Plan, X: Tensor, references: ShardReferences, args: Sequence[Tensor]) -> Mean:
+def _attribute(
+    module: nn.Module,
+    plan: Plan,
+    check: SpotCheck | None,
+    fold_strand: FoldStrand,
+    X: Tensor,
+    references: ShardReferences,
+    extra_inputs: Sequence[Tensor],
+) -> Mean:
+    asked = None if check is None else check.asks(X, references, extra_inputs, fold_strand)
+    of_model: dict[str, Any] = {"targets": plan.targets, "device": plan.device}
     found: Attribution = attribute(
         module,
         X,
         references,
-        args=args,
-        targets=plan.targets,
+        args=extra_inputs,
         batch_size=plan.batch_size,
-        device=plan.device,
+        decisions=None if plan.decisions is None else Decisions(plan.decisions[fold_strand[0]]),
+        alone=None if asked is None else asked.x,
+        alone_args=() if asked is None else asked.extra_inputs,
+        **of_model,
         **numbers(plan.dtype),
     )
+    if check is not None and asked is not None:
+
+        def predict_alone(x: Tensor, given: Sequence[Tensor], dtype: str) -> Tensor:
+            return predict(module, x, args=given, **of_model, **numbers(dtype))
+
+        check.compare(asked, found, X, extra_inputs, fold_strand, predict_alone)
     names = ("hypothetical", "prediction", "reference_prediction", "convergence_delta")
     return Mean(**{name: getattr(found, name) for name in names})
 
@@ -104,8 +140,3 @@ def _sum(parts: Sequence[Mean]) -> Mean:
 
 def _mean(total: Mean, n: int) -> Mean:
     return total if n == 1 else Mean(**{name: value / n for name, value in vars(total).items()})
-
-
-def _turned(values: Tensor) -> Tensor:
-    """The reverse complement along the last two axes: the complement of A, C, G, T is their reverse."""
-    return values.flip(-1, -2)

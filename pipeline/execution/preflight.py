@@ -3,55 +3,72 @@
 The audit (see dlshap_core.audit) is kept in a cache, $DLSHAP_CACHE or ~/.cache/dlshap, by all that it depends on.
 """
 
-import functools
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-import dlshap_core
 from dlshap_core.audit import Audit, AuditedOperation, audit
 from dlshap_core.engine import Attribution, attribute
+from dlshap_core.passes.decisions import Decisions
 from dlshap_core.references import shuffle_codes
 from dlshap_core.sequences import one_hot
-from pipeline.args import Args, args_of, as_tensors
-from pipeline.capacity import pairs_that_fit
-from pipeline.config import Config
-from pipeline.entries import LOCATED, parse
-from pipeline.errors import UserError
-from pipeline.hardware import numbers, repeatable
-from pipeline.models import LoadedModel, bare
-from pipeline.models.further import Filled, wrong_number
+from pipeline.config.dataset_args import parse
+from pipeline.config.schema import Config
+from pipeline.execution.determinism import repeatable
+from pipeline.execution.device import numbers
+from pipeline.execution.gpu_memory import pairs_that_fit
+from pipeline.execution.versions import installed_code
+from pipeline.messages.errors import UserError
+from pipeline.messages.words import counted
+from pipeline.models.bpnet import BPNet
+from pipeline.models.explained import output_notes, target_names, watched
+from pipeline.models.forward_arguments import Filled, wrong_number
 from pipeline.models.lengths import length_hint
-from pipeline.places import LocalPlace
+from pipeline.models.load import LoadedModel, bare
+from pipeline.models.target_names import places
+from pipeline.planning.extra_inputs import ExtraInputs, as_tensors, describe_extra_inputs
+from pipeline.store.backends.local import LocalBackend
 
 NOT_EXACT = ("integrated", "detach followed")  # how treatments begin that are right to a stated error, or by choice
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What came of it.
+class Preflight:
+    """What it found.
 
     Attributes:
         targets: of the run.
         audit: how each operation is treated.
         pairs_that_fit: the device's memory in one batch; None where it is not looked at.
+        decisions: what each fold decides from its input in Python, by the line that decides.
+        names: of the targets; see models/explained.py.
+        labels: of the targets, where these are names; else none.
+        notes: lines about what is explained of the model's output.
     """
 
     targets: list[int]
     audit: Audit
     pairs_that_fit: int | None = None
+    decisions: list[dict[str, list[Any]]] = field(default_factory=list)
+    names: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def try_model(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str, args: Args = ()) -> Trial:
+def run_preflight(
+    loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str, extra_inputs: ExtraInputs = ()
+) -> Preflight:
     """Audit a model, and attribute one sequence, so that a model that cannot be attributed is known at once.
 
     Args:
@@ -60,77 +77,105 @@ def try_model(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config,
         name: what the input calls the sequence.
         config: of the run.
         device: where to try.
-        args: further inputs of the model for the sequence.
+        extra_inputs: of the model, for the sequence.
 
     Raises:
-        UserError: the model does not take the sequence or its further inputs, returns something else than one value
+        UserError: the model does not take the sequence or its extra inputs, returns something else than one value
             for each target, has fewer outputs than engine.targets asks for, or holds operations that cannot be
             attributed.
     """
-    found = cached_audit(loaded, codes, name, config, device, args)
+    found = cached_audit(loaded, codes, name, config, device, extra_inputs)
     if found.refused:
         count = "" if len(found.refused) == 1 else f"{len(found.refused)} reasons: "
         reasons = "; ".join(" ".join(reason.split()) for reason in found.refused)
-        raise UserError(f"the model cannot be attributed: {count}{reasons}. `dlshap audit` lists all its operations")
+        given = _extra_inputs_hint(config, extra_inputs)
+        raise UserError(
+            f"the model cannot be attributed: {count}{reasons}{given}. `dlshap audit` lists all its operations"
+        )
 
-    def attribute_pairs(n: int) -> Attribution:
+    random_state = config.random_state
+
+    def attribute_pairs(n: int, fold: nn.Module = loaded.module, decisions: Decisions | None = None) -> Attribution:
         return attribute(
-            loaded.module,
+            fold,
             one_hot(codes[None]),
-            one_hot(torch.from_numpy(shuffle_codes(codes[None], range(config.seed, config.seed + n)))),
-            args=_repeated(args, 1),
-            targets=_targets(config),
+            one_hot(torch.from_numpy(shuffle_codes(codes[None], range(random_state, random_state + n)))),
+            args=_repeated(extra_inputs, 1),
+            targets=places(config.engine.targets, loaded.target_names),
             batch_size=n,
             device=device,
+            decisions=decisions,
             **numbers(config.engine.dtype),
         )
 
-    with _explained(loaded, codes, name, config, args):
-        tried = attribute_pairs(2)
-        share = config.cluster.gpus_per_actor
-        fitting = pairs_that_fit(attribute_pairs, device, share if isinstance(share, float) and share < 1 else 1.0)
+    decided = [Decisions() for _ in loaded.folds]
+    with _as_user_errors(loaded, codes, name, config, extra_inputs):
+        with watched(loaded.module) as seen:
+            tried = attribute_pairs(2, decisions=decided[0])
+        if decided[0].expected:  # other weights may decide otherwise, by the same lines
+            for fold, decisions in list(zip(loaded.folds, decided, strict=True))[1:]:
+                attribute_pairs(2, fold, decisions)
+        fitting = pairs_that_fit(attribute_pairs, device, config.cluster.gpu_share)
     if not bool(torch.isfinite(tried.prediction).all()):
-        suspects = "the weights damaged, or dataset.args out of range" if args else "the weights damaged"
+        suspects = "the weights damaged, or dataset.args out of range" if extra_inputs else "the weights damaged"
+        output = loaded.description.get("output") or ""
+        if re.search(r"\b(log|log1p|sqrt)\(", output):
+            suspects += f", or the numbers negative of which model.output={output} takes a logarithm or root"
         raise UserError(f"{_failure(codes, name)}: its prediction is not finite; are {suspects}?")
     n_targets = tried.prediction.shape[1]
-    targets = list(range(n_targets)) if config.engine.targets == "all" else list(config.engine.targets)
-    return Trial(targets, found, fitting)
+    asked, n_outputs = places(config.engine.targets, loaded.target_names), math.prod(seen.output[1:])
+    targets = list(range(n_targets)) if isinstance(asked, str) else asked
+    labels = [loaded.target_names[target] for target in targets] if _are_named(loaded, n_outputs, config) else []
+    names = labels or target_names(loaded.description, targets, n_outputs)
+    notes = [*output_notes(loaded.description, seen, targets, len(codes)), *_control_notes(loaded, extra_inputs)]
+    expected = [decisions.expected for decisions in decided]
+    return Preflight(targets, found, fitting, expected, tuple(names), tuple(labels), tuple(notes))
+
+
+def _control_notes(loaded: LoadedModel, extra_inputs: ExtraInputs) -> list[str]:
+    """What a BPNet that was trained with control tracks sees where none are given."""
+    n = max((part.n_control_tracks for part in bare(loaded.module).modules() if isinstance(part, BPNet)), default=0)
+    if extra_inputs or not n:
+        return []
+    return [f"the model was trained with {counted(n, 'control track')} and gets zeros (dataset.args gives them)"]
 
 
 def audit_model(
-    loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str, args: Args = ()
+    loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str, extra_inputs: ExtraInputs = ()
 ) -> Audit:
-    """The audit on a sequence and a shuffle of it, and keep it in the cache; arguments as of `try_model`.
+    """The audit on a sequence and a shuffle of it, and keep it in the cache; arguments as of `run_preflight`.
 
     Raises:
         UserError: the model fails for another reason than an operation that is refused.
     """
-    both = np.concatenate([codes[None], shuffle_codes(codes[None], [config.seed])[0]])
+    random_state = config.random_state
+    both = np.concatenate([codes[None], shuffle_codes(codes[None], [random_state])[0]])
     _require_number(loaded, config)
-    with _explained(loaded, codes, name, config, args):
+    with _as_user_errors(loaded, codes, name, config, extra_inputs):
         found = audit(
             loaded.module,
             one_hot(both),
-            args=_repeated(args, 2),
-            targets=_targets(config),
+            args=_repeated(extra_inputs, 2),
+            targets=places(config.engine.targets, loaded.target_names),
             device=device,
             dtype=numbers(config.engine.dtype)["dtype"],
-            random_state=config.seed,
+            random_state=random_state,
         )
-    _keep(_cache_file(loaded, len(codes), config, device, args), found)
+    _keep(_cache_file(loaded, len(codes), config, device, extra_inputs), found)
     return found
 
 
 def cached_audit(
-    loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str, args: Args = ()
+    loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str, extra_inputs: ExtraInputs = ()
 ) -> Audit:
     """The audit from the cache, or a new one; arguments and errors as of `audit_model`."""
     try:
-        values = json.loads(_cache_file(loaded, len(codes), config, device, args).read_text())
+        path = _cache_file(loaded, len(codes), config, device, extra_inputs)
+        values = json.loads(LocalBackend(path.parent).read(path.name))
         operations = tuple(AuditedOperation(**operation) for operation in values.pop("operations"))
         return Audit(operations, tuple(values.pop("refused")), **values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # absent, damaged, or of another version
-        return audit_model(loaded, codes, name, config, device, args)
+        return audit_model(loaded, codes, name, config, device, extra_inputs)
 
 
 def not_exact(found: Audit) -> list[str]:
@@ -144,86 +189,89 @@ def not_exact(found: Audit) -> list[str]:
     return [phrase for phrase in phrases if not any(other.startswith(f"{phrase}, ") for other in phrases)]
 
 
-def _targets(config: Config) -> tuple[int, ...] | str:
-    return "all" if config.engine.targets == "all" else tuple(config.engine.targets)
+def _are_named(loaded: LoadedModel, n_outputs: int, config: Config) -> bool:
+    """Whether the targets have names. Raises UserError where there are more or fewer than targets."""
+    n_names = len(loaded.target_names)
+    if n_names not in (0, n_outputs):
+        raise UserError(
+            f"model.target_names={config.model.target_names} has {counted(n_names, 'name')}, and the model "
+            f"{counted(n_outputs, 'target')}; expected a name for each, of what model.output leaves"
+        )
+    return n_names > 0
 
 
 def _failure(codes: np.ndarray, name: str) -> str:
     return f"the model cannot be attributed on the first sequence, {name!r} ({len(codes)} bases)"
 
 
-def _repeated(args: Args, n: int) -> list[Tensor]:
-    """The further inputs of one row, for n rows."""
-    return as_tensors([np.stack([value] * n) for value in args])
+def _repeated(extra_inputs: ExtraInputs, n: int) -> list[Tensor]:
+    """The extra inputs of one row, for n rows."""
+    return as_tensors([np.stack([value] * n) for value in extra_inputs])
 
 
 def _require_number(loaded: LoadedModel, config: Config) -> None:
-    """Raises UserError where the model takes another number of further inputs than the input has."""
+    """Raises UserError where the model takes another number of extra inputs than the input has."""
     names = [parse(arg).text for arg in config.dataset.args]
     if (problem := wrong_number(bare(loaded.module), names)) is not None:
         raise UserError(problem)
 
 
 @contextmanager
-def _explained(loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, args: Args) -> Iterator[None]:
+def _as_user_errors(
+    loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, extra_inputs: ExtraInputs
+) -> Iterator[None]:
     """The settings of a run, and its errors as the user's."""
     try:
         with repeatable(config.engine.threads, config.engine.deterministic, fills=True):
             yield
+    except UserError:  # about the model's output, whatever the length
+        raise
     except Exception as error:
         if isinstance(error, IndexError) and str(error).startswith("target "):  # the engine's own
-            raise UserError(f"engine.targets={config.engine.targets}: {error}") from error
+            names = f"; model.target_names has {len(loaded.target_names)} names" if loaded.target_names else ""
+            raise UserError(f"engine.targets={config.engine.targets}: {error}{names}") from error
         fix = ""
         if "deterministic" in str(error):
             fix = " (engine.deterministic=false allows it)"
         elif hint := length_hint(
-            Filled(loaded.module, _repeated(args, 1), len(codes)), len(codes), config.dataset.name in LOCATED
+            Filled(loaded.module, _repeated(extra_inputs, 1), len(codes)), len(codes), config.dataset.is_of_genome
         ):
             fix = f" ({hint})"
         elif isinstance(error, RuntimeError):  # what torch raises where shapes do not fit
             fix = f" (no length was found that the model takes, {len(codes)} or another; is its input another?)"
-        raise UserError(f"{_failure(codes, name)}: {error}{fix}{_args_hint(config, args)}") from error
+        raise UserError(f"{_failure(codes, name)}: {error}{fix}{_extra_inputs_hint(config, extra_inputs)}") from error
 
 
-def _args_hint(config: Config, args: Args) -> str:
+def _extra_inputs_hint(config: Config, extra_inputs: ExtraInputs) -> str:
     """What the model got beside the sequence; "" where that was nothing."""
-    if not args:
+    if not extra_inputs:
         return ""
-    named = zip([parse(arg).text for arg in config.dataset.args], args, strict=True)
+    named = zip([parse(arg).text for arg in config.dataset.args], extra_inputs, strict=True)
     kinds = ", ".join(f"{text} as {arg.dtype} ({', '.join(map(str, ('N', *arg.shape)))})" for text, arg in named)
     return f"; dataset.args gives {kinds}: is that what forward expects? a name with :float or :int gives that type"
 
 
-def _cache_file(loaded: LoadedModel, length: int, config: Config, device: str, args: Args) -> Path:
+def _cache_file(loaded: LoadedModel, length: int, config: Config, device: str, extra_inputs: ExtraInputs) -> Path:
     depends_on: dict[str, Any] = {
         "weights": loaded.weights_hash,
-        "code": loaded.code_hash,
-        "engine": _engine_hash(),
+        "code": loaded.code.digest,
+        "engine": installed_code(),
         "torch": torch.__version__,
         "length": length,
-        "targets": config.engine.targets,
+        "targets": places(config.engine.targets, loaded.target_names),
         "dtype": config.engine.dtype,
         "deterministic": config.engine.deterministic,
         "device": torch.device(device).type,
-        "args": args_of(args),
+        "args": describe_extra_inputs(extra_inputs),
     }
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
     folder = os.environ.get("DLSHAP_CACHE") or "~/.cache/dlshap"
     return Path(folder).expanduser() / "audits" / f"{key}.json"
 
 
-@functools.cache
-def _engine_hash() -> str:
-    """Of the source of the mathematics: another engine may treat an operation otherwise."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(dlshap_core.__path__[0]).rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def _keep(path: Path, found: Audit) -> None:
     """Keep an audit for the next run, which can do without: a cache that cannot be written is no error."""
     try:
-        LocalPlace(path.parent).write(path.name, (json.dumps(found.to_dict(), indent=1) + "\n").encode())
+        LocalBackend(path.parent).write(path.name, (json.dumps(found.to_dict(), indent=1) + "\n").encode())
     except OSError:
         return

@@ -4,91 +4,95 @@ Nothing lies at the store's path before the whole input has been found good.
 """
 
 import importlib.metadata
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
-from pipeline import entries
-from pipeline.args import Args, arg_names, args_of
-from pipeline.commits import FileRecord
-from pipeline.config import Config, to_dict
-from pipeline.fingerprint import InputFacts, auto_batch_size, make_fingerprint
-from pipeline.hardware import describe, require_numbers
-from pipeline.intake import Sink, rows_per_group, signature, take_in, to_store
-from pipeline.models import LoadedModel
-from pipeline.plan import Plan
-from pipeline.references import Settled, require_files, settle
-from pipeline.rounding import MANTISSA_BITS
-from pipeline.sources import Source
-from pipeline.store import StagedStore
-from pipeline.trial import Trial, not_exact, try_model
+from pipeline.config import dataset_args
+from pipeline.config.registry import plugin_code
+from pipeline.config.schema import Config
+from pipeline.config.settings import value_settings
+from pipeline.execution.device import Machine, device_kind, require_numbers
+from pipeline.execution.preflight import Preflight, not_exact, run_preflight
+from pipeline.execution.probe import Edges, take
+from pipeline.execution.versions import describe, installed_code
+from pipeline.inputs.facts import InputFacts
+from pipeline.inputs.ingest import Ingested, Sink, ingest, signature, to_store
+from pipeline.inputs.open import Source, open_source
+from pipeline.messages.progress import LOG, RowProgress
+from pipeline.models.load import LoadedModel
+from pipeline.models.target_names import digest, places
+from pipeline.planning.batching import auto_batch_size
+from pipeline.planning.bit_rounding import MANTISSA_BITS
+from pipeline.planning.extra_inputs import ExtraInputs, describe_extra_inputs, extra_input_names, strand_notes
+from pipeline.planning.fingerprint import make_fingerprint
+from pipeline.planning.plan import Plan
+from pipeline.planning.shards import n_shards, select
+from pipeline.references.base import Draw, ResolvedReferences
+from pipeline.references.resolve import load_references, resolve_references, unused
+from pipeline.store.records import FileRecord
+from pipeline.store.template import StagedStore
 
-
-@dataclass(frozen=True)
-class Machine:
-    """Where the run is computed: the device's name (cpu, cuda, ...) and its kind (see hardware.py)."""
-
-    device: str
-    kind: str
-
-    @property
-    def device_here(self) -> str:
-        """The same, or the CPU where the computing is done on other machines and this one has no GPU."""
-        return self.device if self.device == "cpu" or torch.cuda.is_available() else "cpu"
+S = TypeVar("S", bound=Sink)
 
 
 def fingerprint_of(
-    config: Config, loaded: LoadedModel, facts: InputFacts, machine: Machine, references: Settled, batch_size: int
+    config: Config,
+    loaded: LoadedModel,
+    facts: InputFacts,
+    machine: Machine,
+    references: ResolvedReferences,
+    batch_size: int,
 ) -> dict[str, Any]:
     """What the values of this run depend on."""
     return make_fingerprint(
-        model={
-            "weights": loaded.weights_hash,
-            "code": loaded.code_hash,
-            "head": loaded.description["head"],
-            "output": loaded.description["output"],
-        },
+        model=loaded.identity,
         data={
             "sha256": facts.sha256,
             "rows": facts.n_rows,
             "length": facts.length,
-            **dict(zip(arg_names(len(facts.args)), facts.args, strict=True)),
+            **dict(zip(extra_input_names(len(facts.args)), facts.args, strict=True)),
         },
         settings={
+            **value_settings(config),
+            "engine.targets": places(config.engine.targets, loaded.target_names),
+            **({"model.target_names": digest(loaded.target_names)} if loaded.target_names else {}),
             **references.fingerprint,
-            "seed": config.seed,
-            "engine.targets": config.engine.targets,
-            "engine.dtype": config.engine.dtype,
             "engine.batch_size": batch_size,
-            "engine.threads": config.engine.threads,
-            "engine.deterministic": config.engine.deterministic,
-            "engine.reverse_complement": config.engine.reverse_complement,
-            "store.per_fold": config.store.per_fold,
             "store.precision_bits": config.store.precision_bits or MANTISSA_BITS,
-            "dataset.alleles": rows_per_group(config.dataset) > 1,
-            "store.rows_per_shard": config.store.rows_per_shard,
+            "dataset.alleles": config.dataset.rows_per_group > 1,
+            **_plugins(config),
         },
         machine={
             "device": "any" if config.cluster.mixed_devices == "allow" else machine.kind,
-            "engine": importlib.metadata.version("dlshap"),
+            "dlshap": importlib.metadata.version("dlshap"),
+            "code": installed_code(),
             "torch": torch.__version__,
         },
     )
 
 
-def settle_batch_size(
+def _plugins(config: Config) -> dict[str, str]:
+    """The code of installed packages that takes part, beside the model's own."""
+    chosen = {"model": config.model.name, "references": config.references.name}
+    hashes = {group: plugin_code(group, name) for group, name in chosen.items()}
+    return {f"{group}.code": sha256 for group, sha256 in hashes.items() if sha256 is not None}
+
+
+def resolve_batch_size(
     config: Config,
     facts: InputFacts,
     machine: Machine,
-    references: Settled,
+    references: ResolvedReferences,
     planned: int | None = None,
     most: int | None = None,
 ) -> int:
-    """Pairs in a batch; auto is settled once: a run that goes on uses what was `planned`. `most` fit the device."""
+    """Pairs in a batch; auto is resolved once: a resumed run uses what was `planned`. `most` fit the device."""
     if config.engine.batch_size != "auto":
         return int(config.engine.batch_size)
     return planned or auto_batch_size(facts.length, references.n, machine.device, most)
@@ -97,18 +101,19 @@ def settle_batch_size(
 def make_plan(
     config: Config,
     loaded: LoadedModel,
-    facts: InputFacts,
+    ingested: Ingested,
     machine: Machine,
-    references: Settled,
-    trial: Trial,
-    args: list[dict[str, Any]],
+    references: ResolvedReferences,
+    preflight: Preflight,
 ) -> Plan:
-    """Everything resolved."""
-    batch_size = settle_batch_size(config, facts, machine, references, most=trial.pairs_that_fit)
+    """Everything resolved, but for the probe."""
+    facts = ingested.facts
+    batch_size = resolve_batch_size(config, facts, machine, references, most=preflight.pairs_that_fit)
     return Plan(
         n_rows=facts.n_rows,
         length=facts.length,
-        targets=trial.targets,
+        targets=preflight.targets,
+        target_labels=list(preflight.labels),
         references=references.plan,
         n_references=references.n,
         seed=config.seed,
@@ -119,94 +124,167 @@ def make_plan(
         deterministic=config.engine.deterministic,
         device=machine.device,
         device_kind=machine.kind,
-        judged=loaded.sums_to_delta,
+        completeness=loaded.completeness,
         warning_threshold=config.engine.warning_threshold,
+        relative_threshold=config.engine.relative_threshold,
         folds=list(loaded.labels),
         per_fold=config.store.per_fold,
-        rows_per_group=rows_per_group(config.dataset),
+        rows_per_group=config.dataset.rows_per_group,
         reverse_complement=config.engine.reverse_complement == "average",
-        args=args,
+        args=ingested.extra_inputs,
         precision_bits=config.store.precision_bits or MANTISSA_BITS,
+        random_state=config.random_state,
+        spot_check=config.engine.spot_check,
+        decisions=preflight.decisions if machine.device_here == machine.device else None,
         fingerprint=fingerprint_of(config, loaded, facts, machine, references, batch_size),
     )
 
 
-PATHS = {  # settings of each group that name files or folders
-    "model": ["checkpoint", "bias"],
-    "dataset": ["path", "genome", "loci", "vcf", "blacklist"],
-    "references": ["path", "genome"],
-    "cluster": ["code"],
-    "store": ["path"],
-}
+@dataclass(frozen=True)
+class ResolvedRun(Generic[S]):
+    """A run whose input has been read.
+
+    Attributes:
+        plan: of the run, without its probe.
+        source, references, preflight, ingested: what it follows from.
+        sink: that took the good rows.
+        notes: what to tell of the run beside the notes of the model and of the input, a line each.
+        read_s: seconds that reading the input took.
+    """
+
+    plan: Plan
+    source: Source
+    references: ResolvedReferences
+    preflight: Preflight
+    ingested: Ingested
+    sink: S
+    notes: list[str]
+    read_s: float
+
+    def draw(self) -> Draw:
+        """Draws the references of some rows."""
+
+        def pool() -> np.ndarray:
+            assert self.references.pool is not None  # it is asked for where references are drawn from one
+            return self.references.pool
+
+        return load_references(self.plan, pool)
 
 
-def absolute(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the paths of files as they are from anywhere."""
-    found = {group: dict(values) if isinstance(values, dict) else values for group, values in config.items()}
-    found["dataset"]["args"] = entries.absolute(config["dataset"]["args"])
-    for group, names in PATHS.items():
-        for name in names:
-            found[group][name] = _absolute(config[group][name])
-    return found
-
-
-def _absolute(path: Any) -> Any:
-    """A path, several, or none."""
-    if isinstance(path, list):
-        return [_absolute(one) for one in path]
-    return str(Path(path).expanduser().absolute()) if path and "://" not in path else path
-
-
-def stage(
-    path: Path,
+def resolve_run(
     config: Config,
-    source: Source,
     loaded: LoadedModel,
     machine: Machine,
-    progress: Callable[[int], None],
-) -> tuple[Plan, dict[str, FileRecord]]:
+    open_sink: Callable[[np.ndarray, ExtraInputs], S],
+) -> ResolvedRun[S]:
+    """Read the whole input, try the model on its first sequence, and make the plan.
+
+    Args:
+        config, loaded, machine: the run.
+        open_sink: called with the codes (L,) and the extra inputs of the first good row; takes all of them.
+
+    Raises:
+        UserError: bad input, a model that cannot be attributed, or run.shards names shards that the input does not
+            have.
+    """
+    begun: list[tuple[Preflight, S, float]] = []
+
+    def begin(codes: np.ndarray, name: str, extra_inputs: ExtraInputs) -> S:
+        started = time.perf_counter()
+        preflight = run_preflight(loaded, codes, name, config, machine.device_here, extra_inputs)
+        begun.append((preflight, open_sink(codes, extra_inputs), time.perf_counter() - started))
+        return begun[0][1]
+
+    config.references.require_files()
+    require_numbers(config.engine.dtype, machine.device)
+    started = time.perf_counter()
+    source = open_source(config.dataset)
+    with RowProgress("reading", None) as progress:
+        ingested = ingest(source, config.dataset, begin, progress.advance)
+    preflight, sink, preflight_s = begun[0]
+    read_s = time.perf_counter() - started - preflight_s
+    select(n_shards(ingested.n_rows, config.store.rows_per_shard), config.run.shards)
+    references = resolve_references(config.references, ingested.facts)
+    plan = make_plan(config, loaded, ingested, machine, references, preflight)
+    notes = [*preflight.notes, *references.notes, *_setting_notes(config, plan)]
+    for line in notes:
+        LOG.info(line)
+    return ResolvedRun(plan, source, references, preflight, ingested, sink, notes, read_s)
+
+
+def _setting_notes(config: Config, plan: Plan) -> list[str]:
+    notes = []
+    if plan.reverse_complement:
+        notes += strand_notes([dataset_args.parse(arg).text for arg in config.dataset.args], plan.args, plan.length)
+    line = unused(config.references)
+    return notes if line is None else [*notes, line]
+
+
+def stage(path: Path, config: Config, loaded: LoadedModel, machine: Machine) -> tuple[Plan, dict[str, FileRecord]]:
     """Read the input into a store in the making, and plan the run.
 
     Args:
         path: where to make it.
-        config, source, loaded, machine: the run.
-        progress: told the number of rows of each batch.
+        config, loaded, machine: the run.
 
     Returns:
         The plan, and a record of the files made; see `StagedStore.finish`.
 
     Raises:
-        UserError: bad input, or a model that cannot be attributed; the caller removes what was begun.
+        UserError: as of `resolve_run`; the caller removes what was begun.
     """
-    trials: list[Trial] = []
-    staged: list[StagedStore] = []
 
-    def begin(codes: np.ndarray, name: str, args: Args) -> Sink:
-        trials.append(try_model(loaded, codes, name, config, machine.device_here, args))
-        staged.append(StagedStore(path, len(codes), config.store.rows_per_shard, args_of(args)))
-        return staged[0]
+    def open_sink(codes: np.ndarray, extra_inputs: ExtraInputs) -> Edges:
+        kinds = describe_extra_inputs(extra_inputs)
+        return Edges(StagedStore(path, len(codes), config.store.rows_per_shard, kinds), config.dataset.rows_per_group)
 
-    require_files(config.references)
-    require_numbers(config.engine.dtype, machine.device)
     before = signature(config.dataset)
-    intake = take_in(source, config.dataset, begin, progress)
-    references = settle(config.references, intake.facts)
-    plan = make_plan(config, loaded, intake.facts, machine, references, trials[0], intake.args)
+    run = resolve_run(config, loaded, machine, open_sink)
+    plan = replace(run.plan, probe=_probe(run, loaded, machine))
     attributes = {
+        **_attributes(config, loaded, machine, plan, run.preflight, run.references),
+        "input": to_store(before, run.ingested.facts),
+        "notes": [*loaded.notes, *run.ingested.notes, *run.notes],
+        "dataset": {
+            **{key: value for key, value in run.source.description.items() if key != "notes"},
+            "n_left_out": run.ingested.n_bad,
+            "left_out": run.ingested.problems,
+        },
+    }
+    return plan, run.sink.store.finish(plan, attributes, run.references.pool)
+
+
+def _attributes(
+    config: Config,
+    loaded: LoadedModel,
+    machine: Machine,
+    plan: Plan,
+    preflight: Preflight,
+    references: ResolvedReferences,
+) -> dict[str, Any]:
+    """What the store keeps of a run beside its input."""
+    return {
         "title": "DeepLIFT/SHAP attributions of DNA sequences",
-        "config": absolute(to_dict(config)),
+        "config": config.absolute(),
         "fingerprint": plan.fingerprint,
-        "plan": {key: value for key, value in asdict(plan).items() if key != "fingerprint"},
+        "plan": {key: value for key, value in plan.to_values().items() if key != "fingerprint"},
         "model": loaded.description,
-        "input": to_store(before, intake.facts),
-        "dataset": {**source.description, "n_left_out": intake.n_bad, "left_out": intake.problems},
+        "references": references.to_store(),
+        "target_names": list(preflight.names),
         "head": loaded.description["head"],
-        "audit": trials[0].audit.to_dict(),
-        "not_exact": not_exact(trials[0].audit),
+        "audit": preflight.audit.to_dict(),
+        "not_exact": not_exact(preflight.audit),
         "seed": plan.seed,
+        "random_state": plan.random_state,
         "batch_size": plan.batch_size,
         "device": machine.kind,
         "bit_identical": config.cluster.mixed_devices != "allow",
+        "spot_check": plan.spot_check,
         **describe(),
     }
-    return plan, staged[0].finish(plan, attributes, references.pool)
+
+
+def _probe(run: ResolvedRun[Edges], loaded: LoadedModel, machine: Machine) -> dict[str, Any]:
+    """The probe of the plan; computed on this machine, whatever the device of the run."""
+    here = replace(run.plan, device=machine.device_here)
+    return take(loaded.folds, here, run.draw(), run.sink.rows(), device_kind(here.device))

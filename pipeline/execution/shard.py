@@ -1,39 +1,43 @@
 """One shard: its references, its attributions, its part of the store, its done record.
 
-Reading, drawing and writing are done by whatever thread asks; what needs the device waits its turn (see flight.py).
+Reading, drawing and writing are done by whatever thread asks; what needs the device waits its turn (see
+device_queue.py).
 """
 
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from dlshap_core.attributions import observed
 from dlshap_core.sequences import one_hot
-from pipeline.args import Args
-from pipeline.blame import explain
-from pipeline.commits import DoneRecord, RunDirectory, whoami
-from pipeline.deltas import summarise
-from pipeline.ensemble import Attributed, Mean, attribute_rows
-from pipeline.errors import ShardError
-from pipeline.flight import OneAtATime
-from pipeline.plan import Plan
-from pipeline.references import Draw, ShardReferences
-from pipeline.rounding import round_bits
-from pipeline.shards import Shard
-from pipeline.store import (
-    ALLELES,
-    OF_VARIANTS,
+from pipeline.execution.device_queue import DeviceAccess
+from pipeline.execution.diagnose import diagnose
+from pipeline.execution.ensemble import Attributed, Mean, attribute_rows
+from pipeline.execution.spot_check import SpotCheck, SpotChecks
+from pipeline.messages.errors import ShardError
+from pipeline.messages.visible import shown
+from pipeline.planning.bit_rounding import round_bits
+from pipeline.planning.convergence import Thresholds, summarise
+from pipeline.planning.extra_inputs import ExtraInputs
+from pipeline.planning.plan import Plan
+from pipeline.planning.shards import Shard
+from pipeline.references.base import Draw, ShardReferences
+from pipeline.store.codec import ShardCodec, names_of_rows, write_shard
+from pipeline.store.records import DoneRecord, FileRecord, whoami
+from pipeline.store.run_directory import RunDirectory
+from pipeline.store.schema import (
+    ALLELES_PER_VARIANT,
     ROUNDED,
-    ShardCodec,
-    file_record,
-    given,
+    VARIANT_ARRAYS,
+    input_arrays,
     layout_of,
-    read_names,
+    most_bytes,
     shard_key,
-    write_shard,
 )
 
 
@@ -44,7 +48,8 @@ def attribute_shard(
     shard: Shard,
     folds: Sequence[nn.Module],
     draw: Draw,
-    device: OneAtATime,
+    device: DeviceAccess,
+    spot_checks: SpotChecks | None = None,
 ) -> DoneRecord:
     """Compute one shard, write it, commit it.
 
@@ -52,33 +57,36 @@ def attribute_shard(
         directory, codec: of a prepared store.
         plan: of the run.
         shard: whose rows.
-        folds: of the model; (N, 4, L), and further inputs if any -> (N, T) each.
+        folds: of the model; (N, 4, L), and extra inputs if any -> (N, T) each.
         draw: gives the references of a shard.
         device: runs what needs the device.
+        spot_checks: those of the shards before.
 
     Returns:
         The record that was committed.
 
     Raises:
         ShardError: the sequences or the model failed.
-        OSError: the place of the store failed.
+        OSError: the backend of the store failed.
     """
     started = time.perf_counter()
     layout = layout_of(plan)
-    data = {name: directory.store.read(shard_key(name, shard.index, layout)) for name in given(plan)}
+    keys, most = {name: shard_key(name, shard.index, layout) for name in input_arrays(plan)}, most_bytes(plan)
+    data = {name: directory.store.read(key, most) for name, key in keys.items()}
     try:
-        codes_NL, *args = (codec.decode(name, shard, content) for name, content in data.items())
+        codes_NL, *extra_inputs = (codec.decode(name, shard, content) for name, content in data.items())
     except ValueError as error:
-        raise ShardError(f"{error}; `dlshap verify --repair` and the same command make it anew") from error
+        raise ShardError(f"{error}; `dlshap verify --repair` and the same command make it again") from error
     try:
         references = draw(codes_NL, shard.start)
     except Exception as error:
         raise ShardError(f"its references cannot be drawn: {type(error).__name__}: {error}") from error
     asked = time.perf_counter()
-    compute = partial(_compute, directory, plan, shard, folds, codes_NL, references, args)
+    check = _spot_check(directory, plan, shard, spot_checks or SpotChecks()) if plan.spot_check else None
+    compute = partial(_compute, directory, plan, shard, folds, codes_NL, references, extra_inputs, check)
     turn, result = device(lambda: (time.perf_counter(), compute()))
     values = shard_values(codes_NL, references, result, plan)
-    files = {name: file_record(content) for name, content in data.items()}
+    files = {name: FileRecord.of(content) for name, content in data.items()}
     files |= write_shard(directory.store, codec, shard, values)
     record = DoneRecord(
         shard=shard.index,
@@ -86,11 +94,16 @@ def attribute_shard(
         stop=shard.stop,
         files=files,
         seconds=time.perf_counter() - started - (turn - asked),
-        deltas=summarise(result.deltas.numpy(), shard.start, plan.warning_threshold),
+        deltas=_summary(result, plan, shard),
         worker=whoami(),
     )
     directory.commit(record)
     return record
+
+
+def _summary(result: Attributed, plan: Plan, shard: Shard) -> dict[str, Any]:
+    deltas, predictions, of_references = (part.numpy() for part in result.pairs)
+    return summarise(deltas, predictions, of_references, shard.start, Thresholds.of(plan))
 
 
 def _compute(
@@ -100,7 +113,8 @@ def _compute(
     folds: Sequence[nn.Module],
     codes_NL: np.ndarray,
     references: ShardReferences,
-    args: Args,
+    extra_inputs: ExtraInputs,
+    check: SpotCheck | None,
 ) -> Attributed:
     """All that needs the device.
 
@@ -108,24 +122,37 @@ def _compute(
         ShardError: the model failed; which sequence it was is tried out on the device too.
     """
     try:
-        return attribute_rows(folds, plan, codes_NL, references, args)
+        return attribute_rows(folds, plan, codes_NL, references, extra_inputs, check)
+    except ShardError:
+        raise
     except Exception as error:
-        rows = range(shard.start, shard.stop)
-        names = [f"row {row}, {name!r}" for row, name in zip(rows, read_names(directory.store, rows), strict=True)]
-        raise ShardError(explain(error, folds, plan, codes_NL, references, names, args)) from error
+        names = _names(directory, range(shard.start, shard.stop))
+        raise ShardError(diagnose(error, folds, plan, codes_NL, references, names, extra_inputs)) from error
+
+
+def _names(directory: RunDirectory, rows: range) -> list[str]:
+    """What errors call the rows of the store."""
+    return [f"row {row}, {shown(name)}" for row, name in zip(rows, names_of_rows(directory.store, rows), strict=True)]
+
+
+def _spot_check(directory: RunDirectory, plan: Plan, shard: Shard, kept: SpotChecks) -> SpotCheck:
+    def name_of(row: int) -> str:
+        return _names(directory, range(shard.start + row, shard.start + row + 1))[0]
+
+    return SpotCheck.of_shard(shard, plan.n_references, name_of, plan.dtype, kept)
 
 
 def shard_values(
     codes_NL: np.ndarray, references: ShardReferences, result: Attributed, plan: Plan
 ) -> dict[str, np.ndarray]:
-    """What the store holds of a shard beside what the input gives; see store.ARRAYS. Attributions are rounded last."""
+    """What the store holds of a shard beside what the input gives (see store/schema.py), attributions rounded last."""
     x_N14L = one_hot(codes_NL).unsqueeze(1)
     values = {**_of(result.mean, x_N14L), "reference_checksum": references.checksums()}
     if result.folds:
         folds = [_of(fold, x_N14L) for fold in result.folds]
         values |= {f"{name}_by_fold": np.stack([fold[name] for fold in folds], axis=1) for name in folds[0]}
-    if plan.rows_per_group == ALLELES:
-        names = [name.removesuffix("_difference") for name in OF_VARIANTS]
+    if plan.rows_per_group == ALLELES_PER_VARIANT:
+        names = [name.removesuffix("_difference") for name in VARIANT_ARRAYS]
         values |= {f"{name}_difference": values[name][1::2] - values[name][::2] for name in names}
     bits = plan.precision_bits
     return {name: round_bits(array, bits) if name in ROUNDED else array for name, array in values.items()}
@@ -133,4 +160,4 @@ def shard_values(
 
 def _of(mean: Mean, x_N14L: Tensor) -> dict[str, np.ndarray]:
     arrays = {"attribution": observed(mean.hypothetical, x_N14L), **vars(mean)}
-    return {name: value.numpy() for name, value in arrays.items()}
+    return {name: value.to(torch.float32).numpy() for name, value in arrays.items()}

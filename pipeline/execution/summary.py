@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.deltas import describe_deltas
-from pipeline.progress import duration
+from pipeline.messages.progress import duration
+from pipeline.messages.visible import in_lines
+from pipeline.planning.convergence import describe_deltas
 
 N_NAMED = 3  # operations that a summary names
 
@@ -41,7 +42,8 @@ class Summary:
     def text(self) -> str:
         """For people, a few lines."""
         if not self.complete:
-            return f"{self.store}: {self.shards_done} of {self.shards} shards are done, {self.rows_computed} rows now"
+            done = f"{self.shards_done} of {self.shards} shards are done"
+            return in_lines([f"{self.store}: {done}, {self.rows_computed} rows now"])
         if self.rows_computed:
             took = duration(self.seconds)
             speed = f"{self.rows_computed} of them in {took}, {self.rows_per_second:.1f} rows/s while attributing"
@@ -53,4 +55,4 @@ class Summary:
             named = "; ".join(self.not_exact[:N_NAMED])
             more = f"; and {len(self.not_exact) - N_NAMED} more" if len(self.not_exact) > N_NAMED else ""
             lines.append(f"not by an exact rule: {named}{more}")
-        return "\n".join(lines)
+        return in_lines(lines)

@@ -1,76 +1,39 @@
-"""A worker, which holds the model and works on shards; what it is given, and what it says of each shard.
+"""A worker, which holds the model and works on shards.
 
-`Worker.do` is the whole of the work, the same in a Ray actor, in this process, and in a process of its own.
+`Worker.process` is the whole of the work, the same in a Ray actor, in this process, and in a process of its own.
 """
 
 import contextlib
-import importlib.metadata
-import sys
 import threading
 import traceback
-import uuid
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
-import torch
-from torch import nn
-
-from pipeline import confined
-from pipeline.commits import Failure, RunDirectory, whoami
-from pipeline.config import model_from_dict
-from pipeline.errors import RunError, ShardError, UserError
-from pipeline.flight import OneAtATime, Turns
-from pipeline.hardware import device_kind, keep_freed_memory
-from pipeline.models import load_model
-from pipeline.models.folds import fold_paths
-from pipeline.one_shard import attribute_shard
-from pipeline.plan import Plan
-from pipeline.references import Draw, open_references
-from pipeline.resume import is_done
-from pipeline.shards import Shard
-from pipeline.store import POOL, ROOT, ShardCodec, read_array, read_names
+from pipeline.config import limits
+from pipeline.config.validate import model_from_dict
+from pipeline.execution import isolated
+from pipeline.execution.device import kind_problem
+from pipeline.execution.device_queue import DeviceAccess, DeviceLock
+from pipeline.execution.ensemble import Folds
+from pipeline.execution.probe import ValuesDiffer, difference, require_same_values
+from pipeline.execution.shard import attribute_shard
+from pipeline.execution.spot_check import SpotChecks
+from pipeline.execution.work import ShardResult, WorkSpec
+from pipeline.messages.errors import RunError, ShardError, UserError
+from pipeline.messages.secrets import one_line, without_credentials
+from pipeline.messages.visible import shown, visible
+from pipeline.models import own_modules
+from pipeline.models.load import load_model
+from pipeline.planning.shards import Shard
+from pipeline.references.base import Draw
+from pipeline.references.resolve import load_references
+from pipeline.store.codec import ShardCodec, names_of_rows, read_array
+from pipeline.store.done_shards import is_done
+from pipeline.store.records import Failure, whoami
+from pipeline.store.run_directory import RunDirectory
+from pipeline.store.schema import POOL
 
 N_NAMED = 3  # sequences that an error names
 MAX_UNEXPLAINED = 2  # processes that may vanish while they work on a shard before it gets one of its own
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a worker is given, all of it plain values.
-
-    Attributes:
-        store: url of the store.
-        options: of its place.
-        plan: of the run.
-        model: the model's configuration.
-        search: folders to look for the user's own modules in, after all others.
-        mixed_devices: whether a device of another kind than the plan's may compute.
-    """
-
-    store: str
-    options: dict[str, str]
-    plan: Plan
-    model: dict[str, Any]
-    search: list[str]
-    mixed_devices: bool
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one shard.
-
-    Attributes:
-        shard: its index.
-        n_rows: sequences in it.
-        error: one line; "" where the shard is committed.
-        fatal: whether the error is of the place or the machine rather than of the shard, so that others will meet it.
-    """
-
-    shard: int
-    n_rows: int
-    error: str = ""
-    fatal: bool = False
 
 
 class Worker:
@@ -80,38 +43,41 @@ class Worker:
 
     Args:
         work: what the shards are of.
-        device: takes the turns.
+        device: gives access to the device.
     """
 
-    def __init__(self, work: Work, device: OneAtATime | None = None) -> None:
+    def __init__(self, work: WorkSpec, device: DeviceAccess | None = None) -> None:
         self._work = work
-        self._device = device or Turns()
+        own_modules.search(*work.search)
+        self._device = device or DeviceLock()
         self._loading = threading.Lock()
-        self._directory = RunDirectory(work.store, work.options)
+        self._directory = RunDirectory(work.store, work.options, work.lock_timeout_s)
         self._codec = ShardCodec(self._directory.store)
-        self._loaded: tuple[tuple[nn.Module, ...], Draw] | None = None
+        self._loaded: tuple[Folds, Draw] | None = None
+        self._is_probed = False
+        self._spot_checks = SpotChecks()
 
-    def do(self, shard: Shard) -> Outcome:
-        """Compute and commit one shard, unless it is done; every error becomes an outcome.
+    def process(self, shard: Shard) -> ShardResult:
+        """Compute and commit one shard, unless it is done; every error becomes a result.
 
         A shard that took processes with it before is done in a process of its own, so that it is known whether it is
         the shard that ends them or something from outside.
         """
         try:
             if is_done(self._directory, self._work.plan, shard):
-                return Outcome(shard.index, len(shard))
+                return ShardResult(shard.index, len(shard))
             if self._directory.n_attempts(shard) >= MAX_UNEXPLAINED:
                 # Alone: two that share the memory could end each other.
-                return self._device(lambda: self._confine(shard))
+                return self._device(lambda: self._isolate(shard))
             return self.attribute(shard)
         except Exception as error:
             return self._fatal(shard, error)
 
-    def attribute(self, shard: Shard) -> Outcome:
+    def attribute(self, shard: Shard) -> ShardResult:
         """Compute and commit one shard in this process.
 
         Raises:
-            OSError: the place of the store failed.
+            OSError: the backend of the store failed.
             RunError, UserError: this machine or its files cannot do the work.
         """
         attempt = self._directory.begin(shard)
@@ -119,92 +85,79 @@ class Worker:
             with self._loading:
                 folds, draw = self._load()
             try:
-                attribute_shard(self._directory, self._codec, self._work.plan, shard, folds, draw, self._device)
+                with self._loading:
+                    self._require_same_values(folds, draw)
+                attribute_shard(
+                    self._directory,
+                    self._codec,
+                    self._work.plan,
+                    shard,
+                    folds,
+                    draw,
+                    self._device,
+                    self._spot_checks,
+                )
             except ShardError as error:
-                log = self._directory.log(shard, "".join(traceback.format_exception(error)))
-                return self.give_up(shard, f"{error}; in full in {log}", log)
-            return Outcome(shard.index, len(shard))
+                log = self._directory.log(
+                    shard, visible(without_credentials("".join(traceback.format_exception(error))), kept="\n\t")
+                )
+                return self.give_up(shard, f"{one_line(error)}; in full in {log}", log)
+            return ShardResult(shard.index, len(shard))
         finally:
             self._directory.end(attempt)
 
-    def give_up(self, shard: Shard, text: str, log: str = "") -> Outcome:
+    def give_up(self, shard: Shard, text: str, log: str = "") -> ShardResult:
         """Record that a shard failed, with the names of its sequences."""
         rows = range(shard.start, shard.stop)[:N_NAMED]
-        names = ", ".join(repr(name) for name in read_names(self._directory.store, rows))
+        names = ", ".join(map(shown, names_of_rows(self._directory.store, rows)))
         more = f" and {len(shard) - N_NAMED} more" if len(shard) > N_NAMED else ""
         error = f"{shard}, sequences {names}{more}, failed: {text}"
         self._directory.fail(Failure(shard.index, shard.start, shard.stop, error, log))
-        return Outcome(shard.index, len(shard), error)
+        return ShardResult(shard.index, len(shard), error)
 
-    def _confine(self, shard: Shard) -> Outcome:
-        ended = confined.attribute(self._work, shard)
-        if isinstance(ended, Outcome):
+    def _isolate(self, shard: Shard) -> ShardResult:
+        ended = isolated.attribute(replace(self._work, search=own_modules.folders()), shard)
+        if isinstance(ended, ShardResult):
             return ended
-        return self.give_up(shard, f"it ends the process that works on it ({'; '.join(ended)}); is memory short?")
+        return self.give_up(shard, f"it ends the process that works on it ({ended}); is memory short?")
 
-    def _fatal(self, shard: Shard, error: Exception) -> Outcome:
+    def _fatal(self, shard: Shard, error: Exception) -> ShardResult:
         """Unless someone else has committed the shard meanwhile, and tidied up."""
         with contextlib.suppress(OSError, ValueError):  # the first error is the one to tell
             if is_done(self._directory, self._work.plan, shard):
-                return Outcome(shard.index, len(shard))
+                return ShardResult(shard.index, len(shard))
         kind = "" if isinstance(error, (OSError, RunError, UserError)) else f"{type(error).__name__}: "
-        text = f"{shard} could not be worked on by {whoami()}: {kind}{' '.join(str(error).split())}"
-        return Outcome(shard.index, len(shard), text, fatal=True)
+        text = f"{shard} could not be worked on by {whoami()}: {kind}{one_line(error)}"
+        return ShardResult(shard.index, len(shard), text, fatal=True)
 
-    def _load(self) -> tuple[tuple[nn.Module, ...], Draw]:
+    def _load(self) -> tuple[Folds, Draw]:
         if self._loaded is None:
-            keep_freed_memory()
             work, plan = self._work, self._work.plan
-            _search(work)
-            kind = device_kind(plan.device)
-            if kind != plan.device_kind and not work.mixed_devices:
-                raise RunError(_other_kind(kind, plan))
-            loaded = load_model(model_from_dict(work.model))
-            if loaded.weights_hash != plan.fingerprint["model.weights"]:
-                raise RunError("the checkpoint's weights are not those that the run was planned with")
-            draw = open_references(plan, lambda: read_array(self._directory.store, POOL))
+            if (problem := kind_problem(plan, work.mixed_devices)) is not None:
+                raise RunError(problem)
+            with limits.using(work.limits):
+                loaded = load_model(model_from_dict(work.model))
+            if different := loaded.differences(plan.fingerprint):
+                raise RunError(f"the model here is not the one that the run was planned with: {'; '.join(different)}")
+            with limits.using(work.limits):
+                draw = load_references(plan, lambda: read_array(self._directory.store, POOL))
             self._loaded = loaded.folds, draw
         return self._loaded
 
+    def _require_same_values(self, folds: Folds, draw: Draw) -> None:
+        """The probe of the plan, before the first shard. Where it was taken on another kind of device, as on the head
+        of a cluster without a GPU, the workers must agree with the first of them as well.
 
-def _search(work: Work) -> None:
-    """Look for the user's own modules in their folders too, after all others."""
-    sys.path.extend(folder for folder in work.search if folder not in sys.path)
-
-
-def _other_kind(kind: str, plan: Plan) -> str:
-    return (
-        f"this worker computes on {kind} and the run was planned on {plan.device_kind}; they may differ in the last "
-        f"bits: use nodes of one kind, or cluster.mixed_devices=allow from the start"
-    )
-
-
-def check_node(work: Work) -> list[str]:
-    """What keeps this machine from working on a run, one phrase each; nothing where all is well."""
-    problems, plan = [], work.plan
-    for library in ("dlshap", "torch"):
-        here = importlib.metadata.version(library) if library == "dlshap" else torch.__version__
-        planned = plan.fingerprint["machine.engine" if library == "dlshap" else "machine.torch"]
-        if here != planned:
-            problems.append(f"it has {library} {here} where the run was planned with {planned}")
-    if plan.device == "cpu" and device_kind("cpu") != plan.device_kind and not work.mixed_devices:
-        problems.append(_other_kind(device_kind("cpu"), plan))
-    directory, probe = RunDirectory(work.store, work.options), f"partial/check-{uuid.uuid4().hex}"
-    try:
-        directory.store.read(ROOT)
-        directory.run.write(probe, b"")
-        directory.run.delete(probe)
-    except FileNotFoundError:
-        problems.append(f"the store {work.store} is not there; put it where every node finds it")
-    except OSError as error:
-        problems.append(f"the store {work.store} cannot be used: {error}")
-    _search(work)
-    of_model = [path for key in ("checkpoint", "bias") for path in fold_paths(work.model.get(key), f"model.{key}")]
-    files = [path for path in [*of_model, plan.references.get("path")] if path]
-    problems += [f"{path} is not there" for path in files if not Path(path).exists()]
-    if not problems:
-        try:
-            load_model(model_from_dict(work.model))
-        except UserError as error:
-            problems.append(str(error))
-    return problems
+        Raises:
+            ValuesDiffer: they differ.
+            ProbeFailed: the model fails, or memory is short.
+        """
+        if self._is_probed:
+            return
+        plan = self._work.plan
+        here = self._device(lambda: require_same_values(self._codec, plan, folds, draw, plan.device))
+        if not self._work.mixed_devices and here["device"] != plan.probe["device"]:
+            problem = difference(self._directory.first_probe(here), here, plan)
+            if problem is not None:
+                raise ValuesDiffer(problem)
+        self._is_probed = True

@@ -5,39 +5,38 @@ rows with the very same centre the first in the store is taken. Values are in th
 by name, as the tools that look them up by bisection need it.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.exports import Written, written
+from pipeline.exports.base import Export, Written
 from pipeline.exports.files import appearing, reordered
-from pipeline.exports.selection import Advance, Selection
+from pipeline.exports.selection import Selection
 from pipeline.exports.text import lines_of
-from pipeline.exports.tiling import shares
-from pipeline.wording import counted
+from pipeline.messages.errors import UserError, require_extra
+from pipeline.messages.progress import Advance
+from pipeline.messages.words import counted
 
 Sizes = dict[str, int]
 
+LONGEST = 2**32 - 1  # bases of a chromosome
 
-def export(selection: Selection, out: Path, chrom_sizes: Path | None, overwrite: bool, advance: Advance) -> Written:
-    """Write the track to the file `out`.
+
+def export(selection: Selection, out: Path, overwrite: bool, advance: Advance, chrom_sizes: Path | None) -> Written:
+    """Write the track to the file `out`; see `Export.write`.
 
     Args:
-        selection: what to write.
-        out: the file.
-        chrom_sizes: a table of chromosome and size, such as a genome's .fai; if not given those of the genome of the
-            run, and where it is not there the largest end on each chromosome.
-        overwrite: replace what is there.
-        advance: told of rows that are done.
+        chrom_sizes: a table of chromosome and size, such as a genome's .fai; by default the sizes of the run's genome,
+            or else the largest end on each chromosome.
 
     Raises:
-        UserError: the input had no loci, a window lies outside of its chromosome, pyBigWig is not installed, or a file
-            is there already.
+        UserError: the input had no loci, a window lies outside its chromosome, pyBigWig is not installed, or the file
+            exists already.
     """
-    track = _library()
+    require_extra("exports", "pyBigWig")
+    import pyBigWig
+
     if not selection.has_loci:
         raise UserError(f"the input of {selection.store.url} had no loci: there is no genome to draw a track along")
     order = genome_order(selection)
@@ -49,10 +48,10 @@ def export(selection: Selection, out: Path, chrom_sizes: Path | None, overwrite:
     place_of[order] = np.arange(len(order))
     with (
         appearing([out], overwrite) as (partial,),
-        reordered(partial.parent, shape, "float32", _attributions(selection, place_of, advance)) as values,
+        reordered(partial.parent, shape, "float32", selection.placed("attribution", place_of, advance)) as values,
     ):
-        _write(track.open(str(partial), "w"), selection, order, values, sizes)
-    return written([out], len(order), notes)
+        _write(pyBigWig.open(str(partial), "w"), selection, order, values, sizes)
+    return Written([out], len(order), notes)
 
 
 def genome_order(selection: Selection) -> np.ndarray:
@@ -63,21 +62,23 @@ def genome_order(selection: Selection) -> np.ndarray:
     return order[np.concatenate([[True], ~repeats])]
 
 
-def _attributions(
-    selection: Selection, place_of: np.ndarray, advance: Advance
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for block in selection.blocks(["attribution"]):
-        places = place_of[np.searchsorted(selection.rows, block.rows)]
-        yield places[places >= 0], block["attribution"][places >= 0]
-        advance(len(block.rows))
+def shares(start: np.ndarray, end: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The part [first, last) of each window of one chromosome whose bases it is nearest to.
 
+    Two neighbours are cut at the midpoint between their centres; a base in the very middle goes to the left one if that
+    reaches so far. All windows are of one length and centred alike, so that only neighbours can compete.
 
-def _library() -> Any:
-    try:
-        import pyBigWig
-    except ModuleNotFoundError:
-        raise UserError("pyBigWig is needed for this export: pip install 'dlshap[exports]'") from None
-    return pyBigWig
+    Args:
+        start, end, centre: (M,) 0-based, half-open, centres ascending and each but once.
+
+    Returns:
+        first, last: (M,) each; every base of any window lies in exactly one part.
+    """
+    cut = (centre[:-1] + centre[1:]) // 2 + 1  # the first base that is nearer to the right one
+    first, last = start.copy(), end.copy()
+    first[1:] = np.maximum(start[1:], np.minimum(cut, end[:-1]))
+    last[:-1] = np.minimum(end[:-1], cut)
+    return first, last
 
 
 def _write(file: Any, selection: Selection, order: np.ndarray, values: np.ndarray, sizes: Sizes) -> None:
@@ -102,17 +103,25 @@ def _sizes(selection: Selection, given: Path | None) -> tuple[Sizes, list[str]]:
     """The size of each chromosome that has a row, and a note where it is not known."""
     chrom, end = selection.text("chrom"), selection.start + selection.width
     largest = {str(name): int(end[chrom == name].max()) for name in np.unique(chrom)}
+    _require_room(largest, f"a row of {selection.store.url} ends at")
     known = selection.store.attrs.get("dataset", {}).get("chrom_sizes") if given is None else read_sizes(given)
     if known is None:
         named = ", ".join(f"{name} {size}" for name, size in list(largest.items())[:3])
         return largest, [f"sizes of chromosomes taken from the largest end ({named}); --chrom-sizes says them"]
     where = given or f"the genome of {selection.store.url}"
+    _require_room(known, f"{where} says")
     for name, size in largest.items():
         if name not in known:
             raise UserError(f"{where} has no chromosome {name!r}, which rows of the store lie on")
         if size > known[name]:
             raise UserError(f"{where}: {name} has {known[name]} bases, but a row of the store ends at {size}")
     return {name: known[name] for name in largest}, []
+
+
+def _require_room(sizes: Sizes, whose: str) -> None:
+    for name, size in sizes.items():
+        if not 0 < size <= LONGEST:
+            raise UserError(f"{whose} {name} {size}; a bigWig holds chromosomes of 1 to {LONGEST} bases")
 
 
 def read_sizes(path: Path) -> Sizes:
@@ -126,3 +135,15 @@ def read_sizes(path: Path) -> Sizes:
             raise UserError(f"{path}, line {number}: expected a chromosome and its size in bases")
         sizes[fields[0]] = int(fields[1])
     return sizes
+
+
+EXPORT = Export(
+    name="bigwig",
+    help="a track of the observed base's attribution; where windows overlap, the nearest centre gives the value",
+    write=export,
+    options={"chrom_sizes": {"metavar": "FILE", "type": Path, "help": "chromosomes and sizes, such as a .fai"}},
+    alleles=("ref",),
+    purpose="a track for a genome browser",
+    suffix=".bw",
+    needs_loci=True,
+)

@@ -7,55 +7,44 @@ column 10.
 
 from pathlib import Path
 
-from pipeline.errors import UserError
-from pipeline.exports import Written, written
+from dlshap_core.sequences import one_hot
+from pipeline.exports.base import Export, Written
 from pipeline.exports.files import appearing
-from pipeline.exports.halves import Rounding
-from pipeline.exports.selection import Advance, Selection
-from pipeline.exports.text import narrow_peak
-from pipeline.windows import one_hot_int8
+from pipeline.exports.float16 import DTYPE_OPTION, Rounding
+from pipeline.exports.selection import Selection
+from pipeline.exports.text import write_narrow_peak
+from pipeline.messages.errors import require_extra
+from pipeline.messages.progress import Advance
 
 HEADS = ("counts", "profile")
+REGIONS = "interpreted_regions.bed"
 CHUNK_BYTES = 1 << 20
 
 
 def export(
-    selection: Selection, prefix: Path, head: str | None, dtype: str, overwrite: bool, advance: Advance
+    selection: Selection, prefix: Path, overwrite: bool, advance: Advance, head: str | None, dtype: str
 ) -> Written:
-    """Write the rows as `chrombpnet contribs_bw` would.
-
-    Args:
-        selection: what to write, the whole sequences.
-        prefix: of the files' names.
-        head: one of HEADS; that of the store's model if not given.
-        dtype: of the attributions, float16 as the tool's own, or float32.
-        overwrite: replace files that are there.
-        advance: told of rows that are done.
+    """Write the rows as `chrombpnet contribs_bw` would; see `Export.write`.
 
     Raises:
-        UserError: h5py is not installed, a value is too large for the dtype, or a file is there already.
+        UserError: h5py is not installed, a value is too large for the dtype, or a file exists already.
     """
     if head is None:
         head = "profile" if str(selection.store.attrs["head"]).startswith("profile") else "counts"
     rounding = Rounding(dtype)
-    paths = [prefix.with_name(f"{prefix.name}.{head}_scores.h5")]
-    paths += [prefix.with_name(f"{prefix.name}.interpreted_regions.bed")] if selection.has_loci else []
+    scores, regions = (prefix.with_name(f"{prefix.name}.{end}") for end in (f"{head}_scores.h5", REGIONS))
+    paths = [scores, regions] if selection.has_loci else [scores]
     with appearing(paths, overwrite) as partial:
         _write_h5(partial[0], selection, rounding, advance)
-        if selection.has_loci:
-            with partial[1].open("w", encoding="utf-8") as file:
-                file.writelines(narrow_peak(selection))
-    notes = rounding.notes()
-    if not selection.has_loci:
-        notes.append("the input of this store had no loci: there are no interpreted regions to write")
-    return written(paths, len(selection), notes)
+        write_narrow_peak(selection, partial[1:])
+    missing = [] if selection.has_loci else ["the input had no loci: there are no interpreted regions to write"]
+    return Written(paths, len(selection), [*rounding.notes(), *missing])
 
 
 def _write_h5(path: Path, selection: Selection, rounding: Rounding, advance: Advance) -> None:
-    try:
-        import h5py
-    except ModuleNotFoundError:
-        raise UserError("h5py is needed for this export: pip install 'dlshap[exports]'") from None
+    require_extra("exports", "h5py")
+    import h5py
+
     shape = (len(selection), 4, selection.width)
     chunk = (min(len(selection), max(1, CHUNK_BYTES // (4 * selection.width))), 4, selection.width)
     names = {"raw/seq": "int8", "shap/seq": rounding.dtype, "projected_shap/seq": rounding.dtype}
@@ -67,8 +56,18 @@ def _write_h5(path: Path, selection: Selection, rounding: Rounding, advance: Adv
         done = 0
         for block in selection.blocks(["codes", "hypothetical"]):
             rows = slice(done, done + len(block.rows))
-            encoded, rounded = one_hot_int8(block["codes"]), rounding(block["hypothetical"])
+            encoded, rounded = one_hot(block["codes"]).numpy(), rounding(block["hypothetical"])
             arrays["raw/seq"][rows], arrays["shap/seq"][rows] = encoded, rounded
             arrays["projected_shap/seq"][rows] = rounded * encoded
             done = rows.stop
             advance(len(block.rows))
+
+
+EXPORT = Export(
+    name="chrombpnet",
+    help="the layout of ChromBPNet's own scores: OUT.counts_scores.h5 and OUT.interpreted_regions.bed",
+    write=export,
+    out="prefix of the files' names",
+    options={"head": {"choices": HEADS, "help": "in the file's name (default: the model's)"}, "dtype": DTYPE_OPTION},
+    alleles=("both", "ref", "alt"),
+)

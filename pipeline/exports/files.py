@@ -1,4 +1,14 @@
-"""Files of exports: they appear whole and together or not at all, and nothing of them is held in memory whole."""
+"""Files of exports: they appear whole and together or not at all, and nothing of them is held in memory whole.
+
+What is replaced stays whole until the new files are in its place. One file is replaced in one step. Of several, those
+of two exports must never stand side by side, so the old ones lie in a hidden folder beside them meanwhile:
+
+    .<first file>.moving    old files are being moved into it
+    .<first file>.moved     all of them are in it, and new ones take their places
+    .<first file>.replaced  the new ones are all in place, and this may go
+
+A crash before the third name leaves what the next export to the same place puts back.
+"""
 
 import contextlib
 import os
@@ -11,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.commits import sync
-from pipeline.errors import UserError
+from pipeline.messages.errors import UserError
+from pipeline.store.backends.local import sync
 
 
 @contextlib.contextmanager
@@ -20,13 +30,14 @@ def appearing(paths: Sequence[Path], overwrite: bool) -> Iterator[list[Path]]:
     """Names of hidden files beside `paths` to write to; they get their own names when the block ends without an error.
 
     Args:
-        paths: the files to be; missing folders are made.
-        overwrite: replace what is there.
+        paths: the files to be, of one folder; missing folders are made.
+        overwrite: replace an existing file.
 
     Raises:
-        UserError: something is there and may not be replaced, or is a folder.
+        UserError: a file exists and may not be replaced, or is a folder.
         OSError: a file cannot be written.
     """
+    _put_back(paths)
     for path in paths:
         if path.is_dir():
             raise UserError(f"{path} is a folder; expected the name of a file to write")
@@ -39,18 +50,73 @@ def appearing(paths: Sequence[Path], overwrite: bool) -> Iterator[list[Path]]:
         yield partial
         for path in partial:
             sync(path)
-        for path in paths:  # first, so that files of two exports never stand side by side
-            path.unlink(missing_ok=True)
-        for hidden, path in zip(partial, paths, strict=True):
-            hidden.replace(path)
-        for folder in {path.parent for path in paths}:
-            sync(folder)
+        _replace(paths, partial)
     finally:
         for path in partial:
             path.unlink(missing_ok=True)
         for folder in reversed(made):
             with contextlib.suppress(OSError):  # it holds what was written
                 folder.rmdir()
+
+
+def _replace(paths: Sequence[Path], new: Sequence[Path]) -> None:
+    """Put new files in the places of old ones; after an error the old ones are where they were."""
+    moving, moved, replaced = _asides(paths)
+    folder = paths[0].parent
+    if len(paths) == 1:
+        new[0].replace(paths[0])
+        sync(folder)
+        return
+    moving.mkdir()
+    try:
+        for path in paths:
+            if path.exists():
+                path.rename(moving / path.name)
+        sync(moving)
+        moving.rename(moved)
+        sync(folder)
+        for hidden, path in zip(new, paths, strict=True):
+            hidden.rename(path)
+        sync(folder)
+        moved.rename(replaced)
+        sync(folder)
+    finally:
+        _put_back(paths)
+
+
+def _put_back(paths: Sequence[Path]) -> None:
+    """Undo what did not come to its end, and remove what is left of what did.
+
+    Of what lies in a hidden folder only the files of these names are touched, and nothing where it is a link.
+    """
+    moving, moved, replaced = _asides(paths)
+    if _is_folder(replaced):
+        for path in paths:
+            (replaced / path.name).unlink(missing_ok=True)
+        _remove_if_empty(replaced)
+    if _is_folder(moved):
+        for path in paths:
+            path.unlink(missing_ok=True)
+        moved.rename(moving)
+    if _is_folder(moving):
+        for path in paths:
+            if os.path.lexists(moving / path.name):
+                (moving / path.name).rename(path)
+        _remove_if_empty(moving)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # something else lies in it
+        folder.rmdir()
+
+
+def _asides(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """The hidden folder of old files, by what it is called in turn."""
+    return tuple(paths[0].with_name(f".{paths[0].name}.{state}") for state in ("moving", "moved", "replaced"))
 
 
 def _make(folder: Path) -> list[Path]:
@@ -70,15 +136,9 @@ def _make(folder: Path) -> list[Path]:
 def reordered(
     folder: Path, shape: tuple[int, ...], dtype: str, parts: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> Iterator[np.ndarray]:
-    """An array on the disk, put together from rows in any order; it is gone after the block.
+    """An array on the disk, put together from rows in any order; it is removed after the block.
 
-    Args:
-        folder: where there is room for it.
-        shape, dtype: of the array.
-        parts: (B,) places along the first axis, and the (B, ...) values that belong there.
-
-    Raises:
-        OSError: there is no room.
+    `parts` are (B,) places along the first axis, and their (B, ...) values. OSError where the disk is full.
     """
     with tempfile.TemporaryFile(dir=folder) as file:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize

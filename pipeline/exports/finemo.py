@@ -10,43 +10,31 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.exports import Written, written
+from dlshap_core.sequences import one_hot
+from pipeline.exports.base import Export, Written
 from pipeline.exports.files import Member, appearing, write_npz
-from pipeline.exports.halves import Rounding
-from pipeline.exports.modisco import require_even
-from pipeline.exports.selection import Advance, Selection
-from pipeline.exports.text import narrow_peak
-from pipeline.windows import one_hot_int8
+from pipeline.exports.float16 import DTYPE_OPTION, Rounding
+from pipeline.exports.selection import Selection, require_even
+from pipeline.exports.text import field, write_narrow_peak
+from pipeline.messages.progress import Advance
 
-WINDOW = 1000  # the tool's own default
+FILES = ("regions.npz", "regions.narrowPeak")
 
 
-def export(selection: Selection, out: Path, dtype: str, overwrite: bool, advance: Advance) -> Written:
-    """Write the rows for Fi-NeMo into the folder `out`.
-
-    Args:
-        selection: what to write; its window an even number of bases.
-        out: a folder.
-        dtype: of the contributions, float16 as the tool's own, or float32.
-        overwrite: replace files that are there.
-        advance: told of rows that are done.
+def export(selection: Selection, out: Path, overwrite: bool, advance: Advance, dtype: str) -> Written:
+    """Write the rows for Fi-NeMo into the folder `out`; see `Export.write`.
 
     Raises:
-        UserError: the window is odd, a value is too large for the dtype, or a file is there already.
+        UserError: the window is odd, a value is too large for the dtype, or a file exists already.
     """
     require_even(selection.width, "Fi-NeMo")
     rounding = Rounding(dtype)
-    paths = [out / "regions.npz"]
-    paths += [out / "regions.narrowPeak"] if selection.has_loci else []
+    paths = [out / name for name in (FILES if selection.has_loci else FILES[:1])]
     with appearing(paths, overwrite) as partial:
         write_npz(partial[0], _members(selection, rounding, advance))
-        if selection.has_loci:
-            with partial[1].open("w", encoding="utf-8") as file:
-                file.writelines(narrow_peak(selection))
-    notes = rounding.notes()
-    if not selection.has_loci:
-        notes.append("the input of this store had no loci: no narrowPeak, and hits will be placed within rows alone")
-    return written(paths, len(selection), notes)
+        write_narrow_peak(selection, partial[1:])
+    missing = [] if selection.has_loci else ["the input had no loci: no narrowPeak, and hits are placed within rows"]
+    return Written(paths, len(selection), [*rounding.notes(), *missing])
 
 
 def _members(selection: Selection, rounding: Rounding, advance: Advance) -> Iterator[tuple[str, Member]]:
@@ -61,15 +49,30 @@ def _members(selection: Selection, rounding: Rounding, advance: Advance) -> Iter
         yield "chr_id", Member.of(order[inverse].astype(np.uint32))
         yield "start", Member.of(selection.start.astype(np.int32))
         yield "peak_id", Member.of(np.arange(len(selection), dtype=np.uint32))
-        yield "peak_name", Member.of(selection.text("name"))
+        yield "peak_name", Member.of(np.array([field(name) for name in selection.column("name")], dtype="U"))
 
 
 def _sequences(selection: Selection) -> Iterator[np.ndarray]:
     for block in selection.blocks(["codes"]):
-        yield one_hot_int8(block["codes"])
+        yield one_hot(block["codes"]).numpy()
 
 
 def _contributions(selection: Selection, rounding: Rounding, advance: Advance) -> Iterator[np.ndarray]:
     for block in selection.blocks(["hypothetical"]):
         yield rounding(block["hypothetical"])
         advance(len(block.rows))
+
+
+EXPORT = Export(
+    name="finemo",
+    help="Fi-NeMo: OUT/regions.npz, and OUT/regions.narrowPeak whose lines are its rows",
+    write=export,
+    out="a folder",
+    options={"dtype": DTYPE_OPTION},
+    window=1000,  # the tool's own default
+    alleles=("both", "ref", "alt"),
+    purpose="files for Fi-NeMo",
+    suffix="_finemo",
+    files=FILES,
+    needs_loci=True,
+)

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.messages.errors import UserError
 
 LARGEST = float(np.finfo(np.float16).max)  # 65504
 SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)  # 6.1e-5
 DTYPES = ("float16", "float32")
+DTYPE_OPTION = {"choices": DTYPES, "default": "float16", "help": "default: float16"}
 
 
 @dataclass
@@ -28,11 +29,7 @@ class Rounding:
     n_zero: int = 0
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """The values in the dtype.
-
-        Raises:
-            UserError: a value is too large for it.
-        """
+        """The values in the dtype; UserError where one is too large for it."""
         if self.dtype == "float32":
             return values
         magnitude = np.abs(values)

@@ -5,65 +5,72 @@ arrays, crops the centre, and takes seqlets in row order until it has enough, so
 rows are shuffled; rows.tsv says which row of the store each of them is. An N is an all-zero column of ohe.
 """
 
-from collections.abc import Iterator
+import shlex
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.exports import Written, written
+from dlshap_core.sequences import one_hot
+from pipeline.analysis.next_steps import Step
+from pipeline.exports.base import Export, Written
 from pipeline.exports.files import Member, appearing, in_blocks, reordered, write_npz
-from pipeline.exports.selection import Advance, Selection
+from pipeline.exports.selection import Selection, require_even
 from pipeline.exports.text import field
-from pipeline.windows import one_hot_int8
-from pipeline.wording import counted
+from pipeline.messages.progress import Advance
+from pipeline.messages.words import counted
 
-WINDOW = 400  # the tool's own default
+MIN_SEQLETS = 100  # `min_metacluster_size` of tfmodisco-lite: it needs more seqlets than that of one sign
+FILES = ("ohe.npz", "attr.npz", "rows.tsv")
 COLUMNS = ("export_row", "store_row", "name", "chrom", "start", "end", "strand")
 
 
-def export(selection: Selection, out: Path, seed: int, overwrite: bool, advance: Advance) -> Written:
-    """Write the rows for TF-MoDISco into the folder `out`.
-
-    Args:
-        selection: what to write; its window an even number of bases.
-        out: a folder.
-        seed: of the order of the rows.
-        overwrite: replace files that are there.
-        advance: told of rows that are done.
+def export(selection: Selection, out: Path, overwrite: bool, advance: Advance) -> Written:
+    """Write the rows for TF-MoDISco into the folder `out`, in an order drawn with the selection's seed.
 
     Raises:
-        UserError: the window is odd, or a file is there already.
+        UserError: the window is odd, or a file exists already.
     """
     require_even(selection.width, "TF-MoDISco")
     shape = (len(selection), 4, selection.width)
-    order = np.random.default_rng(seed).permutation(len(selection))
+    order = np.random.default_rng(selection.seed).permutation(len(selection))
     place_of = np.argsort(order)  # where in the export each row of the selection goes
-    paths = [out / "ohe.npz", out / "attr.npz", out / "rows.tsv"]
+    paths = [out / name for name in FILES]
     with appearing(paths, overwrite) as (ohe, attr, rows):
-        blocks = selection.blocks(["codes"])
-        parts = ((place_of[np.searchsorted(selection.rows, b.rows)], one_hot_int8(b["codes"])) for b in blocks)
+        parts = ((places, one_hot(codes).numpy()) for places, codes in selection.placed("codes", place_of))
         with reordered(ohe.parent, shape, "int8", parts) as array:
             write_npz(ohe, [("arr_0", Member(shape, "int8", in_blocks(array), compress=True))])
-        with reordered(attr.parent, shape, "float32", _attributions(selection, place_of, advance)) as array:
+        with reordered(attr.parent, shape, "float32", selection.placed("hypothetical", place_of, advance)) as array:
             write_npz(attr, [("arr_0", Member(shape, "float32", in_blocks(array)))])
         _write_rows(rows, selection, order)
-    run = f"modisco motifs -s {paths[0]} -a {paths[1]} -w {selection.width} -n 2000 -o modisco_results.h5"
-    return written(paths, len(selection), [f"{counted(selection.width, 'base')} around the centre; next: {run}"])
+    run = motifs_command(str(out), selection.width, "modisco_results.h5")
+    notes = [f"{counted(selection.width, 'base')} around the centre; next: {run}"]
+    return Written(paths, len(selection), [*notes, *_few(len(selection))])
 
 
-def _attributions(
-    selection: Selection, place_of: np.ndarray, advance: Advance
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for block in selection.blocks(["hypothetical"]):
-        yield place_of[np.searchsorted(selection.rows, block.rows)], block["hypothetical"]
-        advance(len(block.rows))
+def motifs_command(out: str, width: int, motifs: str) -> str:
+    """The command line of TF-MoDISco that finds motifs in an export, and writes them to an HDF5 file."""
+    pair = f"-s {shlex.quote(f'{out}/ohe.npz')} -a {shlex.quote(f'{out}/attr.npz')}"
+    return f"modisco motifs {pair} -w {width} -n 2000 -o {shlex.quote(motifs)}"
 
 
-def require_even(width: int, tool: str) -> None:
-    """Raises UserError for an odd number of bases: the tools take half of it on either side of the centre."""
-    if width % 2:
-        raise UserError(f"--window {width}: {tool} reads an even number of bases, such as {width - 1}")
+def _then(out: str, width: int) -> list[Step]:
+    folder = f"{out.removesuffix('_modisco')}_motifs"
+    motifs = f"{folder}.h5"
+    report = f"modisco report -i {shlex.quote(motifs)} -o {shlex.quote(folder)}"
+    return [
+        Step("motifs from them", motifs_command(out, width, motifs), (motifs,)),
+        Step("a page of the motifs", report, (f"{folder}/report.html",)),
+    ]
+
+
+def _few(n_rows: int) -> list[str]:
+    """A warning where the tool may find no motif for want of rows."""
+    if n_rows > MIN_SEQLETS:
+        return []
+    return [
+        f"warning: {counted(n_rows, 'row')} may be too few: TF-MoDISco looks for motifs where more than {MIN_SEQLETS} "
+        f"seqlets have the same sign (min_metacluster_size of tfmodisco-lite), and a row often has one or two"
+    ]
 
 
 def _write_rows(path: Path, selection: Selection, order: np.ndarray) -> None:
@@ -75,5 +82,20 @@ def _write_rows(path: Path, selection: Selection, order: np.ndarray) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.write("\t".join(COLUMNS) + "\n")
         for place, i in enumerate(order):
-            values = [place, selection.rows[i], field(names[i]), chroms[i], start[i], end[i], strands[i]]
-            file.write("\t".join(map(str, values)) + "\n")
+            values = [place, selection.rows[i], names[i], chroms[i], start[i], end[i], strands[i]]
+            file.write("\t".join(map(field, values)) + "\n")
+
+
+EXPORT = Export(
+    name="modisco",
+    help="TF-MoDISco: OUT/ohe.npz, OUT/attr.npz (hypothetical attributions), and OUT/rows.tsv, which says which row of "
+    "the store each of the shuffled rows is",
+    write=export,
+    out="a folder",
+    window=400,  # the tool's own default
+    alleles=("ref", "alt", "both"),
+    purpose="files for TF-MoDISco",
+    suffix="_modisco",
+    files=FILES,
+    then=_then,
+)

@@ -1,25 +1,29 @@
 """Text tables of exports: tab-separated columns, a line for each row."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.errors import UserError
 from pipeline.exports.selection import Selection
-from pipeline.sources.text import numbered_lines, text_of
+from pipeline.inputs.text import numbered_lines, text_of
+from pipeline.messages.errors import UserError
+from pipeline.messages.visible import visible
+
+_FORMULA = re.compile(r"[=@]|[+-](?!$|\.?\d[\d.]*(e[+-]?\d+)?$|inf$)")
 
 
-def field(text: object) -> str:
-    """A name as one column: a tab or a line end in it becomes a space."""
-    return re.sub(r"[\t\r\n]", " ", str(text))
+def field(value: object) -> str:
+    """A value as one column of a table of text.
+
+    What would begin another column or line, or act on a terminal, is an escape: a tab is \\t. So is the first character
+    of a name that a spreadsheet would run as a formula: =, @, + and -, unless it is a sign alone or a number's.
+    """
+    text = visible(str(value))
+    return f"\\x{ord(text[0]):02x}{text[1:]}" if _FORMULA.match(text) else text
 
 
 def lines_of(path: Path, option: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that an option names, plain or gzip, and their 1-based numbers.
-
-    Raises:
-        UserError: there is no such file, or it is not UTF-8 text.
-    """
+    """The 1-based numbers and lines of a text file that an option names, plain or gzip; UserError for any other."""
     if not path.is_file():
         raise UserError(f"{option} {path}: no such file")
     for number, line in numbered_lines(path):
@@ -29,16 +33,16 @@ def lines_of(path: Path, option: str) -> Iterator[tuple[int, str]]:
         yield number, text
 
 
-def narrow_peak(selection: Selection) -> Iterator[str]:
-    """Lines of a 10-column narrowPeak, one for each row in order: the window as the peak and its centre as the summit.
+def write_narrow_peak(selection: Selection, paths: Sequence[Path]) -> None:
+    """A 10-column narrowPeak to each path, a line for each row in order: the window is the peak, its centre the summit.
 
     With an even number of bases W the summit is W / 2, so that a tool that centres on start + summit and one that
     centres on half the window agree.
     """
-    columns = zip(
-        selection.column("chrom"), selection.start, selection.column("name"), selection.column("strand"), strict=True
-    )
-    summit = selection.width // 2
-    for chrom, start, name, strand in columns:
-        strand = strand if strand in ("+", "-") else "."
-        yield f"{chrom}\t{start}\t{start + selection.width}\t{field(name)}\t0\t{strand}\t0\t-1\t-1\t{summit}\n"
+    chroms, names, strands = (selection.column(name) for name in ("chrom", "name", "strand"))
+    width = selection.width
+    for path in paths:
+        with path.open("w", encoding="utf-8") as file:
+            for chrom, start, name, strand in zip(chroms, selection.start, names, strands, strict=True):
+                known = strand if strand in ("+", "-") else "."
+                file.write(f"{chrom}\t{start}\t{start + width}\t{field(name)}\t0\t{known}\t0\t-1\t-1\t{width // 2}\n")

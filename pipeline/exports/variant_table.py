@@ -8,122 +8,61 @@ Columns of a target end in its label: `prediction_ref_0`, `prediction_alt_0`, `p
 reference), `worst_delta_0` (signed, the one of largest absolute value of either allele), `change_start_0` and
 `change_end_0` (the K bases of the genome with the largest sum of |attribution difference|, 0-based and half-open),
 `change_0` (the signed sum of the difference over them) and `change_size_0` (the sum of sizes). Attributions are
-compared base by base of the reference window: see pipeline/variants.py. Where the store keeps the values of each fold,
-also `fold_agreement_0` (of the attribution differences, see pipeline/agreement.py) and
+compared base by base of the reference window: see analysis/variant_effects.py. Where the store keeps the values of each
+fold, also `fold_agreement_0` (of the attribution differences, see analysis/fold_agreement.py) and
 `prediction_difference_spread_0` (largest less smallest of the folds').
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline import agreement
-from pipeline.errors import UserError
-from pipeline.exports import Written, written
-from pipeline.exports.files import appearing
-from pipeline.exports.selection import Advance, Selection
-from pipeline.exports.tables import OPENERS
-from pipeline.reader import Block
-from pipeline.variants import Variant, difference, strongest_change, variants_of, with_both_alleles
-from pipeline.wording import counted
+from pipeline.analysis import fold_agreement
+from pipeline.analysis.variant_effects import Variant, difference, strongest_change, variants_of, with_both_alleles
+from pipeline.exports.row_table import worst
+from pipeline.exports.selection import Selection
+from pipeline.messages.words import counted
+from pipeline.store.reader import Block, Store
 
-ARRAYS = ("codes", "attribution", "prediction", "convergence_delta")
-LOCUS = {
-    "variant": pa.string(),
-    "row": pa.int64(),
-    "chrom": pa.string(),
-    "vcf_position": pa.int64(),
-    "ref": pa.string(),
-    "alt": pa.string(),
-    "start": pa.int64(),
-    "end": pa.int64(),
-}
-OF_TARGET = {
-    "prediction_ref": pa.float32(),
-    "prediction_alt": pa.float32(),
-    "prediction_difference": pa.float32(),
-    "worst_delta": pa.float32(),
-    "change_start": pa.int64(),
-    "change_end": pa.int64(),
-    "change": pa.float64(),
-    "change_size": pa.float64(),
-}
-OF_FOLDS = {"fold_agreement": pa.float64(), "prediction_difference_spread": pa.float64()}
+ARRAYS_READ = ("codes", "attribution", "prediction", "convergence_delta")
 
 
-def export(
-    selection: Selection, targets: list[int], out: Path, kind: str, k: int, overwrite: bool, advance: Advance
-) -> Written:
-    """Write the table to the file `out`; a variant with one selected row has both.
-
-    Args:
-        selection: rows of a store of variants; whole sequences are looked at.
-        targets: indices on the target axis, which get columns.
-        out: the file.
-        kind: parquet or tsv.
-        k: bases that a change is summed over.
-        overwrite: replace what is there.
-        advance: told of rows that are done.
-
-    Raises:
-        UserError: the sequences are shorter than k, or a file is there already.
-    """
-    if not 0 < k <= selection.width:
-        raise UserError(f"--k {k}: the sequences have {selection.width} bases")
-    store, rows = selection.store, with_both_alleles(selection.rows)
-    labels = {index: store.targets[index] for index in targets}
-    folds = agreement.has_folds(store.plan)
-    names = [*ARRAYS, *(agreement.ARRAYS if folds else ())]
-    with (
-        appearing([out], overwrite) as (partial,),
-        OPENERS[kind](partial, schema(list(labels.values()), folds)) as write,
-    ):
-        for block in store.blocks(names, rows):
-            write(tabulate(selection, block, labels, k))
-            advance(len(block.rows))
-    n_variants = len(rows) // 2
-    return written([out], len(rows), [f"a line for each of {counted(n_variants, 'variant')}, two rows of the store"])
+def rows_of(selection: Selection) -> tuple[np.ndarray, list[str]]:
+    """The rows of the store that are read, both of each variant, and notes."""
+    rows = with_both_alleles(selection.rows)
+    return rows, [f"a line for each of {counted(len(rows) // 2, 'variant')}, two rows of the store"]
 
 
-def schema(labels: list[str], folds: bool) -> pa.Schema:
-    """The columns, for these labels of targets; with what is said of folds where there are any."""
-    of_target = OF_TARGET | (OF_FOLDS if folds else {})
-    return pa.schema(
-        [*LOCUS.items(), *((f"{name}_{label}", kind) for label in labels for name, kind in of_target.items())]
-    )
-
-
-def tabulate(selection: Selection, block: Block, labels: dict[int, str], k: int) -> dict[str, list[Any]]:
-    """The columns of some variants, both rows of each."""
-    table, first = selection.store.rows, block.rows[::2]
-    variants = variants_of(selection.store, block)
-    columns: dict[str, list[Any]] = {
+def tabulate(store: Store, block: Block, labels: dict[int, str], k: int) -> dict[str, Any]:
+    """The columns of some variants, both rows of each, lists and arrays."""
+    table, first = store.rows, block.rows[::2]
+    variants = variants_of(store, block)
+    columns: dict[str, Any] = {
         "variant": [variant.name for variant in variants],
-        "row": first.tolist(),
+        "row": first,
         "chrom": [variant.chrom for variant in variants],
         "vcf_position": [variant.position + 1 for variant in variants],
         "ref": [variant.ref for variant in variants],
         "alt": [variant.alt for variant in variants],
-        "start": table["start"][first].tolist(),
-        "end": table["end"][first].tolist(),
+        "start": table["start"][first],
+        "end": table["end"][first],
     }
     for index, label in labels.items():
         prediction = block["prediction"][:, index]
         deltas = block["convergence_delta"][:, index].reshape(len(first), -1)
-        worst = np.abs(deltas).argmax(axis=1)
         changes = _changes(block["attribution"][:, index], variants, table["start"][first], k)
         columns |= {
-            f"prediction_ref_{label}": list(prediction[::2]),
-            f"prediction_alt_{label}": list(prediction[1::2]),
-            f"prediction_difference_{label}": list(prediction[1::2] - prediction[::2]),
-            f"worst_delta_{label}": list(np.take_along_axis(deltas, worst[:, None], axis=1)[:, 0]),
+            f"prediction_ref_{label}": prediction[::2],
+            f"prediction_alt_{label}": prediction[1::2],
+            f"prediction_difference_{label}": prediction[1::2] - prediction[::2],
+            f"worst_delta_{label}": worst(deltas),
             **{f"{name}_{label}": values for name, values in changes.items()},
         }
         if "attribution_by_fold" in block.values:
-            of_folds = block["attribution_by_fold"][:, :, index], block["prediction_by_fold"][:, :, index]
-            columns |= {f"{name}_{label}": values for name, values in _of_folds(*of_folds, variants).items()}
+            attribution, prediction = (block[name][:, :, index] for name in fold_agreement.ARRAYS_READ)
+            columns |= {
+                f"{name}_{label}": values for name, values in _of_folds(attribution, prediction, variants).items()
+            }
     return columns
 
 
@@ -140,13 +79,10 @@ def _changes(attribution: np.ndarray, variants: list[Variant], left: np.ndarray,
     return columns
 
 
-def _of_folds(attribution: np.ndarray, prediction: np.ndarray, variants: list[Variant]) -> dict[str, list[float]]:
+def _of_folds(attribution: np.ndarray, prediction: np.ndarray, variants: list[Variant]) -> dict[str, Any]:
     """What the folds say of each variant, from (2V, F, L) attributions and (2V, F) predictions."""
     pairs = zip(variants, attribution[::2], attribution[1::2], strict=True)
     changes = (difference(ref, alt, *variant.lengths)[None] for variant, ref, alt in pairs)
-    return {
-        "fold_agreement": [float(agreement.of_row(agreement.agreement(change))[0]) for change in changes],
-        "prediction_difference_spread": agreement.spread(
-            prediction[1::2].astype(np.float64) - prediction[::2]
-        ).tolist(),
-    }
+    agreement = [float(fold_agreement.of_row(fold_agreement.agreement(change))[0]) for change in changes]
+    spread = fold_agreement.spread(prediction[1::2].astype(np.float64) - prediction[::2])
+    return {"fold_agreement": agreement, "prediction_difference_spread": spread}

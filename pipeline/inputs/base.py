@@ -1,17 +1,18 @@
-"""What every input form gives: batches of parsed rows, bad ones named and kept in their place.
+"""What every input form gives: batches of parsed rows, bad ones included.
 
-Coordinates are 0-based and half-open. A row that cannot be used is still a row: its codes are None and its problem says
-why, so that the caller decides whether to stop or to leave it out.
+Coordinates are 0-based and half-open. The codes of a bad row are None and its problem says why; the caller stops, or
+leaves the row out.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
 
 ROWS_PER_BATCH = 1024
-BASES_PER_BATCH = 1 << 24  # whichever is reached first ends a batch, so that long records do not fill the memory
+BYTES_PER_BATCH = 1 << 24  # of codes and names; the first limit reached ends a batch: records may be long
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Rows:
         end: (n,) int64, exclusive, -1 where the input has none.
         strand: "+", "-" or "." (not known). Codes are as the input gives them; those of loci are of the plus strand,
             unless `dataset.strand=apply` makes those on the minus strand its reverse complement.
-        args: per row the values of the model's further inputs, each of the same shape and type in every row; empty
-            where there are none.
+        extra_inputs: per row the values of the model's extra inputs, each of the same shape and type in every row;
+            empty where there are none.
     """
 
     source_row: np.ndarray
@@ -40,20 +41,21 @@ class Rows:
     start: np.ndarray
     end: np.ndarray
     strand: list[str]
-    args: list[tuple[np.ndarray, ...]] = field(default_factory=list)
+    extra_inputs: list[tuple[np.ndarray, ...]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.codes)
 
-    def args_of(self, i: int) -> tuple[np.ndarray, ...]:
-        """The model's further inputs of one row."""
-        return self.args[i] if self.args else ()
+    def extra_inputs_of(self, i: int) -> tuple[np.ndarray, ...]:
+        """The model's extra inputs of one row."""
+        return self.extra_inputs[i] if self.extra_inputs else ()
 
 
 class Source(Protocol):
     """An input that can be read from its beginning, any number of times.
 
-    `description` is what the store says of the input; it is whole once the rows have been read.
+    `description` is what the store says of the input, complete once the rows have been read. Its `notes` are lines
+    about choices that change values.
     """
 
     description: dict[str, Any]
@@ -65,7 +67,7 @@ class Source(Protocol):
 
 @dataclass
 class Row:
-    """One parsed row, on its way into a batch; the fields are those of `Rows`."""
+    """One parsed row; the fields are those of `Rows`."""
 
     source_row: int
     codes: np.ndarray | None
@@ -77,42 +79,48 @@ class Row:
     strand: str = "."
 
 
-@dataclass
-class Batcher:
-    """Collects rows until a batch is full."""
-
-    rows: list[Row] = field(default_factory=list)
-    n_bases: int = 0
-
-    def add(self, row: Row) -> None:
-        self.rows.append(row)
-        self.n_bases += 0 if row.codes is None else len(row.codes)
-
-    @property
-    def full(self) -> bool:
-        return len(self.rows) >= ROWS_PER_BATCH or self.n_bases >= BASES_PER_BATCH
-
-    def take(self) -> Rows:
-        """The batch collected so far; the collection starts again, empty."""
-        rows, self.rows, self.n_bases = self.rows, [], 0
-        return Rows(
-            source_row=np.array([row.source_row for row in rows], dtype=np.int64),
-            codes=[row.codes for row in rows],
-            problem=[row.problem for row in rows],
-            name=[row.name for row in rows],
-            chrom=[row.chrom for row in rows],
-            start=np.array([row.start for row in rows], dtype=np.int64),
-            end=np.array([row.end for row in rows], dtype=np.int64),
-            strand=[row.strand for row in rows],
-        )
+def _batch(rows: Sequence[Row]) -> Rows:
+    columns: dict[str, Any] = {item.name: [getattr(row, item.name) for row in rows] for item in fields(Row)}
+    return Rows(**columns | {name: np.array(columns[name], np.int64) for name in ("source_row", "start", "end")})
 
 
-def batched(rows: Iterator[Row]) -> Iterator[Rows]:
-    """Group single rows into batches of bounded size."""
-    batcher = Batcher()
+def batched(rows: Iterable[Row]) -> Iterator[Rows]:
+    """Rows in batches of bounded size."""
+    some: list[Row] = []
+    n_bytes = 0
     for row in rows:
-        batcher.add(row)
-        if batcher.full:
-            yield batcher.take()
-    if batcher.rows:
-        yield batcher.take()
+        some.append(row)
+        n_bytes += len(row.name) + (0 if row.codes is None else len(row.codes))
+        if len(some) >= ROWS_PER_BATCH or n_bytes >= BYTES_PER_BATCH:
+            yield _batch(some)
+            some, n_bytes = [], 0
+    if some:
+        yield _batch(some)
+
+
+class RowSource(ABC):
+    """A source that reads row by row; see `Source`."""
+
+    description: dict[str, Any]
+
+    def batches(self) -> Iterator[Rows]:
+        return batched(self._rows())
+
+    @abstractmethod
+    def _rows(self) -> Iterator[Row]:
+        """The rows in input order."""
+
+
+class Values(Protocol):
+    """The values of one extra input."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def take(self, rows: Rows) -> tuple[np.ndarray, list[str | None]]:
+        """(n, ...) values of the rows, in the order of the input, and for each None or why it has no value."""
+        ...
+
+    def finish(self, n_records: int) -> None:
+        """Called after the last row. Raises UserError where the number of values is not that of the records."""
+        ...

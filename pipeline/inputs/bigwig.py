@@ -1,7 +1,7 @@
-"""bigWig tracks along the windows of a genome, as a further input of the model: control tracks, above all.
+"""bigWig tracks along the windows of a genome, as an extra input of the model: control tracks, above all.
 
-Values are those of each base, 0 where the track has none. On a row that is the reverse complement of its window they
-are turned around with it, and the two strands of a pair change places.
+Values are per base, 0 where the track has none. In a row that is the reverse complement of its window they are reversed
+too, and the two strands of a pair swapped.
 
 Shape legend: S strands (1 or 2), L positions.
 """
@@ -13,19 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.args import other_strand
-from pipeline.errors import UserError
-from pipeline.sources.base import Rows
-from pipeline.sources.loci import require_chrom
+from pipeline.inputs.base import Rows
+from pipeline.inputs.bed import require_chrom
+from pipeline.messages.errors import UserError, require_extra
+from pipeline.messages.secrets import one_line
+from pipeline.planning.extra_inputs import other_strand
 
 
 class Tracks:
     """One bigWig, or those of the plus and the minus strand, as an input of (S, L) float32 for each row; see `Values`.
 
-    Args:
-        paths: of the bigWigs.
-        length: bases in a window.
-        strand: apply where rows on the minus strand are reverse complements of their windows.
+    With `strand` apply, rows on the minus strand are reverse complements of their windows of `length` bases.
 
     Raises:
         UserError: pyBigWig is not installed, or a file is no bigWig.
@@ -75,14 +73,13 @@ class Tracks:
 
 def _open(path: Path) -> tuple[Any, dict[str, int]]:
     """An open bigWig, and the sizes of its chromosomes."""
-    try:
-        import pyBigWig
-    except ModuleNotFoundError:
-        raise UserError("pyBigWig is needed to read dataset.args: pip install 'dlshap[exports]'") from None
+    require_extra("exports", "pyBigWig")
+    import pyBigWig
+
     try:
         file = pyBigWig.open(str(path))
         if not file.isBigWig():
             raise RuntimeError("it is a bigBed")
         return file, dict(file.chroms())
     except RuntimeError as error:
-        raise UserError(f"dataset.args: {path} cannot be read as a bigWig: {' '.join(str(error).split())}") from None
+        raise UserError(f"dataset.args: {path} cannot be read as a bigWig: {one_line(error)}") from None

@@ -1,22 +1,25 @@
-"""Columns of numbers in tables and loci, as further inputs of the model: see numeric.py."""
+"""Columns of numbers in tables and loci, as extra inputs of the model: see numeric.py."""
 
 import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.entries import Entry
-from pipeline.errors import UserError
-from pipeline.sources.columnar import Columnar, kind_of, list_shape, values_of
-from pipeline.sources.delimited import Delimited
-from pipeline.sources.loci import columns, data_lines
-from pipeline.sources.numeric import Block, OfRecords, checked, dtype_of
-from pipeline.sources.table import require_column
-from pipeline.sources.text import shown, text_of
-from pipeline.wording import one_of
+from pipeline.config.dataset_args import Entry
+from pipeline.inputs.bed import columns, data_lines
+from pipeline.inputs.centres import Centring
+from pipeline.inputs.columnar import Columnar, kind_of, list_shape, values_of
+from pipeline.inputs.columns import require_column
+from pipeline.inputs.delimited import Delimited
+from pipeline.inputs.numeric import RecordValues, ValueBlock, checked, dtype_of
+from pipeline.inputs.text import text_of
+from pipeline.messages.errors import UserError
+from pipeline.messages.visible import shown
+from pipeline.messages.words import one_of
 
 _CELLS = 1024  # of a text in a block
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
@@ -25,12 +28,8 @@ _PEAK = {**_BED, "signalvalue": 7, "pvalue": 8, "qvalue": 9}
 _BED_MORE = {**_BED, "thickstart": 7, "thickend": 8}
 
 
-def columnar(entry: Entry, path: Path) -> OfRecords:
-    """A column of a Parquet or Arrow file, of numbers or of fixed-size lists of them.
-
-    Raises:
-        UserError: it is not there, or holds no numbers.
-    """
+def columnar(entry: Entry, path: Path) -> RecordValues:
+    """A column of a Parquet or Arrow file, of numbers or of fixed-size lists of them. Raises UserError for another."""
     table = Columnar(path)
     require_column(entry.name, table.columns, "dataset.args", path)
     type_, where = table.types[entry.name], f"{path}, column {entry.name!r}"
@@ -42,48 +41,39 @@ def columnar(entry: Entry, path: Path) -> OfRecords:
         )
     dtype = dtype_of(kind, entry.dtype, where)
 
-    def blocks() -> Iterator[Block]:
+    def blocks() -> Iterator[ValueBlock]:
         for batch in table.batches([entry.name]):
             values, is_there = values_of(batch.column(entry.name), where)
             block = checked(values.reshape(-1, *shape), dtype, lambda i: f"column {entry.name!r} of {path.name}")
             empty = f"column {entry.name!r} of {path.name} is empty, or has an empty place; expected numbers"
-            yield Block(block.values, block.problems | dict.fromkeys(np.flatnonzero(~is_there).tolist(), empty))
+            yield ValueBlock(block.values, block.problems | dict.fromkeys(np.flatnonzero(~is_there).tolist(), empty))
 
-    return OfRecords(entry, shape, dtype, blocks)
+    return RecordValues(entry, shape, dtype, blocks)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A field of a text, and where it stands; None where its line has none."""
+    """A field of a text (None where its line has none), and its place, for errors."""
 
     text: str | None
     where: str
 
 
-def text_column(entry: Entry, cells: Callable[[], Iterator[Cell]]) -> OfRecords:
-    """A column of a text. It is int64 where every field that is a number is a whole one, unless its type is said.
-
-    Args:
-        entry: of dataset.args.
-        cells: reads the column from its beginning.
-    """
+def text_column(entry: Entry, cells: Callable[[], Iterator[Cell]]) -> RecordValues:
+    """A column of a text, which `cells` reads from its beginning: of the given type, else int64 where all numbers are
+    whole, else float32."""
     numbers = (cell.text for cell in cells() if cell.text is not None and _number(cell.text) is not None)
     dtype = entry.dtype or ("int64" if all(_WHOLE.fullmatch(text) for text in numbers) else "float32")
 
-    def blocks() -> Iterator[Block]:
-        some: list[Cell] = []
-        for cell in cells():
-            some.append(cell)
-            if len(some) == _CELLS:
-                yield _of_cells(some, dtype)
-                some = []
-        if some:
+    def blocks() -> Iterator[ValueBlock]:
+        found = cells()
+        while some := list(islice(found, _CELLS)):
             yield _of_cells(some, dtype)
 
-    return OfRecords(entry, (1,), dtype, blocks)
+    return RecordValues(entry, (1,), dtype, blocks)
 
 
-def _of_cells(cells: list[Cell], dtype: str) -> Block:
+def _of_cells(cells: list[Cell], dtype: str) -> ValueBlock:
     numbers = [None if cell.text is None else _number(cell.text) for cell in cells]
     are_whole = all(number is None or isinstance(number, int) for number in numbers)
     values = np.array([0 if number is None else number for number in numbers], np.int64 if are_whole else np.float64)
@@ -93,11 +83,11 @@ def _of_cells(cells: list[Cell], dtype: str) -> Block:
         for i, (cell, number) in enumerate(zip(cells, numbers, strict=True))
         if number is None
     }
-    return Block(block.values, block.problems | problems)
+    return ValueBlock(block.values, block.problems | problems)
 
 
 def _number(text: str) -> int | float | None:
-    """The number that a field holds, None where it is none."""
+    """The number in a field, or None."""
     if _WHOLE.fullmatch(text):
         return int(text)
     try:
@@ -107,8 +97,8 @@ def _number(text: str) -> int | float | None:
     return None if "_" in text or math.isnan(number) else number
 
 
-def delimited(entry: Entry, path: Path, delimiter: str | None) -> OfRecords:
-    """A column of a table as text. Raises UserError where it is not there."""
+def delimited(entry: Entry, path: Path, delimiter: str | None) -> RecordValues:
+    """A column of a table as text. Raises UserError where there is none of this name."""
     table = Delimited(path, delimiter)
     require_column(entry.name, table.columns, "dataset.args", path)
     place = table.columns.index(entry.name)
@@ -121,12 +111,8 @@ def delimited(entry: Entry, path: Path, delimiter: str | None) -> OfRecords:
     return text_column(entry, cells)
 
 
-def of_loci(entry: Entry, path: Path) -> OfRecords:
-    """A column of BED or narrowPeak, by its name in these formats or its number from 1.
-
-    Raises:
-        UserError: no column of this name holds numbers.
-    """
+def of_loci(entry: Entry, path: Path) -> RecordValues:
+    """A column of BED or narrowPeak, by its name in these formats or its number from 1. Raises UserError for others."""
     names = _loci_columns(path)
     number = int(entry.name) if entry.name.isdecimal() else names.get(entry.name.lower(), 0)
     if number < 1:
@@ -145,9 +131,12 @@ def of_loci(entry: Entry, path: Path) -> OfRecords:
 
 
 def _loci_columns(path: Path) -> dict[str, int]:
-    """The columns with numbers, by the form that the first line and the name of the file show."""
-    first = next(data_lines(path), None)
-    n = 0 if first is None else len(columns(text_of(first[2])[0]))
-    if n == 10:
+    """The columns with numbers, by the form of all lines, or of the first one and the name of the file."""
+    form, n = Centring(path.name), 0
+    for _, _, line in data_lines(path):
+        fields = columns(text_of(line)[0])
+        form.add(fields)
+        n = n or len(fields)
+    if form.is_narrow_peak:
         return {**_PEAK, "peak": 10}
     return _PEAK if ".broadpeak" in path.name.lower() else {name: i for name, i in _BED_MORE.items() if i <= n}

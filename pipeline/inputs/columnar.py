@@ -1,6 +1,11 @@
-"""Tables in Parquet and Arrow (IPC files, which Feather is, and streams), read in small batches by column."""
+"""Tables in Parquet and Arrow (IPC files, which Feather is, and streams), read in small batches by column.
+
+Few bytes of such a file may stand for many: a dictionary and runs of its entries, compressed pages and batches. How
+many is found before a batch is read, from what the file says, and counted when it has come.
+"""
 
 import math
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,37 +13,37 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import UserError
-from pipeline.sources.forms import first_bytes
+from pipeline.config import limits
+from pipeline.inputs.file_types import first_bytes
+from pipeline.messages.errors import UserError
+from pipeline.messages.secrets import one_line
 
+_STREAM_IN_FILE = 8  # where the messages of an IPC file begin
 MAGIC = (b"PAR1", b"ARROW1", b"FEA1", b"\xff\xff\xff\xff")
 _ROWS = 128  # in a batch: sequences may be long
+_ROW_BYTES = 16  # counted of a row that takes less
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}  # of Parquet's numbers
 
 
 class Columnar:
-    """A Parquet or Arrow file: its columns, their types, and their values.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        UserError: it is damaged, or of an old format.
-    """
+    """A Parquet or Arrow file: its columns, their types, and values. Raises UserError for a damaged or old file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._magic = first_bytes(path)
         if self._magic.startswith(b"FEA1"):
             raise UserError(f"{path} is Feather version 1; write it again as version 2, which is today's default")
-        with self._explained():
+        with self._user_errors():
             if self._is_parquet:
                 with pq.ParquetFile(path, memory_map=True) as file:
                     schema = file.schema_arrow
             else:
                 with pa.memory_map(str(path)) as file, self._open(file) as reader:
                     schema = reader.schema
+                    self._n_batches = getattr(reader, "num_record_batches", None)  # a stream does not say
         self.types: dict[str, pa.DataType] = dict(zip(schema.names, schema.types, strict=True))
         self.columns: list[str] = schema.names
 
@@ -47,18 +52,83 @@ class Columnar:
         return self._magic.startswith(b"PAR1")
 
     def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """Some columns, a small batch at a time, in the order of the file."""
-        with self._explained():
-            if self._is_parquet:
-                # buffer_size: a column is decompressed page by page and not a whole row group at once
-                with pq.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False) as file:
-                    yield from file.iter_batches(_ROWS, columns=columns, use_threads=False)
-            else:
-                with pa.memory_map(str(self.path)) as file, self._open(file) as reader:
-                    for batch in self._record_batches(reader):
-                        chosen = batch.select(columns)
-                        for start in range(0, len(chosen), _ROWS):
-                            yield chosen.slice(start, _ROWS)
+        """Some columns, a small batch at a time, in the order of the file. Raises UserError for a column whose values
+        are neither text, numbers nor lists of numbers, and where a row or the whole is beyond the limits."""
+        for name in columns:
+            if not _is_plain(self.types[name]):
+                raise UserError(
+                    f"{self.path}, column {name!r} is {self.types[name]}; expected text, numbers or lists of numbers"
+                )
+        streamed, are_shared = limits.Streamed(self.path), any(_is_shared(self.types[name]) for name in columns)
+        with self._user_errors():
+            for batch in self._parquet(columns) if self._is_parquet else self._arrow(columns):
+                n_bytes = sum(map(_nbytes, batch.columns)) if are_shared else batch.nbytes
+                streamed.add(max(n_bytes, _ROW_BYTES * len(batch)))
+                if not are_shared and n_bytes <= limits.record_bytes():
+                    yield batch
+                    continue
+                step = min([len(batch), *(self._step(column, batch.column(column)) for column in columns)])
+                yield from (batch.slice(start, step) for start in range(0, len(batch), max(step, 1)))
+
+    def _step(self, name: str, column: pa.Array) -> int:
+        """Rows to take at once of a batch. Raises UserError for a cell that is larger than `limits.record_mb`."""
+        if not _is_shared(column.type) and column.nbytes <= limits.record_bytes():
+            return len(column)
+        longest = _longest(column)
+        limits.require_record(longest, f"{self.path}: a cell of column {name!r}")
+        return max(1, limits.record_bytes() // max(1, longest))
+
+    def _parquet(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        # buffer_size: a column is decompressed page by page and not a whole row group at once
+        with pq.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False) as file:
+            n_rows = self._parquet_step(file, columns)
+            yield from file.iter_batches(n_rows, columns=columns, use_threads=False)
+
+    def _parquet_step(self, file: pq.ParquetFile, columns: list[str]) -> int:
+        """Rows that can be read at once: what is known of the sizes of cells are means, and entries of dictionaries."""
+        n_rows, total, most = _ROWS, 0, limits.record_bytes()
+        for group in range(file.num_row_groups):
+            about = file.metadata.row_group(group)
+            for i in range(about.num_columns):
+                chunk = about.column(i)
+                path = chunk.path_in_schema
+                if not any(path == name or path.startswith(f"{name}.") for name in columns):
+                    continue
+                n_bytes = max(
+                    chunk.total_uncompressed_size, chunk.num_values * _WIDTHS.get(chunk.physical_type, _ROW_BYTES)
+                )
+                total += n_bytes
+                limits.require_record(n_bytes // max(1, about.num_rows), f"{self.path}: the mean cell of {path!r}")
+                n_rows = min(n_rows, max(1, most * about.num_rows // max(1, n_bytes)))
+                if "DELTA_BYTE_ARRAY" in chunk.encodings:  # of a value only what differs from the one before
+                    n_rows = 1
+                elif chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY" and n_bytes * n_rows > most:
+                    n_rows = min(n_rows, max(1, most // max(1, self._longest_entry(path, group))))
+        limits.require_streamed(total, self.path)
+        return n_rows
+
+    def _longest_entry(self, column: str, group: int) -> int:
+        """Bytes of the longest entry in the dictionary of a column of text. Raises UserError where it is too long."""
+        with pq.ParquetFile(self.path, read_dictionary=[column], buffer_size=1 << 20, pre_buffer=False) as file:
+            first = next(file.iter_batches(1, row_groups=[group], columns=[column], use_threads=False)).column(0)
+        longest = _longest(first)
+        limits.require_record(longest, f"{self.path}: a cell of column {column!r}")
+        return longest
+
+    def _arrow(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        begin, on_disk, n = 0 if self._n_batches is None else _STREAM_IN_FILE, limits.bytes_on_disk(self.path), 0
+        with pa.memory_map(str(self.path)) as file:
+            file.seek(begin)
+            for message in pa.ipc.MessageReader.open_stream(file):
+                limits.require_held(unpacked_bytes(message), on_disk, f"{self.path}: a batch of rows")
+            file.seek(begin)
+            with pa.ipc.open_stream(file) as reader:
+                for batch in reader:
+                    n += 1
+                    chosen = batch.select(columns)
+                    yield from (chosen.slice(start, _ROWS) for start in range(0, len(chosen), _ROWS))
+        if self._n_batches not in (None, n):
+            raise UserError(f"{self.path} is damaged: it has {n} of {self._n_batches} batches of rows")
 
     def values(self, column: str) -> Iterator[Any]:
         """The values of a column, one by one; None where a row has none."""
@@ -67,23 +137,92 @@ class Columnar:
     def _open(self, file: pa.NativeFile) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:
         return pa.ipc.open_file(file) if self._magic.startswith(b"ARROW1") else pa.ipc.open_stream(file)
 
-    def _record_batches(
-        self, reader: pa.RecordBatchFileReader | pa.RecordBatchStreamReader
-    ) -> Iterator[pa.RecordBatch]:
-        if isinstance(reader, pa.RecordBatchFileReader):
-            yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
-        else:
-            yield from reader
-
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _user_errors(self) -> Iterator[None]:
         try:
             yield
         except UserError:
             raise
-        except (pa.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())
+        except (pa.ArrowException, OSError, struct.error) as error:
+            reason = one_line(error)
             raise UserError(f"{self.path} is truncated or damaged: {reason}; copy or download it again") from error
+
+
+def unpacked_bytes(message: pa.ipc.Message) -> int:
+    """Bytes that the body of a message of Arrow's IPC format says it decompresses to; 0 where it is not compressed.
+
+    The metadata are a flatbuffer: a `Message`, whose third field is a `RecordBatch`, or a `DictionaryBatch` that has
+    one as its second. Of a batch, field 2 lists its buffers, and field 3 is there where they are compressed; each then
+    begins with its size.
+    """
+    data, body = message.metadata.to_pybytes(), memoryview(message.body or b"")
+    batch = _flat_field(data, struct.unpack_from("<I", data)[0], 2)
+    if batch is not None and message.type == "dictionary":
+        batch = _flat_field(data, batch, 1)
+    if batch is None or message.type == "schema" or _flat_field(data, batch, 3) is None:
+        return 0
+    buffers = _flat_field(data, batch, 2)
+    if buffers is None:
+        return 0
+    found = struct.iter_unpack("<qq", data[buffers + 4 : buffers + 4 + 16 * struct.unpack_from("<I", data, buffers)[0]])
+    return sum(max(0, struct.unpack_from("<q", body, at)[0]) for at, size in found if size >= 8)
+
+
+def _flat_field(data: bytes, table: int, field: int) -> int | None:
+    """Where the table or vector is that a field of a table of a flatbuffer refers to; None without the field."""
+    vtable = table - struct.unpack_from("<i", data, table)[0]
+    slot = 4 + 2 * field
+    if slot >= struct.unpack_from("<H", data, vtable)[0]:
+        return None
+    if not (offset := struct.unpack_from("<H", data, vtable + slot)[0]):
+        return None
+    return int(table + offset + struct.unpack_from("<I", data, table + offset)[0])
+
+
+def _is_plain(type_: pa.DataType) -> bool:
+    """Whether values are text, numbers, or lists of numbers."""
+    if pa.types.is_dictionary(type_):
+        return not pa.types.is_nested(type_.value_type)
+    is_list = False
+    while pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
+        type_, is_list = type_.value_type, True
+    return not pa.types.is_nested(type_) and not (is_list and not pa.types.is_primitive(type_))
+
+
+def _is_shared(type_: pa.DataType) -> bool:
+    """Whether several rows may share the bytes of a cell."""
+    return bool(pa.types.is_dictionary(type_) or pa.types.is_string_view(type_) or pa.types.is_binary_view(type_))
+
+
+def _nbytes(column: pa.Array) -> int:
+    """Bytes of the cells, without those that they share with others."""
+    return 0 if _is_shared(column.type) else int(column.nbytes)
+
+
+def _longest(column: pa.Array) -> int:
+    """Bytes of the longest cell, or of the longest entry of a dictionary."""
+    values = column.dictionary if pa.types.is_dictionary(column.type) else column
+    if not len(values):
+        return 0
+    if pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type):
+        sizes = np.frombuffer(values.buffers()[1], np.int32)[
+            ::4
+        ]  # a view is 16 bytes, of which the first 4 are its size
+        return int(sizes[values.offset : values.offset + len(values)].max())
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        return int(pc.max(pc.list_value_length(values)).as_py() or 0) * _width(values.type)
+    if pa.types.is_fixed_size_list(values.type):
+        return math.prod(list_shape(values.type) or ()) * _width(values.type)
+    if pa.types.is_primitive(values.type):
+        return int(values.type.bit_width) // 8
+    return int(pc.max(pc.binary_length(values)).as_py() or 0)
+
+
+def _width(type_: pa.DataType) -> int:
+    """Bytes of a number in lists."""
+    while pa.types.is_nested(type_):
+        type_ = type_.value_type
+    return -(-int(type_.bit_width) // 8)
 
 
 def list_shape(type_: pa.DataType) -> tuple[int, ...] | None:
@@ -102,14 +241,8 @@ def kind_of(type_: pa.DataType) -> str:
 
 
 def values_of(column: pa.Array, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of a column of numbers or of fixed-size lists of them.
-
-    Args:
-        column: m values.
-        where: for the error.
-
-    Returns:
-        (m, size of a list) values, and (m,) bool: which are there, each with all its numbers; the others hold anything.
+    """(m, size of a list) numbers of a column of m numbers or fixed-size lists of them, and (m,) bool: whether a row
+    has all its numbers; the values of other rows are undefined.
 
     Raises:
         UserError: a list within a list is missing.

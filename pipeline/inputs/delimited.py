@@ -1,7 +1,7 @@
 """Tables as text: CSV, TSV and their like, plain or gzip, streamed line by line.
 
-The first line names the columns. A field may stand in double quotes, doubled within; a line ends a row in any case.
-Blank lines, and lines of comments (#) above the header, are passed over and not counted as rows.
+The first line names the columns. A field may be in double quotes, doubled within; the end of a line always ends a row.
+Blank lines, and comments (#) above the header, are skipped and not counted as rows.
 """
 
 import csv
@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import UserError
-from pipeline.sources.forms import DELIMITERS, suffix_of
-from pipeline.sources.text import numbered_lines, text_of
+from pipeline.inputs.file_types import DELIMITERS, suffix_of
+from pipeline.inputs.text import numbered_lines, text_of
+from pipeline.messages.errors import UserError
+from pipeline.messages.words import counted
 
 NAMES = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
 _LONGEST_FIELD = (1 << 31) - 1  # the csv module refuses fields above 131,072 characters unless told otherwise
@@ -28,7 +29,7 @@ class Line:
 
 
 class Delimited:
-    """A text table: the names of its columns, and its lines.
+    """A text table: the name of its delimiter, those of its columns, and its lines.
 
     Args:
         path: of the file.
@@ -50,7 +51,8 @@ class Delimited:
         text, is_utf8 = text_of(line)
         if not is_utf8:
             raise UserError(f"{path}, line {number}: the header is not UTF-8 text; save the table as UTF-8")
-        self._delimiter = _settled(path, number, text, delimiter)
+        self._delimiter = _delimiter_of(path, number, text, delimiter)
+        self.delimiter = next(name for name, character in NAMES.items() if character == self._delimiter)
         try:
             self.columns = [name.strip() for name in _split(text.lstrip("# "), self._delimiter)]
         except csv.Error as error:
@@ -72,12 +74,8 @@ class Delimited:
                 continue
             problem = None
             if len(fields) != len(self.columns):
-                problem = f"{_counted(len(fields))} where the header has {len(self.columns)}"
+                problem = f"{counted(len(fields), 'field')} where the header has {len(self.columns)}"
             yield Line(index, number, fields, problem)
-
-
-def _counted(n: int) -> str:
-    return f"{n} field{'' if n == 1 else 's'}"
 
 
 def _header_and_data(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -100,8 +98,8 @@ def _header_and_data(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _settled(path: Path, number: int, header: str, given: str | None) -> str:
-    """The delimiter: the one given, else by the file's name, else the only one that the header has."""
+def _delimiter_of(path: Path, number: int, header: str, given: str | None) -> str:
+    """The given delimiter, else that of the file's name, else the only one in the header."""
     has = [name for name, character in NAMES.items() if character in header]
     by_name = {character: name for name, character in NAMES.items()}.get(DELIMITERS.get(suffix_of(path), ""))
     wanted = given or by_name

@@ -1,4 +1,4 @@
-"""What is worth saying of an input that can be used: rows that are there twice, and windows that were left out."""
+"""Lines about an input: repeated rows, and windows that were left out."""
 
 from array import array
 from collections.abc import Mapping
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.wording import counted
+from pipeline.messages.words import counted
 
 
 class Repeats:
-    """Counts names and loci that come again. Holds 16 bytes a row."""
+    """Counts repeated names and loci. Holds 16 bytes a row."""
 
     def __init__(self) -> None:
         self._names = array("q")
@@ -23,15 +23,8 @@ class Repeats:
             self._starts.setdefault(chrom, array("q")).append(start)
 
     def counts(self, length: int) -> dict[str, int]:
-        """How often.
-
-        Args:
-            length: bases in each row.
-
-        Returns:
-            n_same_name: rows with the name of an earlier one; n_same_locus: rows with the locus of an earlier one;
-            n_overlapping: different loci that share bases with another.
-        """
+        """The numbers of rows with the name or the locus of an earlier one, and of different loci of `length` bases
+        that share some with another."""
         same_locus = overlapping = 0
         for starts in self._starts.values():
             distinct = np.unique(np.frombuffer(starts, dtype=np.int64))
@@ -43,26 +36,21 @@ class Repeats:
         return {"n_same_name": same_name, "n_same_locus": same_locus, "n_overlapping": overlapping}
 
 
-def remarks(description: Mapping[str, Any]) -> list[str]:
-    """A line for each thing to be said, from what the store will say of the input."""
-    found = {key: value for key, value in description.items() if key.startswith("n_") and value}
+def input_notes(description: Mapping[str, Any]) -> list[str]:
+    """Lines about an input, from its description: choices, repeated rows, windows left out."""
+    row = "variant" if description.get("kind") == "variants" else "row"
     kept = {
-        "n_same_name": "{} with the name of an earlier row",
-        "n_same_locus": "{} with the locus of an earlier row",
-        "n_overlapping": "{} that share bases with other windows",
+        "n_same_name": (row, "with the name of an earlier one"),
+        "n_same_locus": (row, "with the locus of an earlier one"),
+        "n_overlapping": ("window", "that share bases with other windows"),
     }
     left_out = {
-        "n_unknown": "{} with fewer known bases than dataset.min_known",
-        "n_blacklisted": "{} in dataset.blacklist",
+        "n_unknown": ("window", "with fewer known bases than dataset.min_known"),
+        "n_blacklisted": ("window", "in dataset.blacklist"),
     }
-    nouns = {"n_same_name": "row", "n_same_locus": "row"}
-    lines = []
-    for phrases, text in [(kept, "all rows of the input are kept: "), (left_out, "left out of the genome: ")]:
-        parts = [
-            phrase.format(counted(found[key], nouns.get(key, "window")))
-            for key, phrase in phrases.items()
-            if key in found
-        ]
-        if parts:
+    lines = list(description.get("notes", []))
+    for phrases, text in [(kept, "kept although repeated or overlapping: "), (left_out, "left out of the genome: ")]:
+        found = [(description.get(key), noun, phrase) for key, (noun, phrase) in phrases.items()]
+        if parts := [f"{counted(n, noun)} {phrase}" for n, noun, phrase in found if n]:
             lines.append(text + ", ".join(parts))
     return lines

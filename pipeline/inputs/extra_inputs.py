@@ -1,4 +1,4 @@
-"""An input with the further inputs of the model beside its sequences; see pipeline/entries.py for what they may be."""
+"""An input with extra inputs of the model beside its sequences; see config/dataset_args.py."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
@@ -7,39 +7,30 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import DatasetConfig
-from pipeline.entries import Entry, parse
-from pipeline.sources import cells, numeric
-from pipeline.sources.base import Rows, Source
-from pipeline.sources.columnar import MAGIC
-from pipeline.sources.forms import first_bytes
-from pipeline.sources.text import require_file, require_place, shown
-from pipeline.sources.tracks import Tracks
+from pipeline.config.dataset_args import Entry, parse
+from pipeline.inputs import numeric
+from pipeline.inputs.base import Rows, Source, Values
+from pipeline.inputs.bigwig import Tracks
+from pipeline.inputs.form import InputForm, Windows
+from pipeline.inputs.text import require_file, require_path
+from pipeline.messages.visible import shown
 
-_BYTES_PER_BATCH = 1 << 26  # of further inputs
+_BYTES_PER_BATCH = 1 << 26  # of extra inputs
 
 
-class WithArgs:
-    """A source whose rows have further inputs.
+class WithExtraInputs:
+    """A source with the extra inputs that `dataset.args` names. Raises UserError for one that cannot be read."""
 
-    Args:
-        source: gives the rows.
-        dataset: says what the further inputs are.
-
-    Raises:
-        UserError: one of them is not there, or holds no numbers.
-    """
-
-    def __init__(self, source: Source, dataset: DatasetConfig) -> None:
+    def __init__(self, source: Source, dataset: InputForm) -> None:
         self._source, self._dataset = source, dataset
         self._entries = [parse(arg) for arg in dataset.args]
         source.description["args"] = [_described(entry) for entry in self._entries]
         self.description: dict[str, Any] = source.description
-        self._ready: list[numeric.Values] | None = self._opened()  # what is wrong with them is to be known at once
+        self._ready: list[Values] | None = self._open_all()  # bad files are refused at once
 
     def batches(self) -> Iterator[Rows]:
-        """The rows with their further inputs; a row without one is a bad one. See `Source`."""
-        args, n_records = self._ready or self._opened(), 0
+        """The rows with their extra inputs; a row without one is bad. See `Source`."""
+        args, n_records = self._ready or self._open_all(), 0
         self._ready = None  # they are read once
         row_bytes = sum(int(np.prod(arg.shape)) * np.dtype(arg.dtype).itemsize for arg in args)
         step = max(1, _BYTES_PER_BATCH // max(1, row_bytes))
@@ -49,12 +40,20 @@ class WithArgs:
                 yield _joined(_rows(batch, start, start + step), args)
         for arg in args:
             arg.finish(self._source.description.get("n_windows", n_records))
+        types, notes = self._types(args), self.description.get("notes", [])
+        self.description["notes"] = [*(line for line in notes if line not in types), *types]
 
-    def _opened(self) -> list[numeric.Values]:
+    def _types(self, args: Sequence[Values]) -> list[str]:
+        """A line with the types and shapes that `dataset.args` does not give."""
+        guessed = [(entry, arg) for entry, arg in zip(self._entries, args, strict=True) if entry.dtype is None]
+        kinds = [f"{_called(entry)} as {arg.dtype} (N, {', '.join(map(str, arg.shape))})" for entry, arg in guessed]
+        return [f"dataset.args gives {', '.join(kinds)}"] if kinds else []
+
+    def _open_all(self) -> list[Values]:
         return [_open(entry, self._dataset) for entry in self._entries]
 
 
-def _joined(rows: Rows, args: Sequence[numeric.Values]) -> Rows:
+def _joined(rows: Rows, args: Sequence[Values]) -> Rows:
     """The rows with values of each."""
     found = [arg.take(rows) for arg in args]
     problems = list(rows.problem)
@@ -62,7 +61,7 @@ def _joined(rows: Rows, args: Sequence[numeric.Values]) -> Rows:
         own = next((text for _, texts in found if (text := texts[i]) is not None), None)
         if problem is None and own is not None:
             problems[i] = f"row {rows.source_row[i]} {shown(rows.name[i])}: dataset.args: {own}"
-    return replace(rows, problem=problems, args=list(zip(*(values for values, _ in found), strict=True)))
+    return replace(rows, problem=problems, extra_inputs=list(zip(*(values for values, _ in found), strict=True)))
 
 
 def _rows(batch: Rows, start: int, stop: int) -> Rows:
@@ -72,25 +71,18 @@ def _rows(batch: Rows, start: int, stop: int) -> Rows:
     return Rows(**{item.name: getattr(batch, item.name)[start:stop] for item in fields(batch)})
 
 
-def _open(entry: Entry, dataset: DatasetConfig) -> numeric.Values:
+def _open(entry: Entry, dataset: InputForm) -> Values:
     """What gives the values of an entry, from the beginning."""
-    paths = [require_place(path, "dataset.args") for path in entry.paths]
+    paths = [require_path(path, "dataset.args") for path in entry.paths]
     if entry.is_track:
-        assert dataset.length is not None  # what locates windows needs it
+        assert isinstance(dataset, Windows)  # others were refused with the settings
         files = [require_file(path, "dataset.args") for path in paths]
-        return Tracks(files, dataset.length, dataset.strand)
-    if paths:
-        return numeric.array(entry, paths[0], entry.key)
-    match dataset.name:
-        case "table":
-            path = require_file(dataset.path, "dataset.path")
-            if first_bytes(path).startswith(MAGIC):
-                return cells.columnar(entry, path)
-            return cells.delimited(entry, path, dataset.delimiter)
-        case "loci":
-            return cells.of_loci(entry, require_file(dataset.loci, "dataset.loci"))
-    assert dataset.name == "array"  # others with names were refused with the settings
-    return numeric.array(entry, require_place(dataset.path, "dataset.path"), entry.name)
+        return Tracks(files, dataset.width, getattr(dataset, "strand", "ignore"))
+    return numeric.array(entry, paths[0], entry.key) if paths else dataset.values_of(entry)
+
+
+def _called(entry: Entry) -> str:
+    return f"{_described(entry)} (0 where it has no value)" if entry.is_track else _described(entry)
 
 
 def _described(entry: Entry) -> str:

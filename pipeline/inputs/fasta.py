@@ -1,8 +1,8 @@
 """Sequences from a FASTA file, plain or gzip (bgzip included), streamed record by record.
 
 A record's name is the first word of its header. A name such as `chr1:100-200` or `peak::chr1:100-200(+)` is read as a
-locus, 0-based and half-open as `bedtools getfasta` writes it, when its length agrees with the sequence; a name whose
-length does not agree (1-based coordinates, say) is only a name. Lower case is read as upper case, U as T, and N and the
+locus, 0-based and half-open as `bedtools getfasta` writes it, when its length agrees with the sequence, and otherwise
+(1-based coordinates, say) as a name only. Lower case is read as upper case, U as T, and N and the
 IUPAC ambiguity letters as unknown.
 """
 
@@ -10,12 +10,17 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dlshap_core.sequences import encode
-from pipeline.errors import UserError
-from pipeline.sources.base import Row, Rows, batched
-from pipeline.sources.text import numbered_lines, returns_hint, shown, text_of
+from pipeline.config import limits
+from pipeline.config.settings import setting
+from pipeline.inputs.base import Row, RowSource, Source
+from pipeline.inputs.form import InputForm
+from pipeline.inputs.text import numbered_lines, returns_hint, text_of
+from pipeline.messages.errors import UserError
+from pipeline.messages.visible import shown
+from pipeline.messages.words import counted
 
 _LOCUS = re.compile(r"(?:.*::)?(?P<chrom>[^:\s]+):(?P<start>\d{1,18})-(?P<end>\d{1,18})(?:\((?P<strand>[+.-])\))?")
 _PROTEIN_ONLY = re.compile(rb"[EFILPQefilpq]")  # letters of amino acids that are no nucleotide code
@@ -29,40 +34,100 @@ _OTHER_FORMATS = {
 
 
 @dataclass
+class Fasta(InputForm):
+    """Every record of a FASTA file, plain or gzip."""
+
+    is_called: ClassVar[str] = "a FASTA file"
+    suffixes: ClassVar[tuple[str, ...]] = (".fa", ".fasta", ".fna", ".fas", ".ffn", ".mfa")
+    magic: ClassVar[tuple[bytes, ...]] = (b">",)
+    must_be_known: ClassVar[bool] = False
+
+    name: str = "fasta"
+    path: str = setting("the FASTA file, plain or gzip", is_file=True, is_plain=True)
+
+    def open(self) -> Source:
+        return FastaSource(self.file("path"))
+
+
+@dataclass
 class Record:
-    """A record as it stands in the file: its header and the lines of its sequence with their 1-based numbers."""
+    """A record of the file: its header, and the lines of its sequence with their 1-based numbers; no lines where they
+    are longer than `limits.sequence`."""
 
     header: bytes
     line: int
     pieces: list[tuple[int, bytes]] = field(default_factory=list)
+    n_bases: int = 0
 
 
-class FastaSource:
+class FastaSource(RowSource):
     """Every record of one FASTA file, in the order of the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.description: dict[str, Any] = {"kind": "fasta", "path": path.name}
 
-    def batches(self) -> Iterator[Rows]:
-        """The records in order; see `Source`. Raises UserError when the file is empty, not FASTA, or damaged."""
-        return batched(parse(record, i, self.path) for i, record in enumerate(read_records(self.path)))
+    def _rows(self) -> Iterator[Row]:
+        names = LocusNames()
+        for i, record in enumerate(read_records(self.path)):
+            row = parse(record, i, self.path)
+            names.add(row)
+            yield row
+        self.description["notes"] = names.notes(self.path.name)
+
+
+class LocusNames:
+    """Counts names that are read as loci, and those that look like loci of another length than their sequence's."""
+
+    def __init__(self) -> None:
+        self._n_read = self._n_minus = self._n_other = 0
+
+    def add(self, row: Row) -> None:
+        """A row whose locus, if it has one, is that of its name."""
+        if row.codes is None or _LOCUS.fullmatch(row.name) is None:
+            return
+        self._n_read += row.start >= 0
+        self._n_minus += row.start >= 0 and row.strand == "-"
+        self._n_other += row.start < 0
+
+    def notes(self, file: str) -> list[str]:
+        """Lines about names that look like loci."""
+        found = []
+        if self._n_read:
+            minus = (
+                f"; the sequences of {self._n_minus} with (-) are those of the minus strand" if self._n_minus else ""
+            )
+            found.append(f"{file}: {counted(self._n_read, 'name')} such as chr1:100-200 read as 0-based loci{minus}")
+        if self._n_other:
+            found.append(
+                f"{file}: {counted(self._n_other, 'name')} such as chr1:100-200 not read as loci: their sequences have "
+                f"another length (are they 1-based?)"
+            )
+        return found
 
 
 def read_records(path: Path) -> Iterator[Record]:
     """The records of a FASTA file. Raises UserError for text before the first header, or when there is no record."""
     record: Record | None = None
-    for number, line in numbered_lines(path):
+    longest, of_header = limits.current().sequence, 0
+    for number, line in numbered_lines(path, in_pieces=True):
+        if number == of_header:
+            raise limits.too_long(f"{path}, line {number}", "record_mb")
         if line.startswith(b">"):
             if record is not None:
                 yield record
-            record = Record(line[1:], number)
+            record, of_header = Record(line[1:], number), number
         elif not line.strip():
             continue
         elif record is None:
             raise _not_fasta(path, number, line)
         else:
-            record.pieces.append((number, line.rstrip()))
+            piece = line.rstrip()
+            record.n_bases += len(piece)
+            if record.n_bases <= longest:
+                record.pieces.append((number, piece))
+            else:
+                record.pieces.clear()
     if record is None:
         raise UserError(f"{path} holds no FASTA records; expected lines of '>name' followed by a sequence")
     yield record
@@ -78,6 +143,8 @@ def parse(record: Record, index: int, path: Path) -> Row:
         return Row(index, None, f"{where}: the header is not UTF-8 text", name)
     if not name:
         return Row(index, None, f"{where} has no name; expected '>name'", name)
+    if not record.pieces and record.n_bases:
+        return Row(index, None, f"{where} {limits.sequence_problem(record.n_bases)}", name)
     if not record.pieces:
         return Row(index, None, f"{where} has no sequence{returns_hint(header)}", name)
     try:

@@ -3,63 +3,49 @@
 import gzip
 import zlib
 from pathlib import Path
+from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.sources.text import is_gzip
+from pipeline.config.registry import names, schema
+from pipeline.inputs.text import is_gzip
+from pipeline.messages.errors import UserError
 
-FORMS = (
-    "dataset=fasta (.fa, .fasta, .fna, .fas), dataset=table (.csv, .tsv, .tab, .txt, .parquet, .pq, .arrow, .feather, "
-    ".ipc), dataset=array (.npy, .npz, .zarr), dataset=loci (.bed, .narrowPeak, .broadPeak, with a genome), "
-    "dataset=tiles (a genome); text may be gzip"
-)
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
-_SUFFIXES = {
-    "fasta": (".fa", ".fasta", ".fna", ".fas", ".ffn", ".mfa"),
-    "table": (*DELIMITERS, ".parquet", ".pq", ".arrow", ".feather", ".ipc"),
-    "array": (".npy", ".npz", ".zarr"),
-    "loci": (".bed", ".bed3", ".bed6", ".bed12", ".narrowpeak", ".broadpeak"),
-}
-_MAGIC = {
-    b">": "fasta",
-    b"PAR1": "table",
-    b"ARROW1": "table",
-    b"FEA1": "table",
-    b"\xff\xff\xff\xff": "table",
-    b"\x93NUMPY": "array",
-}
-_A = {"fasta": "a FASTA file", "table": "a table", "array": "an array", "loci": "a file of loci"}
 
 
 def require_form(path: Path, form: str) -> None:
-    """Refuse a file that is clearly of another form than `dataset=form`.
-
-    Raises:
-        UserError: names the form that fits; or all forms, for a name that says nothing where the content does not
-            either.
-    """
+    """Raises UserError for a file of another form than `dataset=form`, with the form that fits, or all forms where
+    neither name nor content tell."""
     found = form_of(path)
     if found is not None and found != form:
-        setting = "dataset.loci" if found == "loci" else "dataset.path"
+        other = schema("dataset", found)
         raise UserError(
-            f"dataset={form} and dataset.path={path} contradict each other: it looks like {_A[found]}; "
-            f"use dataset={found} {setting}={path}"
+            f"dataset={form} and dataset.path={path} contradict each other: it looks like {other.is_called}; "
+            f"use dataset={found} dataset.{other.main_file}={path}"
         )
-    if found is None and form != "fasta" and suffix_of(path) != ".txt":
+    own = schema("dataset", form)
+    if found is None and own.must_be_known and suffix_of(path) != ".txt":
+        known = [f"dataset={name} ({', '.join(form.suffixes) or form.is_called})" for name, form in _forms().items()]
         raise UserError(
-            f"dataset.path={path} is not known by its name or its first bytes as {_A[form]}; forms: {FORMS}"
+            f"dataset.path={path} is not known by its name or its first bytes as {own.is_called}; forms: "
+            f"{', '.join(known)}; text may be gzip"
         )
 
 
 def form_of(path: Path) -> str | None:
-    """fasta, table, array or loci; None where neither the first bytes nor the name tell."""
+    """Which form a file or folder is of; None where neither the first bytes nor the name tell."""
+    forms, suffix = _forms(), suffix_of(path)
     if path.is_dir():
-        return "array" if is_zarr(path) or suffix_of(path) == ".zarr" else None
+        return next((name for name, form in forms.items() if form.is_folder(path)), None)
     head = first_bytes(path)
-    for magic, form in _MAGIC.items():
-        if head.startswith(magic):
-            return form
-    suffix = suffix_of(path)
-    return next((form for form, suffixes in _SUFFIXES.items() if suffix in suffixes), None)
+    by_content = (name for name, form in forms.items() if form.magic and head.startswith(form.magic))
+    by_name = (name for name, form in forms.items() if suffix in form.suffixes)
+    return next(by_content, None) or next(by_name, None)
+
+
+def _forms() -> dict[str, Any]:
+    """The forms whose files have a name in errors."""
+    found = {name: schema("dataset", name) for name in names("dataset")}
+    return {name: form for name, form in found.items() if form.is_called}
 
 
 def is_zarr(folder: Path) -> bool:

@@ -4,12 +4,10 @@ Two ways to read, chosen by what the file is:
 
 - `IndexedGenome`, for a plain FASTA: pyfaidx seeks to each window through a `.fai` index. An index beside the genome is
   used if it fits; otherwise one is made, and put there unless the genome's folder cannot be written.
-- `StreamedGenome`, for gzip and bgzip (and a plain FASTA of uneven line lengths, which no index can describe). Plain
-  gzip can only be read from its start, so the file is read through twice, whatever the order of the loci: once for
-  names and lengths, so that every locus can be judged, and once for the sequences. In the second pass a chromosome is
-  held in memory (a byte per base) from when it is passed until its last locus has been served; those without loci are
-  skipped. Loci in the genome's own order therefore need one chromosome at a time; in any other order, at most all
-  the chromosomes that have loci.
+- `StreamedGenome`, for gzip and bgzip (and a plain FASTA of uneven line lengths, which no index can describe). The file
+  is read twice: once for names and lengths, to check every locus, and once for the sequences. The second pass holds a
+  chromosome in memory (a byte per base) until its last locus; those without loci are skipped. Loci in the genome's
+  order need one chromosome at a time; in any other order, at most all chromosomes with loci.
 """
 
 import gzip
@@ -25,8 +23,10 @@ from uuid import uuid4
 
 import pyfaidx
 
-from pipeline.errors import UserError
-from pipeline.sources.text import BYTE_ORDER_MARK, damaged, is_gzip, open_bytes, text_of
+from pipeline.config import limits
+from pipeline.inputs.text import BYTE_ORDER_MARK, damaged, is_gzip, open_bytes, text_of
+from pipeline.messages.errors import UserError
+from pipeline.messages.secrets import one_line
 
 _CHUNK_BYTES = 1 << 22
 _LONGEST_HEADER = 4096  # bytes; a longer one is not believed to be one
@@ -78,6 +78,7 @@ class IndexedGenome:
         index = path.with_name(path.name + ".fai")
         with tempfile.TemporaryDirectory(prefix="dlshap-") as folder:
             if not describes(index, path):
+                _require_lines(path)
                 made = Path(folder) / index.name
                 _open(path, made).close()
                 index = _publish(made, index)
@@ -97,17 +98,35 @@ class IndexedGenome:
         self._fasta.close()
 
 
+def _require_lines(path: Path) -> None:
+    """Raises UserError where a line is too long for pyfaidx, which has it in memory when it makes an index."""
+    size, most = path.stat().st_size, limits.current().held_mb * limits.MB
+    limits.require_streamed(size, path)  # holes have no ends of lines
+    if size <= most:
+        return
+    n_bytes = 0  # of a line so far; those that begin and end within a block are short
+    with path.open("rb") as file:
+        while block := file.read(_CHUNK_BYTES):
+            end, begin = block.find(b"\n"), block.rfind(b"\n") + 1
+            n_bytes += len(block) if end < 0 else end
+            if n_bytes > most:
+                advice = f"samtools faidx {path.name} makes an index, with which it is read all the same"
+                raise limits.too_long(f"genome {path} ({advice}): a line", "held_mb")
+            if begin:
+                n_bytes = len(block) - begin
+
+
 def _open(path: Path, index: Path) -> pyfaidx.Fasta:
     try:
         return pyfaidx.Fasta(str(path), indexname=str(index), as_raw=True)
     except UnicodeDecodeError:
         raise
     except ValueError as error:  # what pyfaidx raises for a name that occurs twice
-        raise UserError(f"genome {path}: {' '.join(str(error).split())}") from None
+        raise UserError(f"genome {path}: {one_line(error)}") from None
 
 
 def _publish(made: Path, index: Path) -> Path:
-    """Put a new index beside its genome, whole or not at all, and say where it is; where that fails, it stays."""
+    """Copy a new index beside its genome, whole or not at all; the path to use."""
     if not os.access(index.parent, os.W_OK):
         return made
     partial = index.with_name(f"{index.name}.{uuid4().hex}.partial")  # others may be making the same index
@@ -121,11 +140,12 @@ def _publish(made: Path, index: Path) -> Path:
 
 
 def describes(index: Path, genome: Path) -> bool:
-    """Whether an index is there, newer than the genome, and fits it: every record where it says, the last at the end.
+    """Whether an index exists, is newer than the genome, and has every record in its place and the last one at the end.
 
-    An index of another genome, or one that was cut short while it was written, would give wrong letters silently.
+    An index of another genome, or a truncated one, would give wrong letters silently.
     """
-    if not index.is_file() or index.stat().st_mtime < genome.stat().st_mtime:
+    about, of_genome = index.stat() if index.is_file() else None, genome.stat()
+    if about is None or about.st_mtime < of_genome.st_mtime or about.st_size > of_genome.st_size + limits.MB:
         return False
     end = 0
     with genome.open("rb") as file:
@@ -162,12 +182,12 @@ class StreamedGenome:
                 self.lengths[name] = 0
             else:
                 self.lengths[name] += len(bases)
-        self._held: dict[str, bytes] = {}
+        self._held: dict[str, bytearray] = {}
         self._wanted = set(self.lengths)
         self._chromosomes = self._read()
 
     def expect(self, chroms: set[str]) -> None:
-        """Before the first window: the chromosomes that will be asked for, so that no other is kept."""
+        """Only these chromosomes are kept."""
         self._wanted = chroms & set(self.lengths)
 
     def fetch(self, chrom: str, start: int, end: int) -> bytes:
@@ -176,7 +196,7 @@ class StreamedGenome:
             if passed is None:
                 raise UserError(f"genome {self._path} has changed while it was read: {chrom!r} is gone")
             self._held[passed[0]] = passed[1]
-        return self._held[chrom][start:end]
+        return bytes(self._held[chrom][start:end])
 
     def release(self, chrom: str) -> None:
         """Forget a chromosome; asking for it again is an error."""
@@ -186,27 +206,37 @@ class StreamedGenome:
         self._chromosomes.close()
         self._held.clear()
 
-    def _read(self) -> Generator[tuple[str, bytes], None, None]:
+    def _read(self) -> Generator[tuple[str, bytearray], None, None]:
         """The wanted chromosomes in the order of the file."""
-        current, pieces = "", bytearray()
+        current, letters = "", bytearray()
         for name, bases in _runs(self._path):
             if bases is not None:
                 if name in self._wanted:
-                    pieces += bases
+                    letters += bases
                 continue
             if current in self._wanted:
-                yield current, bytes(pieces)
-            current, pieces = name, bytearray()
+                yield current, letters
+            current, letters = name, bytearray()
+            if current in self._wanted:
+                self._require_room(current)
         if current in self._wanted:
-            yield current, bytes(pieces)
+            yield current, letters
+
+    def _require_room(self, chrom: str) -> None:
+        """Raises UserError where a chromosome, beside those that are held, is beyond the limits."""
+        n_bytes = sum(map(len, self._held.values())) + self.lengths[chrom]
+        advice = "unpack it, or sort the loci in its order" if self._held else "unpack it"
+        what = f"genome {self._path}, up to {chrom} ({advice}),"
+        limits.require_held(n_bytes, limits.bytes_on_disk(self._path), what)
 
 
 def _runs(path: Path) -> Iterator[tuple[str, bytes | None]]:
     """(name, None) at each header, then (name, letters) for each run of its sequence, line ends taken out."""
     name = None
-    for block in _blocks_of_lines(path):
+    for block, begins_line in _blocks(path):
         position = 0
-        headers = [(match.start(), match.end()) for match in _HEADER.finditer(block)]
+        found = _HEADER.finditer(block) if b">" in block else ()
+        headers = [match.span() for match in found if begins_line or match.start()]
         for start, end in [*headers, (len(block), len(block))]:
             bases = block[position:start].translate(None, _BLANKS)
             if bases and name is None:
@@ -226,19 +256,21 @@ def _runs(path: Path) -> Iterator[tuple[str, bytes | None]]:
         raise UserError(f"genome {path} holds no FASTA records; expected lines of '>name' followed by a sequence")
 
 
-def _blocks_of_lines(path: Path) -> Iterator[bytes]:
-    """The file in blocks that end at the end of a line, so that no header is cut in two."""
-    block = bytearray()
+def _blocks(path: Path) -> Iterator[tuple[bytes, bool]]:
+    """The file in blocks, and whether each begins where a line does. A header is not cut in two; other lines are."""
     with open_bytes(path) as file:
         try:
-            if mark := file.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK):
-                block += mark
+            rest, begins_line = file.read(len(BYTE_ORDER_MARK)).removeprefix(BYTE_ORDER_MARK), True
             while chunk := file.read(_CHUNK_BYTES):
-                cut = chunk.rfind(b"\n") + 1
-                block += chunk[:cut] or chunk
-                if cut:
-                    yield bytes(block)
-                    block = bytearray(chunk[cut:])
+                block = rest + chunk
+                last = block.rfind(b"\n") + 1
+                is_header = block[last : last + 1] == b">" and (begins_line or last > 0)
+                block, rest = (block[:last], block[last:]) if is_header else (block, b"")
+                limits.require_record(len(rest), f"genome {path}: a header")
+                if block:
+                    yield block, begins_line
+                    begins_line = block.endswith(b"\n")
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise damaged(path, "(read as a genome)", error) from error
-    yield bytes(block)
+    if rest:
+        yield rest, begins_line

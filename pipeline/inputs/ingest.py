@@ -1,7 +1,7 @@
-"""One pass over the input: every row is checked and hashed, and the good ones are handed on."""
+"""One pass over the input: every row is checked and hashed, and the good ones go to a sink."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,19 +9,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from dlshap_core.sequences import UNKNOWN
-from pipeline import entries
-from pipeline.args import Args, arg_names, args_of
-from pipeline.config import DatasetConfig, to_dict
-from pipeline.errors import UserError
-from pipeline.fingerprint import InputFacts, InputHash
-from pipeline.progress import note
-from pipeline.sources import EXAMPLE_SEQUENCES, FILES, Rows, Source
-from pipeline.sources.remarks import Repeats, remarks
-from pipeline.sources.text import shown
-from pipeline.store import ALLELES, TABLE
+from pipeline.config import dataset_args, limits
+from pipeline.config.schema import DatasetConfig
+from pipeline.config.settings import settings_of
+from pipeline.inputs.base import Rows, Source
+from pipeline.inputs.duplicates import Repeats, input_notes
+from pipeline.inputs.facts import InputFacts, InputHash
+from pipeline.inputs.form import InputForm
+from pipeline.inputs.names import chrom_problem, name_problem
+from pipeline.messages.errors import UserError
+from pipeline.messages.progress import LOG
+from pipeline.messages.visible import shown
+from pipeline.planning.extra_inputs import ExtraInputs, describe_extra_inputs, extra_input_names
+from pipeline.store.schema import TABLE
 
 N_NAMED = 3  # rows left out that the store names
-UNREPEATED = ("tiles", "variants")  # inputs that cannot hold a row twice, or hold each locus twice by design
 
 
 class Sink(Protocol):
@@ -38,7 +40,7 @@ class Nowhere:
 
 
 @dataclass
-class Intake:
+class Ingested:
     """What the pass over the input found.
 
     Attributes:
@@ -48,7 +50,9 @@ class Intake:
         problems: of the first few of them.
         base_counts: (4,) int64; how often A, C, G and T occur in the good rows.
         input_hash: over the good rows.
-        args: shape and type of each further input of the model, as in the plan.
+        extra_inputs: shape and type of each extra input of the model, as in the plan.
+        of_file: what errors about a row say of its file.
+        notes: lines about choices and repeated rows.
     """
 
     n_rows: int = 0
@@ -57,12 +61,23 @@ class Intake:
     problems: list[str] = field(default_factory=list)
     base_counts: np.ndarray = field(default_factory=lambda: np.zeros(UNKNOWN, dtype=np.int64))
     input_hash: InputHash = field(default_factory=InputHash)
-    args: list[dict[str, Any]] = field(default_factory=list)
+    extra_inputs: list[dict[str, Any]] = field(default_factory=list)
+    of_file: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def begun(source: Source, dataset: DatasetConfig) -> "Ingested":
+        """Nothing yet."""
+        files = (source.description.get(key) for key in ("path", "loci", "vcf", "genome"))
+        file = next(filter(None, files), None)
+        return Ingested(length=dataset.length or 0, of_file=f" ({file})" if file else "")
 
     @property
     def facts(self) -> InputFacts:
         counts = self.base_counts.tolist()
-        return InputFacts(self.input_hash.hexdigest(), self.n_rows, self.length, counts, self.input_hash.of_args())
+        return InputFacts(
+            self.input_hash.hexdigest(), self.n_rows, self.length, counts, self.input_hash.of_extra_inputs()
+        )
 
     def reject(self, problem: str) -> None:
         """Count a bad row."""
@@ -71,57 +86,53 @@ class Intake:
             self.problems.append(problem)
 
 
-def take_in(
+def ingest(
     source: Source,
     dataset: DatasetConfig,
-    begin: Callable[[np.ndarray, str, Args], Sink],
+    begin: Callable[[np.ndarray, str, ExtraInputs], Sink],
     progress: Callable[[int], None],
-) -> Intake:
-    """Check and hash every row, and hand the good ones on.
+) -> Ingested:
+    """Check and hash every row, and give the good ones to a sink.
 
     Args:
-        source: the input; what it says of itself is completed by what is there twice.
-        dataset: `length`, `min_known` and `on_bad` are what a row is judged by.
-        begin: called with the codes, the name and the further inputs of the first good row, returns where rows go.
-        progress: told the number of rows of each batch.
+        source: the input; the numbers of repeated rows are added to its description.
+        dataset: with `length`, `min_known` and `on_bad`.
+        begin: called with the codes, the name and the extra inputs of the first good row, returns the sink.
+        progress: called with the number of rows of each batch.
 
     Raises:
         UserError: bad rows, unless dataset.on_bad=skip; or no good row at all.
     """
-    intake, sink, repeats = Intake(length=dataset.length or 0), None, Repeats()
-    for group in _groups(source, rows_per_group(dataset), progress):
-        problems = [rows.problem[i] or judge(rows.codes[i], _where(rows, i), intake, dataset) for rows, i in group]
+    found, sink, repeats = Ingested.begun(source, dataset), None, Repeats()
+    for group in _groups(source, dataset.rows_per_group, progress):
+        problems = [_problem(rows, i, found, dataset) for rows, i in group]
         problem = next(filter(None, problems), None)
-        if problem is not None:  # of one of them: none of them can be used
+        if problem is not None:  # of one row: the whole group is bad
             for own in problems:
-                intake.reject(own or problem)
+                found.reject(own or problem)
             continue
         for rows, i in group:
-            codes, args = rows.codes[i], rows.args_of(i)
-            assert codes is not None  # see judge
+            codes, extra = rows.codes[i], rows.extra_inputs_of(i)
+            assert codes is not None  # see _problem
             if sink is None:
-                sink = begin(codes, rows.name[i], args)
-                intake.length, intake.args = len(codes), args_of(args)
+                sink = begin(codes, rows.name[i], extra)
+                found.length, found.extra_inputs = len(codes), describe_extra_inputs(extra)
             row = {name: getattr(rows, name)[i] for name in TABLE}
-            intake.input_hash.add(codes, **{**row, **{name: int(row[name]) for name in ("source_row", "start", "end")}})
-            intake.input_hash.add_args(args)
-            intake.base_counts += np.bincount(codes, minlength=UNKNOWN + 1)[:UNKNOWN]
-            if dataset.name not in UNREPEATED:
-                repeats.add(row["name"], row["chrom"], int(row["start"]))
-            intake.n_rows += 1
-            if intake.n_bad == 0 or dataset.on_bad == "skip":
-                sink.append(codes=codes, **row, **dict(zip(arg_names(len(args)), args, strict=True)))
-    _refuse_bad_rows(intake, dataset, source.description)
-    if dataset.name not in UNREPEATED:
-        source.description.update(repeats.counts(intake.length))
-    for line in remarks(source.description):
-        note(line)
-    return intake
-
-
-def rows_per_group(dataset: DatasetConfig) -> int:
-    """Rows that follow each other and belong together: the alleles of a variant, or a row by itself."""
-    return ALLELES if dataset.name == "variants" else 1
+            found.input_hash.add(codes, **{**row, **{name: int(row[name]) for name in ("source_row", "start", "end")}})
+            found.input_hash.add_extra_inputs(extra)
+            found.base_counts += np.bincount(codes, minlength=UNKNOWN + 1)[:UNKNOWN]
+            found.n_rows += 1
+            if found.n_bad == 0 or dataset.on_bad == "skip":
+                sink.append(codes=codes, **row, **dict(zip(extra_input_names(len(extra)), extra, strict=True)))
+        if dataset.has_repeats:
+            rows, i = group[0]
+            repeats.add(rows.name[i], rows.chrom[i] if len(group) == 1 else "", int(rows.start[i]))
+    _refuse_bad_rows(found, dataset, source.description)
+    source.description.update(repeats.counts(found.length))
+    found.notes = input_notes(source.description)
+    for line in found.notes:
+        LOG.info(line)
+    return found
 
 
 def _groups(source: Source, n: int, progress: Callable[[int], None]) -> Iterator[list[tuple[Rows, int]]]:
@@ -136,88 +147,89 @@ def _groups(source: Source, n: int, progress: Callable[[int], None]) -> Iterator
         progress(len(rows))
 
 
-def first_good(source: Source, dataset: DatasetConfig) -> tuple[np.ndarray, str, Args]:
-    """(L,) codes, name and further inputs of the first row that can be used.
-
-    Raises:
-        UserError: there is none.
-    """
-    intake = Intake(length=dataset.length or 0)
+def first_good(source: Source, dataset: DatasetConfig) -> tuple[np.ndarray, str, ExtraInputs]:
+    """(L,) codes, name and extra inputs of the first good row. Raises UserError where there is none."""
+    found = Ingested.begun(source, dataset)
     for rows in source.batches():
         for i, codes in enumerate(rows.codes):
-            problem = rows.problem[i] or judge(codes, _where(rows, i), intake, dataset)
+            problem = _problem(rows, i, found, dataset)
             if problem is None and codes is not None:
-                return codes, rows.name[i], rows.args_of(i)
-            intake.reject(problem or f"{_where(rows, i)} has no sequence")
-    _refuse_bad_rows(intake, dataset, source.description)
+                return codes, rows.name[i], rows.extra_inputs_of(i)
+            found.reject(str(problem))
+    _refuse_bad_rows(found, dataset, source.description)
     raise UserError("the input holds no sequences")
 
 
-def judge(codes: np.ndarray | None, where: str, intake: Intake, dataset: DatasetConfig) -> str | None:
-    """Why (L,) codes cannot be used; None if they can."""
+def _problem(rows: Rows, i: int, found: Ingested, dataset: DatasetConfig) -> str | None:
+    """Why a row cannot be used; None if it can."""
+    codes, where = rows.codes[i], f"row {rows.source_row[i]} {shown(rows.name[i])}"
+    if rows.problem[i] is not None:
+        return rows.problem[i]
     if codes is None or len(codes) == 0:
         return f"{where} has no sequence"
-    if intake.length and len(codes) != intake.length:
+    if (strange := name_problem(rows.name[i]) or chrom_problem(rows.chrom[i])) is not None:
+        return f"{where}{found.of_file}: {strange}"
+    if found.length and len(codes) != found.length:
         if dataset.length:
-            return f"{where} has {len(codes)} bases where dataset.length={intake.length}; sequences are not cut"
-        return f"{where} has {len(codes)} bases where the first sequence has {intake.length}"
+            return f"{where} has {len(codes)} bases where dataset.length={found.length}; sequences are not cut"
+        return f"{where} has {len(codes)} bases where the first sequence has {found.length}"
+    if not found.length and (problem := limits.sequence_problem(len(codes))) is not None:
+        return f"{where} {problem}"
     known = np.count_nonzero(codes != UNKNOWN) / len(codes)
     if known < dataset.min_known or known == 0:
         return f"{where}: {known:.0%} of its bases are known (not N), less than dataset.min_known={dataset.min_known}"
     return None
 
 
-def _where(rows: Rows, i: int) -> str:
-    return f"row {rows.source_row[i]} {shown(rows.name[i])}"
-
-
-def _refuse_bad_rows(intake: Intake, dataset: DatasetConfig, description: Mapping[str, Any]) -> None:
-    if intake.n_bad and (dataset.on_bad == "error" or intake.n_rows == 0):
-        total = intake.n_rows + intake.n_bad
-        more = f"; and {intake.n_bad - 1} more" if intake.n_bad > 1 else ""
-        fix = ". dataset.on_bad=skip leaves them out" if intake.n_rows else ""
-        raise UserError(f"{intake.n_bad} of {total} rows cannot be used: {intake.problems[0]}{more}{fix}")
-    if intake.n_rows == 0:
-        why = "; ".join(["the input holds no sequences", *remarks(description)])
+def _refuse_bad_rows(found: Ingested, dataset: DatasetConfig, description: Mapping[str, Any]) -> None:
+    if found.n_bad and (dataset.on_bad == "error" or found.n_rows == 0):
+        total = found.n_rows + found.n_bad
+        more = f"; and {found.n_bad - 1} more" if found.n_bad > 1 else ""
+        fix = ". dataset.on_bad=skip leaves them out" if found.n_rows else ""
+        raise UserError(f"{found.n_bad} of {total} rows cannot be used: {found.problems[0]}{more}{fix}")
+    if found.n_rows == 0:
+        why = "; ".join(["the input holds no sequences", *input_notes(description)])
         raise UserError(f"{why}. Lower dataset.min_known?" if description.get("n_unknown") else why)
 
 
 def signature(dataset: DatasetConfig) -> dict[str, Any] | None:
-    """The settings of an input, and size and time of its files: while they are the same, so is the input.
+    """The settings of an input, and size and times of its files; while they are the same, so is the input. None for a
+    pipe."""
+    assert isinstance(dataset, InputForm)
+    found = settings_and_files(dataset, [*dataset.packaged_files(), *dataset_args.files_of(dataset.args)])
+    if found is not None:
+        found["settings"] |= {"args": dataset_args.absolute(dataset.args)}
+        del found["settings"]["timeout_s"]
+    return found
 
-    None where that cannot be told, as of a pipe.
+
+def settings_and_files(config: Any, packaged: Iterable[str | Path] = ()) -> dict[str, Any] | None:
+    """The settings of a group that name no file, and the state of each file, by its absolute path; None where the state
+    of one of them is not known."""
+    settings = list(settings_of(config))
+    named = [each.value for each in settings if each.is_file and each.value is not None]
+    paths = [Path(path).expanduser().absolute() for path in (*named, *packaged)]
+    if not all(path.is_file() or path.is_dir() for path in paths):
+        return None
+    files = {str(path): _state(path) for path in paths}
+    return {"settings": {each.key: each.value for each in settings if not each.is_file}, "files": files}
+
+
+def _state(path: Path) -> list[Any]:
+    """Size in bytes and times in nanoseconds of a file; of a folder the number of files and a hash over their states.
+
+    The time of the last change of the file itself counts too: tools may set that of its content back (rsync -t, tar).
     """
-    settings = to_dict(dataset)
-    paths = [settings.pop(name) for name in FILES] + [EXAMPLE_SEQUENCES if dataset.name == "example" else None]
-    paths += entries.files_of(dataset.args)
-    settings["args"] = entries.absolute(dataset.args)
-    del settings["timeout_s"]
-    files: dict[str, list[Any]] = {}
-    for path in paths:
-        if path is not None:
-            place = Path(path).expanduser().absolute()
-            if not (place.is_file() or place.is_dir()):
-                return None
-            files[str(place)] = _state(place)
-    return {"settings": settings, "files": files}
-
-
-def _state(place: Path) -> list[Any]:
-    """Size in bytes and time in nanoseconds of a file; of a folder the number of files and a hash over their states."""
-    if place.is_file():
-        return [place.stat().st_size, place.stat().st_mtime_ns]
-    inside = sorted(item for item in place.rglob("*") if item.is_file())
+    if path.is_file():
+        found = path.stat()
+        return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    inside = sorted(item for item in path.rglob("*") if item.is_file())
     digest = hashlib.sha256("".join(f"{item}{_state(item)}\n" for item in inside).encode())
     return [len(inside), digest.hexdigest()]
 
 
 def known_facts(stored: Mapping[str, Any], dataset: DatasetConfig) -> InputFacts | None:
-    """The facts of an input that was read before and has not changed since.
-
-    Args:
-        stored: what `to_store` gave then.
-        dataset: the input now.
-    """
+    """The facts of an input that has not changed since `to_store` gave `stored`; None where it has."""
     now = signature(dataset)
     return InputFacts(**stored["facts"]) if now is not None and stored.get("signature") == now else None
 

@@ -10,33 +10,28 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import UserError
-from pipeline.sources.columnar import list_shape, values_of
-from pipeline.sources.onehot import decode
+from pipeline.inputs.columnar import list_shape, values_of
+from pipeline.inputs.onehot import decode
+from pipeline.messages.errors import UserError
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Codes of a row that was given as numbers; reading them raises ValueError where they are no sequence."""
+    """Codes of a row of numbers, or why they are no sequence."""
 
     values: np.ndarray
     problem: str | None
 
     @property
     def codes(self) -> np.ndarray:
-        """(L,) uint8."""
+        """(L,) uint8. Raises ValueError where the numbers are no sequence."""
         if self.problem is not None:
             raise ValueError(self.problem)
         return self.values
 
 
 def fixed_type(type_: pa.DataType, values: Iterable[Any]) -> pa.DataType:
-    """The type of a column of lists, with the sizes of its first value where it does not say them.
-
-    Args:
-        type_: of the column; another than of lists is returned as it is.
-        values: of the column, None where a row has none.
-    """
+    """The type of a column of lists, with the sizes of its first value where it has none; other types are unchanged."""
     if pa.types.is_fixed_size_list(type_) or not _is_list(type_):
         return type_
     first = next((value for value in values if value is not None), None)

@@ -1,7 +1,6 @@
-"""Sequences as numbers in npy, npz or Zarr, read in blocks: see onehot.py for what they mean.
+"""Arrays of numbers in npy, npz or Zarr files, read in blocks along their first axis.
 
-Rows have no names: row 5 is called `row_5`. Nothing in a file is unpickled. npy and npz are read as a stream, from the
-beginning to the end; Zarr by whole chunks.
+Nothing in a file is unpickled. npy and npz are read as a stream, from the beginning to the end; Zarr by whole chunks.
 """
 
 import json
@@ -12,15 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.reader import open_array
-from pipeline.sources.base import Row, Rows, batched
-from pipeline.sources.onehot import axes_of, decode, require_codes
-from pipeline.wording import counted
+from pipeline.config import limits
+from pipeline.messages.errors import UserError
+from pipeline.messages.secrets import one_line
+from pipeline.messages.words import counted
+from pipeline.store.reader import open_array
 
 _BLOCK_VALUES = 1 << 22  # about so many values in a block
 Setting = Callable[[str], str]
@@ -36,53 +35,13 @@ class Numbers:
     blocks: Iterator[np.ndarray]
 
 
-class ArraySource:
-    """Every row of one array, in order.
-
-    Args:
-        path: npy or npz file, or a Zarr folder.
-        key: which array, of a file or folder with several.
-        axes: their order, where the shape does not tell; one of onehot.AXES.
-    """
-
-    def __init__(self, path: Path, key: str | None = None, axes: str | None = None) -> None:
-        self.path, self.key, self.axes = path, key, axes
-        self.description: dict[str, Any] = {"kind": "array", "path": path.name, "key": key}
-
-    def batches(self) -> Iterator[Rows]:
-        """The rows in order; see `Source`. Raises UserError for a file, shape or type that cannot be used."""
-        return batched(self._rows())
-
-    def _rows(self) -> Iterator[Row]:
-        with open_numbers(self.path, self.key) as (numbers, where):
-            n_rows = numbers.shape[0] if numbers.shape else 0
-            axes = axes_of(numbers.shape, numbers.dtype.kind, self.axes, where)
-            self.description["axes"] = axes
-            if n_rows == 0:
-                raise UserError(f"{where} has the shape {numbers.shape}: it holds no rows")
-            index = 0
-            for block in numbers.blocks:
-                if index == 0 and axes == "NL" and self.axes is None:
-                    require_codes(block, n_rows, where)
-                for codes, problem in zip(*decode(block, axes), strict=True):
-                    name = f"row_{index}"
-                    if problem is None:
-                        yield Row(index, codes, None, name)
-                    else:
-                        yield Row(index, None, f"row {index} ({self.path.name}): {problem}", name)
-                    index += 1
-
-
 @contextmanager
 def open_numbers(
     path: Path, key: str | None, setting: Setting = "dataset.key={}".format
 ) -> Iterator[tuple[Numbers, str]]:
-    """An array, and what to call it in errors; what goes wrong while it is read is an error of the user's.
+    """An array of a npy or npz file or a Zarr folder, and its name in errors; errors while it is read become UserError.
 
-    Args:
-        path: npy or npz file, or a Zarr folder.
-        key: which array, of a file or folder with several.
-        setting: gives the setting that names the array, from its key.
+    `setting` gives the setting that names the array, from its key.
     """
     where = f"{path}" + (f" [{key}]" if key else "")
     try:
@@ -90,7 +49,7 @@ def open_numbers(
             yield _zarr(path, key, where, setting), where
         elif zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive, archive.open(_member(archive, key, where, setting)) as file:
-                yield _npy(file, where), where
+                yield _npy(file, where, limits.Streamed(path)), where
         else:
             with path.open("rb") as file:
                 if file.read(2) == b"PK":
@@ -98,11 +57,13 @@ def open_numbers(
                 file.seek(0)
                 if key is not None:
                     raise UserError(f"{setting(key)} is for npz and Zarr; {path} is neither: leave the key out")
+                if path.is_file():
+                    limits.require_streamed(path.stat().st_size, path)
                 yield _npy(file, where), where
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise UserError(f"{where} cannot be read: {reason}; copy or download it again") from error
 
 
@@ -125,8 +86,8 @@ def _wrong_key(key: str | None, keys: list[str], where: str, setting: Setting) -
     return UserError(f"{setting(key)}: {where.split(' [')[0]} holds {listed}")
 
 
-def _npy(file: IO[bytes], where: str) -> Numbers:
-    """The array in an open npy file; its header is checked before anything else is read."""
+def _npy(file: IO[bytes], where: str, streamed: limits.Streamed | None = None) -> Numbers:
+    """The array in an open npy file; its header is checked before anything else is read. What is read is counted."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
         raise UserError(
@@ -140,6 +101,7 @@ def _npy(file: IO[bytes], where: str) -> Numbers:
             f"{where} holds Python objects, which are pickled and not loaded; save an array of numbers, such as "
             f"numpy.stack(rows)"
         )
+    _require_rows(shape, dtype, where)
     steps = _steps(shape, _rows_in_block(shape[1:]))
     if is_fortran and len(shape) > 1:
         if isinstance(file, zipfile.ZipExtFile):
@@ -149,16 +111,29 @@ def _npy(file: IO[bytes], where: str) -> Numbers:
             )
         mapped = np.load(file.name, mmap_mode="r", allow_pickle=False)
         return Numbers(shape, dtype, (np.array(mapped[start : start + n_rows]) for start, n_rows in steps))
-    blocks = (_read_rows(file, shape, dtype, start, n_rows, where) for start, n_rows in steps)
+    blocks = (_read_rows(file, shape, dtype, start, n_rows, where, streamed) for start, n_rows in steps)
     return Numbers(shape, dtype, blocks)
 
 
+def _require_rows(shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
+    """Raises UserError where the rows of an array are larger than `limits.record_mb`."""
+    limits.require_record(math.prod(shape[1:]) * dtype.itemsize, f"{where}, of shape {shape}: each row")
+
+
 def _read_rows(
-    file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype, start: int, n_rows: int, where: str
+    file: IO[bytes],
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    start: int,
+    n_rows: int,
+    where: str,
+    streamed: limits.Streamed | None,
 ) -> np.ndarray:
     """The next rows of an npy file."""
     row_bytes = math.prod(shape[1:]) * dtype.itemsize
     data = file.read(n_rows * row_bytes)
+    if streamed is not None:
+        streamed.add(len(data))
     if len(data) < n_rows * row_bytes:
         row = start + len(data) // row_bytes
         raise UserError(f"{where} is truncated in row {row} of {shape[0]}; copy or download it again")
@@ -189,6 +164,7 @@ def _zarr(folder: Path, key: str | None, where: str, setting: Setting) -> Number
         array = open_array(folder / key if key else folder)
     except (KeyError, TypeError, AttributeError) as error:  # what Zarr raises where its metadata lack something
         raise UserError(f"{where} has damaged metadata ({error!r}); copy or download it again") from error
+    _require_rows(array.shape, array.dtype, where)
     rows = array.chunks[0] if array.chunks else 1
     step = rows * max(1, _rows_in_block(array.shape[1:]) // rows)
     shape = tuple(array.shape)

@@ -1,62 +1,42 @@
-"""Values of the model's further inputs, record by record: whole numbers as int64, others as float32, all finite.
+"""Values of the model's extra inputs, record by record: whole numbers as int64, others as float32, all finite.
 
-Each source of values is read once from its beginning, in blocks, beside the sequences: record 5 of the one belongs to
-record 5 of the other. What cannot be used is a problem of its record.
+Values are read once, in blocks, beside the sequences: those of record 5 belong to record 5 of the input. A bad value is
+a problem of its record.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from pipeline.entries import Entry
-from pipeline.errors import UserError
-from pipeline.sources.arrays import open_numbers
-from pipeline.sources.base import Rows
-from pipeline.wording import counted
+from pipeline.config.dataset_args import Entry
+from pipeline.inputs.base import Rows
+from pipeline.inputs.numbers import open_numbers
+from pipeline.messages.errors import UserError
+from pipeline.messages.words import counted
 
 _LARGEST = 2.0**63
 
 
 @dataclass(frozen=True)
-class Block:
-    """(m, ...) values of the next m records, and what is wrong with some of them, by their place in the block."""
+class ValueBlock:
+    """(m, ...) values of the next m records, and the problems of some, by their index in the block."""
 
     values: np.ndarray
     problems: dict[int, str] = field(default_factory=dict)
 
 
-class Values(Protocol):
-    """The values of one further input."""
+class RecordValues:
+    """Values for each record of the input; `shape` and `dtype` are those of one record, `blocks` reads them."""
 
-    shape: tuple[int, ...]
-    dtype: str
-
-    def take(self, rows: Rows) -> tuple[np.ndarray, list[str | None]]:
-        """(n, ...) values of the rows, and for each None or why it has none; rows come in the order of the input."""
-        ...
-
-    def finish(self, n_records: int) -> None:
-        """The input held so many records. Raises UserError where that is not the number of values."""
-        ...
-
-
-class OfRecords:
-    """Values that come one for each record of the input.
-
-    Args:
-        entry: of dataset.args.
-        shape, dtype: of a record's values.
-        blocks: reads them.
-    """
-
-    def __init__(self, entry: Entry, shape: tuple[int, ...], dtype: str, blocks: Callable[[], Iterator[Block]]) -> None:
+    def __init__(
+        self, entry: Entry, shape: tuple[int, ...], dtype: str, blocks: Callable[[], Iterator[ValueBlock]]
+    ) -> None:
         self.shape, self.dtype = shape, dtype
         self._entry, self._blocks = entry, blocks()
-        self._block, self._start = Block(np.zeros((0, *shape), dtype)), 0
+        self._block, self._start = ValueBlock(np.zeros((0, *shape), dtype)), 0
 
     def take(self, rows: Rows) -> tuple[np.ndarray, list[str | None]]:
         """See `Values`. Raises UserError where the values end before the rows."""
@@ -77,7 +57,7 @@ class OfRecords:
             raise UserError(f"{self._wrong_number(n)}, and the input has {counted(n_records, 'record')}")
 
     def _advance(self, record: int) -> bool:
-        """Go to the block that holds a record; whether there is one."""
+        """Go to the block with a record. False where the values end before it."""
         while record >= self._start + len(self._block.values):
             block = next(self._blocks, None)
             if block is None:
@@ -93,34 +73,16 @@ class OfRecords:
         )
 
 
-# --- checks of numbers ----------------------------------------------------------------------------------------------
-
-
 def dtype_of(kind: str, wanted: str | None, where: str) -> str:
-    """float32 or int64.
-
-    Args:
-        kind: numpy's letter for the type of what is given.
-        wanted: what it is to be made, where that is said.
-        where: for the error.
-
-    Raises:
-        UserError: they are no numbers.
-    """
+    """The wanted type, else int64 or float32 by numpy's letter `kind`. Raises UserError where that is no number's."""
     if kind not in "biuf":
         what = {"O": "Python objects", "U": "text", "S": "text", "M": "dates"}.get(kind, f"values of kind {kind!r}")
         raise UserError(f"dataset.args: {where} holds {what}; expected numbers")
     return wanted or ("int64" if kind in "iu" else "float32")
 
 
-def checked(values: np.ndarray, dtype: str, what: Callable[[int], str]) -> Block:
-    """A block of (m, ...) numbers of any type as float32 or int64.
-
-    Args:
-        values: the numbers.
-        dtype: what they are to be.
-        what: how to call those of a record, by its place.
-    """
+def checked(values: np.ndarray, dtype: str, what: Callable[[int], str]) -> ValueBlock:
+    """(m, ...) numbers of any type converted to `dtype`, float32 or int64; `what` names those of a record in errors."""
     if dtype == "float32":
         with np.errstate(over="ignore"):
             made = values.astype(np.float32)
@@ -137,18 +99,11 @@ def checked(values: np.ndarray, dtype: str, what: Callable[[int], str]) -> Block
         place = tuple(int(index) for index in np.argwhere(is_bad[i])[0])
         at = f" at {place} of it" if values[i].size > 1 else ""
         problems[i] = f"{what(i)} is {values[i][place]}{at}; {expected}"
-    return Block(made, problems)
+    return ValueBlock(made, problems)
 
 
-# --- arrays ---------------------------------------------------------------------------------------------------------
-
-
-def array(entry: Entry, path: Path, key: str | None) -> OfRecords:
-    """An array with a row for each record: npy, npz or Zarr.
-
-    Raises:
-        UserError: it cannot be read, or holds no numbers.
-    """
+def array(entry: Entry, path: Path, key: str | None) -> RecordValues:
+    """An array with a row for each record: npy, npz or Zarr. Raises UserError where it is none of numbers."""
 
     def setting(key: str) -> str:
         return f"dataset.args=[{key}]" if entry.name else f"dataset.args=[{path}:{key}]"
@@ -159,14 +114,14 @@ def array(entry: Entry, path: Path, key: str | None) -> OfRecords:
             raise UserError(f"dataset.args: {where} has the shape {shape}; expected a row for each record")
         dtype = dtype_of(numbers.dtype.kind, entry.dtype, where)
 
-    def blocks() -> Iterator[Block]:
+    def blocks() -> Iterator[ValueBlock]:
         with open_numbers(path, key, setting) as (numbers, where):
             start = 0
             for block in numbers.blocks:
                 yield checked(block, dtype, partial(_row_of, where, start))
                 start += len(block)
 
-    return OfRecords(entry, shape[1:], dtype, blocks)
+    return RecordValues(entry, shape[1:], dtype, blocks)
 
 
 def _row_of(where: str, start: int, i: int) -> str:

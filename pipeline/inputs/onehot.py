@@ -7,11 +7,16 @@ is an unknown base), `NL` are codes 0..3 = A, C, G, T and 4 = unknown.
 import numpy as np
 
 from dlshap_core.sequences import ALPHABET, UNKNOWN
-from pipeline.errors import UserError
+from pipeline.messages.errors import UserError
 
-AXES = ("N4L", "NL4", "NL")
 _N_BASES = len(ALPHABET)
 _EXPECTED = "expected one-hot (N, 4, L) or (N, L, 4), or codes (N, L)"
+READ_AS = {  # what each order of axes means
+    "N4L": "one-hot (N, 4, L), bases in the order A, C, G, T",
+    "NL4": "one-hot (N, L, 4), bases in the order A, C, G, T",
+    "NL": "codes (N, L), 0 to 3 for A, C, G, T",
+}
+AXES = tuple(READ_AS)
 
 
 def axes_of(shape: tuple[int, ...], kind: str, given: str | None, where: str) -> str:
@@ -56,16 +61,7 @@ def _fitting(shape: tuple[int, ...]) -> list[str]:
 
 
 def require_codes(block: np.ndarray, n_rows: int, where: str) -> None:
-    """Refuse two axes that look like those of one sequence, one-hot, rather than like codes.
-
-    Args:
-        block: the first rows, (n, L).
-        n_rows: N, of the whole.
-        where: for the error.
-
-    Raises:
-        UserError: one of the axes has 4 places, and every column along it is one-hot.
-    """
+    """Raises UserError where the (n, L) first rows of N look like one one-hot sequence rather than like codes."""
     for axis, size in ((0, n_rows), (1, block.shape[1])):
         is_long = size == block.shape[axis] == _N_BASES and block.shape[1 - axis] > 1
         if is_long and ((block == 0) | (block == 1)).all() and ((block == 1).sum(axis=axis) == 1).all():
@@ -90,7 +86,9 @@ def decode(block: np.ndarray, axes: str) -> tuple[np.ndarray, list[str | None]]:
         fits: np.ndarray = (block >= 0) & (block <= UNKNOWN) & (block == np.floor(block))
         codes = np.where(fits, block, UNKNOWN).astype(np.uint8)
         is_bad = np.logical_not(fits.all(axis=1))
-        return codes, [_wrong_code(row) if bad else None for row, bad in zip(block, is_bad.tolist(), strict=True)]
+        return codes, [
+            _wrong_code(*row) if bad else None for *row, bad in zip(block, fits, is_bad.tolist(), strict=True)
+        ]
     values = block.transpose(0, 2, 1) if axes == "NL4" else block
     is_one = values == 1
     n_ones = is_one.sum(axis=1, dtype=np.uint8)
@@ -101,8 +99,7 @@ def decode(block: np.ndarray, axes: str) -> tuple[np.ndarray, list[str | None]]:
     return codes, [_not_one_hot(row) if bad else None for row, bad in zip(values, is_bad.tolist(), strict=True)]
 
 
-def _wrong_code(row: np.ndarray) -> str:
-    fits: np.ndarray = (row >= 0) & (row <= UNKNOWN) & (row == np.floor(row))
+def _wrong_code(row: np.ndarray, fits: np.ndarray) -> str:
     position = int(np.flatnonzero(~fits)[0])
     return f"{row[position]} at position {position} (0-based); expected codes: 0..3 for A, C, G, T, and 4 for N"
 

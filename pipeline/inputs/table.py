@@ -8,21 +8,27 @@ the row's name, and its chromosome, start and end, 0-based and half-open. Withou
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from dlshap_core.sequences import encode
-from pipeline.errors import UserError
-from pipeline.sources.base import Row, Rows, batched
-from pipeline.sources.columnar import MAGIC, Columnar, kind_of, list_shape
-from pipeline.sources.delimited import Delimited, Line
-from pipeline.sources.fasta import locus_of
-from pipeline.sources.forms import first_bytes
-from pipeline.sources.lists import Decoded, fixed, fixed_type, numbers
-from pipeline.sources.onehot import axes_of
-from pipeline.sources.text import shown
+from pipeline.config.dataset_args import Entry
+from pipeline.config.settings import setting, to_dict
+from pipeline.inputs import cells
+from pipeline.inputs.base import Row, RowSource, Source, Values
+from pipeline.inputs.columnar import MAGIC, Columnar, kind_of, list_shape
+from pipeline.inputs.columns import listed, require_column
+from pipeline.inputs.delimited import NAMES, Delimited, Line
+from pipeline.inputs.fasta import LocusNames, locus_of
+from pipeline.inputs.file_types import DELIMITERS, first_bytes
+from pipeline.inputs.form import InputForm
+from pipeline.inputs.lists import Decoded, fixed, fixed_type, numbers
+from pipeline.inputs.onehot import AXES, READ_AS, axes_of
+from pipeline.messages.errors import UserError
+from pipeline.messages.visible import shown
 
 SEQUENCE = ("sequence", "seq")
 USUAL = {
@@ -38,16 +44,49 @@ _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")  # a column with gaps is one of f
 _STRANDS = {"+": "+", "-": "-", "1": "+", "-1": "-", ".": ".", "": ".", "*": "."}
 
 
-class TableSource:
-    """Every row of one table, in order.
+@dataclass
+class ColumnsConfig:
+    """Names of columns where they are not the usual ones; none leaves a column out."""
 
-    Args:
-        path: of the table.
-        column: of the sequence; None: the only one that is called like it.
-        columns: names of other columns by their role (see USUAL); None where it is found by its usual names.
-        delimiter: of a text; see delimited.py.
-        axes: of a column of numbers; see onehot.py.
-    """
+    name: str | None = setting("of the row's name; usually name or id", None, is_plain=True)
+    chrom: str | None = setting("of the chromosome; usually chrom, chr or chromosome", None, is_plain=True)
+    start: str | None = setting("of the 0-based start; usually start or chromStart", None, is_plain=True)
+    end: str | None = setting("of the exclusive end; usually end, stop or chromEnd", None, is_plain=True)
+    strand: str | None = setting("of the strand, + or -; usually strand", None, is_plain=True)
+
+
+@dataclass
+class Table(InputForm):
+    """A column of a table: CSV, TSV, Parquet, Arrow or Feather."""
+
+    is_called: ClassVar[str] = "a table"
+    suffixes: ClassVar[tuple[str, ...]] = (*DELIMITERS, ".parquet", ".pq", ".arrow", ".feather", ".ipc")
+    magic: ClassVar[tuple[bytes, ...]] = MAGIC
+    has_columns: ClassVar[bool] = True
+
+    name: str = "table"
+    path: str = setting("the table; text may be gzip", is_file=True, is_plain=True)
+    column: str | None = setting("the sequence; not given: the only one called sequence or seq", None, is_plain=True)
+    columns: ColumnsConfig = setting("the other columns", ColumnsConfig)
+    delimiter: str | None = setting(
+        "comma, tab, semicolon or pipe; not given: from name and header", None, choices=tuple(NAMES), is_plain=True
+    )
+    axes: str | None = setting(
+        "N4L, NL4 or NL, where the shape does not tell their order", None, choices=AXES, is_plain=True
+    )
+
+    def open(self) -> Source:
+        return TableSource(self.file("path"), self.column, to_dict(self.columns), self.delimiter, self.axes)
+
+    def values_of(self, entry: Entry) -> Values:
+        path = self.file("path")
+        if first_bytes(path).startswith(MAGIC):
+            return cells.columnar(entry, path)
+        return cells.delimited(entry, path, self.delimiter)
+
+
+class TableSource(RowSource):
+    """Every row of one table, in order; arguments as in `Table`."""
 
     def __init__(
         self,
@@ -64,18 +103,26 @@ class TableSource:
             raise UserError(f"dataset.delimiter={delimiter} is for text; {path} is not text: leave it out")
         self.description: dict[str, Any] = {"kind": "table", "path": path.name}
 
-    def batches(self) -> Iterator[Rows]:
-        """The rows in order; see `Source`. Raises UserError for a file or columns that cannot be used."""
-        return batched(self._columnar() if self._is_columnar else self._delimited())
-
-    def _choose(self, columns: list[str]) -> dict[str, str]:
+    def _choose(self, columns: list[str], form: str) -> dict[str, str]:
         roles = choose(columns, self._column, self._columns, self.path)
         self.description["columns"] = roles
+        used = ", ".join(f"{role} from {_among(columns, role, name)}" for role, name in roles.items())
+        self.description["notes"] = [
+            f"{self.path.name}: {form}{used}{'; start is 0-based' if 'start' in roles else ''}"
+        ]
         return roles
+
+    def _rows(self) -> Iterator[Row]:
+        names = LocusNames()
+        for row in self._columnar() if self._is_columnar else self._delimited():
+            if "chrom" not in self.description["columns"]:
+                names.add(row)
+            yield row
+        self.description["notes"] += names.notes(self.path.name)
 
     def _delimited(self) -> Iterator[Row]:
         table = Delimited(self.path, self._delimiter)
-        roles = self._choose(table.columns)
+        roles = self._choose(table.columns, f"split at each {table.delimiter}; ")
         places = {role: table.columns.index(column) for role, column in roles.items()}
         line = None
         for line in table.lines():
@@ -93,13 +140,18 @@ class TableSource:
 
     def _columnar(self) -> Iterator[Row]:
         table = Columnar(self.path)
-        roles = self._choose(table.columns)
+        roles = self._choose(table.columns, "")
         where = f"{self.path}, column {roles['sequence']!r}"
         type_ = fixed_type(table.types[roles["sequence"]], table.values(roles["sequence"]))
         shape = list_shape(type_)
         if shape is None and not _is_text(type_):
             raise UserError(f"{where} is {type_}; expected text, or one-hot or codes as lists of numbers")
         axes = shape and axes_of((0, *shape), kind_of(type_), self._axes, where)
+        if axes:
+            self.description["axes"] = axes
+            self.description["notes"].append(
+                f"{self.path.name}: lists of {roles['sequence']!r} read as {READ_AS[axes]}"
+            )
         index = 0
         for batch in table.batches(list(roles.values())):
             others = {role: batch.column(name).to_pylist() for role, name in roles.items() if role != "sequence"}
@@ -113,14 +165,7 @@ class TableSource:
             raise UserError(f"{self.path} holds no rows")
 
     def _row(self, index: int, where: str, values: Mapping[str, str], sequence: bytes | Decoded | None) -> Row:
-        """A row of the table.
-
-        Args:
-            index: 0-based.
-            where: in the file, for errors.
-            values: of the other columns, by role.
-            sequence: letters, or codes; None where there is none.
-        """
+        """A row from its letters or codes, if any, and the values of the other columns, by role."""
         name = values.get("name", "")
         label = name or f"row_{index}"
         try:
@@ -145,18 +190,18 @@ def choose(columns: list[str], sequence: str | None, given: Mapping[str, str | N
 
     Args:
         columns: names of all columns.
-        sequence: the name given for the column of the sequence.
-        given: names given for other columns, by role; NOT_USED leaves a role out.
+        sequence: `dataset.column`.
+        given: `dataset.columns`, by role; NOT_USED leaves a role out.
         path: for errors.
 
     Raises:
-        UserError: a column is not there, or there twice; or no column, or several, may be the sequence.
+        UserError: no column of a given name, or several; or no column, or several, may be the sequence.
     """
     found = [name for name in columns if name.lower() in SEQUENCE]
     if sequence is None and len(found) != 1:
         why = f"{len(found)} columns may be the sequence" if found else "no column is called sequence or seq"
         raise UserError(
-            f"{path}: {why}; its columns are {_listed(columns)}: say which with dataset.column=... (the first line "
+            f"{path}: {why}; its columns are {listed(columns)}: say which with dataset.column=... (the first line "
             f"names them)"
         )
     roles = {"sequence": sequence or found[0]}
@@ -173,25 +218,20 @@ def choose(columns: list[str], sequence: str | None, given: Mapping[str, str | N
     if missing and any(given.get(role) not in (None, NOT_USED) for role in LOCUS):
         raise UserError(
             f"{path}: a locus needs chrom, start and end; give dataset.columns.{missing[0]}=..., one of "
-            f"{_listed(columns)}"
+            f"{listed(columns)}"
         )
     return {role: name for role, name in roles.items() if not (missing and role in LOCUS)}
 
 
-def require_column(name: str, columns: list[str], setting: str, path: Path) -> None:
-    """Raises UserError, which names the setting, where none or several of the columns of a file are called so."""
-    if (n := columns.count(name)) != 1:
-        raise UserError(
-            f"{path} has {n or 'no'} column{'s' if n else ''} {name!r} ({setting}); its columns are {_listed(columns)}"
-        )
-
-
-def _listed(columns: list[str]) -> str:
-    return ", ".join(repr(name[:30]) for name in columns[:12]) + (", ..." if len(columns) > 12 else "")
+def _among(columns: list[str], role: str, name: str) -> str:
+    """The column chosen, and others of its usual names."""
+    usual = SEQUENCE if role == "sequence" else USUAL[role]
+    others = [repr(other) for other in columns if other.lower() in usual and other != name]
+    return f"column {name!r}" + (f" (not {' or '.join(others)})" if others else "")
 
 
 def _locus(values: Mapping[str, str], length: int) -> tuple[str, int, int, str] | None:
-    """(chrom, start, end, strand) of a row; None where it has none. Raises ValueError where they cannot be."""
+    """(chrom, start, end, strand) of a row; None where it has none. Raises ValueError for impossible ones."""
     if "chrom" not in values or not any(values[role] for role in LOCUS):
         return None
     start, end = (_integer(values[role], role) for role in ("start", "end"))

@@ -1,16 +1,20 @@
 """Reading plain or gzip-compressed text, told apart by its first bytes, with errors that name the file and the line."""
 
 import gzip
+import io
 import re
 import stat
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-from pipeline.errors import UserError
+from pipeline.config import limits
+from pipeline.messages.errors import UserError
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_BUFFER_BYTES = 1 << 17
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _NOT_TEXT = {
     b"PK": "a zip archive",
@@ -30,8 +34,8 @@ _NOT_TEXT = {
 }
 
 
-def require_place(path: str | Path | None, field: str) -> Path:
-    """The path of something that is there, file or folder, or a UserError that names the configuration field."""
+def require_path(path: str | Path | None, field: str) -> Path:
+    """The path of an existing file or folder. Raises UserError, which names the setting, for anything else."""
     if path is None or str(path) == "":
         raise UserError(f"{field} is not set; give the path of a file: {field}=...")
     if re.match(r"\w+://", str(path)):
@@ -49,8 +53,8 @@ def require_place(path: str | Path | None, field: str) -> Path:
 
 
 def require_file(path: str | Path | None, field: str) -> Path:
-    """The path as a readable file, or a UserError that names the configuration field it came from."""
-    found = require_place(path, field)
+    """The path of a readable file. Raises UserError, which names the setting, for anything else."""
+    found = require_path(path, field)
     if found.is_dir():
         raise UserError(f"{field}={path} is a directory; expected a file")
     try:
@@ -61,7 +65,7 @@ def require_file(path: str | Path | None, field: str) -> Path:
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether the file is gzip (bgzip is gzip too), judged by its first bytes and not by its name."""
+    """Whether the file is gzip (bgzip is gzip too), by its first bytes."""
     with path.open("rb") as file:
         return file.read(2) == _GZIP_MAGIC
 
@@ -69,8 +73,8 @@ def is_gzip(path: Path) -> bool:
 def open_bytes(path: Path) -> BinaryIO:
     """The file's content, decompressed if it is gzip. Raises UserError when it is another kind of binary file."""
     if is_gzip(path):
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    file = path.open("rb")
+        return cast(BinaryIO, io.BufferedReader(_Unpacked(path), _BUFFER_BYTES))
+    file = path.open("rb", buffering=_BUFFER_BYTES)
     head = file.read(8)
     file.seek(0)
     for magic, kind in _NOT_TEXT.items():
@@ -80,17 +84,43 @@ def open_bytes(path: Path) -> BinaryIO:
     return file
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(1-based line number, line without its ending), blank lines included.
+class _Unpacked(io.RawIOBase):
+    """The content of a gzip file; UserError where more comes out than the limits allow."""
 
-    A byte order mark before the first line is dropped. Raises UserError where the file is truncated or damaged, or
-    what gzip holds is no text.
+    def __init__(self, path: Path) -> None:
+        self._file, self._streamed = gzip.GzipFile(path), limits.Streamed(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        n_bytes = self._file.readinto(buffer)
+        self._streamed.add(n_bytes)
+        return n_bytes
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def numbered_lines(path: Path, in_pieces: bool = False) -> Iterator[tuple[int, bytes]]:
+    """(1-based line number, line without its ending), blank lines included; a byte order mark is dropped.
+
+    With `in_pieces`, a line that is longer than `limits.record_mb` comes piece by piece, each with its number.
+
+    Raises:
+        UserError: the file is truncated, damaged, or no text; or a line is too long.
     """
-    number = 0
+    number, longest, n_cut = 0, limits.record_bytes(), 0
     with open_bytes(path) as file:
         try:
-            for number, line in enumerate(file, start=1):
-                if number == 1 and b"\0" in line and not line.startswith(b"BCF"):  # told of by those who read VCF
+            for piece, line in enumerate(iter(partial(file.readline, longest + 2), b""), start=1):  # 2: of its ending
+                number = piece - n_cut
+                if len(line) > longest and not line.endswith(b"\n"):
+                    if not in_pieces:
+                        raise limits.too_long(f"{path}, line {number}", "record_mb")
+                    n_cut += 1
+                if number == 1 and b"\0" in line and not line.startswith(b"BCF"):  # variants.py refuses it
                     raise UserError(f"{path} is not text; an archive (tar) must be unpacked, UTF-16 text made UTF-8")
                 yield number, (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).rstrip(b"\r\n")
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -113,11 +143,6 @@ def text_of(line: bytes) -> tuple[str, bool]:
         return line.decode("utf-8", errors="replace"), False
 
 
-def shown(text: str, length: int = 80) -> str:
-    """A value of the user's in quotes, as an error shows it: the beginning of a long one."""
-    return repr(text) if len(text) <= length else f"{text[:length]!r}..."
-
-
 def returns_hint(line: str) -> str:
-    """What to add to an error of a line that holds carriage returns, as where nothing else ends lines."""
+    """The end of an error about a line that holds carriage returns, which may be the file's only line ends."""
     return "; its lines end in a carriage return alone: tr '\\r' '\\n' mends that" if "\r" in line else ""

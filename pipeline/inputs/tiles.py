@@ -1,28 +1,57 @@
 """Windows of a whole genome, one every `stride` bases from the start of each chromosome.
 
-Coordinates are 0-based and half-open. Windows are in the order of the genome and called chrom:start-end. What is left
-of a chromosome after its last whole window is left out. So are, counted, windows with too few known bases and those
-that share a base with a blacklist. A row keeps the number that it has among all windows.
+Coordinates are 0-based and half-open. Windows are in the order of the genome and called chrom:start-end. The end of a
+chromosome after its last whole window is left out. Windows with too few known bases, and those that share a base with a
+blacklist, are counted and left out. A row keeps its number among all windows.
 
 A genome is read in blocks, so that memory does not grow with it (but for gzip: one chromosome, see genome.py).
 """
 
 import bisect
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from dlshap_core.sequences import UNKNOWN, encode
-from pipeline.errors import UserError
-from pipeline.sources.base import Row, Rows, batched
-from pipeline.sources.genome import Genome, genome_sizes, open_genome
-from pipeline.sources.loci import columns, data_lines, parse_interval, require_chrom
-from pipeline.sources.text import text_of
+from pipeline.config.settings import setting
+from pipeline.inputs.base import Row, RowSource, Source
+from pipeline.inputs.bed import columns, data_lines, parse_interval, require_chrom
+from pipeline.inputs.form import Windows
+from pipeline.inputs.genome import Genome, genome_sizes, open_genome
+from pipeline.inputs.text import text_of
+from pipeline.messages.errors import UserError
 
 _BLOCK_BASES = 1 << 22
+
+
+@dataclass
+class Tiles(Windows):
+    """Windows of a whole genome, one after the other."""
+
+    is_called: ClassVar[str] = "a genome"
+    has_repeats: ClassVar[bool] = False  # they overlap by `stride`
+
+    name: str = "tiles"
+    stride: int | None = setting(
+        "bases from one window's start to the next's; usually dataset.length", None, least=1, is_plain=True
+    )
+    blacklist: str | None = setting(
+        "BED file; windows that share a base with it are left out", None, is_file=True, is_plain=True
+    )
+    chroms: list[str] = setting("chromosomes to take; empty: all", list, is_plain=True)
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if len(set(self.chroms)) < len(self.chroms):
+            yield f"dataset.chroms={self.chroms} names a chromosome twice; name each once"
+
+    def open(self) -> Source:
+        blacklist = None if self.blacklist is None else self.file("blacklist")
+        return TileSource(self.file("genome"), self.width, self.stride, blacklist, self.chroms, self.min_known)
 
 
 @dataclass(frozen=True)
@@ -38,16 +67,8 @@ class Blacklist:
         return i >= 0 and self.ends[i] > start
 
 
-class TileSource:
-    """Windows of `length` bases, one every `stride`.
-
-    Args:
-        genome: FASTA.
-        length, stride: bases.
-        blacklist: BED, or None.
-        chroms: names of the chromosomes to take; all of them where empty.
-        min_known: the least share of known bases.
-    """
+class TileSource(RowSource):
+    """Windows of `length` bases, one every `stride`; arguments as in `Tiles`."""
 
     def __init__(
         self,
@@ -69,14 +90,9 @@ class TileSource:
             "chroms": self.chroms,
         }
 
-    def batches(self) -> Iterator[Rows]:
-        """The windows in order; see `Source`. Raises UserError when a file or a chromosome cannot be used."""
-        return batched(self._rows())
-
     def _rows(self) -> Iterator[Row]:
         self.description |= {"n_windows": 0, "n_unknown": 0, "n_blacklisted": 0}
-        genome = open_genome(self.genome)
-        try:
+        with closing(open_genome(self.genome)) as genome:
             chroms = self._chosen(genome)
             blacklists = {} if self.blacklist is None else read_blacklist(self.blacklist, genome, self.genome.name)
             genome.expect(set(chroms))
@@ -88,8 +104,6 @@ class TileSource:
                 genome.release(chrom)
                 n_passed += n
             self.description["n_windows"] = n_passed
-        finally:
-            genome.close()
 
     def _chosen(self, genome: Genome) -> list[str]:
         """The chromosomes that have a window, in the order of the genome."""
@@ -144,7 +158,7 @@ class TileSource:
 
 
 def _encoded(letters: bytes) -> np.ndarray | None:
-    """Codes of a block; None where a character is no nucleotide, so that its windows are to be read one by one."""
+    """Codes of a block; None where a character is no nucleotide: then its windows are encoded one by one."""
     try:
         return encode(letters)
     except ValueError:
@@ -152,11 +166,8 @@ def _encoded(letters: bytes) -> np.ndarray | None:
 
 
 def read_blacklist(path: Path, genome: Genome, genome_name: str) -> dict[str, Blacklist]:
-    """The merged intervals of a BED file, by chromosome.
-
-    Raises:
-        UserError: a line that cannot be read, or no chromosome in common with the genome.
-    """
+    """The merged intervals of a BED file, by chromosome. Raises UserError for a bad line, or where the genome has none
+    of the chromosomes."""
     found: dict[str, list[tuple[int, int]]] = {}
     for _, number, line in data_lines(path):
         text, is_utf8 = text_of(line)

@@ -1,28 +1,44 @@
 """Pairs of windows for variants: the reference allele and the alternate allele, from a VCF and a genome FASTA.
 
 VCF positions are 1-based; everything here is 0-based and half-open. The window is [p - L // 2, p - L // 2 + L) around
-the first base p of REF; in the alternate window ALT stands in place of REF, and what follows is shifted: bases come in
-from the right until the window is full again, so that all that is left of p lies at the same positions in both. A line
-with several alternate alleles gives a pair for each. Rows come in the order reference, alternate, reference, ...
+the first base p of REF; in the alternate window ALT replaces REF and the bases after it are shifted, filled up from the
+right, so that the bases before p have the same positions in both. A line with several alternate alleles gives a pair
+for each. Rows come in the order reference, alternate, reference, ...
 """
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dlshap_core.sequences import encode
-from pipeline.errors import UserError
-from pipeline.sources.base import Row, Rows, batched
-from pipeline.sources.genome import Genome, genome_sizes, open_genome
-from pipeline.sources.loci import check_window
-from pipeline.sources.text import numbered_lines, returns_hint, text_of
-from pipeline.wording import counted
+from pipeline.config.settings import setting
+from pipeline.inputs.base import Row, RowSource, Source
+from pipeline.inputs.bed import check_window
+from pipeline.inputs.form import Windows
+from pipeline.inputs.genome import Genome, genome_sizes, open_genome
+from pipeline.inputs.text import numbered_lines, returns_hint, text_of
+from pipeline.messages.errors import UserError
+from pipeline.messages.words import counted
 
 ALLELES = ("ref", "alt")
 _BASES = re.compile(r"[ACGTNacgtn]+")
 _POSITION = re.compile(r"[0-9]{1,18}")
+
+
+@dataclass
+class Variants(Windows):
+    """Windows of both alleles of variants."""
+
+    rows_per_group: ClassVar[int] = 2  # the alleles
+
+    name: str = "variants"
+    vcf: str = setting("VCF file, plain or gzip", is_file=True, is_plain=True)
+
+    def open(self) -> Source:
+        return VariantSource(self.file("vcf"), self.file("genome"), self.width)
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,7 @@ class Variant:
     alt: str
 
 
-class VariantSource:
+class VariantSource(RowSource):
     """Two windows of `length` bases for every variant of a VCF, in its order."""
 
     def __init__(self, vcf: Path, genome: Path, length: int) -> None:
@@ -49,16 +65,11 @@ class VariantSource:
             "rows": "reference and alternate allele in turn",
         }
 
-    def batches(self) -> Iterator[Rows]:
-        """The windows in order; see `Source`. Raises UserError when a file is empty or damaged."""
-        return batched(self._rows())
-
     def _rows(self) -> Iterator[Row]:
         last_use = {_fields(line)[0]: index for index, _, line in self._lines()}
         if not last_use:
             raise UserError(f"{self.vcf} holds no variants; expected lines of CHROM, POS, ID, REF, ALT")
-        genome = open_genome(self.genome)
-        try:
+        with closing(open_genome(self.genome)) as genome:
             genome.expect(set(last_use))
             self.description["chrom_sizes"] = genome_sizes(genome, last_use)
             for index, number, line in self._lines():
@@ -67,8 +78,6 @@ class VariantSource:
                 chrom = _fields(line)[0]
                 if last_use[chrom] == index:
                     genome.release(chrom)
-        finally:
-            genome.close()
 
     def _lines(self) -> Iterator[tuple[int, int, bytes]]:
         """(0-based row, 1-based line number, line) of every variant line."""
@@ -82,7 +91,7 @@ class VariantSource:
 
     def _pairs(self, genome: Genome, index: int, number: int, line: bytes) -> Iterator[tuple[Row, Row]]:
         text, is_utf8 = text_of(line)
-        label = ":".join(part[:40] for part in text.split("\t")[:2])
+        label = ":".join(part[:40] for part in text.split("\t", 2)[:2])
         where = f"row {index} {label} ({self.vcf.name}, line {number})"
         try:
             if not is_utf8:
@@ -104,16 +113,18 @@ class VariantSource:
         start = variant.start - self.length // 2
         end = start + self.length
         offset, n_ref, n_alt = self.length // 2, len(variant.ref), len(variant.alt)
-        needed = max(end + max(0, n_ref - n_alt), variant.start + n_ref)  # a deletion draws in bases from beyond
+        needed = max(end + max(0, n_ref - n_alt), variant.start + n_ref)  # a deletion takes more bases from the right
         check_window(variant.chrom, start, needed, genome, self.genome.name)
-        there = genome.fetch(variant.chrom, start, needed).decode("ascii")
-        found = there[offset : offset + n_ref]
+        bases = genome.fetch(variant.chrom, start, needed).decode("ascii")
+        found = bases[offset : offset + n_ref]
         if found.upper() != variant.ref.upper():
+            next_to_it = bases[offset + 1 : offset + 1 + n_ref]
+            why = "the base to the right fits: is POS 0-based?" if next_to_it.upper() == variant.ref.upper() else None
             raise ValueError(
-                f"REF is {_short(variant.ref)} and {self.genome.name} has {_short(found)} there; is the VCF of another "
-                f"build of the genome?"
+                f"REF is {_short(variant.ref)} and {self.genome.name} has {_short(found)} there; "
+                f"{why or 'is the VCF of another build of the genome?'}"
             )
-        windows = there[: self.length], (there[:offset] + variant.alt + there[offset + n_ref :])[: self.length]
+        windows = bases[: self.length], (bases[:offset] + variant.alt + bases[offset + n_ref :])[: self.length]
         ref, alt = (
             Row(index, encode(window.encode()), None, f"{variant.name}:{allele}", variant.chrom, start, end, "+")
             for window, allele in zip(windows, ALLELES, strict=True)
@@ -122,12 +133,8 @@ class VariantSource:
 
 
 def parse(line: str) -> list[Variant]:
-    """The variants of a VCF line, whose alternate alleles are yet to be judged by `require_bases`.
-
-    Raises:
-        ValueError: says which column is wrong; the caller knows the line.
-    """
-    fields = line.split("\t")
+    """The variants of a VCF line; `require_bases` checks their ALT. Raises ValueError for a bad column."""
+    fields = line.split("\t", 5)  # behind them a column for each sample
     if len(fields) < 5:
         raise ValueError(f"{counted(len(fields), 'column')}; expected CHROM, POS, ID, REF, ALT separated by tabs")
     chrom, position, name, ref, alts = fields[:5]
@@ -161,7 +168,7 @@ def _bad_pair(index: int, problem: str, name: str) -> tuple[Row, Row]:
 
 
 def _fields(line: bytes) -> list[str]:
-    return text_of(line)[0].split("\t")
+    return text_of(line)[0].split("\t", 5)
 
 
 def _short(bases: str) -> str:

@@ -1,14 +1,17 @@
 """Errors of the pipeline, written for the person who gets them, and the exit codes they become.
 
 Exit codes: 0 done; 1 the run failed; 2 bad input or configuration; 75 stopped by SIGTERM, 130 by Ctrl-C: run the same
-command again.
+command again; 141 whoever read the output went away (`dlshap status STORE | head -1`), as of any command in a shell.
 """
+
+import importlib
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 75
 EXIT_INTERRUPTED = 130
+EXIT_READER_GONE = 141
 
 
 class UserError(ValueError):
@@ -29,3 +32,14 @@ class Stopped(BaseException):
     def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)
         self.exit_code = exit_code
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Raises UserError when a library is not installed, naming the extra that brings it."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"{error.name or module} is not installed; `pip install 'dlshap[{extra}]'` adds it"
+            ) from None

@@ -1,20 +1,104 @@
-"""Progress on the driver: a bar on a terminal, a plain line now and then elsewhere. Always on stderr."""
+"""Progress and messages on the driver, as records of the logger `dlshap`; a command shows them on stderr.
 
+A library call logs and prints nothing. Within `shown_on_stderr` records are lines on stderr, `dlshap: ...`, and on a
+terminal there is a bar below them. Elsewhere progress is a record now and then.
+"""
+
+import contextlib
+import functools
+import logging
 import sys
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from pipeline.messages.secrets import without_credentials
+from pipeline.messages.visible import VisibleStream, line
 
 SECONDS_BETWEEN_LINES = 30.0
 
 
-def note(text: str) -> None:
-    """One line for the person who watches."""
-    sys.stderr.write(f"dlshap: {text}\n")
-    sys.stderr.flush()
+class _OneLine(logging.Filter):
+    """Makes the message of a record one line, for every handler: names and errors of others are in it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = line(without_credentials(record.getMessage())), ()
+        return True
+
+
+LOG = logging.getLogger("dlshap")
+LOG.addFilter(_OneLine())
+Advance = Callable[[int], None]  # told how many more rows are done
+
+
+class StderrHandler(logging.Handler):
+    """Writes a line for each record, above the bar while there is one."""
+
+    bar: Progress | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warning = "warning: " if record.levelno == logging.WARNING else ""
+        text = f"dlshap: {warning}{record.getMessage()}"
+        if self.bar is not None:
+            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def shown_on_stderr() -> Iterator[None]:
+    """Show messages and progress on stderr, for the time of a command; other handlers of the logger stay."""
+    handler, level, propagate = StderrHandler(), LOG.level, LOG.propagate
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False  # or a handler of the root logger would say everything again
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        LOG.setLevel(level)
+        LOG.propagate = propagate
+
+
+class _Bar(Progress):
+    """A bar below the messages of a command that is at a terminal; elsewhere it is disabled and shows nothing."""
+
+    def __init__(self, *columns: ProgressColumn) -> None:
+        console = Console(file=sys.stderr.stream if isinstance(sys.stderr, VisibleStream) else sys.stderr)
+        self._handler = next((each for each in LOG.handlers if isinstance(each, StderrHandler)), None)
+        super().__init__(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            *columns,
+            console=console,
+            transient=True,
+            disable=self._handler is None or not console.is_terminal,
+        )
+
+    def start(self) -> None:
+        if self._handler is not None and not self.disable:
+            self._handler.bar = self
+            super().start()
+            sys.stdout = VisibleStream(sys.stdout)  # rich's own, until `stop`
+            sys.stderr = VisibleStream(sys.stderr, without_credentials)
+
+    def stop(self) -> None:
+        if self._handler is not None and not self.disable:
+            super().stop()
+            self._handler.bar = None
 
 
 class RowProgress:
@@ -30,42 +114,28 @@ class RowProgress:
         self.doing, self.total, self.done = doing, total, done
         self._new = 0
         self._started = self._last_line = time.monotonic()
-        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-        columns += [TextColumn("{task.fields[speed]}"), TimeRemainingColumn()]
-        console = Console(file=sys.stderr)
-        self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        if self._bar is not None:
-            self._task = self._bar.add_task(doing, total=total, completed=done, speed="")
+        self._bar = _Bar(BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
+        self._task = self._bar.add_task(doing, total=total, completed=done, speed="")
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        elif self.total is not None:
-            note(f"{self.doing}: {self.total} rows, {self.done} of them done before")
+        self._bar.start()
+        if self._bar.disable and self.total is not None:
+            LOG.info(f"{self.doing}: {self.total} rows, {self.done} of them done before")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
 
     def advance(self, n_rows: int) -> None:
         """So many more rows are done."""
         self.done += n_rows
         self._new += n_rows
-        if self._bar is not None:
-            self._bar.update(self._task, advance=n_rows, speed=f"{self.rows_per_second:.1f} rows/s")
-        elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+        self._bar.update(self._task, advance=n_rows, speed=f"{self.rows_per_second:.1f} rows/s")
+        if self._bar.disable and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            note(f"{self.doing}: {self.line()}")
-
-    def say(self, text: str) -> None:
-        """One line for the person who watches, above the bar."""
-        if self._bar is not None:
-            self._bar.console.print(f"dlshap: {text}", markup=False, highlight=False, soft_wrap=True)
-        else:
-            note(text)
+            LOG.info(f"{self.doing}: {self.line()}")
 
     @property
     def rows_per_second(self) -> float:
@@ -80,31 +150,11 @@ class RowProgress:
         return text
 
 
-class FileProgress:
-    """Counts files, on a terminal alone.
-
-    Args:
-        doing: what is being done with them.
-    """
-
-    def __init__(self, doing: str) -> None:
-        console = Console(file=sys.stderr)
-        columns = [SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("files")]
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task(doing, total=None)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def advance(self, n_files: int) -> None:
-        """So many more files are done."""
-        self._bar.update(self._task, advance=n_files)
+@contextlib.contextmanager
+def file_progress(doing: str) -> Iterator[Callable[[int], None]]:
+    """Count files, on a terminal alone: what is yielded is told of so many more of them."""
+    with _Bar(MofNCompleteColumn(), TextColumn("files")) as bar:
+        yield functools.partial(bar.advance, bar.add_task(doing, total=None))
 
 
 def duration(seconds: float) -> str:

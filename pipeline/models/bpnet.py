@@ -1,8 +1,8 @@
 """BPNet: a dilated residual convolutional network that predicts a profile and a total count.
 
-The layout and the parameter names are those of bpnet-lite, so that its models load. Its usual checkpoint is the whole
-module, pickled; that one is read here without running anything in it: every class it names is replaced by an inert
-shell that only holds attributes, and the weights and sizes are taken from these. Any other name in the file is refused.
+The layout and the parameter names are those of bpnet-lite, so that its models load. Its usual checkpoint, the whole
+module pickled, is read without running anything in it (see shells.py); any name that is not bpnet-lite's is refused.
+Files that chrombpnet wrote with Keras become the same module (see keras_files/bpnets.py).
 
 Reference: Avsec et al. 2021, https://doi.org/10.1038/s41588-021-00782-6.
 Shape legend: N sequences, L positions, F filters, C control tracks, S strands (outputs), W = L - 2 * trimming.
@@ -11,21 +11,47 @@ Shape legend: N sequences, L positions, F filters, C control tracks, S strands (
 import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
-from pipeline.models.checkpoint import read_checkpoint
+from pipeline.messages.errors import UserError
+from pipeline.models.checkpoint import checkpoint_path, read_checkpoint
+from pipeline.models.family import ModelFamily, Raw
 from pipeline.models.fitting import Fitted, find_prefix, load_weights, without_prefix
 from pipeline.models.formats import is_safetensors
-from pipeline.models.shells import UNREADABLE, Shell, children_of, names_in, nothing, read_with, tensors_of
+from pipeline.models.keras_files.bpnets import KerasBPNet, read_bpnets
+from pipeline.models.keras_files.files import is_keras
+from pipeline.models.shells import (
+    BPNET,
+    CHROMBPNET,
+    UNREADABLE,
+    Shell,
+    children_of,
+    names_in,
+    nothing,
+    read_with,
+    require_tensors,
+    tensors_of,
+)
 
-BPNET, CHROMBPNET = "bpnetlite.bpnet.BPNet", "bpnetlite.chrombpnet.ChromBPNet"
-_MARGIN = 37  # positions beside the profile that count for the total; the same for every width of the last convolution
 _RESIDUAL = re.compile(r"rconvs\.(\d+)\.weight")
+
+
+@dataclass
+class BPNetFamily(ModelFamily):
+    """A BPNet of bpnet-lite."""
+
+    name: str = "bpnet"
+    head: str = "counts"
+
+    def read(self, checkpoint: str | None) -> Raw:
+        path = checkpoint_path(checkpoint)
+        model, fitted = load_bpnet(path, self.init, self.prefix)
+        return Raw(model, path, self.init, fitted=fitted)
 
 
 class BPNet(nn.Module):
@@ -45,6 +71,7 @@ class BPNet(nn.Module):
         count_output_bias: bool = True,
         first_kernel: int = 21,
         profile_kernel: int = 75,
+        count_margin: int = 37,
     ) -> None:
         """Args:
         n_filters: channels of every inner layer.
@@ -52,26 +79,20 @@ class BPNet(nn.Module):
         n_outputs: profiles, usually one per strand.
         n_control_tracks: tracks joined to the last layer.
         trimming: positions left out of the profile at either end; None is 2 ** n_layers.
-        profile_output_bias, count_output_bias: whether the two heads have a bias.
-        first_kernel, profile_kernel: widths of the first and the last convolution.
+        count_margin: positions at either end of the profile that count for the total too.
         """
         super().__init__()
-        self.n_layers = n_layers
-        self.n_control_tracks = n_control_tracks
+        self.n_layers, self.n_control_tracks = n_layers, n_control_tracks
         self.trimming = 2**n_layers if trimming is None else trimming
+        self.count_margin = count_margin
         self.iconv = nn.Conv1d(4, n_filters, first_kernel, padding=first_kernel // 2)
         self.irelu = nn.ReLU()
         self.rconvs = nn.ModuleList(
             nn.Conv1d(n_filters, n_filters, 3, padding=2**i, dilation=2**i) for i in range(1, n_layers + 1)
         )
         self.rrelus = nn.ModuleList(nn.ReLU() for _ in range(n_layers))
-        self.fconv = nn.Conv1d(
-            n_filters + n_control_tracks,
-            n_outputs,
-            profile_kernel,
-            padding=profile_kernel // 2,
-            bias=profile_output_bias,
-        )
+        n_joined, padding = n_filters + n_control_tracks, profile_kernel // 2
+        self.fconv = nn.Conv1d(n_joined, n_outputs, profile_kernel, padding=padding, bias=profile_output_bias)
         self.linear = nn.Linear(n_filters + (n_control_tracks > 0), 1, bias=count_output_bias)
 
     def forward(self, x: Tensor, control: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -92,7 +113,7 @@ class BPNet(nn.Module):
         with_control = hidden if control is None else torch.cat([hidden, control], dim=1)
         profile = self.fconv(with_control)[:, :, start:end]
 
-        window = slice(max(start - _MARGIN, 0), end + _MARGIN)
+        window = slice(max(start - self.count_margin, 0), end + self.count_margin)
         summary = hidden[:, :, window].mean(dim=2)
         if control is not None:
             total = control[:, :, window].sum(dim=(1, 2)).unsqueeze(-1)
@@ -108,15 +129,15 @@ def _wrong_tracks(shape: tuple[int, ...], n_tracks: int, length: int) -> str:
 
 
 def load_bpnet(path: Path, init: Mapping[str, Any], prefix: str | None = None) -> tuple[BPNet, Fitted]:
-    """A BPNet from a bpnet-lite checkpoint, or from a state dict (then `init` must say the trimming).
+    """A BPNet from a checkpoint of bpnet-lite or chrombpnet, or from a state dict (then `init` must say the trimming).
 
     Args:
-        path: a whole module pickled by bpnet-lite, or a state dict (torch or safetensors).
-        init: arguments of `BPNet` that override what the file says; sizes are read from the weights.
+        path: a whole module pickled by bpnet-lite, a file of Keras, or a state dict (torch or safetensors).
+        init: arguments of `BPNet` that override those in the file; the weights give the sizes.
         prefix: of a state dict's names; None: found, where there is one.
 
     Raises:
-        UserError: the file is not a BPNet, or holds names that are not known to be harmless.
+        UserError: the file is not a BPNet, or holds unknown names.
     """
     if is_pickled(path, BPNET):
         shell = read_shell(path)
@@ -125,7 +146,13 @@ def load_bpnet(path: Path, init: Mapping[str, Any], prefix: str | None = None) -
             what = "a ChromBPNet; use model=chrombpnet" if both else "a module that holds a BPNet, not a BPNet itself"
             raise UserError(f"{path} holds {what}")
         return bpnet_of(shell, path, init), Fitted()
-    content = read_checkpoint(path)
+    if is_keras(path):
+        found, stored_as = read_bpnets(path)
+        if len(found) > 1:
+            raise UserError(f"{path} holds a ChromBPNet; use model=chrombpnet")
+        (only,) = found.values()
+        return bpnet_of_keras(only, path, init), Fitted(stored_as=stored_as)
+    content = read_checkpoint(path, prefix=prefix)
     assert isinstance(content, dict)  # an untrusted module was refused
     return bpnet_from_state(content, path, init, prefix)
 
@@ -133,14 +160,20 @@ def load_bpnet(path: Path, init: Mapping[str, Any], prefix: str | None = None) -
 def bpnet_of(shell: Shell, path: Path, init: Mapping[str, Any]) -> BPNet:
     """The BPNet of a shell. Raises UserError where it is not one."""
     state = dict(tensors_of(shell))
+    require_tensors(state.values(), path)
     settings = _sizes(state, path)
     _require_layout(shell, path)
     trimming = shell.__dict__.get("trimming")
     if not isinstance(trimming, int):
         raise UserError(f"{path} does not say how many positions are trimmed; is it of bpnet-lite?")
-    model = _made({**settings, "trimming": trimming, **init})
+    model = _made({**settings, "trimming": trimming, **init}, path)
     load_weights(model, state, path, prefix="")
     return model
+
+
+def bpnet_of_keras(found: KerasBPNet, path: Path, init: Mapping[str, Any]) -> BPNet:
+    """The BPNet that a file of Keras describes."""
+    return bpnet_from_state(found.state, path, {**found.settings, **init}, prefix="")[0]
 
 
 def bpnet_from_state(
@@ -158,15 +191,18 @@ def bpnet_from_state(
             f"{path} is a state dict, which does not say how many positions BPNet trims from either end; "
             f"give it: model.init.trimming=557 for 2114 bp in and 1000 out"
         )
-    model = _made({**settings, **init})
+    model = _made({**settings, **init}, path)
     return model, load_weights(model, state, path, prefix)
 
 
-def _made(settings: Mapping[str, Any]) -> BPNet:
+def _made(settings: Mapping[str, Any], path: Path) -> BPNet:
     try:
-        return BPNet(**settings)
+        with torch.device("meta"):
+            hollow = BPNet(**settings)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"model.init does not fit BPNet: {error}") from None
+    require_tensors(hollow.parameters(), path, "the BPNet of these sizes")
+    return BPNet(**settings)
 
 
 def _sizes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
@@ -210,14 +246,14 @@ def _require_layout(shell: Shell, path: Path) -> None:
 
 
 class _BPNetShell(Shell):
-    """Stands for the pickled BPNet itself."""
+    """Stands for a pickled BPNet."""
 
 
 class _ChromBPNetShell(Shell):
     """Stands for a pickled ChromBPNet, which holds two."""
 
 
-# What bpnet-lite's checkpoints hold, and what stands for it when they are read. Tensors are torch's own business.
+# Names in bpnet-lite's checkpoints, and what stands for them; torch makes the tensors.
 _STAND_INS: dict[str, Any] = {
     BPNET: _BPNetShell,
     CHROMBPNET: _ChromBPNetShell,
@@ -243,11 +279,7 @@ def is_pickled(path: Path, name: str) -> bool:
 
 
 def read_shell(path: Path) -> Shell:
-    """The module that a checkpoint of bpnet-lite holds, as a shell.
-
-    Raises:
-        UserError: it is none, is damaged, or holds names that are not known to be harmless.
-    """
+    """The module in a checkpoint of bpnet-lite, as a shell. Raises UserError where it is damaged or has other names."""
     foreign = sorted(names_in(path) - set(_STAND_INS))
     if foreign:
         raise UserError(
@@ -256,6 +288,8 @@ def read_shell(path: Path) -> Shell:
         )
     try:
         content = read_with(path, _STAND_INS)
+    except UserError:
+        raise
     except (pickle.UnpicklingError, *UNREADABLE) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read as a BPNet: {reason}") from None

@@ -6,33 +6,29 @@ run any code when it is read, so that one is refused unless it is trusted by nam
 is told by the file's content.
 """
 
-import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
-from pipeline.models.folder import read_folder
+from pipeline.messages.errors import UserError
+from pipeline.messages.words import some
+from pipeline.models import own_modules
+from pipeline.models.fitting import NAMES_SHOWN, Weights
+from pipeline.models.folder import read_folder, read_safetensors
 from pipeline.models.formats import directory_problem, is_safetensors, require_torch_file
-from pipeline.models.shells import UNREADABLE, Shell, names_in, quietly, read_with
+from pipeline.models.shells import UNREADABLE, Shell, family_of, names_in, quietly, read_with, require_tensors
 
 _NESTED_KEYS = ("state_dict", "model_state_dict", "model")
 _LIGHTNING = "pytorch-lightning_version"
-_NAMES_SHOWN = 5
 
 
 def checkpoint_path(path: str | Path | None, folders: bool = False) -> Path:
-    """The checkpoint as an existing file, or a folder of them where these are allowed.
-
-    Raises:
-        UserError: it is not given, missing or a directory.
-    """
+    """The checkpoint as an existing file, or folder where these are allowed. Raises UserError where it is neither."""
     if path is None or str(path) == "":
         raise UserError("model.checkpoint is not set; give the file that holds the model's weights")
     found = Path(path).expanduser()
@@ -45,8 +41,14 @@ def checkpoint_path(path: str | Path | None, folders: bool = False) -> Path:
     return found
 
 
-def read_checkpoint(path: Path, trust_pickle: bool = False) -> dict[str, Tensor] | nn.Module:
+def read_checkpoint(path: Path, trust_pickle: bool = False, prefix: str | None = None) -> Weights | nn.Module:
     """The state dict in a file or folder, or the whole module where one was pickled and is trusted.
+
+    Args:
+        path: of the file or folder.
+        trust_pickle: whether a pickled whole module may be read, which runs code from the file.
+        prefix: of the names; where it begins with a key of a file that holds several state dicts (`model_ema.`), the
+            state dict under that key is read, with the key before its names.
 
     Raises:
         UserError: the file is no checkpoint, is damaged, or holds a pickled module that is not trusted.
@@ -54,16 +56,14 @@ def read_checkpoint(path: Path, trust_pickle: bool = False) -> dict[str, Tensor]
     if path.is_dir():
         return read_folder(path)
     if is_safetensors(path):
-        try:
-            state = load_file(path, device="cpu")
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise UserError(f"{path} is a damaged safetensors file: {error}") from None
-        if not state:
+        if not (state := read_safetensors(path)):
             raise UserError(f"{path} holds no tensors")
-        return state
+        return Weights(state)
     require_torch_file(path)
     try:
         content = read_with(path, {})
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         content = _lightning_checkpoint(path)
         if content is None:
@@ -72,13 +72,12 @@ def read_checkpoint(path: Path, trust_pickle: bool = False) -> dict[str, Tensor]
             content = _unpickle(path)
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as a torch checkpoint: {_first_line(error)}") from None
-    return content if isinstance(content, nn.Module) else _state_dict_in(content, path)
+    return content if isinstance(content, nn.Module) else _state_dict_in(content, path, prefix)
 
 
 def _lightning_checkpoint(path: Path) -> dict[str, Any] | None:
-    """A checkpoint of Lightning whose settings are objects of other libraries: those are never made."""
-    names = names_in(path)
-    if not names:
+    """A checkpoint of Lightning whose settings are objects of other libraries, which are not created; or None."""
+    if not (names := names_in(path)):
         return None
     try:
         content = read_with(path, dict.fromkeys(names, Shell))
@@ -89,11 +88,16 @@ def _lightning_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def _refusal(path: Path, error: Exception) -> str:
+    if (family := family_of(path)) is not None:
+        return (
+            f"{path} is a whole model of bpnet-lite; use model={family} model.checkpoint=..., which runs nothing from "
+            f"the file"
+        )
     first = sorted(names_in(path))[:3]
     if not first and "operand" in str(error):
         return (
             f"{path} is written in a form of pickle that cannot be read safely (protocol 2 can, which torch.save "
-            f"writes); write it anew with torch.save(model.state_dict(), ...)"
+            f"writes); write it again with torch.save(model.state_dict(), ...)"
         )
     holds = f" ({', '.join(first)})" if first else ""
     return (
@@ -103,11 +107,23 @@ def _refusal(path: Path, error: Exception) -> str:
     )
 
 
+class _Unpickler(pickle.Unpickler):
+    """The classes that a trusted file names may be in the user's own modules."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        with own_modules.asked_for(module_name):
+            return super().find_class(module_name, global_name)
+
+
+# What torch.load needs of the module pickle.
+_TRUSTED = SimpleNamespace(__name__="pickle", Unpickler=_Unpickler, load=pickle.load)
+
+
 def _unpickle(path: Path) -> Any:
     """Read a trusted pickle, which runs whatever is in it."""
     try:
         with quietly(), path.open("rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=False)
+            return torch.load(file, map_location="cpu", pickle_module=_TRUSTED, weights_only=False)
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"{path} is a pickled model whose class cannot be imported here: {_first_line(error)}; install its package"
@@ -116,18 +132,57 @@ def _unpickle(path: Path) -> Any:
         raise UserError(f"{path} cannot be read, although it is trusted: {_first_line(error)}") from None
 
 
-def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
+def _state_dict_in(content: Any, path: Path, prefix: str | None) -> Weights:
+    whole, taken = content, ""
+    beside: dict[Any, Any] = {}
     for key in _NESTED_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            taken, beside = key, beside | {other: value for other, value in content.items() if other != key}
             content = content[key]
+    if prefix and isinstance(whole, Mapping) and not any(str(name).startswith(prefix) for name in content):
+        head = prefix.partition(".")[0]
+        if isinstance(whole.get(head), Mapping) and (own := dict(_flat(whole[head], head))):
+            require_tensors(own.values(), path)
+            return Weights(own)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a state dict, names and tensors")
     odd = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if odd or not content:
-        more = f" and {len(odd) - _NAMES_SHOWN} more" if len(odd) > _NAMES_SHOWN else ""
-        what = f"entries that are not tensors: {', '.join(odd[:_NAMES_SHOWN])}{more}" if odd else "no tensors"
-        raise UserError(f"{path} holds {what}; expected a state dict, alone or under {' or '.join(_NESTED_KEYS)}")
-    return {name: value.detach() for name, value in content.items()}
+        what = f"entries that are not tensors: {some(odd, NAMES_SHOWN)}" if odd else "no tensors"
+        hint = "".join(f"; model.prefix={key}. takes those under {key}" for key in _like(content, None)[:1])
+        raise UserError(f"{path} holds {what}; expected a state dict, alone or under {' or '.join(_NESTED_KEYS)}{hint}")
+    require_tensors(content.values(), path)
+    state = Weights({name: value.detach() for name, value in content.items()})
+    if others := _like(beside, state):
+        listed = " or ".join(map(repr, others))
+        state.notes = (
+            f"{path} holds several sets of weights: those under {taken!r} are taken, not those under {listed} "
+            f"(model.prefix={others[0]}. takes these)",
+        )
+    return state
+
+
+def _like(content: Mapping[Any, Any], state: Mapping[str, Tensor] | None) -> list[str]:
+    """The keys of weights (no optimizer's) that share a shape with a state dict, if one is given."""
+    shapes = None if state is None else {values.shape for values in state.values() if values.ndim}
+    return [
+        str(key)
+        for key, value in content.items()
+        if isinstance(value, Mapping)
+        and "optim" not in str(key).lower()
+        and "param_groups" not in value
+        and any(shapes is None or values.shape in shapes for _, values in _flat(value, ""))
+    ]
+
+
+def _flat(content: Mapping[Any, Any], head: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a mapping of mappings, by their keys, joined by dots."""
+    for key, value in content.items():
+        name = f"{head}.{key}" if head else str(key)
+        if isinstance(value, Tensor):
+            yield name, value.detach()
+        elif isinstance(value, Mapping):
+            yield from _flat(value, name)
 
 
 def _first_line(error: BaseException) -> str:

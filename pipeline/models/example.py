@@ -1,6 +1,29 @@
 """The network of the packaged example: small enough for a laptop, with every kind of layer that a first try meets."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
 from torch import Tensor, nn
+
+from pipeline.models.checkpoint import checkpoint_path, read_checkpoint
+from pipeline.models.family import ModelFamily, Raw
+from pipeline.models.fitting import load_weights
+
+EXAMPLE_CHECKPOINT = Path(__file__).parent.parent / "example" / "model.safetensors"
+
+
+@dataclass
+class Example(ModelFamily):
+    """The model of the packaged example."""
+
+    name: str = "example"
+
+    def read(self, checkpoint: str | None) -> Raw:
+        path, net = checkpoint_path(checkpoint or EXAMPLE_CHECKPOINT), ExampleNet(**self.init)
+        weights = read_checkpoint(path, prefix=self.prefix)
+        assert isinstance(weights, Mapping)  # an untrusted module was refused
+        return Raw(net, path, self.init, fitted=load_weights(net, weights, path, self.prefix))
 
 
 class ExampleNet(nn.Module):

@@ -8,11 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
+from pipeline.messages.errors import UserError
+from pipeline.messages.words import some
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_NAMES_SHOWN = 5
+NAMES_SHOWN = 5
 _COUNTER = "num_batches_tracked"  # of batch norm: what torch before 0.4.1 did not write, and inference does not read
+
+
+class Weights(dict[str, Tensor]):
+    """A state dict, and lines about other weights that its file holds too."""
+
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -20,60 +27,64 @@ class Fitted:
     """How weights came to fit.
 
     Attributes:
-        prefix: taken off the names.
-        left_out: names in the file that do not bear it.
-        stored_as: types of the numbers in the file that are not float32, which they were converted to.
+        prefix: removed from the names.
+        left_out: names in the file without it.
+        stored_as: types of weights in the file that were converted to float32.
+        notes: lines about other choices.
     """
 
     prefix: str = ""
     left_out: tuple[str, ...] = ()
     stored_as: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def all_notes(self, path: Path | None) -> tuple[str, ...]:
+        """Lines about the weights of a file that the user may not expect."""
+        lines = list(self.notes)
+        if self.prefix:
+            left_out = f"; {len(self.left_out)} names without it were left out" if self.left_out else ""
+            lines.append(f"the weights of {path} fit without the prefix {self.prefix!r} of their names{left_out}")
+        if self.stored_as:
+            lines.append(f"weights of {path} are stored as {' and '.join(self.stored_as)} and were made float32")
+        return tuple(lines)
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path, prefix: str | None = None) -> Fitted:
-    """Put a state dict into a module.
+    """Load the state dict of a file into a module.
 
-    Args:
-        module: whose parameters they are.
-        state: names and values.
-        path: where they are from, for errors.
-        prefix: taken off the names, those without it being left out; None: the only one that makes them fit, if any.
+    `prefix` is removed from the names, and names without it are left out; None: the only prefix that makes them fit.
 
     Raises:
         UserError: names that are missing or not expected, shapes that differ, or values that cannot be used, by name.
     """
-    expected = _with_values(module)
+    expected = {name: values for name, values in module.state_dict().items() if isinstance(values, Tensor)}
     if hollow := [name for name, values in expected.items() if values.is_meta]:
         raise UserError(f"parameter {hollow[0]!r} of {type(module).__name__} was made without values (a meta tensor)")
     found = _common_prefix(expected, state, path) if prefix is None else prefix
-    own = without_prefix(state, found, path)
+    own = _completed(expected, without_prefix(state, found, path))
     left_out = tuple(name for name in state if not name.startswith(found))
-    own = _completed(expected, own)
-    differences = _differences(expected, own)
-    if differences:
+    if differences := _differences(expected, own):
         without = f" without the prefix {found!r}" if found else ""
         raise UserError(f"{path}{without} does not fit {type(module).__name__}: {'; '.join(differences)}")
     require_usable(own, path)
     _require_types(expected, own, path)
     _require_ties(expected, own, path)
     module.load_state_dict(dict(own), strict=False)  # the names were compared
-    return Fitted(found, left_out, _stored_as(own))
+    types = {_type(values) for values in own.values() if values.is_floating_point() and values.dtype != torch.float32}
+    return Fitted(found, left_out, tuple(sorted(types)), state.notes if isinstance(state, Weights) else ())
 
 
 def without_prefix(state: Mapping[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
-    """The entries whose names begin with the prefix, without it.
-
-    Raises:
-        UserError: there are none.
-    """
-    own = {name.removeprefix(prefix): values for name, values in state.items() if name.startswith(prefix)}
-    if not own:
-        raise UserError(f"model.prefix={prefix}: no name in {path} begins so; there are {_brief(list(state))}")
+    """The entries whose names begin with the prefix, without it. Raises UserError where there are none."""
+    if not (own := _under(state, prefix)):
+        raise UserError(
+            f"model.prefix={prefix}: no name in {path} begins so; there are {some(list(state), NAMES_SHOWN)}"
+        )
     return own
 
 
 def find_prefix(state: Mapping[str, Any], name: str) -> list[str]:
-    """The prefixes, each empty or up to a dot, under which a state dict has this name."""
+    """The prefixes, each empty or with a dot at its end, under which a state dict has this name."""
     found = [known.removesuffix(name) for known in state if known.endswith(name)]
     return [prefix for prefix in found if prefix == "" or prefix.endswith(".")]
 
@@ -83,34 +94,26 @@ def require_usable(state: Mapping[str, Any], origin: Path | str) -> None:
     for name, values in state.items():
         if not isinstance(values, Tensor):
             continue
-        problem, fix = _problem(values)
-        if problem:
-            raise UserError(f"{origin}: parameter {name!r} {problem}; {fix}")
+        if problem := _problem(values):
+            raise UserError(f"{origin}: parameter {name!r} {problem}")
 
 
-def _problem(values: Tensor) -> tuple[str, str]:
-    """What is wrong with the numbers of a parameter, if anything, and what to do."""
+def _problem(values: Tensor) -> str | None:
+    """What is wrong with the numbers of a parameter, with the fix; None where nothing is."""
     if values.is_meta:
-        return "has a shape but no values (a meta tensor)", "write the weights after they were loaded"
+        return "has a shape but no values (a meta tensor); write the weights after they were loaded"
     if values.is_quantized:
-        return f"is quantised ({_type(values)})", "give the weights of before quantisation"
+        return f"is quantised ({_type(values)}); give the weights of before quantisation"
     if values.layout != torch.strided:
-        return f"is sparse ({values.layout})", "write it dense, with .to_dense()"
+        return f"is sparse ({values.layout}); write it dense, with .to_dense()"
     if not values.is_floating_point():
-        return "", ""
+        return None
     if values.dtype not in FLOATS:
-        return f"is of type {_type(values)}", "write the weights as float32, with .float()"
-    n_bad = int((~torch.isfinite(values)).sum())
-    if n_bad:
-        return (
-            f"holds {n_bad} of {values.numel()} values that are NaN or infinite",
-            "the model cannot be used (did its training diverge?)",
-        )
-    return "", ""
-
-
-def _with_values(module: nn.Module) -> dict[str, Tensor]:
-    return {name: values for name, values in module.state_dict().items() if isinstance(values, Tensor)}
+        return f"is of type {_type(values)}; write the weights as float32, with .float()"
+    if n_bad := int((~torch.isfinite(values)).sum()):
+        bad = f"{n_bad} of {values.numel()} values that are NaN or infinite"
+        return f"holds {bad}; the model cannot be used (did its training diverge?)"
+    return None
 
 
 def _common_prefix(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> str:
@@ -137,9 +140,7 @@ def _misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> boo
 
 
 def _completed(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """With what a file may leave out: names of a parameter that is there under another name (tied weights, of which
-    safetensors keep one), and the counters of batch norm.
-    """
+    """With what a file may leave out: all but one name of tied weights, and the counters of batch norm."""
     completed = dict(state)
     by_place = {_place(expected[name]): values for name, values in state.items() if name in expected}
     for name, values in expected.items():
@@ -179,11 +180,6 @@ def _require_types(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], 
             )
 
 
-def _stored_as(state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    types = {_type(values) for values in state.values() if values.is_floating_point() and values.dtype != torch.float32}
-    return tuple(sorted(types))
-
-
 def _type(values: Tensor) -> str:
     return str(values.dtype).removeprefix("torch.")
 
@@ -197,9 +193,4 @@ def _differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) ->
         if name in state and state[name].shape != values.shape
     ]
     labelled = [("missing", missing), ("not expected", unexpected), ("of another shape", shapes)]
-    return [f"{label}: {_brief(names)}" for label, names in labelled if names]
-
-
-def _brief(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more
+    return [f"{label}: {some(names, NAMES_SHOWN)}" for label, names in labelled if names]

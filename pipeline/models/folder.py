@@ -14,22 +14,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.models.formats import directory_problem
+from pipeline.config import limits
+from pipeline.messages.errors import UserError
+from pipeline.models.fitting import Weights
+from pipeline.models.formats import directory_problem, require_bounded_safetensors, weight_files
+from pipeline.models.targets import WORDS
 
 WHOLE, INDEX, SETTINGS = "model.safetensors", "model.safetensors.index.json", "config.json"
-# What makes Hydra call something: settings that come with weights must not.
-_CALLS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 
-def read_folder(path: Path) -> dict[str, Tensor]:
-    """The state dict of a folder.
-
-    Raises:
-        UserError: it holds none, or a part is missing, damaged or outside of it.
-    """
+def read_folder(path: Path) -> Weights:
+    """The state dict of a folder. Raises UserError where it has none, or a part is missing or damaged."""
     if (path / WHOLE).is_file():
-        return _read(path / WHOLE, None)
+        return _noted(path, read_safetensors(path / WHOLE), {WHOLE})
     if not (path / INDEX).is_file():
         raise UserError(directory_problem(path))
     parts: dict[str, list[str]] = {}
@@ -41,16 +38,23 @@ def read_folder(path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path / INDEX} names {file!r}; its parts must lie beside it")
         if not (path / file).is_file():
             raise UserError(f"{path / file} is missing, which {INDEX} names for {names[0]} and {len(names) - 1} more")
-        state |= _read(path / file, names)
-    return state
+        state |= read_safetensors(path / file, names)
+    return _noted(path, state, {*parts})
+
+
+def _noted(path: Path, state: dict[str, Tensor], taken: set[str]) -> Weights:
+    """The state dict of a folder, with a line where it holds other weights too."""
+    weights = Weights(state)
+    if others := [name for name in weight_files(path) if name not in taken]:
+        weights.notes = (
+            f"{path} holds several files of weights: {WHOLE if WHOLE in taken else INDEX} is taken, not "
+            f"{' or '.join(others[:5])} (model.checkpoint={path / others[0]} takes that one)",
+        )
+    return weights
 
 
 def folder_arguments(path: Path | None) -> dict[str, Any]:
-    """What `config.json` of a folder says; nothing where there is no such file.
-
-    Raises:
-        UserError: it is no JSON object, or would have something called.
-    """
+    """The content of a folder's `config.json`, if any. Raises UserError where it is no JSON object, or names a call."""
     if path is None or not path.is_dir() or not (path / SETTINGS).is_file():
         return {}
     settings = _json(path / SETTINGS)
@@ -59,18 +63,15 @@ def folder_arguments(path: Path | None) -> dict[str, Any]:
 
 
 def _require_plain(value: Any, path: Path) -> None:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if key in _CALLS:
-                raise UserError(
-                    f"{path} holds {key}, which would run code that it names; give it in model.init instead"
-                )
-            _require_plain(inner, path)
-    elif isinstance(value, list):
-        for inner in value:
+    if isinstance(value, dict | list):
+        if called := next((key for key in value if isinstance(value, dict) and key in WORDS), None):
+            raise UserError(f"{path} holds {called}, which would run code that it names; give it in model.init instead")
+        for inner in value.values() if isinstance(value, dict) else value:
             _require_plain(inner, path)
     elif isinstance(value, str) and "${" in value:
-        raise UserError(f"{path} holds {value!r}, which would be replaced by something else; give it in model.init")
+        raise UserError(
+            f"{path} holds {value!r}, which is not replaced by something else here; give its value in model.init"
+        )
 
 
 def _weight_map(path: Path) -> Mapping[str, str]:
@@ -81,6 +82,7 @@ def _weight_map(path: Path) -> Mapping[str, str]:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    limits.require_header(path.stat().st_size, str(path))
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -90,8 +92,10 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read(path: Path, names: list[str] | None) -> dict[str, Tensor]:
-    """The tensors of one file, all or those of these names."""
+def read_safetensors(path: Path, names: list[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of one file, all or those of these names. Raises UserError where it is damaged, lacks one
+    or is beyond the limits."""
+    require_bounded_safetensors(path)
     try:
         if names is None:
             return load_file(path, device="cpu")

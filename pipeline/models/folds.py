@@ -8,18 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.errors import UserError
+from pipeline.messages.errors import UserError
 
 PATTERN = frozenset("*?[")
 
 
 def fold_paths(checkpoint: Any, key: str = "model.checkpoint") -> list[str | None]:
-    """The checkpoint of each fold.
-
-    Args:
-        key: of the setting, for errors.
-        checkpoint: a path, a list of paths or patterns, a pattern with *, ? or [...] (its matches in the order of
-            their names), or None where the model needs none.
+    """The checkpoint of each fold, from a path, a pattern with *, ? or [...] (its matches in the order of their names),
+    a list of both, or None where the model needs none.
 
     Raises:
         UserError: a pattern that matches nothing, an empty list, or the same file twice.
@@ -47,18 +43,14 @@ def _matches(path: str, key: str) -> list[str]:
 
 
 def fold_labels(paths: Iterable[Path | None]) -> tuple[str, ...]:
-    """What to call each fold: its file's name without the ending where these differ, else its whole path."""
+    """The label of each fold: its file's name without the ending where these differ, else its whole path."""
     files = list(paths)
     stems = [str(number) if path is None else path.stem for number, path in enumerate(files)]
     return tuple(stems) if len(set(stems)) == len(stems) else tuple(str(path) for path in files)
 
 
 def require_alike(modules: Sequence[nn.Module], paths: Sequence[str | None]) -> None:
-    """Refuse folds that differ in more than their weights.
-
-    Raises:
-        UserError: names the first fold and parameter that differ.
-    """
+    """Raises UserError, with the first fold and parameter that differ, for folds of different architectures."""
     first = {name: tuple(value.shape) for name, value in modules[0].state_dict().items()}
     for module, path in zip(modules[1:], paths[1:], strict=True):
         shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
@@ -72,3 +64,9 @@ def require_alike(modules: Sequence[nn.Module], paths: Sequence[str | None]) -> 
 
 def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> str:
     return f"{name} of shape {shapes[name]}" if name in shapes else f"no {name}"
+
+
+def file_names(paths: Sequence[Path | None]) -> str | list[str | None] | None:
+    """The names of files, of the one or of each."""
+    names = [None if path is None else path.name for path in paths]
+    return names[0] if len(names) == 1 else names

@@ -1,19 +1,14 @@
-"""What kind of file a checkpoint is, told by its content: a file that holds no weights for torch is refused by name.
-
-Nothing is unpickled here: the first bytes, and of a zip archive the names in it, are all that is looked at.
-"""
+"""What kind of file a checkpoint is, by its first bytes or the names in a zip archive; nothing is unpickled."""
 
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from pipeline.errors import UserError
+from pipeline.config import limits
+from pipeline.messages.errors import UserError
+from pipeline.messages.words import some
 
 EXPECTED = "expected safetensors or a state dict written by torch.save"
-_KERAS = (
-    "{} of Keras or TensorFlow; convert its weights to a torch state dict (bpnet-lite's BPNet.from_chrombpnet does "
-    "that for those of chrombpnet)"
-)
+_KERAS = "{} of Keras, which model=keras reads (that of chrombpnet: model=chrombpnet or model=bpnet)"
 _MAGIC = {
     b"\x89HDF": _KERAS.format("an HDF5 file"),
     b"version https": "a pointer to a large file that was not fetched (git lfs pull)",
@@ -36,31 +31,45 @@ def is_safetensors(path: Path) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
 
 
+def require_bounded_safetensors(path: Path) -> None:
+    """Raises UserError where the header of safetensors, or the whole, is beyond the limits."""
+    size = path.stat().st_size
+    limits.require_held(size, limits.bytes_on_disk(path), str(path))
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header < size:  # otherwise it is damaged, which whoever reads it says
+        limits.require_header(header, f"{path}: its header")
+
+
 def require_torch_file(path: Path) -> None:
     """Raises UserError that says what the file is, where it is not what `torch.save` writes."""
     with path.open("rb") as file:
         head = file.read(512)
-    if head.startswith(b"PK"):
-        what = _in_zip(path)
-    elif head.startswith(b"\x80"):  # a pickle of protocol 2 or later
-        what = None
-    else:
-        what = _otherwise(head, path)
+    if head.startswith(b"\x80"):  # a pickle of protocol 2 or later
+        return
+    what = _in_zip(path) if head.startswith(b"PK") else _otherwise(head, path)
     if what is not None:
         raise UserError(f"model.checkpoint={path} is {what}; {EXPECTED}")
 
 
 def directory_problem(path: Path) -> str:
-    """What to say of a directory that holds no weights in a known form."""
+    """The error for a directory without weights in a known form."""
     found = sorted(entry.name for entry in path.iterdir())
     if "saved_model.pb" in found or "keras_metadata.pb" in found:
-        return f"model.checkpoint={path} is {_KERAS.format('a SavedModel')}"
-    weights = [
-        name for name in found if Path(name).suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".torch")
-    ]
+        return (
+            f"model.checkpoint={path} is a SavedModel of TensorFlow; load it there and save it as one file, "
+            f"model.save('model.keras'), which model=keras reads"
+        )
+    weights = weight_files(path)
     holds = ", ".join((weights or found)[:5]) or "nothing"
     fix = f"; give one of its files, such as model.checkpoint={path / weights[0]}" if weights else ""
     return f"model.checkpoint={path} is a directory without model.safetensors; it holds {holds}{fix}"
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The names of a folder's files that end like weights."""
+    found = sorted(entry.name for entry in folder.iterdir())
+    return [name for name in found if Path(name).suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".torch")]
 
 
 def _in_zip(path: Path) -> str | None:
@@ -84,7 +93,8 @@ def _in_zip(path: Path) -> str | None:
         return _KERAS.format("a .keras archive")
     if "data.pkl" in files:
         return None
-    return f"a zip archive of {_some(files)}, not of torch; unpack it first, if the weights are in it"
+    found = some(sorted(filter(None, files)), 3) or "no files"
+    return f"a zip archive of {found}, not of torch; unpack it first, if the weights are in it"
 
 
 def _otherwise(head: bytes, path: Path) -> str:
@@ -94,9 +104,8 @@ def _otherwise(head: bytes, path: Path) -> str:
         return "a damaged safetensors file: it ends within its header"
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it first"
-    if path.suffix == ".onnx" or (
-        head[0] == 8 and head[2:3] in (b"\x12", b"\x3a")
-    ):  # ir_version, then a name or a graph
+    is_onnx = head[0] == 8 and head[2:3] in (b"\x12", b"\x3a")  # ir_version, then a name or a graph
+    if path.suffix == ".onnx" or is_onnx:
         return _ONNX
     for magic, text in _MAGIC.items():
         if head.startswith(magic):
@@ -104,10 +113,3 @@ def _otherwise(head: bytes, path: Path) -> str:
     if all(byte >= 32 or byte in b"\t\r\n" for byte in head) and b"\x7f" not in head:
         return f"text, which begins {head[:30].decode(errors='replace').split(chr(10))[0]!r}"
     return "of no kind that is known here"
-
-
-def _some(names: Iterable[str]) -> str:
-    found = sorted(name for name in names if name)
-    return (
-        ", ".join(found[:3]) + (f" and {len(found) - 3} more files" if len(found) > 3 else "") if found else "no files"
-    )

@@ -1,4 +1,4 @@
-"""Further inputs that a model takes beside the sequence (`dataset.args`)."""
+"""Extra inputs that a model takes beside the sequence (`dataset.args`)."""
 
 import inspect
 from collections.abc import Sequence
@@ -6,18 +6,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.wording import counted
+from pipeline.messages.words import counted
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def wrong_number(module: nn.Module, names: list[str]) -> str | None:
-    """What is wrong where a model takes fewer further inputs than there are, or needs more; None where they fit.
-
-    Args:
-        module: the bare model.
-        names: of the further inputs, as in `dataset.args`.
-    """
+    """What is wrong where a bare model takes fewer extra inputs than `dataset.args` names, or needs more; None where
+    they fit."""
     try:
         signature = inspect.signature(module.forward)
     except (ValueError, TypeError):  # not written in Python
@@ -30,22 +26,19 @@ def wrong_number(module: nn.Module, names: list[str]) -> str | None:
     given = f"dataset.args gives {len(names)} ({', '.join(names)})" if names else "dataset.args gives none"
     if len(names) < len(needed):
         return (
-            f"{forward} needs {counted(len(needed), 'further input')} and {given}; say where the values of "
+            f"{forward} needs {counted(len(needed), 'extra input')} and {given}; say where the values of "
             f"{', '.join(needed[len(names) :])} are: dataset.args=[{','.join([*names, '...'])}]"
         )
     if len(names) > len(positional) and not takes_any:
-        most = counted(len(positional), "further input") if positional else "no further input"
+        most = counted(len(positional), "extra input") if positional else "no extra input"
         return f"{forward} takes {most} and {given}; leave out what is too much"
     return None
 
 
 class Filled(nn.Module):
-    """A model that takes the sequence alone, of any length: its further inputs are given, those along it are zero.
+    """A model of the sequence alone, of any length, with the extra inputs (1, ...) of one row; tracks are zero.
 
-    Args:
-        model: of any kind.
-        args: (1, ...) each, of one row.
-        length: of the sequence that they belong to.
+    `length`: of that row's sequence; an input with this last axis is a track.
     """
 
     def __init__(self, model: nn.Module, args: Sequence[Tensor], length: int) -> None:

@@ -1,7 +1,7 @@
-"""How a model wants its one-hot input: which axis is which, and which channel is which base.
+"""The one-hot input of a model: which axis is which, and which channel is which base.
 
-Models that came from Torch7 take images of height or width one, those that came from Keras take the bases last, and
-DeepSEA's family counts the bases A, G, C, T. The engine's own form is (N, 4, L) in the order A, C, G, T.
+Models from Torch7 take images of height or width one, those from Keras the bases last, and DeepSEA's family has the
+bases in the order A, G, C, T. The engine's own form is (N, 4, L) in the order A, C, G, T.
 
     ncl     (N, 4, L)
     nc1l    (N, 4, 1, L)    DeepSEA, Beluga: convolutions (1, width)
@@ -13,37 +13,24 @@ DeepSEA's family counts the bases A, G, C, T. The engine's own form is (N, 4, L)
 import torch
 from torch import Tensor, nn
 
-from pipeline.checks import LAYOUTS
-
 BASES = "ACGT"
 
 
 class InputLayout(nn.Module):
-    """A model that takes (N, 4, L) in the order A, C, G, T, whatever the one within takes.
+    """A model that takes (N, 4, L) in the order A, C, G, T around one with its own layout and order of bases.
 
-    Moving axes and channels is linear and exact: attributions come back in the engine's own form.
+    Moving axes and channels is linear and exact: attributions have the engine's own form.
     """
 
     order: Tensor
 
     def __init__(self, model: nn.Module, layout: str = "ncl", bases: str = BASES) -> None:
-        """Args:
-        model: any module.
-        layout: one of LAYOUTS.
-        bases: what base each of its channels is, such as AGCT.
-        """
         super().__init__()
-        if layout not in LAYOUTS or sorted(bases) != sorted(BASES):
-            raise ValueError(
-                f"input_layout={layout}, bases={bases}; expected one of {', '.join(LAYOUTS)}, and ACGT in some order"
-            )
-        self.model = model
-        self.layout = layout
-        self.bases = bases
+        self.model, self.layout, self.bases = model, layout, bases
         self.register_buffer("order", torch.tensor([BASES.index(base) for base in bases]), persistent=False)
 
     def forward(self, x: Tensor, *args: Tensor) -> object:
-        """What the model returns for one-hot (N, 4, L); further inputs are passed on as they are."""
+        """What the model returns for one-hot (N, 4, L) and extra inputs."""
         if self.bases != BASES:
             x = x.index_select(1, self.order)
         if self.layout == "nlc":

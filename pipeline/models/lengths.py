@@ -1,9 +1,9 @@
-"""What length of sequence a model wants, found by trying, for the error where it does not take the one it got.
+"""Which lengths of sequences a model takes, found by trying, for the error where it does not take the one given.
 
 A model with dense layers after a flatten takes one length, or a few where pooling drops a remainder. The layer that
-does not fit tells how many features came and how many it wants; the length is then found by bisection. Of another model
-(a table of positions, say, or a kernel wider than the sequence) the lengths that its error's numbers suggest are tried,
-then shorter and longer ones.
+does not fit shows how many features it got and how many it expects; bisection then finds the length. For any other
+model (with a table of positions, or a kernel wider than the sequence) the lengths that the numbers in its error suggest
+are tried, then shorter and longer ones.
 """
 
 import re
@@ -16,33 +16,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-PATIENCE_S = 30  # for all trials of a model together
+TIME_LIMIT_S = 30  # for all trials of a model together
 _LONGEST = 1 << 18  # bases: no trial is longer
 _TIMES = 64  # nor so many times as long as the sequence
-_FAR = 1 << 12  # bases: the longest of those that are merely guessed, as attention's memory grows with the square
-_SUGGESTED = 32  # lengths that are tried of those that an error's numbers suggest
+_LONGEST_GUESS = 1 << 12  # bases: attention's memory grows with the square
+_SUGGESTED = 32  # lengths tried of those that the numbers in an error suggest
 _MISFITS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 
 
-class _TooLongError(Exception):
-    """Trying has taken PATIENCE_S."""
-
-
 class _Timed(nn.Module):
-    """A module, until the time for trying is over."""
+    """A module that raises TimeoutError once TIME_LIMIT_S has passed."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module, self.began = module, time.monotonic()
 
     def forward(self, x: Tensor) -> Any:
-        if time.monotonic() - self.began > PATIENCE_S:
-            raise _TooLongError
+        if time.monotonic() - self.began > TIME_LIMIT_S:
+            raise TimeoutError
         return self.module(x)
 
 
 class _Features(TorchFunctionMode):
-    """Remembers of the last dense layer, or view as rows, how many features it got and how many it wants."""
+    """Remembers how many features the last dense layer, or view as rows, got and expects."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,15 +67,13 @@ _VIEWS = (Tensor.view, Tensor.reshape, torch.reshape)
 
 
 def wanted_lengths(module: nn.Module, length: int) -> tuple[int, int | None] | None:
-    """The shortest and the longest sequence that the model takes, where it does not take this one.
+    """The shortest and the longest sequence that a model takes, in bases; the longest is None where none is too long.
+
+    None where the model takes `length`, or no length that it takes is found in TIME_LIMIT_S.
 
     Args:
         module: (N, 4, L) one-hot -> anything; in eval mode.
         length: a length that it does not take.
-
-    Returns:
-        Both in bases, the longest None where none is too long; None where the model takes that length, or none is
-        found in PATIENCE_S that it takes.
     """
     timed = _Timed(module)
     try:
@@ -87,19 +81,14 @@ def wanted_lengths(module: nn.Module, length: int) -> tuple[int, int | None] | N
         if first == 0:
             return None
         return (None if first is None else _by_features(timed, length, first)) or _by_trying(timed, length)
-    except _TooLongError:
+    except TimeoutError:
         return None
 
 
 def length_hint(module: nn.Module, length: int, cuts: bool) -> str | None:
-    """Which length a model takes, where it does not take that of the sequences, and how to change that.
+    """A phrase with the length that a model takes and that of the sequences, and the fix; None where none is found.
 
-    Args:
-        module, length: as in `wanted_lengths`.
-        cuts: whether the input cuts windows of `dataset.length`, or has sequences that are as they are.
-
-    Returns:
-        A phrase with both lengths; None where no length is found that the model takes.
+    `cuts`: whether the input cuts windows of `dataset.length`; other arguments as in `wanted_lengths`.
     """
     wanted = wanted_lengths(module, length)
     if wanted is None:
@@ -118,7 +107,7 @@ def length_hint(module: nn.Module, length: int, cuts: bool) -> str | None:
 
 
 def _by_features(module: nn.Module, length: int, first: int) -> tuple[int, int] | None:
-    """From the features that a layer misses or has too many of; `first` are those of this length."""
+    """From the number of features that a layer lacks (negative) or has too many of; `first` is that of this length."""
     low, high = 0, length
     while first < 0 and _is_short(module, high):
         low, high = high, 2 * high
@@ -133,16 +122,16 @@ def _by_trying(module: nn.Module, length: int) -> tuple[int, int | None] | None:
     """From any length that the model is found to take."""
     numbers = {int(text) for text in re.findall(r"\d{1,6}", str(_failure(module, length)))} - {0}
     suggested = numbers | {length * some // other for some in numbers for other in numbers}
-    further = [length >> i for i in range(1, 20)] + [length << i for i in range(1, 7)]
-    tried = [*sorted(suggested, key=lambda n: abs(n - length))[:_SUGGESTED], *further]
-    found = next((n for n in tried if 0 < n <= max(_FAR, length) and _takes(module, n)), None)
+    others = [length >> i for i in range(1, 20)] + [length << i for i in range(1, 7)]
+    tried = [*sorted(suggested, key=lambda n: abs(n - length))[:_SUGGESTED], *others]
+    found = next((n for n in tried if 0 < n <= max(_LONGEST_GUESS, length) and _takes(module, n)), None)
     if found is None:
         return None
     if found < length:
         longest = _bisect(lambda n: not _takes(module, n), found, length) - 1
         return _shortest(module, longest), longest
     shortest = _bisect(lambda n: _takes(module, n), length, found)
-    return shortest, _longest(module, shortest, max(_FAR, 2 * found))
+    return shortest, _longest(module, shortest, max(_LONGEST_GUESS, 2 * found))
 
 
 def _longest(module: nn.Module, shortest: int, limit: int) -> int | None:

@@ -1,13 +1,14 @@
 """Pickles read without running anything in them.
 
-Every class and function that a file names is replaced by an inert shell, which takes whatever it is given and does
-nothing; what is wanted of the file (weights, sizes) is taken from the shells. Reading itself is torch's weights-only
-unpickler, which calls nothing but the shells and its own functions that put tensors together.
+Torch's weights-only unpickler reads them, with an inert shell in place of every class and function that a file names;
+it calls nothing but these and its own functions that make tensors. Weights and sizes are taken from the shells.
 """
 
+import io
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,25 +17,23 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from pipeline.config import limits
+from pipeline.messages.errors import UserError
+from pipeline.models.formats import is_safetensors
+
+BPNET, CHROMBPNET = "bpnetlite.bpnet.BPNet", "bpnetlite.chrombpnet.ChromBPNet"
+_OF_BPNET_LITE = ("bpnetlite.", "torch.", "numpy.")  # how all names in its files begin
+_PICKLE = "data.pkl"  # in the zip archive
+_UNBOUNDED = b"bytearray\n"  # torch calls it, with any number
 # What reading a damaged or hostile file may raise.
-UNREADABLE = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    AssertionError,
-)
+UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 class Shell:
-    """Stands for any object of a file: takes whatever attributes it is given, and does nothing."""
+    """Stands for any object of a file: holds its attributes, and does nothing."""
 
     def __init__(self, *_: object) -> None:
-        """Constructor arguments are not wanted: only attributes hold weights and sizes."""
+        """Only attributes hold weights and sizes; arguments are dropped."""
 
     def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):
@@ -47,16 +46,39 @@ def nothing(*_: object) -> None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without torch's warnings of pickles that are not as it writes them: what matters of these is an error here."""
+    """Without torch's warnings about unusual pickles: those that matter are errors here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
+def require_bounded(path: Path) -> None:
+    """Raises UserError where the content of a file that `torch.save` wrote is beyond the limits; a file of another form
+    is left to whoever reads it."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            limits.require_held(sum(each.file_size for each in members), limits.bytes_on_disk(path), str(path))
+            for each in members:
+                if each.filename.endswith(_PICKLE):
+                    limits.require_header(each.file_size, f"{path}: {each.filename}")
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
+        raise UserError(f"{path} is a damaged zip archive: {error}; copy or download it again") from None
+
+
+def require_tensors(tensors: Iterable[Tensor], path: Path, what: str = "the state dict") -> None:
+    """Raises UserError where tensors that a file has, or says that there are, are beyond the limits: several may share
+    their values."""
+    n_bytes = sum(values.numel() * values.element_size() for values in tensors)
+    limits.require_held(n_bytes, limits.bytes_on_disk(path), f"{path}: {what}")
+
+
 def names_in(path: Path) -> set[str]:
-    """The names in a checkpoint beyond those that torch allows, found without executing it; none where it is no such
-    file at all (reading it as a state dict says what is wrong with it).
-    """
+    """The names in a checkpoint beyond those that torch allows, found without executing it; none where it is no
+    checkpoint (the error comes from reading it as a state dict). Raises UserError as `require_bounded` does."""
+    require_bounded(path)
     try:
         with quietly():
             return set(get_unsafe_globals_in_checkpoint(path))
@@ -64,15 +86,62 @@ def names_in(path: Path) -> set[str]:
         return set()
 
 
+def family_of(path: Path) -> str | None:
+    """The family of a whole module that bpnet-lite pickled, by the names in the file; None for anything else."""
+    names = set() if is_safetensors(path) else names_in(path)
+    if not all(name.startswith(_OF_BPNET_LITE) for name in names):
+        return None
+    return "chrombpnet" if CHROMBPNET in names else "bpnet" if BPNET in names else None
+
+
 def read_with(path: Path, stand_ins: Mapping[str, Any]) -> Any:
-    """The content of a pickle, with the given shells in the places of those names.
+    """The content of a pickle, with the given shells in place of those names.
 
     Raises:
-        pickle.UnpicklingError: it holds other names, or operations that are not known.
+        UserError: it is beyond the limits.
+        pickle.UnpicklingError: it holds other names, or unknown operations.
         UNREADABLE: it is damaged.
     """
-    with quietly(), safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]), path.open("rb") as file:
+    require_bounded(path)
+    with quietly(), safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]), _open(path) as file:
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _open(path: Path) -> io.BufferedReader:
+    if not zipfile.is_zipfile(path):
+        return _Pickle(path)
+    with zipfile.ZipFile(path) as archive:
+        if any(_UNBOUNDED in archive.read(each) for each in archive.namelist() if each.endswith(_PICKLE)):
+            raise _unbounded()
+    return path.open("rb")
+
+
+class _Pickle(io.BufferedReader):
+    """A pickle with tensors behind it, as torch wrote before version 1.6: the pickle is read within the limits."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._path, self._left = path, limits.current().header_mb * limits.MB
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        most = self._left + 1
+        return self._counted(super().read(most if size is None or size < 0 else min(size, most)))
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = self._counted(super().readline(self._left + 1))
+        if line == _UNBOUNDED:
+            raise _unbounded()
+        return line
+
+    def _counted(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        if self._left < 0:
+            raise limits.too_long(f"{self._path}: its pickle", "header_mb")
+        return data
+
+
+def _unbounded() -> pickle.UnpicklingError:
+    return pickle.UnpicklingError("a bytearray may be of any size")
 
 
 def tensors_of(shell: Shell, prefix: str = "") -> list[tuple[str, Tensor]]:

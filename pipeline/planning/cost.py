@@ -7,39 +7,20 @@ driver and store against runs with a stand-in for the model; `dlshap plan` measu
 import math
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Constants:
-    """What things take. Measured on two cores of an AMD EPYC (AVX2) with a local disk, by the command beside each.
-
-    Attributes:
-        start_s: from the command to the first shard, the reading of the input left out (scripts/benchmark pipeline).
-        read_s_per_row, read_s_per_base: `prepare`: a row checked, hashed and written (scripts/benchmark scale).
-        shard_s: a worker's part of a shard beside the attributions: files, attempt, syncs, record (scripts/benchmark
-            scale, cluster=none).
-        encode_s_per_byte: values compressed, written and read back (scripts/benchmark store).
-        driver_s_per_shard: the least time between two shards that Ray hands to all actors together (scripts/benchmark
-            scale, cluster=local); hidden while shards take longer.
-        end_s_per_shard: the end of a run, where every done record is read (scripts/benchmark scale).
-        look_s_per_shard: the begin of a resume, where done records are listed (scripts/benchmark scale).
-        bytes_per_code: a base of a sequence, compressed (scripts/benchmark scale).
-        compression: compressed bytes of attributions for each raw one (scripts/benchmark store).
-        bytes_per_table_row: name, locus and strand, compressed (scripts/benchmark scale).
-        record_bytes: a done record (scripts/benchmark scale).
-    """
-
-    start_s: float = 12.0
-    read_s_per_row: float = 40e-6
-    read_s_per_base: float = 20e-9
-    shard_s: float = 0.03
-    encode_s_per_byte: float = 1 / 64e6
-    driver_s_per_shard: float = 0.009
-    end_s_per_shard: float = 0.5e-3
-    look_s_per_shard: float = 0.02e-3
-    bytes_per_code: float = 0.27
-    compression: float = 0.88
-    bytes_per_table_row: float = 12.0
-    record_bytes: float = 2000.0
+# What things take, measured on two cores of an AMD EPYC (AVX2) with a local disk; where nothing else is said, by
+# scripts/benchmark scale.
+START_S = 12.0  # from the command to the first shard, the reading of the input left out (scripts/benchmark pipeline)
+READ_S_PER_ROW = 40e-6  # a row of the input checked, hashed and written
+READ_S_PER_BASE = 20e-9
+SHARD_S = 0.03  # a worker's part of a shard beside the attributions: files, attempt, syncs, record (cluster=none)
+ENCODE_S_PER_BYTE = 1 / 64e6  # values compressed, written and read back (scripts/benchmark store)
+DRIVER_S_PER_SHARD = 0.009  # the least time between two shards that Ray hands out (cluster=local)
+END_S_PER_SHARD = 0.5e-3  # the end of a run, where every done record is read
+LOOK_S_PER_SHARD = 0.02e-3  # the begin of a resume, where done records are listed
+BYTES_PER_CODE = 0.27  # a base of a sequence, compressed
+COMPRESSION = 0.88  # compressed bytes of attributions for each raw one (scripts/benchmark store)
+BYTES_PER_TABLE_ROW = 12.0  # name, locus and strand, compressed
+RECORD_BYTES = 2000.0  # a done record
 
 
 @dataclass(frozen=True)
@@ -54,7 +35,7 @@ class Workload:
         n_strands: 2 with engine.reverse_complement=average.
         per_fold: whether the values of each fold are kept beside their mean.
         rows_per_group: 2 for the alleles of variants, whose difference is kept too; else 1.
-        n_args: further inputs of the model, which the store holds too.
+        n_args: extra inputs of the model, which the store holds too.
         actors: that work at the same time.
         on_ray: whether shards are handed out by Ray.
     """
@@ -96,19 +77,6 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a trial says of a model on a device, and of what it makes.
-
-    Attributes:
-        row_s: device seconds of a row: all its references, folds, strands and targets.
-        bytes_per_row: of the store; None for the constants' estimate.
-    """
-
-    row_s: float
-    bytes_per_row: float | None = None
-
-
-@dataclass(frozen=True)
 class Cost:
     """What it costs; seconds, bytes, numbers.
 
@@ -139,44 +107,41 @@ class Cost:
     resume_s: float
 
 
-def cost(work: Workload, measured: Measured, constants: Constants | None = None) -> Cost:
-    """What a workload costs where rows take what was measured.
+def cost(work: Workload, row_s: float, row_bytes: float | None = None) -> Cost:
+    """What a workload costs.
 
-    Actors take equal shares; the slowest of them has the most shards. Where shards take less than the driver needs to
+    Workers take equal shares; the slowest of them has the most shards. Where shards take less than the driver needs to
     hand them out, they wait for it.
+
+    Args:
+        row_s: device seconds of a row: all its references, folds, strands and targets.
+        row_bytes: of its arrays in the store, as they were measured; None for an estimate.
     """
-    c = constants or Constants()
+    if row_bytes is None:
+        row_bytes = BYTES_PER_CODE * work.length + COMPRESSION * work.raw_bytes_per_row
     rows = min(work.rows_per_shard, work.n_rows)
-    encode_s = c.encode_s_per_byte * work.raw_bytes_per_row
-    shard_s = rows * (measured.row_s + encode_s) + c.shard_s
-    driver_s = work.n_shards * c.driver_s_per_shard if work.on_ray else 0.0
+    done_s = row_s + ENCODE_S_PER_BYTE * work.raw_bytes_per_row
+    shard_s = rows * done_s + SHARD_S
+    driver_s = work.n_shards * DRIVER_S_PER_SHARD if work.on_ray else 0.0
     actors = min(work.actors, work.n_shards)
-    busy_s = (work.n_rows * (measured.row_s + encode_s) + work.n_shards * c.shard_s) / actors
+    busy_s = (work.n_rows * done_s + work.n_shards * SHARD_S) / actors
     last_s = shard_s * (math.ceil(work.n_shards / actors) - work.n_shards / actors)
-    read_s = work.n_rows * (c.read_s_per_row + c.read_s_per_base * work.length)
-    end_s = work.n_shards * c.end_s_per_shard
+    read_s = work.n_rows * (READ_S_PER_ROW + READ_S_PER_BASE * work.length)
+    end_s = work.n_shards * END_S_PER_SHARD
     return Cost(
         shards=work.n_shards,
         pairs=work.n_pairs,
-        device_s=work.n_rows * measured.row_s,
-        store_bytes=work.n_rows * bytes_per_row(work, measured, c),
-        run_bytes=work.n_shards * c.record_bytes,
+        device_s=work.n_rows * row_s,
+        store_bytes=work.n_rows * (row_bytes + BYTES_PER_TABLE_ROW),
+        run_bytes=work.n_shards * RECORD_BYTES,
         objects=n_objects(work),
         read_s=read_s,
         shard_s=shard_s,
         driver_s=driver_s,
         end_s=end_s,
-        wall_s=c.start_s + read_s + max(busy_s + last_s, driver_s) + end_s,
-        resume_s=c.start_s + work.n_shards * c.look_s_per_shard + shard_s,
+        wall_s=START_S + read_s + max(busy_s + last_s, driver_s) + end_s,
+        resume_s=START_S + work.n_shards * LOOK_S_PER_SHARD + shard_s,
     )
-
-
-def bytes_per_row(work: Workload, measured: Measured, constants: Constants) -> float:
-    """Bytes of a row in the store, of all its arrays."""
-    if measured.bytes_per_row is not None:
-        return measured.bytes_per_row + constants.bytes_per_table_row
-    codes = constants.bytes_per_code * work.length
-    return codes + constants.compression * work.raw_bytes_per_row + constants.bytes_per_table_row
 
 
 def n_objects(work: Workload) -> int:

@@ -1,4 +1,4 @@
-"""Further inputs of the model (`dataset.args`): their shapes, their arrays in the store, and the other strand.
+"""Extra inputs of the model (`dataset.args`): their shapes, their arrays in the store, and the other strand.
 
 Input k of every row lies in the store's array `arg_k`, of shape (N, ...), float32 or int64. Where its last axis has L
 places, L being the length of the sequences, it is an input along the sequence, a track.
@@ -13,25 +13,25 @@ import torch
 from torch import Tensor
 
 N_STRANDS = 2  # plus, minus
-Args = Sequence[np.ndarray]  # the further inputs of a row, or of some rows, in the order of the model's
+ExtraInputs = Sequence[np.ndarray]  # the extra inputs of a row, or of some rows, in the order of the model's
 
 
-def args_of(values: Args) -> list[dict[str, Any]]:
-    """What the plan says of the further inputs, from those of a row: the shape and type of each."""
+def describe_extra_inputs(values: ExtraInputs) -> list[dict[str, Any]]:
+    """What the plan says of the extra inputs, from those of a row: the shape and type of each."""
     return [{"shape": list(value.shape), "dtype": str(value.dtype)} for value in values]
 
 
-def arg_names(n: int) -> list[str]:
-    """The names of the arrays of n further inputs."""
+def extra_input_names(n: int) -> list[str]:
+    """The names of the arrays of n extra inputs."""
     return [f"arg_{index}" for index in range(n)]
 
 
-def is_arg(name: str) -> bool:
-    """Whether an array is that of a further input."""
+def is_extra_input(name: str) -> bool:
+    """Whether an array is that of an extra input."""
     return re.fullmatch(r"arg_\d+", name) is not None
 
 
-def arg_layout(args: Sequence[Mapping[str, Any]], length: int) -> dict[str, tuple[tuple[str, ...], str]]:
+def extra_input_layout(args: Sequence[Mapping[str, Any]], length: int) -> dict[str, tuple[tuple[str, ...], str]]:
     """Dimensions and type of the array of each, in the order of the model's inputs.
 
     Args:
@@ -39,7 +39,7 @@ def arg_layout(args: Sequence[Mapping[str, Any]], length: int) -> dict[str, tupl
         length: of the sequences.
     """
     found = {}
-    for name, arg in zip(arg_names(len(args)), args, strict=True):
+    for name, arg in zip(extra_input_names(len(args)), args, strict=True):
         axes = [f"{name}_axis_{axis}" for axis in range(1, len(arg["shape"]) + 1)]
         if arg["shape"] and arg["shape"][-1] == length:
             axes[-1] = "position"
@@ -47,13 +47,31 @@ def arg_layout(args: Sequence[Mapping[str, Any]], length: int) -> dict[str, tupl
     return found
 
 
-def as_tensors(values: Args) -> list[Tensor]:
-    """Further inputs, each with its rows, as the engine takes them."""
+def strand_notes(names: Sequence[str], args: Sequence[Mapping[str, Any]], length: int) -> list[str]:
+    """A line for each extra input that is another for the other strand; see `other_strand`.
+
+    Args:
+        names: as in dataset.args.
+        args: as in the plan.
+        length: of the sequences.
+    """
+    lines = []
+    for name, shape in ((name, list(arg["shape"])) for name, arg in zip(names, args, strict=True)):
+        if shape[-1:] == [length]:
+            swapped = ", and its two tracks change places" if shape[-2:-1] == [N_STRANDS] else ""
+            lines.append(
+                f"dataset.args: {name} is reversed for the other strand{swapped}: its last axis has {length} places"
+            )
+    return lines
+
+
+def as_tensors(values: ExtraInputs) -> list[Tensor]:
+    """Extra inputs, each with its rows, as the engine takes them."""
     return [torch.from_numpy(np.ascontiguousarray(value)) for value in values]
 
 
 def other_strand(values: Tensor, length: int) -> Tensor:
-    """A further input as it is for the reverse complement of each sequence.
+    """An extra input as it is for the reverse complement of each sequence.
 
     A track is turned around, and two tracks (N, ..., 2, L), which are the plus and the minus strand's, change places.
     Anything else is the same for both strands.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.messages.errors import UserError
 
 
 @dataclass(frozen=True)

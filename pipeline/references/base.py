@@ -4,124 +4,75 @@ Shape legend: N rows of a shard, R references of each, L positions.
 """
 
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dlshap_core.sequences import UNKNOWN
-
-COMPLEMENT = np.array([3, 2, 1, 0, UNKNOWN], dtype=np.uint8)  # of each code
+from dlshap_core.sequences import reverse_complement, reverse_complement_bases
 
 
 @dataclass(frozen=True)
-class Settled:
+class ResolvedReferences:
     """References with nothing left to decide.
 
     Attributes:
         n: references of each sequence.
-        plan: plain values, all that an actor must know.
+        plan: plain values, all that a worker needs.
         fingerprint: what the references depend on, beside the sequences and the seed.
-        pool: (P, L) uint8 codes to be kept in the store, where references are drawn from such.
+        pool: (P, L) uint8 windows that references are drawn from, which the store keeps.
+        notes: lines for the user.
+        signature: settings, input and state of the files; None where that is not known.
     """
 
     n: int
     plan: dict[str, Any]
     fingerprint: dict[str, Any]
     pool: np.ndarray | None = None
+    notes: Sequence[str] = ()
+    signature: dict[str, Any] | None = None
 
-
-class ShardReferences(Protocol):
-    """The references of a shard's rows, as the engine takes them."""
-
-    @property
-    def n(self) -> int: ...
-
-    def __call__(self, rows: slice, ks: slice) -> Tensor:
-        """References ks of the shard's rows: (S, K, 4, L), or codes (S, K, L) uint8."""
-        ...
-
-    def checksums(self) -> np.ndarray:
-        """(N,) uint32: CRC-32 of each row's references, in order."""
-        ...
-
-    def turned(self) -> "ShardReferences":
-        """Their reverse complements."""
-        ...
-
-
-Draw = Callable[[np.ndarray, int], ShardReferences]
-"""(N, L) uint8 codes of a shard, and the number of its first row in the store, to its references."""
+    def to_store(self) -> dict[str, Any]:
+        """Plain values: all but the windows and the notes, which the store keeps elsewhere."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("pool", "notes")}
 
 
 @dataclass(frozen=True)
-class CodeReferences:
-    """References kept as (N, R, L) codes; the engine makes them one-hot, on the device."""
+class ShardReferences:
+    """The references of a shard's rows, as the engine takes them.
 
-    codes: np.ndarray
-
-    @property
-    def n(self) -> int:
-        return int(self.codes.shape[1])
-
-    def __call__(self, rows: slice, ks: slice) -> Tensor:
-        return torch.from_numpy(self.codes[rows, ks])
-
-    def checksums(self) -> np.ndarray:
-        return np.array([zlib.crc32(row.tobytes()) for row in self.codes], dtype=np.uint32)
-
-    def turned(self) -> "CodeReferences":
-        return CodeReferences(np.ascontiguousarray(COMPLEMENT[self.codes[..., ::-1]]))
-
-
-def shared(codes: np.ndarray, rows_per_group: int) -> CodeReferences:
-    """(G, R, L) references of the first row of each group, for every row of it."""
-    return CodeReferences(codes if rows_per_group == 1 else np.repeat(codes, rows_per_group, axis=0))
-
-
-@dataclass(frozen=True)
-class RowsOf:
-    """The references of some of the rows."""
-
-    whole: ShardReferences
-    start: int
-
-    @property
-    def n(self) -> int:
-        return self.whole.n
-
-    def __call__(self, rows: slice, ks: slice) -> Tensor:
-        stop = None if rows.stop is None else self.start + rows.stop
-        return self.whole(slice(self.start + (rows.start or 0), stop), ks)
-
-    def checksums(self) -> np.ndarray:
-        return self.whole.checksums()[self.start :]
-
-    def turned(self) -> "RowsOf":
-        return RowsOf(self.whole.turned(), self.start)
-
-
-@dataclass(frozen=True)
-class ValueReferences:
-    """References that are not sequences of bases: (N, R, 4, L) float32, or (1, R, 4, L) for all of n_rows."""
+    Attributes:
+        values: (N, R, L) uint8 codes, which the engine makes one-hot, on the device; or (N, R, 4, L) float32 where they
+            are not sequences of bases.
+    """
 
     values: np.ndarray
-    n_rows: int
 
     @property
     def n(self) -> int:
         return int(self.values.shape[1])
 
     def __call__(self, rows: slice, ks: slice) -> Tensor:
-        values = torch.from_numpy(self.values)
-        return values.expand(self.n_rows, *values.shape[1:])[rows, ks]
+        """References ks of the shard's rows: (S, K, L) or (S, K, 4, L)."""
+        return torch.from_numpy(np.array(self.values[rows, ks], order="C"))
 
     def checksums(self) -> np.ndarray:
-        found = np.array([zlib.crc32(row.tobytes()) for row in self.values], dtype=np.uint32)
-        return np.broadcast_to(found, self.n_rows).copy()
+        """(N,) uint32: CRC-32 of each row's references, in order."""
+        return np.array([zlib.crc32(row.tobytes()) for row in self.values], dtype=np.uint32)
 
-    def turned(self) -> "ValueReferences":
-        return ValueReferences(self.values[..., ::-1, ::-1].copy(), self.n_rows)
+    def reverse_complement(self) -> "ShardReferences":
+        """Their reverse complements."""
+        are_codes = self.values.ndim == 3
+        return ShardReferences((reverse_complement if are_codes else reverse_complement_bases)(self.values))
+
+
+Draw = Callable[[np.ndarray, int], ShardReferences]
+"""(N, L) uint8 codes of a shard, and the number of its first row in the store, to its references."""
+
+
+def shared(codes: np.ndarray, rows_per_group: int) -> ShardReferences:
+    """(G, R, L) references of the first row of each group, for every row of it."""
+    return ShardReferences(codes if rows_per_group == 1 else np.repeat(codes, rows_per_group, axis=0))

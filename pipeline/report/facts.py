@@ -1,27 +1,30 @@
 """What a store says of the run that filled it, as lines of tables; a fact that a store does not hold is left out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from pipeline.progress import duration
-from pipeline.reader import Store
-from pipeline.report.numbers import count, number
-from pipeline.sources.remarks import remarks
-from pipeline.wording import counted
+from pipeline.messages.progress import duration
+from pipeline.messages.visible import LONGEST_LINE, brief
+from pipeline.messages.words import counted, some
+from pipeline.planning.convergence import over_relative
+from pipeline.report.formatting import count, number
+from pipeline.store.reader import Store
 
 Fact = tuple[str, str]  # what, and its value
 N_NAMED = 8  # files, folds or targets
 
 
 def run_facts(store: Store) -> dict[str, list[Fact]]:
-    """Groups of facts: model, input, references, computation."""
-    return {
+    """Groups of facts: model, input, references, computation, and what was chosen where there was a choice."""
+    facts = {
         "Model": _model(store),
         "Input": _input(store),
         "References": _references(store),
         "Computation": _computation(store.attrs),
+        "Notes": [("note", str(line)) for line in store.attrs.get("notes", [])],
     }
+    return {group: lines for group, lines in facts.items() if lines}
 
 
 def _model(store: Store) -> list[Fact]:
@@ -30,18 +33,22 @@ def _model(store: Store) -> list[Fact]:
     checkpoint = model.get("checkpoint")
     files = checkpoint if isinstance(checkpoint, list) else [checkpoint]
     several = len(plan.folds) > 1
+    targets = [
+        label if name == label else f"{label}: {name}"
+        for label, name in zip(store.targets, store.target_names, strict=True)
+    ]
     return _present(
         ("class", model.get("target")),
-        ("weights", _some([PurePath(str(file)).name for file in files if file is not None])),
-        ("folds", f"{len(plan.folds)}, their mean is attributed: {_some(plan.folds)}" if several else None),
+        ("weights", some([PurePath(str(file)).name for file in files if file is not None], N_NAMED)),
+        ("folds", f"{len(plan.folds)}, their mean is attributed: {some(plan.folds, N_NAMED)}" if several else None),
         ("SHA-256 of the weights", prints.get("model.weights")),
-        ("SHA-256 of the code", prints.get("model.code")),
+        *((f"SHA-256 of {key[11:]}", sha256) for key, sha256 in prints.items() if key.startswith("model.code.")),
         ("head", attrs.get("head")),
         ("output", model.get("output")),
         ("bias", _bias(model)),
         ("bases of its channels", model.get("bases") if model.get("bases") != "ACGT" else None),
         ("axes of its input", model.get("input_layout") if model.get("input_layout") != "ncl" else None),
-        ("targets", _some(store.targets)),
+        ("targets", some(targets, N_NAMED)),
         ("strands", "both, averaged in the forward frame" if plan.reverse_complement else None),
         ("pickle", "trusted: loading it could run code" if model.get("trust_pickle") else None),
     )
@@ -53,13 +60,7 @@ def _bias(model: Mapping[str, Any]) -> str | None:
         return None
     given = model.get("bias")
     files = given if isinstance(given, list) else [given] if given else []
-    return "included" + (f": {_some([PurePath(str(file)).name for file in files])}" if files else "")
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first names of several."""
-    more = f", and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
-    return ", ".join(names[:N_NAMED]) + more
+    return "included" + (f": {some([PurePath(str(file)).name for file in files], N_NAMED)}" if files else "")
 
 
 def _input(store: Store) -> list[Fact]:
@@ -75,7 +76,6 @@ def _input(store: Store) -> list[Fact]:
         ("sequences", f"{counted_many(len(store), 'row')} of {count(int(store.codes.shape[1]))} bp"),
         *others,
         ("left out", _left_out(given)),
-        *[("note", line) for line in remarks(given)],
         ("SHA-256", attrs.get("fingerprint", {}).get("input.sha256")),
     )
 
@@ -100,13 +100,15 @@ def _left_out(given: Mapping[str, Any]) -> str:
 def _references(store: Store) -> list[Fact]:
     attrs, plan = store.attrs, store.plan
     config = attrs.get("config", {}).get("references", {})
-    drawn = config.get("n_shuffles") is not None
+    name, n = str(plan.references.get("name", "")), plan.n_references
+    is_shuffled = config.get("n_shuffles") is not None and name != "genomic"
     settings = {key: value for key, value in config.items() if key not in ("name", "n_shuffles") and value}
-    seeds = f"{plan.seed} to {plan.seed + plan.n_references - 1}, one for each" if drawn else str(plan.seed)
+    seeds = f"{plan.random_state} to {plan.random_state + n - 1}, one for each" if is_shuffled else None
     return _present(
-        ("kind", str(plan.references.get("name", "")).replace("_", " ")),
-        ("of each sequence", count(plan.n_references)),
-        ("seeds" if drawn else "seed", seeds),
+        ("kind", name.replace("_", " ")),
+        ("of each sequence", count(n)),
+        ("seed", plan.seed),
+        ("seeds of numpy", seeds),
         *[(key, _text(value)) for key, value in settings.items()],
     )
 
@@ -114,12 +116,11 @@ def _references(store: Store) -> list[Fact]:
 def _computation(attrs: Mapping[str, Any]) -> list[Fact]:
     plan, versions, hardware = attrs.get("plan", {}), attrs.get("versions", {}), attrs.get("hardware", {})
     seconds = attrs.get("run", {}).get("shard_seconds")
-    threads = plan.get("threads")
     return _present(
         ("device", f"{plan.get('device')} ({attrs.get('device')})"),
         ("numbers", plan.get("dtype")),
         ("pairs in a batch", attrs.get("batch_size")),
-        ("threads of an actor", threads),
+        ("threads of an actor", plan.get("threads")),
         ("time on shards", None if seconds is None else f"{duration(seconds)}, all actors together"),
         ("bit for bit repeatable", "yes" if attrs.get("bit_identical") and plan.get("deterministic") else "no"),
         ("planned on", f"{hardware.get('platform')}, {hardware.get('cpus')} CPUs" if hardware else None),
@@ -133,7 +134,7 @@ def counted_many(n: int, noun: str) -> str:
 
 
 def _present(*facts: tuple[str, Any]) -> list[Fact]:
-    return [(what, str(value)) for what, value in facts if value not in (None, "", [])]
+    return [(what, brief(str(value), LONGEST_LINE)) for what, value in facts if value not in (None, "", [])]
 
 
 def verdict(store: Store) -> tuple[str, str]:
@@ -141,7 +142,7 @@ def verdict(store: Store) -> tuple[str, str]:
     attrs = store.attrs
     found = attrs.get("run", {}).get("deltas")
     if found is None:
-        return "unknown", "The run has not finished, so its convergence deltas have not been judged."
+        return "unknown", "The run has not finished, so its convergence deltas have not been checked."
     if not found["judged"]:
         return "unknown", (
             f"The head {found['head']} does not sum to the difference of predictions by design: the convergence deltas "
@@ -150,5 +151,5 @@ def verdict(store: Store) -> tuple[str, str]:
     largest = f"the largest convergence delta is {number(found['largest'], 2)}, at {found['worst']}"
     if attrs["convergence"] == "passed":
         return "good", f"Contributions add up to the difference of predictions: {largest}."
-    over = f"{found['share_over']:.2%} of all pairs are over {found['threshold']:g}"
+    over = f"{found['share_over']:.2%} of all pairs are over {found['threshold']:g}{over_relative(found)}"
     return "bad", f"Contributions do not add up everywhere: {largest}; {over}."

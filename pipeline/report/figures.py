@@ -4,6 +4,7 @@ matplotlib draws with colours that stand for roles; they become the page's CSS v
 light, dark and paper.
 """
 
+import html
 import io
 import re
 from collections.abc import Sequence
@@ -12,16 +13,17 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from pipeline.deltas import EDGES
+from pipeline.planning.convergence import EDGES
+from pipeline.report.formatting import power_of_ten, tick
 from pipeline.report.logos import COLORS, draw_logo
 from pipeline.report.measure import Scalars
-from pipeline.report.numbers import power_of_ten, tick
 from pipeline.report.sites import Site
 
 INK, MUTED, ACCENT, WARN = "#010203", "#010204", "#010205", "#010206"
@@ -46,6 +48,7 @@ STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.8,
     "svg.fonttype": "none",
     "svg.hashsalt": "dlshap",
+    "text.usetex": False,  # whatever a matplotlibrc of the working folder says: TeX is a program that it would steer
 }
 
 
@@ -59,13 +62,7 @@ def _new(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, name: str, title: str) -> str:
-    """The figure as an <svg> element.
-
-    Args:
-        figure: drawn in the colours of ROLES.
-        name: letters, digits and hyphens, unlike any other figure's on the page.
-        title: what it shows, in words.
-    """
+    """A figure in the colours of ROLES as an <svg> element; `name` (letters, digits, hyphens) is unique on a page."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(["Creator", "Date", "Format", "Type"])
     figure.savefig(buffer, format="svg", metadata=nothing)
@@ -76,27 +73,17 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     text = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{name}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     text = text.replace("xlink:href", "href")
-    text = re.sub(r"font: [\d.]+px [^;\"]*'DejaVu Sans'[^;\"]*", lambda match: _font(match[0]), text)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*'DejaVu Sans'[^;\"]*", r"font: \1 var(--font)", text)
     for color, role in ROLES.items():
         text = re.sub(color, f"var(--{role})", text, flags=re.IGNORECASE)
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     assert size is not None
-    head = f'<svg role="img" aria-label="{_escaped(title)}" viewBox="0 0 {size[1]} {size[2]}" width="{size[1]}pt">'
+    head = f'<svg role="img" aria-label="{html.escape(title)}" viewBox="0 0 {size[1]} {size[2]}" width="{size[1]}pt">'
     return re.sub(r"\s*\n\s*", "\n", head + text[text.index(">") + 1 :])
 
 
-def _font(declaration: str) -> str:
-    size = re.search(r"[\d.]+px", declaration)
-    assert size is not None
-    return f"font: {size[0]} var(--font)"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def predictions(scalars: Scalars, name: str) -> str:
-    """Prediction of each row against the mean of its references'; "" where no row has finite ones."""
+def predictions(scalars: Scalars, of: str, name: str) -> str:
+    """Prediction of each row, `of` a target, against its references' mean; "" where no row has finite ones."""
     x, y = scalars.reference[scalars.finite], scalars.prediction[scalars.finite]
     if not len(x):
         return ""
@@ -108,9 +95,11 @@ def predictions(scalars: Scalars, name: str) -> str:
         axes.axline((low, low), slope=1, color=MUTED, linewidth=0.8, dashes=(4, 3))
         axes.set_xlim(float(x.min()) - margin, float(x.max()) + margin)
         axes.set_ylim(float(y.min()) - margin, float(y.max()) + margin)
-        axes.set_xlabel("mean prediction of its references")
-        axes.set_ylabel("prediction of the sequence")
-        return _svg(figure, name, f"Predictions of {len(x):,} sequences against those of their references; {drawn}.")
+        axes.set_xlabel(f"mean prediction of its references: {of}", parse_math=False)
+        axes.set_ylabel(f"prediction of the sequence: {of}", parse_math=False)
+        return _svg(
+            figure, name, f"Predictions ({of}) of {len(x):,} sequences against those of their references; {drawn}."
+        )
 
 
 def _points(axes: Axes, x: np.ndarray, y: np.ndarray) -> str:
@@ -134,7 +123,7 @@ def _cells(axes: Axes, x: np.ndarray, y: np.ndarray) -> str:
 
 
 def convergence(scalars: Scalars, threshold: float, name: str) -> str:
-    """Histogram of |convergence delta| over all pairs, in the bins of pipeline/deltas.py, with the threshold."""
+    """Histogram of |convergence delta| over all pairs, in the bins of planning/convergence.py, with the threshold."""
     counts = {int(bin_): n for bin_, n in scalars.deltas["counts"].items()}
     inner = {bin_: n for bin_, n in counts.items() if 0 < bin_ < len(EDGES)}
     with matplotlib.rc_context(STYLE):
@@ -147,46 +136,27 @@ def convergence(scalars: Scalars, threshold: float, name: str) -> str:
             colors = [WARN if EDGES[bin_ - 1] >= threshold * 0.999 else ACCENT for bin_ in inner]
             axes.bar(starts, list(inner.values()), width=0.1, align="edge", color=colors, linewidth=0, aa=False)
         axes.axvline(float(np.log10(threshold)), color=WARN, linewidth=1.2, dashes=(4, 3))
-        axes.annotate(
-            "threshold",
-            (float(np.log10(threshold)), 0.98),
-            xycoords=("data", "axes fraction"),
-            rotation=90,
-            ha="right",
-            va="top",
-            color=INK,
-            size=9,
-            xytext=(-2, 0),
-            textcoords="offset points",
-        )
+        text: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "top", "color": INK, "size": 9}
+        text |= {"xycoords": ("data", "axes fraction"), "xytext": (-2, 0), "textcoords": "offset points"}
+        axes.annotate("threshold", (float(np.log10(threshold)), 0.98), **text)
         axes.set_xlim(left, right)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(round(value))))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        _whole(axes.yaxis, nbins=6)
         axes.set_xlabel("size of the convergence delta")
         axes.set_ylabel("sequence-reference pairs")
         return _svg(figure, name, f"Histogram of the sizes of convergence deltas; the threshold is {threshold:g}.")
 
 
 def histogram(values: np.ndarray, limits: tuple[float, float], label: str, what: str, name: str) -> str:
-    """How (n,) finite values are distributed.
-
-    Args:
-        values: one or more.
-        limits: of the axis.
-        label: of the axis.
-        what: is counted, such as sequences.
-        name: of the figure; see `_svg`.
-    """
+    """How (n,) finite values, one or more, are distributed; `label` and `limits` are of the axis, `what` is counted."""
     counts, edges = np.histogram(values, bins=BINS, range=limits)
     with matplotlib.rc_context(STYLE):
         figure, axes = _new(5, 3.2)
         axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=ACCENT, linewidth=0, aa=False)
         axes.set_xlim(*limits)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        _whole(axes.yaxis, nbins=6)
         axes.set_xlabel(label)
         axes.set_ylabel(what)
         return _svg(figure, name, f"Histogram: {label}, of {len(values):,} {what}.")
@@ -204,8 +174,8 @@ def spread(prediction: np.ndarray, spread_of_folds: np.ndarray, name: str) -> st
         return _svg(figure, name, f"Spread of the folds' predictions of {len(prediction):,} sequences; {drawn}.")
 
 
-def profile(values: np.ndarray, name: str) -> str:
-    """Mean |attribution| at each of (L,) positions."""
+def profile(values: np.ndarray, of: str, name: str) -> str:
+    """Mean |attribution|, `of` a target, at each of (L,) positions."""
     width = -(-len(values) // MOST_POINTS)
     starts = np.arange(0, len(values), width)
     means = np.add.reduceat(values, starts) / np.diff(np.append(starts, len(values)))
@@ -219,13 +189,13 @@ def profile(values: np.ndarray, name: str) -> str:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         _plain(axes)
         axes.set_xlabel("position in the sequence (bp)")
-        axes.set_ylabel("mean |attribution|")
+        axes.set_ylabel(f"mean |attribution|\n{of}", parse_math=False)
         return _svg(figure, name, f"Mean size of the attribution at each of {len(values):,} positions.")
 
 
 def logos(sites: Sequence[Site], limits: tuple[float, float], name: str) -> list[str]:
     """A logo of each site; all with the same limits of attribution."""
-    return [logo_of(site, limits, f"{name}-{index}") for index, site in enumerate(sites)]
+    return [_logo(site, limits, f"{name}-{index}") for index, site in enumerate(sites)]
 
 
 def limits_of(sites: Sequence[Site]) -> tuple[float, float]:
@@ -236,8 +206,8 @@ def limits_of(sites: Sequence[Site]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def logo_of(site: Site, limits: tuple[float, float], name: str) -> str:
-    """One logo: the bases of a site shaded, and those around it."""
+def _logo(site: Site, limits: tuple[float, float], name: str) -> str:
+    """The bases of a site shaded, and those around it."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5, 1.35))  # a fixed frame: the logos of a page line up, and are drawn in half the time
         figure.patch.set_visible(False)
@@ -248,12 +218,17 @@ def logo_of(site: Site, limits: tuple[float, float], name: str) -> str:
         for line in axes.lines:
             line.set_color(MUTED)
         axes.set_ylim(*limits)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        _whole(axes.xaxis, nbins=5, steps=[1, 2, 5, 10])
         axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
         _plain(axes)
         title = f"Logo of {site.name}, positions {site.start:,} to {site.end:,}: {site.text}"
         return _svg(figure, name, title)
+
+
+def _whole(axis: Axis, **ticks: Any) -> None:
+    """Whole numbers at an axis; `ticks` are for MaxNLocator."""
+    axis.set_major_locator(MaxNLocator(integer=True, **ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def _plain(axes: Axes) -> None:

@@ -3,136 +3,71 @@
 Shape legend: S rows that are read, F folds, B rows of a block.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from pipeline import agreement
-from pipeline.reader import Store
-from pipeline.report import figures
+from pipeline.analysis import fold_agreement
+from pipeline.report import figures, formatting
 from pipeline.report.measure import MAX_BASES, sample
-from pipeline.report.sites import locus_of
+from pipeline.report.sites import locus_of, name_of
+from pipeline.store.reader import Store
 
 N_LEAST = 8  # rows that are named
 
 
-@dataclass(frozen=True)
-class Fold:
-    """One fold: its mean agreement with the others, its mean prediction, and how far that of a row is off the mean."""
+def measure_folds(store: Store, target: int, prefix: str) -> dict[str, Any] | None:
+    """How well the folds agree on a target, an index; None where the store does not keep the values of each of several.
 
-    name: str
-    agreement: float
-    prediction: float
-    off: float
-
-
-@dataclass(frozen=True)
-class Doubtful:
-    """A row that the folds agree little on."""
-
-    index: int
-    name: str
-    locus: str
-    agreement: float
-    prediction: float
-    spread: float
-
-
-@dataclass(frozen=True)
-class Folds:
-    """Of the rows that were read; figures are SVG elements, empty where there is nothing to draw.
-
-    Attributes:
-        rows: (S,) int64 indices in the store.
-        agreement: (S,) of each row; NaN where a fold has the same attribution at all positions, or none that is finite.
-        spread: (S,) the largest prediction of any fold, less the smallest.
-        folds: in the store's order.
-        least: the rows with the least agreement, the worst first.
-        histogram, spreads: figures.
-    """
-
-    rows: np.ndarray
-    agreement: np.ndarray
-    spread: np.ndarray
-    folds: list[Fold]
-    least: list[Doubtful]
-    histogram: Markup
-    spreads: Markup
-
-    def quantile(self, share: float) -> float:
-        """Of the agreement, over the rows that have one."""
-        known = self.agreement[np.isfinite(self.agreement)]
-        return float(np.quantile(known, share)) if len(known) else float("nan")
-
-    @property
-    def median_spread(self) -> float:
-        """Of the predictions that are finite."""
-        known = self.spread[np.isfinite(self.spread)]
-        return float(np.median(known)) if len(known) else float("nan")
-
-    @property
-    def n_known(self) -> int:
-        """Rows that have an agreement."""
-        return int(np.isfinite(self.agreement).sum())
-
-
-def measure_folds(store: Store, target: int, prefix: str) -> Folds | None:
-    """How well the folds agree; None where the store does not keep the values of each of several.
-
-    Args:
-        store: with one row at least.
-        target: index on the target axis.
-        prefix: of the figures' names.
+    `prefix` begins the figures' names. Rows where a fold has the same attribution at all positions, or none that is
+    finite, have no agreement. Figures are SVG elements, empty where there is nothing to draw.
     """
     plan = store.plan
-    if not agreement.has_folds(plan):
+    if not fold_agreement.has_folds(plan):
         return None
     names, length = plan.folds, int(store.codes.shape[1])
     rows = sample(np.flatnonzero(store.present), length, MAX_BASES // len(names))
     agreements, predictions = [], []
-    for block in store.blocks(agreement.ARRAYS, rows, target):
-        agreements.append(agreement.agreement(block["attribution_by_fold"]))
+    for block in store.blocks(fold_agreement.ARRAYS_READ, rows, target):
+        agreements.append(fold_agreement.agreement(block["attribution_by_fold"]))
         predictions.append(block["prediction_by_fold"].astype(np.float64))
     per_fold, prediction = np.concatenate(agreements), np.concatenate(predictions)
-    of_row, spread, mean = agreement.of_row(per_fold), agreement.spread(prediction), prediction.mean(axis=1)
+    of_row, spread, mean = fold_agreement.of_row(per_fold), fold_agreement.spread(prediction), prediction.mean(axis=1)
     known, finite = np.isfinite(of_row), np.isfinite(mean)
     worst = np.flatnonzero(known)[np.argsort(of_row[known], kind="stable")[:N_LEAST]]
-    return Folds(
-        rows=rows,
-        agreement=of_row,
-        spread=spread,
-        folds=[
-            Fold(
-                name,
-                _mean(per_fold[:, fold][known]),
-                _mean(prediction[finite, fold]),
-                _mean(np.abs(prediction[finite, fold] - mean[finite])),
-            )
+    agreement, apart = of_row[known], spread[finite]
+    return {
+        "n_read": len(rows),
+        "n_known": len(agreement),
+        "median": float(np.quantile(agreement, 0.5)) if len(agreement) else None,
+        "low": float(np.quantile(agreement, 0.1)) if len(agreement) else None,
+        "median_spread": float(np.median(apart)) if len(apart) else None,
+        "folds": [
+            {
+                "name": name,
+                "agreement": formatting.mean(per_fold[:, fold][known]),
+                "prediction": formatting.mean(prediction[finite, fold]),
+                "off": formatting.mean(np.abs(prediction[finite, fold] - mean[finite])),
+            }
             for fold, name in enumerate(names)
         ],
-        least=[
-            Doubtful(
-                int(rows[place]),
-                str(store.rows["name"][rows[place]]),
-                locus_of(store, int(rows[place])),
-                float(of_row[place]),
-                float(mean[place]),
-                float(spread[place]),
-            )
-            for place in worst
+        "least": [
+            {
+                "index": row,
+                "name": name_of(store, row),
+                "locus": locus_of(store, row),
+                "agreement": float(of_row[place]),
+                "prediction": float(mean[place]),
+                "spread": float(spread[place]),
+            }
+            for place, row in zip(worst, rows[worst].tolist(), strict=True)
         ],
-        histogram=Markup(_histogram(of_row[known], f"{prefix}-agreement")) if known.any() else Markup(""),
-        spreads=Markup(figures.spread(mean[finite], spread[finite], f"{prefix}-spread"))
-        if finite.any()
-        else Markup(""),
-    )
+        "histogram": _histogram(agreement, f"{prefix}-agreement") if len(agreement) else "",
+        "spreads": Markup(figures.spread(mean[finite], apart, f"{prefix}-spread")) if len(apart) else "",
+    }
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def _histogram(values: np.ndarray, name: str) -> str:
+def _histogram(values: np.ndarray, name: str) -> Markup:
     low = max(-1.0, np.floor(10 * float(values.min())) / 10)
-    return figures.histogram(values, (min(low, 0.9), 1.0), "agreement of the folds", "sequences", name)
+    return Markup(figures.histogram(values, (min(low, 0.9), 1.0), "agreement of the folds", "sequences", name))

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 MINUS, TIMES, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 NARROW = "\N{NARROW NO-BREAK SPACE}"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -26,6 +28,11 @@ def number(value: float | None, digits: int = 3) -> str:
         return f"{value:,.{max(digits - 1 - exponent, 0)}f}".replace("-", MINUS)
     mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
     return f"{mantissa}{NARROW}{TIMES}{NARROW}{power_of_ten(int(power))}".replace("-", MINUS)
+
+
+def mean(values: np.ndarray) -> float:
+    """Of (n,) values; NaN where there are none."""
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def tick(value: float) -> str:

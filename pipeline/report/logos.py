@@ -23,19 +23,13 @@ COLORS = {"A": "#109648", "C": "#255C99", "G": "#F7B32B", "T": "#D62839"}
 
 
 def draw_logo(axes: Axes, codes: np.ndarray, attribution: np.ndarray, start: int = 0) -> None:
-    """Draw the observed bases of a sequence as letters as high as their attributions.
+    """Draw the observed bases of a sequence as letters as high as their attributions, and set the limits of the axes.
 
     Args:
-        axes: where to draw; its limits are set to the sequence and to the attributions.
         codes: (L,) uint8, 4 for an unknown base, which is left out.
         attribution: (L,) of the observed bases.
         start: coordinate of the first base, 0-based.
-
-    Raises:
-        ValueError: the two differ in length.
     """
-    if codes.shape != attribution.shape:
-        raise ValueError(f"codes have shape {codes.shape} and attributions {attribution.shape}; expected the same (L,)")
     drawn = [
         (ALPHABET[code], start + position, float(height))
         for position, (code, height) in enumerate(zip(codes, attribution, strict=True))

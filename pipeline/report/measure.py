@@ -3,27 +3,25 @@
 Every row counts in the predictions and the convergence deltas. What is read off attributions comes from all rows too,
 up to MAX_BASES bases; of a larger store from runs of rows spread evenly over it, and the report says so.
 
-Shape legend: M rows that are there, S rows whose attributions are read, B rows of a block, R references, L positions,
+Shape legend: M finished rows, S rows whose attributions are read, B rows of a block, R references, L positions,
 W bases of a site.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from dlshap_core.sequences import UNKNOWN
-from pipeline import deltas
-from pipeline.kmers import KmerTotals
-from pipeline.reader import Block, Store
+from pipeline.analysis.kmers import KmerTotals
+from pipeline.messages.progress import Advance
+from pipeline.planning import convergence
+from pipeline.store.reader import Block, Store
 
 MAX_BASES = 250_000_000  # of one target, read in about half a minute
 RUN_ROWS = 1024  # rows of a run of a sample
 SITE_WIDTH = 20  # bases that a site's attribution is summed over
 ROWS_AT_ONCE = 256  # of a block, so that what is computed stays in the processor's cache
-
-Advance = Callable[[int], None]  # told how many more rows have been read
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Scalars:
         rows: (M,) int64 indices in the store.
         prediction, reference: (M,) the prediction, and the mean of those of its references.
         worst: (M,) the largest |convergence delta| over the references; infinite where one is not finite.
-        deltas: their summary, see pipeline/deltas.py.
+        deltas: their summary, see pipeline/planning/convergence.py.
     """
 
     rows: np.ndarray
@@ -81,32 +79,26 @@ class Attributions:
 
 
 def measure_scalars(store: Store, target: int, threshold: float) -> Scalars:
-    """Predictions and convergence deltas of every row that is there.
-
-    Args:
-        store: with one row at least.
-        target: index on the target axis.
-        threshold: of |delta|, over which a pair is counted.
-    """
+    """Predictions and convergence deltas of every finished row; pairs with |delta| over the threshold are counted."""
     rows = np.flatnonzero(store.present)
     names = ["prediction", "reference_prediction", "convergence_delta"]
     parts, summaries = [], []
+    thresholds = replace(convergence.Thresholds.of(store.plan), absolute=threshold)
     for block in store.blocks(names, rows, target):
-        sizes = np.abs(np.nan_to_num(block["convergence_delta"].astype(np.float64), nan=np.inf))
-        reference = block["reference_prediction"].mean(axis=1, dtype=np.float64)
-        parts.append((block["prediction"].astype(np.float64), reference, sizes.max(axis=1)))
-        summaries.append(deltas.summarise(block["convergence_delta"][:, None], int(block.rows[0]), threshold))
+        predictions, of_references, deltas = (block[name] for name in names)
+        sizes = np.abs(np.nan_to_num(deltas.astype(np.float64), nan=np.inf))
+        reference = of_references.mean(axis=1, dtype=np.float64)
+        parts.append((predictions.astype(np.float64), reference, sizes.max(axis=1)))
+        pairs = (deltas[:, None], predictions[:, None], of_references[:, None])
+        summaries.append(convergence.summarise(*pairs, int(block.rows[0]), thresholds))
     prediction, reference, worst = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Scalars(rows, prediction, reference, worst, deltas.combine(summaries))
+    return Scalars(rows, prediction, reference, worst, convergence.combine(summaries))
 
 
 def sample(rows: np.ndarray, length: int, max_bases: int = MAX_BASES) -> np.ndarray:
-    """The rows whose attributions are read: all, or runs of RUN_ROWS spread evenly.
+    """The rows whose attributions are read: all of (M,) ascending ones, or runs of RUN_ROWS spread evenly.
 
-    Args:
-        rows: (M,) ascending.
-        length: bases of each.
-        max_bases: to read, as nearly as whole runs come to.
+    `length` is in bases of a row, `max_bases` the most to read, as nearly as whole runs come to.
     """
     if len(rows) * length <= max_bases:
         return rows
@@ -117,15 +109,7 @@ def sample(rows: np.ndarray, length: int, max_bases: int = MAX_BASES) -> np.ndar
 
 
 def measure_attributions(store: Store, target: int, rows: np.ndarray, k: int, advance: Advance) -> Attributions:
-    """What the attributions of some rows show.
-
-    Args:
-        store: to read from.
-        target: index on the target axis.
-        rows: (n,) ascending indices of rows that are there.
-        k: bases of a k-mer.
-        advance: told of rows as they are read.
-    """
+    """What the attributions of some finished rows, (n,) ascending indices, show for a target; k: bases of a k-mer."""
     length = int(store.codes.shape[1])
     gathering = _Gathering(length, min(SITE_WIDTH, length), KmerTotals(k))
     for block in store.blocks(["codes", "attribution"], rows, target):

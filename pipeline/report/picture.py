@@ -8,12 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from pipeline.errors import UserError
-from pipeline.lookup import Region
-from pipeline.reader import Store
+from pipeline.messages.errors import UserError
+from pipeline.messages.visible import brief, shown
+from pipeline.messages.words import did_you_mean
 from pipeline.report.logos import draw_logo
-from pipeline.report.sites import locus_of
-from pipeline.wording import did_you_mean
+from pipeline.report.sites import locus_of, name_of
+from pipeline.store.reader import Store
+from pipeline.store.rows import Region
 
 BASES_IN_A_LINE = 150  # on average, at most
 BREAK_WITHIN, BREAK_FROM = 15, 5  # bases from where a line would end that it may end at, and looked at around that
@@ -41,19 +42,18 @@ class Stretch:
 
 
 def choose(store: Store, wanted: str, start: int | None, end: int | None) -> Stretch:
-    """The row that is called so, or that lies there, and the part of it to draw.
+    """The row that is called or lies as `wanted` says, and the part of it to draw.
 
     Args:
-        store: to look in.
         wanted: a name, or a region such as chr1:100-200, 0-based, half-open.
         start, end: within the sequence; the whole of it, or of the region, if not given.
 
     Raises:
-        UserError: no row is called so or lies there, or the part lies outside of it or is too long to draw.
+        UserError: there is no such row, or the part lies outside it or is too long to draw.
     """
     length = int(store.codes.shape[1])
     named = np.flatnonzero((store.rows["name"] == wanted) & store.present)
-    stretch = Stretch(int(named[0]), 0, length, len(named) - 1) if len(named) else _located(store, wanted)
+    stretch = _named(store, wanted, named) if len(named) else _located(store, wanted)
     first = stretch.start if start is None else start
     last = stretch.end if end is None else end
     if not 0 <= first < last <= length:
@@ -65,16 +65,31 @@ def choose(store: Store, wanted: str, start: int | None, end: int | None) -> Str
     return replace(stretch, start=first, end=last)
 
 
+def _named(store: Store, wanted: str, rows: np.ndarray) -> Stretch:
+    """The first of the rows called so; of a name that is a region within their windows, that region of it."""
+    start, end = store.rows["start"][rows], store.rows["end"][rows]
+    if (region := Region.of(wanted)) is not None:
+        there = (store.rows["chrom"][rows] == region.chrom) & (start < region.end) & (end > region.start)
+        if (there & (start >= 0)).any():
+            return _covering(store, region, rows[there])
+    return Stretch(int(rows[0]), 0, int(store.codes.shape[1]), len(rows) - 1)
+
+
 def _located(store: Store, wanted: str) -> Stretch:
-    """The row that covers most of a region, and then the one whose centre is nearest."""
-    region = Region.parse(wanted)
-    if ":" not in wanted or str(region) == region.chrom:
+    """A region of the row that covers most of it."""
+    region = Region.of(wanted)
+    if region is None:
         names = [str(name) for name in store.rows["name"]]
-        raise UserError(f"no row of {store.url} is called {wanted!r}{did_you_mean(wanted, names)}")
+        raise UserError(f"no row of {store.url} is called {shown(wanted)}{did_you_mean(wanted, names)}")
     overlapping = store.rows_overlapping(region)
     rows = overlapping[store.present[overlapping]]
     if not len(rows):
-        raise UserError(f"no row of {store.url} is called {wanted!r}, and none shares a base with that region")
+        raise UserError(f"no row of {store.url} is called {shown(wanted)}, and none shares a base with that region")
+    return _covering(store, region, rows)
+
+
+def _covering(store: Store, region: Region, rows: np.ndarray) -> Stretch:
+    """Of rows that share bases with a region, the one that covers most of it, then the one whose centre is nearest."""
     left, right = store.rows["start"][rows], store.rows["end"][rows]
     covered = np.minimum(right, region.end) - np.maximum(left, region.start)
     off_centre = np.abs(left + right - region.start - region.end)
@@ -87,29 +102,22 @@ def _located(store: Store, wanted: str) -> Stretch:
 
 
 def draw(store: Store, stretch: Stretch, target: int, path: Path, form: str) -> None:
-    """Draw a stretch.
-
-    Args:
-        store, stretch: what.
-        target: index on the target axis.
-        path: of the picture.
-        form: png, svg or pdf.
-
-    Raises:
-        UserError: its attributions are not finite.
-    """
+    """Draw a stretch for a target, an index, in the form png, svg or pdf; UserError where values are not finite."""
     rows, part = np.array([stretch.row]), slice(stretch.start, stretch.end)
     (block,) = store.blocks(["codes", "attribution"], rows, target, part)
     codes, attribution = block["codes"][0], block["attribution"][0]
-    name = str(store.rows["name"][stretch.row])
+    name = name_of(store, stretch.row)
     if not np.isfinite(attribution).all():
-        raise UserError(f"the attributions of {name!r} (row {stretch.row}) are not finite; there is nothing to draw")
+        raise UserError(
+            f"the attributions of {shown(name)} (row {stretch.row}) are not finite; there is nothing to draw"
+        )
     origin = int(store.rows["start"][stretch.row]) if stretch.chrom else 0
     lines = _lines(attribution)
     longest = max(last - first for first, last in lines)
     low, high = min(float(attribution.min()), 0.0), max(float(attribution.max()), 0.0)
     margin = 0.05 * (high - low) or 1.0
-    with matplotlib.rc_context({"svg.hashsalt": "dlshap", "svg.fonttype": "none"}):
+    # No TeX, whatever a matplotlibrc of the working folder says: it is a program that it would steer.
+    with matplotlib.rc_context({"svg.hashsalt": "dlshap", "svg.fonttype": "none", "text.usetex": False}):
         size = (max(longest * INCHES_PER_BASE, 4) + 1, 0.6 + 1.5 * len(lines))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(lines), 1, squeeze=False)[:, 0]
@@ -124,8 +132,8 @@ def draw(store: Store, stretch: Stretch, target: int, path: Path, form: str) -> 
             axes.set_xticks(ticks - origin)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{origin + value:,.0f}"))
         figure.supylabel("attribution", size=9)
-        where = f"on {stretch.chrom}" if stretch.chrom else "in the sequence"
-        figure.supxlabel(f"position {where} (bp)", size=9)
+        where = f"on {brief(stretch.chrom)}" if stretch.chrom else "in the sequence"
+        figure.supxlabel(f"position {where} (bp)", size=9, parse_math=False)
         figure.suptitle(_title(store, stretch.row, name, target), size=10, parse_math=False)
         figure.savefig(path, format=form, dpi=DPI, metadata=_no_date(form))
 
@@ -153,7 +161,7 @@ def _ticks(first: int, last: int, longest: int) -> np.ndarray:
 def _title(store: Store, row: int, name: str, target: int) -> str:
     locus = locus_of(store, row)
     parts = [name, locus if locus.replace(",", "") != name else ""]
-    parts += [f"target {store.targets[target]}"] if len(store.targets) > 1 else []
+    parts.append(brief(store.target_names[target]))
     return "   ".join(part for part in parts if part)
 
 

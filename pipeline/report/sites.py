@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlshap_core.sequences import decode
-from pipeline.reader import Store
+from pipeline.messages.visible import brief
 from pipeline.report.measure import Attributions
+from pipeline.store.reader import Store
 
 FLANK = 10  # bases drawn on either side of a site
 LOOKED_AT = 50  # candidates for each site that is wanted; the rest are taken for the same place again
@@ -43,12 +44,17 @@ class Site:
         return decode(self.codes[self.start - self.first : self.end - self.first])
 
 
+def name_of(store: Store, row: int) -> str:
+    """What the input calls a row, as it may be drawn and told: the beginning of a long name."""
+    return brief(str(store.rows["name"][row]))
+
+
 def locus_of(store: Store, row: int) -> str:
     """chr1:1,000-2,114, "" where the input had no loci; with (-) where the codes are of the minus strand."""
     start, end = int(store.rows["start"][row]), int(store.rows["end"][row])
     if start < 0:
         return ""
-    return f"{store.rows['chrom'][row]}:{start:,}-{end:,}{' (-)' if store.on_minus_strand[row] else ''}"
+    return f"{brief(str(store.rows['chrom'][row]))}:{start:,}-{end:,}{' (-)' if store.on_minus_strand[row] else ''}"
 
 
 def on_genome(store: Store, row: int, start: int, end: int) -> tuple[str, int, int] | None:
@@ -61,14 +67,9 @@ def on_genome(store: Store, row: int, start: int, end: int) -> tuple[str, int, i
 
 
 def choose_sites(store: Store, found: Attributions, target: int, most: int, lowest: bool = False) -> list[Site]:
-    """The sites with the most attribution, one of a sequence, no place of the genome twice.
+    """At most `most` sites with the largest sums of attribution above 0, one of a sequence, no locus twice.
 
-    Args:
-        store: to read from.
-        found: what its attributions showed.
-        target: index on the target axis.
-        most: how many, by falling sum; fewer where fewer have a sum above 0.
-        lowest: those with the lowest sums instead, which are below 0.
+    With `lowest` those with the lowest sums, which are below 0.
     """
     sums, starts = (-found.lowest, found.lowest_at) if lowest else (found.strongest, found.strongest_at)
     chosen: list[tuple[int, int]] = []
@@ -86,21 +87,25 @@ def choose_sites(store: Store, found: Attributions, target: int, most: int, lowe
     return [_read(store, row, start, start + found.width, target) for row, start in chosen]
 
 
-def _read(store: Store, row: int, start: int, end: int, target: int) -> Site:
-    length = int(store.codes.shape[1])
+def around(start: int, end: int, length: int) -> slice:
+    """The positions that are drawn of [start, end) in a sequence of `length` bases: FLANK more on either side."""
     width = min(end - start + 2 * FLANK, length)
     first = min(max(start - FLANK, 0), length - width)
-    shown = slice(first, first + width)
+    return slice(first, first + width)
+
+
+def _read(store: Store, row: int, start: int, end: int, target: int) -> Site:
+    shown = around(start, end, int(store.codes.shape[1]))
     attribution = np.asarray(store.attribution[row, target, shown])
     return Site(
         row=row,
-        name=str(store.rows["name"][row]),
+        name=name_of(store, row),
         locus=locus_of(store, row),
         start=start,
         end=end,
-        first=first,
+        first=shown.start,
         codes=np.asarray(store.codes[row, shown]),
         attribution=attribution,
-        total=float(attribution[start - first : end - first].sum(dtype=np.float64)),
+        total=float(attribution[start - shown.start : end - shown.start].sum(dtype=np.float64)),
         prediction=float(np.asarray(store.prediction[row, target])),
     )

@@ -1,29 +1,38 @@
-"""Reading: a finished store, and arrays of others' making."""
+"""Reading a store, and Zarr arrays that other programs made."""
 
 import hashlib
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 from zarr.errors import NodeTypeValidationError
-from zarr.storage import ObjectStore
 
-from pipeline.commits import RunDirectory
-from pipeline.errors import UserError
-from pipeline.lookup import Region, rows_named, rows_overlapping
-from pipeline.places import LocalPlace, ObjectPlace, Place
-from pipeline.plan import Plan
-from pipeline.store import TABLE, arrays_of, layout_of, read_attributes
+from pipeline.config import limits
+from pipeline.messages.errors import UserError
+from pipeline.planning.plan import Plan
+from pipeline.store.attributes import plan_of, read_attributes
+from pipeline.store.backends.base import Backend
+from pipeline.store.backends.zarr_folder import FolderStore
+from pipeline.store.rows import Region, rows_named, rows_overlapping
+from pipeline.store.run_directory import RunDirectory
+from pipeline.store.schema import TABLE, array_shapes, arrays_of, layout_of, most_bytes, require_values
+from pipeline.store.unpacking import bound
+from pipeline.store.windows import centred
+from pipeline.store.zarr_private import numcodecs_of
 
 if TYPE_CHECKING:
     import xarray
 
-    from pipeline.training import AttributionDataset
+    from pipeline.store.torch_dataset import AttributionDataset
 
+CHUNK_RATIO, CHUNK_BYTES = 4, 1 << 16  # what a chunk may unpack to: filters may make its values wider
+MOST_CHUNKS = 1 << 16  # of a row or a shard of an array that another program made
 BLOCK_BYTES = 32 << 20  # of a block of rows, all arrays of it together; never less than one inner chunk
 
 
@@ -45,12 +54,12 @@ class Store:
     url: str
     group: zarr.Group
     n_done: int
-    done: Sequence[int] | None = None  # indices of the shards that are there, None for all
+    done: Sequence[int] | None = None  # indices of the finished shards, None for all
 
     def __getitem__(self, name: str) -> zarr.Array:
         """One array, read lazily."""
         array = self.group[name]
-        assert isinstance(array, zarr.Array)
+        assert isinstance(array, zarr.Array)  # `open_store` has looked
         return array
 
     def __len__(self) -> int:
@@ -63,13 +72,13 @@ class Store:
 
     @property
     def complete(self) -> bool:
-        """Whether every row is there."""
+        """Whether every row is finished."""
         return bool(self.attrs["complete"])
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
         """The row table: source_row, name, chrom, start, end, strand, each (N,)."""
-        return {name: np.asarray(self[name][:]) for name in TABLE}
+        return {name: self._read(name, (slice(0, len(self)),)) for name in TABLE}
 
     @property
     def codes(self) -> zarr.Array:
@@ -121,28 +130,23 @@ class Store:
 
     @property
     def present(self) -> np.ndarray:
-        """(N,) bool: the rows whose values are there; all of them once the store is complete."""
-        there = np.full(len(self), self.done is None)
-        for index in self.done or ():
-            shard = self.plan.shard(index)
-            there[shard.start : shard.stop] = True
-        return there
+        """(N,) bool: the finished rows; all of them once the store is complete."""
+        found, plan = np.full(len(self), self.done is None), self.plan
+        for shard in map(plan.shard, self.done or ()):
+            found[shard.start : shard.stop] = True
+        return found
 
     def rows_named(self, *names: str) -> np.ndarray:
         """The rows that have one of the names, ascending. Raises UserError naming what no row is called."""
         return rows_named(self.rows["name"], names)
 
     def rows_at(self, chrom: str, start: int, end: int) -> np.ndarray:
-        """The rows whose window is exactly [start, end), 0-based, ascending; none if there are none."""
+        """The rows whose window is exactly [start, end), 0-based, ascending; possibly none."""
         rows = self.rows
         return np.flatnonzero((rows["chrom"] == chrom) & (rows["start"] == start) & (rows["end"] == end))
 
     def rows_overlapping(self, *regions: str | Region) -> np.ndarray:
-        """The rows whose window shares a base with one of the regions ("chr1:100-200", 0-based half-open), ascending.
-
-        Raises:
-            UserError: a region cannot be read, no row lies on its chromosome, or the input had no loci.
-        """
+        """The rows whose window shares a base with a region ("chr1:100-200", 0-based half-open); see `rows.py`."""
         parsed = [Region.parse(region) if isinstance(region, str) else region for region in regions]
         return rows_overlapping(self.rows["chrom"], self.rows["start"], self.rows["end"], parsed)
 
@@ -156,7 +160,13 @@ class Store:
     @cached_property
     def targets(self) -> list[str]:
         """The labels of the target axis: which outputs of the model were attributed."""
-        return [str(label) for label in np.asarray(self["target"][:])]
+        return [str(label) for label in self._read("target", (slice(0, len(self.plan.targets)),))]
+
+    @property
+    def target_names(self) -> list[str]:
+        """What each target is, in words: log counts, output 3, ..."""
+        found = self.attrs.get("target_names", [])
+        return found if len(found) == len(self.targets) else [f"target {label}" for label in self.targets]
 
     def blocks(
         self,
@@ -165,11 +175,10 @@ class Store:
         target: int | None = None,
         window: slice | None = None,
     ) -> Iterator[Block]:
-        """Arrays row by row, a bounded number of rows at a time; nothing is read that no row asked for lies near.
+        """Arrays row by row, a bounded number of rows at a time; chunks without a row that was asked for are not read.
 
         Args:
-            names: of arrays that have a row for each sequence: those of `store.LAYOUT`, and of the model's further
-                inputs (`arg_0`, ...).
+            names: of arrays with a row for each sequence: those of `store.LAYOUT`, and extra inputs (`arg_0`, ...).
             rows: (M,) ascending indices; all rows if not given.
             target: index on the target axis, which is then left out; all targets if not given.
             window: positions; all if not given.
@@ -192,41 +201,38 @@ class Store:
         self, names: Sequence[str], rows: Sequence[int] | np.ndarray, target: int | None = None
     ) -> dict[str, np.ndarray]:
         """Arrays of some rows, in any order and as often as they are named: (len(rows), ...) each. See `blocks`."""
-        wanted, place = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
+        wanted, inverse = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
         if not len(wanted):
             return {name: np.asarray(self[name][:0]) for name in names}
         found = list(self.blocks(names, wanted, target))
-        return {name: np.concatenate([block[name] for block in found])[place] for name in names}
+        return {name: np.concatenate([block[name] for block in found])[inverse] for name in names}
 
     def _read(self, name: str, part: tuple[Any, ...]) -> np.ndarray:
         """Part of an array. Raises UserError where its bytes are damaged."""
         try:
-            return np.asarray(self[name][part])
-        except (ValueError, RuntimeError) as error:  # of the codecs, whose checksums do not fit
+            found = np.asarray(self[name][part])
+            require_values(name, found)
+            return found
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # of Zarr and the codecs, whose checksums do not fit
             raise UserError(
                 f"{self.url}: {name} is damaged in rows {part[0].start} to {part[0].stop - 1}; "
-                f"`dlshap verify {self.url}` names what is, with --repair its run makes that anew"
+                f"`dlshap verify {self.url}` names what is, with --repair its run makes that again"
             ) from error
 
     def _row_bytes(self, names: Sequence[str], target: int | None) -> int:
         """Bytes of one row of all of these arrays together."""
         total = 0
         for name in names:
-            n_values = int(np.prod(self[name].shape[1:]))
-            dims, dtype = self._layout[name]
-            if target is not None and "target" in dims:
-                n_values //= len(self.targets)
-            total += n_values * np.dtype(dtype).itemsize
+            n_kept = len(self.targets) if target is not None and "target" in self._layout[name][0] else 1
+            total += self[name].dtype.itemsize * math.prod(self[name].shape[1:]) // n_kept
         return max(1, total)
 
     # --- other libraries --------------------------------------------------------------------------------------------
 
     def to_xarray(self) -> "xarray.Dataset":
-        """The store as an xarray Dataset that reads what is asked of it; the row table is coordinates of `sequence`.
-
-        Raises:
-            ModuleNotFoundError: xarray is not installed (`pip install 'dlshap[exports]'`).
-        """
+        """A lazy xarray Dataset, with the row table as coordinates of `sequence`; needs the extra `dlshap[exports]`."""
         import xarray
 
         dataset = xarray.open_zarr(self.group.store, consolidated=False, chunks=None)
@@ -235,13 +241,29 @@ class Store:
     def to_torch(
         self, rows: np.ndarray | None = None, target: int | None = None, window: int | None = None
     ) -> "AttributionDataset":
-        """A torch Dataset of the rows, for training on attributions; see `pipeline.training`."""
-        from pipeline.training import AttributionDataset
+        """A torch Dataset of the rows, for training on attributions; see `pipeline.store.torch_dataset`.
 
-        return AttributionDataset(self, rows, target, window)
+        Args:
+            rows: (M,) indices, in the order of the dataset; all finished rows if not given.
+            target: index on the target axis; all targets if not given.
+            window: bases around the centre; the whole sequence if not given.
+
+        Raises:
+            UserError: the window is longer than the sequences, a row is not in the store, or there is no such target.
+        """
+        from pipeline.store.torch_dataset import AttributionDataset
+
+        n_rows, length = self.codes.shape
+        chosen = np.flatnonzero(self.present) if rows is None else np.asarray(rows, dtype=np.int64)
+        positions = slice(0, length) if window is None else centred(length, window)
+        if len(chosen) and not 0 <= chosen.min() <= chosen.max() < n_rows:
+            raise UserError(f"rows {chosen.min()} to {chosen.max()} of a store of {n_rows} rows")
+        if target is not None and not 0 <= target < len(self.targets):
+            raise UserError(f"target {target} of {len(self.targets)}: an index on the target axis is expected")
+        return AttributionDataset(partial(self.take, target=target), chosen, positions)
 
     def digest(self) -> str:
-        """SHA-256 over the values of every array: equal for equal values, however they came about."""
+        """SHA-256 over the values of every array: equal for equal values."""
         total = hashlib.sha256()
         for name in [*arrays_of(self.plan), *TABLE]:
             array, digest = self[name], hashlib.sha256()
@@ -264,12 +286,7 @@ def _kept(dims: Sequence[str], target: int | None, window: slice | None) -> tupl
 
 
 def _runs(chunks: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """[start, stop) of runs of rows whose chunks follow each other without a gap, of at most `most` chunks.
-
-    Args:
-        chunks: (M,) the chunk that each row lies in, ascending.
-        most: chunks in a run.
-    """
+    """[start, stop) of runs of rows whose chunks, (M,) ascending, follow each other without a gap, `most` at most."""
     numbers, starts = np.unique(chunks, return_index=True)
     begin = 0
     for at in range(1, len(numbers) + 1):
@@ -278,53 +295,86 @@ def _runs(chunks: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
             begin = at
 
 
-def plan_of(attributes: Mapping[str, Any]) -> Plan:
-    """The plan that a store's attributes hold."""
-    return Plan(**attributes["plan"], fingerprint=attributes["fingerprint"])
-
-
 def open_store(path: str | Path, allow_incomplete: bool = False, options: Mapping[str, str] | None = None) -> Store:
     """Open a store for reading.
 
     Args:
-        path: of the store, or its url on an object store.
-        allow_incomplete: open a store whose run has not finished; rows that are not there yet read as NaN.
+        path: or URL on an object store.
+        allow_incomplete: open a store whose run has not finished; unfinished rows read as NaN.
         options: of the object store, such as endpoint and region.
 
     Raises:
-        UserError: nothing or something else lies there, or the store is not complete.
+        UserError: nothing or something else exists at the path, or the store is not complete.
     """
     directory = RunDirectory(str(path), options)
     attributes = read_attributes(directory.store)
     if attributes is None:
         raise UserError(f"{directory.url} does not exist")
-    total = plan_of(attributes).n_shards
+    plan = plan_of(attributes)
+    total = plan.n_shards
     done = None if attributes["complete"] else directory.done_indices()
     n_done = total if done is None else len(done)
     if not attributes["complete"] and not allow_incomplete:
         raise UserError(
-            f"{directory.url} is not complete: {n_done} of {total} shards are there; finish it with the command that "
+            f"{directory.url} is not complete: {n_done} of {total} shards are done; finish it with the command that "
             f"began it, or open it with allow_incomplete=True"
         )
-    group = zarr.open_group(_zarr_store(directory.store), mode="r", zarr_format=3)
+    try:
+        group = zarr.open_group(directory.store.zarr_store(most_bytes(plan)), mode="r", zarr_format=3)
+        for problem in _wrong_arrays(group, plan, directory.store):
+            raise ValueError(problem)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever Zarr makes of metadata that is none
+        raise UserError(
+            f"{directory.url} is damaged: {error}; `dlshap verify {directory.url}` names what is, with --repair its "
+            f"run makes that anew"
+        ) from error
     return Store(directory.url, group, n_done, done)
 
 
-def _zarr_store(place: Place) -> Any:
-    """The place as Zarr's own."""
-    if isinstance(place, LocalPlace):
-        return place.path
-    assert isinstance(place, ObjectPlace)
-    return ObjectStore(place.store, read_only=True)
+def _wrong_arrays(group: zarr.Group, plan: Plan, backend: Backend) -> Iterator[str]:
+    """Arrays that are not laid out as the plan says, or of more rows than there are files for."""
+    shapes, layout = array_shapes(plan), layout_of(plan)
+    columns = {**dict.fromkeys(TABLE, plan.n_rows), "target": len(plan.targets)}
+    for name in (*layout, *columns):
+        array, shape = group[name], shapes[name] if name in layout else (columns[name],)
+        if not isinstance(array, zarr.Array) or array.shape != shape:
+            yield f"{name} is {array}; expected an array of shape {shape}, as the plan says"
+            return
+        kinds = np.dtype(layout[name][1]).kind if name in layout else "i" if TABLE.get(name) is np.int64 else "OT"
+        if array.dtype.kind not in kinds:
+            yield f"{name} has values of type {array.dtype}"
+        rows = plan.rows_per_shard * shape[0] // plan.n_rows  # half as many of variants
+        if name in layout and array.shards != (rows, *shape[1:]):
+            yield f"{name} is in shards of {array.shards}; expected {(rows, *shape[1:])}, as the plan says"
+        if name == "source_row" and array.nchunks > sum(1 for _ in backend.files(f"{name}/c.")):
+            yield f"{name} is cut short: {array.nchunks} files are expected"
 
 
 def open_array(path: Path) -> zarr.Array:
-    """An array in a Zarr folder of either format.
-
-    Raises:
-        ValueError: it is no Zarr array.
-    """
+    """An array in a Zarr folder of either format; ValueError where there is none, UserError where it is beyond the
+    limits."""
     try:
-        return zarr.open_array(path, mode="r")
+        array = zarr.open_array(FolderStore(path, read_only=True, most=sys.maxsize), mode="r")
     except (FileNotFoundError, NodeTypeValidationError) as error:
         raise ValueError(f"no Zarr array lies there ({type(error).__name__})") from error
+    _require_bounded(array, path)
+    return array
+
+
+def _require_bounded(array: zarr.Array, path: Path) -> None:
+    item_bytes, where = array.dtype.itemsize, f"{path}, of shape {array.shape}"
+    chunk_bytes = math.prod(array.chunks) * item_bytes
+    limits.require_block(chunk_bytes, f"{where}: each chunk, of shape {array.chunks},")
+    in_row = math.prod(-(-size // chunk) for size, chunk in zip(array.shape[1:], array.chunks[1:], strict=True))
+    in_shard = math.prod(array.shards or array.chunks) // math.prod(array.chunks)
+    if max(in_row, in_shard) > MOST_CHUNKS:
+        raise UserError(
+            f"{where} is in chunks of shape {array.chunks}, {max(in_row, in_shard)} for a row or a shard; expected at "
+            f"most {MOST_CHUNKS}: write it in larger ones"
+        )
+    limits.require_block(array.chunks[0] * math.prod(array.shape[1:]) * item_bytes, f"{where}: each row of its chunks")
+    limits.require_streamed(math.prod(array.shape) * item_bytes, path)
+    for codec in numcodecs_of(array):
+        bound(codec, CHUNK_RATIO * chunk_bytes + CHUNK_BYTES, where)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.messages.errors import UserError
 
 _REGION = re.compile(r"(?P<chrom>.+):(?P<start>\d[\d,]*)-(?P<end>\d[\d,]*)")
 _BEYOND = np.iinfo(np.int64).max
@@ -23,11 +23,7 @@ class Region:
 
     @staticmethod
     def parse(text: str) -> "Region":
-        """`chr1:100-200`, commas in the numbers allowed, or `chr1` for the whole of it.
-
-        Raises:
-            UserError: the end does not lie behind the start.
-        """
+        """`chr1:100-200`, commas allowed, or `chr1` for all of it; UserError where the end is not after the start."""
         if (match := _REGION.fullmatch(text.strip())) is None:
             return Region(text.strip(), 0, _BEYOND)
         start, end = int(match["start"].replace(",", "")), int(match["end"].replace(",", ""))
@@ -37,16 +33,17 @@ class Region:
             )
         return Region(match["chrom"], start, end)
 
+    @staticmethod
+    def of(text: str) -> "Region | None":
+        """As `parse`, for `chr1:100-200` alone; None for a name or a chromosome."""
+        return Region.parse(text) if _REGION.fullmatch(text.strip()) else None
+
     def __str__(self) -> str:
         return self.chrom if self.end == _BEYOND else f"{self.chrom}:{self.start}-{self.end}"
 
 
 def rows_named(column: np.ndarray, names: Iterable[str]) -> np.ndarray:
-    """The rows that have one of the names, ascending; a name may be that of several rows.
-
-    Args:
-        column: (N,) the names of the rows.
-        names: those that are looked for.
+    """The rows of a (N,) column that have one of the names, ascending; several rows may have the same name.
 
     Raises:
         UserError: no row has one of the names.
@@ -64,7 +61,6 @@ def rows_overlapping(chrom: np.ndarray, start: np.ndarray, end: np.ndarray, regi
 
     Args:
         chrom, start, end: (N,) the windows of the rows; start is -1 where a row has none.
-        regions: where to look.
 
     Raises:
         UserError: no row has a window, or none lies on the chromosome of a region.
@@ -72,10 +68,10 @@ def rows_overlapping(chrom: np.ndarray, start: np.ndarray, end: np.ndarray, regi
     require_loci(start)
     hit = np.zeros(len(start), dtype=bool)
     for region in regions:
-        there = chrom == region.chrom
-        if not there.any():
+        on_chrom = chrom == region.chrom
+        if not on_chrom.any():
             raise UserError(f"region {region}: no row lies on {region.chrom!r}; {_known_chroms(chrom, region.chrom)}")
-        hit |= there & (start < region.end) & (end > region.start)
+        hit |= on_chrom & (start < region.end) & (end > region.start)
     return np.flatnonzero(hit)
 
 

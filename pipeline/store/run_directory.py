@@ -1,97 +1,58 @@
 """What is known to be done: the protocol files of a run, in `<store>.run` beside the store.
 
     claim       held by whoever prepares or finalizes
-    staged.zarr the store in the making, where it lies on a disk
-    partial/    files on their way to their place, where it lies on a disk
+    staged.zarr the store in the making, on a disk
+    partial/    unfinished files, on a disk
     plan.json   all that a worker must know; written before the store appears
     files.json  size and checksum of every file that `prepare` made, but for the group's own and the sequences'
     prepared    marker: store, plan and files.json are whole
     restore.json  files of a damaged store that are to be made from the input again
+    probes/     what the first worker on each other kind of device than the plan's probe found; see probe.py
+    commands/   one file for each command at work; a killed one leaves its own behind (see presence.py)
     attempts/   one file for each shard that is being worked on; a killed worker leaves its own behind
     done/       one record for each committed shard, with the size and checksum of each file
     failures/   one record for each shard that was given up
     logs/       what happened, as JSON lines, and the full text of failures
-    result.json the outcome of the last command, for programs
+    result.json the last command, from its beginning on, and its outcome; for programs
 
-Every file but the logs appears at once or not at all. A crash between any two steps leaves what the same command can go
-on from.
+Every file but the logs appears at once or not at all, and those that say how to go on (plan, files, restore, done)
+state a checksum of themselves. A crash between any two steps leaves what the same command can go on from.
 """
 
+import hashlib
 import json
 import os
-import shutil
-import socket
-import tempfile
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.places import LocalPlace, open_place
-from pipeline.plan import Plan
-from pipeline.shards import Shard
+from pipeline.messages.errors import UserError
+from pipeline.messages.progress import LOG
+from pipeline.planning.plain_values import require
+from pipeline.planning.plan import Plan, Probe
+from pipeline.planning.shards import Shard
+from pipeline.store.backends.base import LOCK_TIMEOUT_S, unguarded
+from pipeline.store.backends.registry import open_backend
+from pipeline.store.checksums import seal, unseal
+from pipeline.store.json_files import parse, parse_object
+from pipeline.store.presence import at_work, this_command
+from pipeline.store.records import KEY, DoneRecord, Failure, FileRecord, whoami
 
-EVERYTHING = "*"  # all files that `prepare` makes, but for the group's own
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """A file as it was when it was committed."""
-
-    n_bytes: int
-    crc32: int
-
-
-@dataclass(frozen=True)
-class DoneRecord:
-    """A committed shard.
-
-    Attributes:
-        shard, start, stop: which rows.
-        files: the file of each array, by the array's name.
-        seconds: the time it took.
-        deltas: summary of its convergence deltas; see deltas.py.
-        worker: host and process that wrote it.
-    """
-
-    shard: int
-    start: int
-    stop: int
-    files: dict[str, FileRecord]
-    seconds: float
-    deltas: dict[str, Any]
-    worker: str
-
-    @staticmethod
-    def from_json(text: str | bytes) -> "DoneRecord":
-        values = json.loads(text)
-        files = {name: FileRecord(file["n_bytes"], file["crc32"]) for name, file in values.pop("files").items()}
-        return DoneRecord(files=files, **values)
+PLAN = "plan.json"
+UNDER_WAY = "under way"  # state of a command that has not ended, or not come to say so
+ALL_FILES = "*"  # all files that `prepare` makes, but for the group's own
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A shard that was given up.
-
-    Attributes:
-        shard, start, stop: which rows.
-        error: in one line, with the names of its sequences.
-        log: where the full text is; "" where there is none.
-    """
-
-    shard: int
-    start: int
-    stop: int
-    error: str
-    log: str
-
-
-def whoami() -> str:
-    """Host and process."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+_RECORD = re.compile(r"done/([0-9]{8,15})\.json")
+_OWN = re.compile(  # the files and folders that a run makes: nothing else is ever removed
+    r"claim|prepared|(plan|files|restore|result)\.json|(probes|commands|attempts|done|failures|logs|partial)/|"
+    r"probes/(claim|[0-9a-f]{16}\.json)|commands/[0-9a-f]{12}|attempts/\d{8,}-[0-9a-f]{12}|(done|failures)/\d{8,}\.json|"
+    r"logs/(shard-\d{8,}\.txt|[^/]+\.jsonl)|(.*/)?\.[^/]+\.partial|partial/check-[0-9a-f]{32}|staged\.zarr/.*"
+)
 
 
 class RunDirectory:
@@ -99,31 +60,59 @@ class RunDirectory:
 
     Attributes:
         url: of the store.
-        store: the place of the store.
-        run: the place of the protocol files.
+        store: the backend of the store.
+        run: the backend of the protocol files.
+        options: of the storage backend.
+        command: who asks for it.
     """
 
-    def __init__(self, url: str | Path, options: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, url: str | Path, options: Mapping[str, str] | None = None, lock_timeout_s: float = LOCK_TIMEOUT_S
+    ) -> None:
         url = os.fspath(url).rstrip("/") or "/"
         if "://" not in url:
             url = os.path.expanduser(url)
-        scratch = None if "://" in url else Path(url + ".run").absolute() / "partial"
-        self.store = open_place(url, options, scratch)
-        self.run = open_place(url + ".run", options, scratch)
+        url = open_backend(url, options).url  # the path of file:///path
+        scratch = None if "://" in url else Path(url + ".run") / "partial"
+        self.options = dict(options or {})
+        self.store = open_backend(url, options, scratch)
+        self.run = open_backend(url + ".run", options, scratch)
+        self.run.lock_timeout_s = lock_timeout_s
         self.url = self.store.url
-        self._made: list[Path] = []  # folders above it that were not there before
+        self.command = this_command()
+        self._is_at_work = False
 
     # --- preparing --------------------------------------------------------------------------------------------------
 
-    def claim(self, waiting: Callable[[str], None]) -> AbstractContextManager[None]:
-        """Hold the run for oneself, waiting for whoever holds it; `waiting` is told who that is.
+    @contextmanager
+    def claim(self, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Hold the run exclusively; `waiting` is told who holds it, at once and every minute, while one must wait.
+
+        Every change of store and run within the context makes sure first that the claim is still held: a process that
+        was frozen may have lost it.
 
         Raises:
-            OSError: the place cannot be written.
+            OSError: the backend cannot be written, the claim was lost, or one has waited for too long.
         """
-        if isinstance(self.run, LocalPlace):
-            self._made = self._made or [folder for folder in self.run.path.parents if not folder.exists()]
-        return self.run.lock("claim", waiting)
+        with self.run.lock("claim", waiting) as require:
+            self.run.guard = self.store.guard = require
+            try:
+                yield
+            finally:
+                self.run.guard = self.store.guard = unguarded
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Within this context `dlshap status` sees that this command is at work; contexts may be nested."""
+        if self._is_at_work:
+            yield
+            return
+        with at_work(self.run, self.command):
+            self._is_at_work = True
+            try:
+                yield
+            finally:
+                self._is_at_work = False
 
     @property
     def prepared(self) -> bool:
@@ -131,95 +120,93 @@ class RunDirectory:
         return self.run.size("prepared") is not None
 
     def read_plan(self) -> Plan | None:
-        """The plan of the run that is under way; None when there is none."""
+        """The plan of the run; None where it has none yet, UserError where it is damaged or of another version."""
         try:
-            return Plan.from_json(self.run.read("plan.json"))
+            return Plan.from_values(unseal(self.run.read(PLAN)))
         except FileNotFoundError:
             return None
+        except (TypeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"the plan of this run cannot be read: {self.run.url}/{PLAN} is damaged or of another version "
+                f"({error}); `dlshap verify --repair {self.url}` takes it from the store. Where that does not help, "
+                f"remove {self.url} and {self.run.url}, and run again"
+            ) from None
 
-    @contextmanager
-    def staging(self) -> Iterator[Path]:
-        """A folder for the store in the making: beside its place on a disk, on this machine's disk for an object store.
-
-        What is still there at the end is removed.
-        """
-        beside = isinstance(self.run, LocalPlace)
-        folder = self.run.path if isinstance(self.run, LocalPlace) else Path(tempfile.mkdtemp(prefix="dlshap-"))
-        staged = folder / "staged.zarr"
-        try:
-            yield staged
-        finally:
-            shutil.rmtree(staged if beside else folder, ignore_errors=True)
+    def staging(self) -> AbstractContextManager[Path]:
+        """A path for the store in the making; what remains of it at the end is removed."""
+        return self.run.staging("staged.zarr")
 
     def publish(self, staged: Path, plan: Plan, files: Mapping[str, FileRecord]) -> None:
-        """Put the staged store in its place, then mark the run as prepared.
+        """Move the staged store to its URL, then mark the run as prepared.
 
         On an object store the file that makes a group of the others, `zarr.json`, is the last.
         """
-        self._write_plan(plan, files)
-        if isinstance(self.store, LocalPlace):
-            staged.rename(self.store.path)
-        else:
-            self.store.clear()  # what an upload that was cut off has left
-            keys = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
-            for key in sorted(keys, key=lambda key: key == "zarr.json"):
-                self.store.write(key, (staged / key).read_bytes())
+        self.write_plan(plan)
+        self._write_files(files)
+        self.store.publish(staged, last="zarr.json")
         self.mark_prepared()
 
-    def _write_plan(self, plan: Plan, files: Mapping[str, FileRecord]) -> None:
-        self.run.write("plan.json", plan.to_json().encode())
-        self._write_files(files)
+    def write_plan(self, plan: Plan) -> None:
+        """The plan, for whoever goes on."""
+        self.run.write(PLAN, seal(plan.to_values(), indent=1))
 
     def _write_files(self, files: Mapping[str, FileRecord]) -> None:
-        text = json.dumps({key: [file.n_bytes, file.crc32] for key, file in files.items()})
-        self.run.write("files.json", text.encode())
+        self.run.write("files.json", seal({key: [file.n_bytes, file.crc32] for key, file in files.items()}))
 
     def mark_prepared(self) -> None:
-        """The store is in its place: say so, last."""
-        if isinstance(self.store, LocalPlace):
-            sync(self.store.path.parent)
+        """Mark the store and the plan as whole, last."""
+        self.store.sync()
         self.run.write("prepared", b"")
 
     def prepared_files(self) -> dict[str, FileRecord]:
-        """What `publish` was given.
-
-        Raises:
-            UserError: the file that says it is damaged or gone.
-        """
+        """The files that `publish` was given; UserError where their list is damaged or gone."""
         try:
-            return {key: FileRecord(*values) for key, values in json.loads(self.run.read("files.json")).items()}
-        except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
+            return FileRecord.by_key(unseal(self.run.read("files.json")))
+        except (FileNotFoundError, ValueError, TypeError) as error:
             raise UserError(
                 f"{self.run.url}/files.json, which says what the other files should be, is damaged or gone ({error}): "
                 f"remove {self.url} and {self.run.url}, and run again"
             ) from None
 
-    # --- making damaged files anew ----------------------------------------------------------------------------------
+    # --- making damaged files again ----------------------------------------------------------------------------------
 
-    def recall(self, plan: Plan, files: Mapping[str, FileRecord]) -> None:
-        """Write the protocol files of `prepare` for a store that is there."""
-        self._write_plan(plan, files)
+    def record_prepared(self, plan: Plan, files: Mapping[str, FileRecord]) -> None:
+        """Write the protocol files of `prepare` for a store that has lost them."""
+        self.write_plan(plan)
+        self._write_files(files)
         self.mark_prepared()
 
-    def ask_for(self, keys: Iterable[str]) -> None:
-        """Files of the store that `prepare` made are to be made again; those asked for before too."""
-        wanted = sorted({*keys, *self.asked_for()})
+    def request_restore(self, keys: Iterable[str]) -> None:
+        """Ask for files that `prepare` made to be made again, beside those asked for before."""
+        wanted = sorted({*keys, *self.files_to_restore()})
         if wanted:
-            self.run.write("restore.json", json.dumps(wanted).encode())
+            self.run.write("restore.json", seal({"files": wanted}))
 
-    def asked_for(self) -> list[str]:
-        """The files that are to be made again."""
+    def files_to_restore(self) -> list[str]:
+        """The files that are to be made again; UserError where their list is damaged."""
         try:
-            return [str(key) for key in json.loads(self.run.read("restore.json"))]
+            data = self.run.read("restore.json")
+            # Version 0.1.0 wrote the bare list.
+            keys = parse(data) if data.startswith(b"[") else unseal(data)["files"]
+            require(keys, list[str], "files")
+            for key in keys:
+                if key != ALL_FILES and not KEY.fullmatch(key):
+                    raise ValueError(f"it names {key!r}, which is no file of a store")
+            return list(keys)
         except FileNotFoundError:
             return []
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.run.url}/restore.json, which says what of {self.url} is to be made again, is damaged "
+                f"({error}): remove it, and `dlshap verify --repair {self.url}` finds what is damaged again"
+            ) from None
 
     def restore(self, staged: Path, files: Mapping[str, FileRecord]) -> None:
-        """Copy the files that were asked for from a store made anew, the group's own last."""
-        asked = self.asked_for()
-        if EVERYTHING in asked:
-            there = [path.relative_to(staged).as_posix() for path in staged.rglob("*")]
-            asked = [key for key in there if key != "zarr.json" or key in asked]
+        """Copy the files that were asked for from a store made again, the group's own last."""
+        asked = self.files_to_restore()
+        if ALL_FILES in asked:
+            made = [path.relative_to(staged).as_posix() for path in staged.rglob("*")]
+            asked = [key for key in made if key != "zarr.json" or key in asked]
         keys = sorted((key for key in asked if (staged / key).is_file()), key=lambda key: key == "zarr.json")
         self._write_files({**self.prepared_files(), **{key: files[key] for key in keys if key in files}})
         for key in keys:
@@ -228,17 +215,28 @@ class RunDirectory:
 
     def discard(self) -> None:
         """Remove everything of a run that never got a store, and the folders that were made for it."""
-        self.run.clear()
-        for folder in self._made:
+        self.run.guard()
+        self.run.guard = unguarded  # the claim on a disk goes too
+        self.run.clear(only=_OWN.fullmatch)
+
+    def first_probe(self, probe: Mapping[str, Any]) -> dict[str, Any]:
+        """The probe of the first worker on this kind of device; the given one where there is none yet."""
+        key = f"probes/{hashlib.sha256(probe['device'].encode()).hexdigest()[:16]}.json"
+        with self.run.lock(
+            "probes/claim", lambda who: LOG.info(f"waiting for {who}, which compares its device's values")
+        ):
             try:
-                folder.rmdir()
-            except OSError:  # someone else put something there
-                break
+                found = parse_object(self.run.read(key))
+                require(found, Probe, f"{self.run.url}/{key}")
+            except FileNotFoundError:
+                found = dict(probe)
+                self.run.write(key, json.dumps(found).encode())
+        return found
 
     # --- shards -----------------------------------------------------------------------------------------------------
 
     def begin(self, shard: Shard) -> str:
-        """Say that this process works on a shard; returns what `end` takes."""
+        """Record that this process works on a shard; returns what `end` takes."""
         key = f"attempts/{shard.index:08d}-{uuid.uuid4().hex[:12]}"
         self.run.write(key, whoami().encode())
         return key
@@ -252,13 +250,13 @@ class RunDirectory:
         return sum(1 for _ in self.run.files(f"attempts/{shard.index:08d}-"))
 
     def commit(self, record: DoneRecord) -> None:
-        """Say that a shard is done; its files are durable already."""
-        self.run.write(_record_key(record.shard), json.dumps(asdict(record)).encode())
+        """Record that a shard is done; its files are durable already."""
+        self.run.write(_record_key(record.shard), seal(asdict(record)))
         self.run.clear(f"attempts/{record.shard:08d}-")
         self.run.delete(_failure_key(record.shard))
 
     def revoke(self, index: int) -> None:
-        """A shard is not done after all."""
+        """Forget that a shard was done."""
         self.run.delete(_record_key(index))
 
     def read_record(self, index: int) -> DoneRecord | None:
@@ -270,13 +268,13 @@ class RunDirectory:
 
     def done_indices(self) -> list[int]:
         """Shards that have a done record, ascending."""
-        names = (entry.key.rpartition("/")[2] for entry in self.run.files("done/"))
-        return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
+        found = (_RECORD.fullmatch(entry.key) for entry in self.run.files("done/"))
+        return sorted(int(match[1]) for match in found if match)
 
     # --- what went wrong --------------------------------------------------------------------------------------------
 
     def fail(self, failure: Failure) -> None:
-        """Say that a shard was given up."""
+        """Record that a shard was given up."""
         self.run.write(_failure_key(failure.shard), json.dumps(asdict(failure)).encode())
 
     def failures(self) -> list[Failure]:
@@ -286,7 +284,7 @@ class RunDirectory:
 
     def _failure(self, key: str) -> Failure:
         try:
-            return Failure(**json.loads(self.run.read(key)))
+            return Failure.from_json(self.run.read(key))
         except (ValueError, TypeError):
             return Failure(-1, 0, 0, f"{self.run.url}/{key} says that a shard failed, and is damaged", "")
 
@@ -304,15 +302,33 @@ class RunDirectory:
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
+    def begin_result(self) -> None:
+        """Name this command as the last one, and drop the outcome of the one before."""
+        self._write_result({"store": self.url, "state": UNDER_WAY, "complete": False})
+
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """The outcome of a command, for programs."""
-        self.run.write("result.json", (json.dumps(result, indent=1) + "\n").encode())
+        """The outcome of this command, for programs."""
+        self._write_result({**result, "state": "ended"})
+
+    def _write_result(self, result: Mapping[str, Any]) -> None:
+        text = json.dumps({**result, "command": asdict(self.command)}, indent=1)
+        self.run.write("result.json", (text + "\n").encode())
+
+    def read_result(self) -> dict[str, Any] | None:
+        """What the last command has written; None where there is nothing, or something damaged."""
+        try:
+            return parse_object(self.run.read("result.json"))
+        except (FileNotFoundError, ValueError):
+            return None
 
     def tidy(self) -> None:
-        """The store is complete: what kills have left behind means nothing any more."""
-        self.run.clear("attempts/")
-        self.run.clear("partial/")
-        self.run.clear("failures/")
+        """Remove what says how to go on: the store is complete.
+
+        Commands go last: each leaves a file when it is killed, so that where there is none nothing else is left.
+        """
+        if next(self.run.files("commands/"), None) is not None:
+            for folder in ("attempts/", "failures/", "partial/", "probes/", "commands/"):
+                self.run.clear(folder, _OWN.fullmatch)
 
 
 def _record_key(index: int) -> str:
@@ -321,12 +337,3 @@ def _record_key(index: int) -> str:
 
 def _failure_key(index: int) -> str:
     return f"failures/{index:08d}.json"
-
-
-def sync(path: Path) -> None:
-    """Make a file's content, or a folder's entries, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

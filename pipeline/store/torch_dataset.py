@@ -1,6 +1,6 @@
 """A torch Dataset over a store, to train on attributions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -8,11 +8,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dlshap_core.sequences import one_hot
-from pipeline.errors import UserError
-from pipeline.reader import Store
-from pipeline.windows import centred
 
-ARRAYS = ("codes", "attribution", "hypothetical", "prediction")
+Take = Callable[[Sequence[str], np.ndarray], Mapping[str, np.ndarray]]
+ARRAYS_READ = ("codes", "attribution", "hypothetical", "prediction")
 
 
 class AttributionDataset(Dataset[dict[str, Tensor]]):
@@ -24,31 +22,13 @@ class AttributionDataset(Dataset[dict[str, Tensor]]):
     64: where that holds training back, give the DataLoader workers.
 
     Args:
-        store: to read from.
-        rows: (M,) indices of the rows, in the order of the dataset; all rows whose values are there if not given.
-        target: index on the target axis; all targets if not given.
-        window: bases around the centre; the whole sequence if not given.
-
-    Raises:
-        UserError: the window is longer than the sequences, a row is not in the store, or there is no such target.
+        take: reads arrays of some rows, (len(rows), ...) each.
+        rows: (M,) indices of the rows, in the order of the dataset.
+        window: positions.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        rows: np.ndarray | None = None,
-        target: int | None = None,
-        window: int | None = None,
-    ) -> None:
-        self.store = store
-        self.rows = np.flatnonzero(store.present) if rows is None else np.asarray(rows, dtype=np.int64)
-        self.target = target
-        length = int(store.codes.shape[1])
-        self.window = slice(0, length) if window is None else centred(length, window)
-        if len(self.rows) and not 0 <= self.rows.min() <= self.rows.max() < len(store):
-            raise UserError(f"rows {self.rows.min()} to {self.rows.max()} of a store of {len(store)} rows")
-        if target is not None and not 0 <= target < len(store.targets):
-            raise UserError(f"target {target} of {len(store.targets)}: an index on the target axis is expected")
+    def __init__(self, take: Take, rows: np.ndarray, window: slice) -> None:
+        self._take, self.rows, self.window = take, rows, window
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,17 +38,11 @@ class AttributionDataset(Dataset[dict[str, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
         """Several items at once, which is what a DataLoader asks for where it can."""
-        found = self.store.take(ARRAYS, self.rows[np.asarray(indices, dtype=np.int64)], self.target)
-        sequence = one_hot(found["codes"][:, self.window], torch.float32)
-        attribution = torch.from_numpy(found["attribution"][..., self.window])
-        hypothetical = torch.from_numpy(found["hypothetical"][..., self.window])
-        prediction = torch.from_numpy(np.asarray(found["prediction"]))
-        return [
-            {
-                "sequence": sequence[i],
-                "attribution": attribution[i],
-                "hypothetical": hypothetical[i],
-                "prediction": prediction[i],
-            }
-            for i in range(len(indices))
-        ]
+        found = self._take(ARRAYS_READ, self.rows[np.asarray(indices, dtype=np.int64)])
+        tensors = {
+            "sequence": one_hot(found["codes"][:, self.window], torch.float32),
+            "attribution": torch.from_numpy(found["attribution"][..., self.window]),
+            "hypothetical": torch.from_numpy(found["hypothetical"][..., self.window]),
+            "prediction": torch.from_numpy(np.asarray(found["prediction"])),
+        }
+        return [{name: values[i] for name, values in tensors.items()} for i in range(len(indices))]

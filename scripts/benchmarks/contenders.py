@@ -12,6 +12,7 @@ import copy
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -57,13 +58,8 @@ def floor(model: nn.Module, X: Tensor, references: Tensor, targets: list[int]) -
 
 def engine(model: nn.Module, X: Tensor, references: Tensor, targets: list[int]) -> Run:
     """dlshap_core's engine, as the pipeline calls it."""
-    device = next(model.parameters()).device
-
-    def run(batch_size: int) -> Tensor:
-        result = attribute(model, X, references, targets=targets, batch_size=batch_size, device=device)
-        return result.hypothetical
-
-    return run
+    of_engine = partial(attribute, model, X, references, targets=targets, device=next(model.parameters()).device)
+    return lambda batch_size: of_engine(batch_size=batch_size).hypothetical
 
 
 def engine_drawing(model: nn.Module, X: Tensor, n_references: int, targets: list[int]) -> Run:

@@ -77,14 +77,15 @@ def real_case(folder: Path, device: torch.device) -> Case:
     """The trained model's counts on the windows of its peaks."""
     from dlshap_core import shuffle_codes
     from dlshap_core.sequences import one_hot
-    from pipeline.config import DatasetConfig, ModelConfig
-    from pipeline.models import load_model
-    from pipeline.sources import open_source
+    from pipeline.inputs.loci import Loci
+    from pipeline.inputs.open import open_source
+    from pipeline.models.bpnet import BPNetFamily
+    from pipeline.models.load import load_model
 
     peaks = {"loci": str(folder / "ctcf_peaks.chr1_1m.narrowPeak"), "genome": str(folder / "hg38_chr1_1m.fa.gz")}
-    dataset = DatasetConfig(name="loci", length=2114, **peaks)
+    dataset = Loci(length=2114, **peaks)
     codes = np.stack([row for rows in open_source(dataset).batches() for row in rows.codes if row is not None])
-    model = ModelConfig(name="bpnet", head="counts", checkpoint=str(folder / "bpnet_ctcf_k562.torch"))
+    model = BPNetFamily(checkpoint=str(folder / "bpnet_ctcf_k562.torch"))
     references = one_hot(shuffle_codes(codes, range(N_REFERENCES)), torch.float32).to(device)
     module: nn.Module = load_model(model).module.to(device)
     return Case(module, one_hot(codes, torch.float32).to(device), references, [0])

@@ -6,7 +6,7 @@ inside the measured time, by the public functions of both.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -84,12 +84,15 @@ def make_case(subject: Subject, n_targets: int, n_references: int, options: Opti
 
 def best_sizes(case: Case, options: Options) -> dict[str, int]:
     """The batch size of each contender that has one, for one target."""
-    given = (case.model, case.X, case.references, [0])
-    runs = {"floor": contenders.floor(*given), "engine": contenders.engine(*given)}
-    if "tangermeme" in options.peers:
-        runs["tangermeme"] = contenders.tangermeme(*given)
+    runs = main_contenders(replace(case, targets=[0]), options)
     sizes = (QUICK_SIZES if options.quick else SIZES)[options.device.type]
     return {name: options.batch_size or best_size(run, sizes, options.device) for name, run in runs.items()}
+
+
+def main_contenders(case: Case, options: Options) -> dict[str, Run]:
+    """Those that have a batch size to choose."""
+    names = ("floor", "engine", *(["tangermeme"] if "tangermeme" in options.peers else []))
+    return {name: getattr(contenders, name)(case.model, case.X, case.references, case.targets) for name in names}
 
 
 def figure(case: Case, subject: Subject, sizes: dict[str, int], options: Options) -> dict[str, Any]:
@@ -119,9 +122,7 @@ def entrants(case: Case, subject: Subject, options: Options) -> dict[str, Run]:
     """The contenders that are installed and wanted; of several targets only the main ones, since it takes long."""
     given = (case.model, case.X, case.references, case.targets)
     drawn = (case.model, case.X, case.references.shape[1], case.targets)
-    runs: dict[str, Run] = {"floor": contenders.floor(*given), "engine": contenders.engine(*given)}
-    if "tangermeme" in options.peers:
-        runs["tangermeme"] = contenders.tangermeme(*given)
+    runs = main_contenders(case, options)
     if len(case.targets) > 1:
         return runs
     runs["engine_drawing"] = contenders.engine_drawing(*drawn)

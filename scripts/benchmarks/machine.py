@@ -4,12 +4,31 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 PACKAGES = ("dlshap", "torch", "numpy", "numba", "zarr", "ray", "tangermeme", "captum")
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment() -> dict[str, str]:
+    """For processes that import this package."""
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"}
+
+
+def answer(*command: str, folder: Path = ROOT) -> str:
+    """What a Python process prints; RuntimeError where it fails."""
+    done = subprocess.run(
+        [sys.executable, *command], env=environment(), cwd=folder, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()[-400:]}")
+    return done.stdout
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -60,8 +79,7 @@ def _versions() -> dict[str, str]:
 
 def _commit() -> str | None:
     """The checkout's commit, marked where files differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

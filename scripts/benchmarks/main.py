@@ -28,11 +28,10 @@ SUITES = {
     "shard": "a shard in this process against the engine alone, one thread",
     "pipeline": "whole runs on Ray against the engine in plain processes, one thread each",
     "scale": "input, driver and store by runs with a stand-in for the model, against the model of costs",
-    "commit": "the commit protocol against plain Zarr writes",
 }
 PEERS = ("tangermeme", "captum")
 BEYOND_THE_CORE = ("zarr", "hydra", "obstore")  # packages that dlshap_core does without
-NEEDED = dict.fromkeys(("profiles", "store", "precision", "shard", "pipeline", "scale", "commit"), BEYOND_THE_CORE)
+NEEDED = dict.fromkeys(("profiles", "store", "precision", "shard", "pipeline", "scale"), BEYOND_THE_CORE)
 NEEDED["precision"] += ("modiscolite", "h5py")
 
 
@@ -48,11 +47,14 @@ def main() -> None:
         parser.error("--device cuda: torch finds no GPU here")
     torch.set_num_threads(arguments.threads)
     if all(map(is_installed, BEYOND_THE_CORE)):
-        from pipeline.hardware import keep_freed_memory
+        from pipeline.execution.host import keep_freed_memory
 
         keep_freed_memory()  # for all contenders, as a run's workers do
     options = options_of(arguments)
-    results: dict[str, Any] = {"machine": machine.describe(options.device), "options": in_json(options)}
+    results: dict[str, Any] = {
+        "machine": machine.describe(options.device),
+        "options": {**dataclasses.asdict(options), "device": str(options.device)},
+    }
     print(machine.in_words(results["machine"]))
     for peer in PEERS:
         if not is_installed(peer):
@@ -93,30 +95,19 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--targets", type=numbers, default=(), metavar="N,N", help="of 1, 10")
     parser.add_argument("--references", type=numbers, default=(), metavar="N,N", help="of 2, 20")
     parser.add_argument("--batch-size", type=int, default=0, metavar="N", help="instead of the best of each")
-    parser.add_argument("--budget", type=float, metavar="SECONDS", help="for the rounds of a figure; 60, quick 4")
+    parser.add_argument(
+        "--budget", dest="budget_s", type=float, metavar="SECONDS", help="for the rounds of a figure; 60, quick 4"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write every sample as JSON")
     return parser
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
     """The options, with the peers that are installed."""
-    budget_s = arguments.budget if arguments.budget is not None else 4.0 if arguments.quick else 60.0
-    return Options(
-        quick=arguments.quick,
-        device=arguments.device,
-        threads=arguments.threads,
-        budget_s=budget_s,
-        models=arguments.models,
-        peers=tuple(peer for peer in arguments.peers if peer in PEERS and is_installed(peer)),
-        targets=arguments.targets,
-        references=arguments.references,
-        batch_size=arguments.batch_size,
-    )
-
-
-def in_json(options: Options) -> dict[str, Any]:
-    """The options as JSON holds them."""
-    return {**dataclasses.asdict(options), "device": str(options.device)}
+    given = {item.name: getattr(arguments, item.name) for item in dataclasses.fields(Options)}
+    given["budget_s"] = given["budget_s"] or (4.0 if arguments.quick else 60.0)
+    given["peers"] = tuple(peer for peer in arguments.peers if peer in PEERS and is_installed(peer))
+    return Options(**given)
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -5,11 +5,8 @@ GPU the largest memory that torch allocated, less what model and data hold.
 """
 
 import json
-import os
 import resource
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +14,13 @@ import torch
 from benchmarks import contenders
 from benchmarks.contenders import Run
 from benchmarks.engine import draw
+from benchmarks.machine import answer
 from benchmarks.models import SUBJECTS, build
 from benchmarks.options import Options
 
 N_REFERENCES = 20
 MODELS, QUICK_MODELS = ("bpnet64", "splice"), ("bpnet64",)
 PAIRS = {"cpu": 40, "cuda": 640}
-ROOT = Path(__file__).resolve().parents[2]
 MAKERS = {"floor": contenders.floor, "engine": contenders.engine, "tangermeme": contenders.tangermeme}
 
 
@@ -49,14 +46,7 @@ def measured(name: str, model: str, options: Options) -> float:
     subject = SUBJECTS[model]
     length = max(600, subject.quick_length) if options.quick else subject.length
     asked = {"name": name, "model": model, "length": length, "device": str(options.device), "threads": options.threads}
-    paths = f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"
-    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(asked)]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": paths}, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"the process that measures {name} on {model} failed: {done.stderr.strip()[-400:]}")
-    return float(done.stdout.splitlines()[-1])
+    return float(answer("-m", "benchmarks.memory", json.dumps(asked)).splitlines()[-1])
 
 
 def peak(asked: dict[str, Any]) -> float:

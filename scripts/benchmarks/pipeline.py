@@ -6,10 +6,9 @@ turns.
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,17 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import plain
+from benchmarks.machine import answer
 from benchmarks.models import BPNet
 from benchmarks.options import Options
-from pipeline.fingerprint import auto_batch_size
+from pipeline.planning.batching import auto_batch_size
 
 FILTERS, N_REFERENCES = 64, 20
 SHARDS_PER_ACTOR = 2
 FULL = {"length": 2114, "shard_s": 12.0, "rounds": 3}
 QUICK = {"length": 500, "shard_s": 3.0, "rounds": 1}
+COMPARED = [(f"{run}_{n}", f"plain_{n}") for run in ("run", "warm_run") for n in (1, 2)]
+COMPARED += [("run_2", "run_1"), ("plain_2", "plain_1")]
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -35,9 +37,7 @@ def run(options: Options) -> dict[str, Any]:
     asked = {"filters": FILTERS, "length": length, "references": N_REFERENCES, "rows": 4}
     asked["batch_size"] = auto_batch_size(length, N_REFERENCES, "cpu")
     asked["rows"] = max(4, round(plain.rates(asked, 1) * settings["shard_s"]))
-    taken: dict[str, list[float]] = {
-        name: [] for name in ("plain_1", "run_1", "warm_run_1", "plain_2", "run_2", "warm_run_2")
-    }
+    taken: dict[str, list[float]] = defaultdict(list)
     starts, wholes = [], []
     with tempfile.TemporaryDirectory() as folder:
         make_weights(Path(folder) / "weights.safetensors")
@@ -53,12 +53,7 @@ def run(options: Options) -> dict[str, Any]:
     results = {
         "rows_per_shard": asked["rows"],
         "rows_per_s": taken,
-        "run_1 / plain_1": round(best["run_1"] / best["plain_1"], 3),
-        "run_2 / plain_2": round(best["run_2"] / best["plain_2"], 3),
-        "warm_run_1 / plain_1": round(best["warm_run_1"] / best["plain_1"], 3),
-        "warm_run_2 / plain_2": round(best["warm_run_2"] / best["plain_2"], 3),
-        "run_2 / run_1": round(best["run_2"] / best["run_1"], 3),
-        "plain_2 / plain_1": round(best["plain_2"] / best["plain_1"], 3),
+        **{f"{one} / {other}": round(best[one] / best[other], 3) for one, other in COMPARED},
         "first_shard_after_s": starts,
         "runs": wholes,
     }
@@ -83,19 +78,9 @@ def watched(folder: Path, number: int, n_actors: int, asked: dict[str, Any]) -> 
         "engine.batch_size": asked["batch_size"],
         "cluster.actors": n_actors,
     }
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "run",
-        "--json",
-        *(f"{key}={value}" for key, value in settings.items()),
-    ]
     started = time.time()
-    done = subprocess.run(command, cwd=folder, env=plain.environment(), capture_output=True, text=True, check=False)
+    answer("-m", "pipeline", "run", "--json", *(f"{key}={value}" for key, value in settings.items()), folder=folder)
     ended = time.time()
-    if done.returncode:
-        raise RuntimeError(f"the run failed: {done.stderr.strip()[-400:]}")
     records = list(Path(f"{store}.run/done").iterdir())
     spans = [(path.stat().st_mtime, json.loads(path.read_text())["seconds"]) for path in records]
     first, last = min(end - seconds for end, seconds in spans), max(end for end, _ in spans)

@@ -4,27 +4,19 @@
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.machine import ROOT, environment
 from benchmarks.models import BPNet
 from dlshap_core import attribute, shuffle_codes
 from dlshap_core.sequences import one_hot
-from pipeline.hardware import keep_freed_memory
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def environment() -> dict[str, str]:
-    """For processes that import this package."""
-    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"}
+from pipeline.execution.host import keep_freed_memory
 
 
 def rates(asked: dict[str, Any], n_processes: int) -> float:

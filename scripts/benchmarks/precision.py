@@ -18,10 +18,11 @@ import numpy as np
 import pipeline
 from benchmarks.motifs import CTCF, PLANTED, find_motifs, similarity
 from benchmarks.options import Options
-from pipeline.cli import dispatch
-from pipeline.places import LocalPlace
-from pipeline.rounding import MANTISSA_BITS, round_bits
-from pipeline.store import ROUNDED, ShardCodec, arrays_of
+from pipeline.cli.main import dispatch
+from pipeline.planning.bit_rounding import MANTISSA_BITS, round_bits
+from pipeline.store.backends.local import LocalBackend
+from pipeline.store.codec import ShardCodec
+from pipeline.store.schema import ROUNDED, arrays_of
 
 BITS = (MANTISSA_BITS, 12, 10, 8, 7, 4)
 
@@ -41,18 +42,18 @@ def run(options: Options) -> dict[str, Any]:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for subject in subjects(Path(folder), options):
-            place = Path(folder) / subject.name
-            pipeline.run([*subject.overrides, "cluster=none", f"store.path={place}.zarr"])
+            backend = Path(folder) / subject.name
+            pipeline.run([*subject.overrides, "cluster=none", f"store.path={backend}.zarr"])
             with contextlib.redirect_stdout(io.StringIO()):
-                dispatch(["export", "modisco", f"{place}.zarr", str(place), "--window", str(subject.window)])
+                dispatch(["export", "modisco", f"{backend}.zarr", str(backend), "--window", str(subject.window)])
             found = results[subject.name] = {}
             for bits in BITS:
-                found[bits] = {"bytes_per_row": bytes_per_row(Path(f"{place}.zarr"), bits)}
+                found[bits] = {"bytes_per_row": bytes_per_row(Path(f"{backend}.zarr"), bits)}
                 share = found[bits]["bytes_per_row"] / found[MANTISSA_BITS]["bytes_per_row"]
                 line = f"  {subject.name}, {bits:2} bits: {found[bits]['bytes_per_row']:,.0f} bytes a row ({share:.2f})"
                 print(line, end="" if not options.quick else "\n", flush=True)
                 if not options.quick:
-                    found[bits] |= motifs_of(place, subject, bits)
+                    found[bits] |= motifs_of(backend, subject, bits)
                     print(f"; {in_words(found[bits])}", flush=True)
     return results
 
@@ -73,12 +74,12 @@ def subjects(folder: Path, options: Options) -> Iterator[Subject]:
     yield Subject("ctcf", [*model, *dataset], 1000, {"CTCF": CTCF})
 
 
-def motifs_of(place: Path, subject: Subject, bits: int) -> dict[str, Any]:
+def motifs_of(backend: Path, subject: Subject, bits: int) -> dict[str, Any]:
     """What TF-MoDISco finds in an export that is rounded to so many bits."""
-    rounded = place.parent / f"{subject.name}-{bits}"
+    rounded = backend.parent / f"{subject.name}-{bits}"
     rounded.mkdir()
-    (rounded / "ohe.npz").symlink_to(place / "ohe.npz")
-    np.savez(rounded / "attr.npz", round_bits(np.load(place / "attr.npz")["arr_0"], bits))
+    (rounded / "ohe.npz").symlink_to(backend / "ohe.npz")
+    np.savez(rounded / "attr.npz", round_bits(np.load(backend / "attr.npz")["arr_0"], bits))
     motifs = find_motifs(rounded, subject.window)
     scores = {name: [similarity(motif.frequencies, text) for motif in motifs] for name, text in subject.known.items()}
     return {
@@ -92,7 +93,7 @@ def motifs_of(place: Path, subject: Subject, bits: int) -> dict[str, Any]:
 def bytes_per_row(path: Path, bits: int) -> float:
     """Of all arrays of a store, with its attributions rounded."""
     store = pipeline.open_store(path)
-    plan, codec, total = store.plan, ShardCodec(LocalPlace(path)), 0
+    plan, codec, total = store.plan, ShardCodec(LocalBackend(path)), 0
     for index in range(plan.n_shards):
         shard = plan.shard(index)
         for name in arrays_of(plan):

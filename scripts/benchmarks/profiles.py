@@ -20,6 +20,7 @@ from benchmarks import contenders
 from benchmarks.engine import draw
 from benchmarks.models import SUBJECTS, BPNet, build
 from benchmarks.options import Options
+from benchmarks.timing import one_thread
 
 MODELS, QUICK_MODELS = ("bpnet64", "deepsea", "transformer"), ("bpnet64",)
 N_REFERENCES = 20
@@ -36,14 +37,10 @@ KINDS = {  # in a profile's names of operations; the first that fits
 def run(options: Options) -> dict[str, Any]:
     """Shares; printed."""
     results: dict[str, Any] = {}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for name in options.models or (QUICK_MODELS if options.quick else MODELS):
             results[f"batch of {name}"] = batch(name, options)
         results["shard"] = shard(QUICK_ROWS if options.quick else ROWS, options)
-    finally:
-        torch.set_num_threads(threads)
     return results
 
 
@@ -80,23 +77,24 @@ def by_kind(function: Callable[[], object]) -> dict[str, float]:
 def shard(n_rows: int, options: Options) -> dict[str, float]:
     """Seconds of each phase of a shard of BPNet-64."""
     from benchmarks.store import make_plan, make_store
-    from pipeline.ensemble import attribute_rows
-    from pipeline.fingerprint import auto_batch_size
-    from pipeline.one_shard import shard_values
-    from pipeline.references import open_references
-    from pipeline.store import ShardCodec, shard_key, write_shard
+    from pipeline.execution.ensemble import attribute_rows
+    from pipeline.execution.shard import shard_values
+    from pipeline.planning.batching import auto_batch_size
+    from pipeline.references.resolve import load_references
+    from pipeline.store.codec import ShardCodec, write_shard
+    from pipeline.store.schema import shard_key
 
     length = SUBJECTS["bpnet64"].quick_length if options.quick else SUBJECTS["bpnet64"].length
     batch_size = auto_batch_size(length, N_REFERENCES, "cpu")
     plan = replace(make_plan(n_rows, length, n_rows, N_REFERENCES), batch_size=batch_size)
     torch.manual_seed(0)
-    folds, draw_references = [BPNet(64, 1).eval()], open_references(plan, lambda: np.zeros((0, length), np.uint8))
+    folds, draw_references = [BPNet(64, 1).eval()], load_references(plan, lambda: np.zeros((0, length), np.uint8))
     with tempfile.TemporaryDirectory() as folder:
-        place = make_store(Path(folder) / "a.zarr", plan)
-        codec = ShardCodec(place)
+        backend = make_store(Path(folder) / "a.zarr", plan)
+        codec = ShardCodec(backend)
         for _ in range(2):  # the first warms up
             marks = [time.perf_counter()]
-            codes = codec.decode("codes", plan.shard(0), place.read(shard_key("codes", 0)))
+            codes = codec.decode("codes", plan.shard(0), backend.read(shard_key("codes", 0)))
             marks.append(time.perf_counter())
             references = draw_references(codes, 0)
             marks.append(time.perf_counter())
@@ -104,7 +102,7 @@ def shard(n_rows: int, options: Options) -> dict[str, float]:
             marks.append(time.perf_counter())
             values = shard_values(codes, references, result, plan)
             marks.append(time.perf_counter())
-            write_shard(place, codec, plan.shard(0), values)
+            write_shard(backend, codec, plan.shard(0), values)
             marks.append(time.perf_counter())
     phases = ("read", "draw references", "attribute", "project and check", "encode, write, read back")
     taken = dict(zip(phases, np.diff(marks).tolist(), strict=True))

@@ -1,12 +1,10 @@
-"""What the driver, the input and the store cost, by runs with a stand-in for the model, against what costs.py says.
+"""What the driver, the input and the store cost, by runs with a stand-in for the model, against what cost.py says.
 
 The stand-in takes next to nothing, so that what is left is everything else. Phases are told by the marks that a run
 leaves: its log, and the times of its done records.
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -18,11 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks import plain
+from benchmarks.machine import answer
 from benchmarks.options import Options
-from pipeline.commits import RunDirectory
-from pipeline.costs import Constants, Measured, Workload, cost
-from pipeline.resume import recorded, take_stock
+from pipeline.planning import cost as costs
+from pipeline.planning.cost import Workload, cost
+from pipeline.store.done_shards import check_shards, recorded_shards
+from pipeline.store.run_directory import RunDirectory
 
 # rows, bases, rows in a shard, Ray's actors (0: without Ray)
 FULL = ((10_240, 2114, 1024, 0), (16_000, 40, 8, 0), (16_000, 40, 8, 2), (1_000_000, 100, 4096, 0))
@@ -72,14 +71,13 @@ def check(work: Workload, actors: int) -> dict[str, Any]:
         first_s = json.loads(Path(f"{store}.run/done/00000000.json").read_text())["seconds"]
         files = {path: path.stat().st_size for path in store.rglob("*") if path.is_file()}
         begun = time.perf_counter()
-        recorded(directory, plan)
+        recorded_shards(directory, plan)
         look_s = time.perf_counter() - begun
         begun = time.perf_counter()
-        take_stock(directory, plan)
+        check_shards(directory, plan)
         stock_s = time.perf_counter() - begun
         row_s = _row_s(work)
-        predicted = cost(work, Measured(row_s))
-        constants = Constants()
+        predicted = cost(work, row_s)
         of_codes = sum(size for path, size in files.items() if path.parent.name == "codes" and path.name != "zarr.json")
         measured = {
             "command_s": ended - started,
@@ -99,14 +97,14 @@ def check(work: Workload, actors: int) -> dict[str, Any]:
             "stand_in_row_s": row_s,
             "measured": measured,
             "predicted": {
-                "before_work_s": constants.start_s + predicted.read_s,
-                "work_s": predicted.wall_s - constants.start_s - predicted.read_s - predicted.end_s,
+                "before_work_s": costs.START_S + predicted.read_s,
+                "work_s": predicted.wall_s - costs.START_S - predicted.read_s - predicted.end_s,
                 "stock_s": predicted.end_s,
-                "look_s": work.n_shards * constants.look_s_per_shard,
+                "look_s": work.n_shards * costs.LOOK_S_PER_SHARD,
                 "store_bytes": predicted.store_bytes,
                 "objects": predicted.objects,
-                "record_bytes": constants.record_bytes,
-                "bytes_per_code": constants.bytes_per_code,
+                "record_bytes": costs.RECORD_BYTES,
+                "bytes_per_code": costs.BYTES_PER_CODE,
                 "command_s": predicted.wall_s,
             },
         }
@@ -125,11 +123,8 @@ def _run(folder: Path, store: Path, work: Workload, actors: int) -> tuple[float,
     settings += ["dataset=fasta", "dataset.path=input.fa", "references=uniform", "references.n_shuffles=null"]
     settings += [f"store.path={store}", f"store.rows_per_shard={work.rows_per_shard}", "engine.device=cpu"]
     settings += ["engine.batch_size=256", f"cluster.actors={actors}" if actors else "cluster=none"]
-    command = [sys.executable, "-m", "pipeline", "run", "--json", *settings]
     started = time.time()
-    done = subprocess.run(command, cwd=folder, env=plain.environment(), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the run failed: {done.stderr.strip()[-400:]}")
+    answer("-m", "pipeline", "run", "--json", *settings, folder=folder)
     return started, time.time()
 
 

@@ -17,11 +17,12 @@ from benchmarks import plain
 from benchmarks.models import BPNet
 from benchmarks.options import Options
 from benchmarks.pipeline import FILTERS, N_REFERENCES, make_weights, settings_of
-from benchmarks.timing import interleaved, ratio
-from pipeline.actor import Work, Worker
-from pipeline.cli import compose_config
-from pipeline.commits import RunDirectory
-from pipeline.config import to_dict
+from benchmarks.timing import interleaved, one_thread, ratio
+from pipeline.config.compose import compose_config
+from pipeline.config.settings import to_dict
+from pipeline.execution.work import WorkSpec
+from pipeline.execution.worker import Worker
+from pipeline.store.run_directory import RunDirectory
 
 ROWS, LENGTH, N_SHARDS = 24, 2114, 17  # one more than are timed: shards are done once
 QUICK_ROWS, QUICK_LENGTH = 8, 500
@@ -36,13 +37,11 @@ def run(options: Options) -> dict[str, Any]:
         model = BPNet(FILTERS, 1).eval()
         contenders = {
             "engine": lambda: plain.attribute_rows(model, codes[:rows], N_REFERENCES, plan.batch_size),
-            "shard": lambda: worker.do(plan.shard(next(numbers))),
+            "shard": lambda: worker.process(plan.shard(next(numbers))),
         }
         plain.attribute_rows(model, codes[:2], N_REFERENCES, plan.batch_size)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        samples = interleaved(contenders, torch.device("cpu"), options.budget_s)
-        torch.set_num_threads(threads)
+        with one_thread():
+            samples = interleaved(contenders, torch.device("cpu"), options.budget_s)
     share = ratio(samples["engine"], samples["shard"])
     lower, _, upper = share["cpu_quartiles"]
     print(
@@ -63,5 +62,5 @@ def prepared(folder: Path, rows: int, length: int) -> tuple[Worker, Any, np.ndar
     plan = RunDirectory(folder / "a.zarr").read_plan()
     assert plan is not None
     model = to_dict(compose_config(overrides))["model"]
-    worker = Worker(Work(str(folder / "a.zarr"), {}, plan, model, [], False))
+    worker = Worker(WorkSpec(str(folder / "a.zarr"), {}, plan, model, [], False))
     return worker, plan, codes

@@ -11,7 +11,7 @@ import torch
 import dlshap_core
 from benchmarks.contenders import is_installed
 from benchmarks.options import Options
-from benchmarks.timing import Contender, Samples, interleaved, quartiles, ratio
+from benchmarks.timing import Contender, interleaved, one_thread, quartiles, ratio
 from dlshap_core.sequences import one_hot
 
 LENGTH, N_SEQUENCES, N_SHUFFLES = 2114, 16, 20
@@ -21,16 +21,13 @@ COMPARED = (("kernel", "tangermeme"), ("kernel", "tangermeme_kernel"), ("call", 
 def run(options: Options) -> dict[str, Any]:
     """Rates and ratios of rates; printed."""
     codes = np.random.RandomState(0).randint(0, 4, (N_SEQUENCES, LENGTH)).astype(np.uint8)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         contenders = make_contenders(codes)
         for contender in contenders.values():
             contender()  # numba compiles
         samples = interleaved(contenders, torch.device("cpu"), min(options.budget_s, 10.0))
-    finally:
-        torch.set_num_threads(threads)
-    rates = {name: round(rate(taken)) for name, taken in samples.items()}
+    n = N_SEQUENCES * N_SHUFFLES
+    rates = {name: round(n / quartiles(taken.wall_s)[1]) for name, taken in samples.items()}
     ratios = {f"{own} / {other}": ratio(samples[other], samples[own]) for own, other in COMPARED if other in samples}
     print("  a second: " + ", ".join(f"{name} {value:,}" for name, value in rates.items()))
     print("  ratios of rates: " + ", ".join(f"{name} {value['wall']:.2f}" for name, value in ratios.items()))
@@ -39,11 +36,6 @@ def run(options: Options) -> dict[str, Any]:
         "shuffles_per_s": rates,
         "ratios": ratios,
     }
-
-
-def rate(taken: Samples) -> float:
-    """Shuffles in a second, of the median."""
-    return N_SEQUENCES * N_SHUFFLES / quartiles(taken.wall_s)[1]
 
 
 def make_contenders(codes: np.ndarray) -> dict[str, Contender]:

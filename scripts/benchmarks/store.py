@@ -14,9 +14,11 @@ import torch
 
 from benchmarks.options import Options
 from benchmarks.timing import interleaved, quartiles
-from pipeline.places import LocalPlace
-from pipeline.plan import Plan
-from pipeline.store import TABLE, ShardCodec, StagedStore, computed, shapes, write_shard
+from pipeline.planning.plan import Plan
+from pipeline.store.backends.local import LocalBackend
+from pipeline.store.codec import ShardCodec, write_shard
+from pipeline.store.schema import TABLE, array_shapes, computed_arrays
+from pipeline.store.template import StagedStore
 
 LENGTH, ROWS, N_SHARDS, N_REFERENCES = 2114, 128, 2, 20
 
@@ -26,12 +28,12 @@ def run(options: Options) -> dict[str, Any]:
     numbers = itertools.count()
     with tempfile.TemporaryDirectory() as folder:
         plan = make_plan(ROWS * N_SHARDS, LENGTH, ROWS, N_REFERENCES)
-        place = make_store(Path(folder) / "a.zarr", plan)
-        codec, values = ShardCodec(place), realistic(plan, ROWS)
-        files = write_shard(place, codec, plan.shard(0), values)
+        backend = make_store(Path(folder) / "a.zarr", plan)
+        codec, values = ShardCodec(backend), realistic(plan, ROWS)
+        files = write_shard(backend, codec, plan.shard(0), values)
 
         def write() -> None:
-            write_shard(place, codec, plan.shard(next(numbers) % N_SHARDS), values)
+            write_shard(backend, codec, plan.shard(next(numbers) % N_SHARDS), values)
 
         samples = interleaved({"write": write}, torch.device("cpu"), 2.0 if options.quick else 15.0)["write"]
     raw, written = sum(array.nbytes for array in values.values()), sum(file.n_bytes for file in files.values())
@@ -65,13 +67,13 @@ def make_plan(n_rows: int, length: int, rows_per_shard: int, n_references: int) 
         deterministic=True,
         device="cpu",
         device_kind="cpu",
-        judged=True,
+        completeness=True,
         warning_threshold=0.001,
         fingerprint={},
     )
 
 
-def make_store(path: Path, plan: Plan) -> LocalPlace:
+def make_store(path: Path, plan: Plan) -> LocalBackend:
     """A laid-out store of random sequences."""
     staged = StagedStore(path, plan.length, plan.rows_per_shard)
     generator = np.random.RandomState(0)
@@ -79,7 +81,7 @@ def make_store(path: Path, plan: Plan) -> LocalPlace:
         table = {name: str(row) if kind is str else row for name, kind in TABLE.items()}
         staged.append(codes=generator.randint(0, 4, plan.length).astype(np.uint8), **table)
     staged.finish(plan, {}, None)
-    return LocalPlace(path)
+    return LocalBackend(path)
 
 
 def realistic(plan: Plan, n_rows: int) -> dict[str, np.ndarray]:
@@ -92,13 +94,12 @@ def realistic(plan: Plan, n_rows: int) -> dict[str, np.ndarray]:
     hypothetical = generator.standard_normal((n_rows, len(plan.targets), 4, plan.length)) * scale
     hypothetical -= hypothetical.mean(2, keepdims=True)
     values = {}
-    for name in computed(plan):
-        shape = (n_rows, *shapes(plan)[name][1:])
-        drawn = {
-            "hypothetical": lambda: hypothetical,
-            "attribution": lambda: hypothetical[:, :, 0],
-            "reference_checksum": lambda shape=shape: generator.randint(0, 2**32, shape, dtype=np.uint64),
-            "convergence_delta": lambda shape=shape: generator.standard_normal(shape) * 1e-6,
-        }.get(name, lambda shape=shape: generator.standard_normal(shape))()
-        values[name] = drawn.astype(np.uint32 if name == "reference_checksum" else np.float32)
-    return values
+    for name in computed_arrays(plan):
+        shape = (n_rows, *array_shapes(plan)[name][1:])
+        if name == "reference_checksum":
+            values[name] = generator.randint(0, 2**32, shape, dtype=np.uint32)
+        else:
+            size = 1e-6 if name == "convergence_delta" else 1.0
+            values[name] = (generator.standard_normal(shape) * size).astype(np.float32)
+    attributions = {"hypothetical": hypothetical, "attribution": hypothetical[:, :, 0]}
+    return values | {name: drawn.astype(np.float32) for name, drawn in attributions.items()}

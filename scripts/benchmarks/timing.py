@@ -4,10 +4,11 @@ Wall seconds and processor seconds (all threads of this process) are both kept: 
 are the steadier ones; with a GPU only the first say anything.
 """
 
+import contextlib
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,17 @@ def interleaved(contenders: Mapping[str, Contender], device: torch.device, budge
 def rounds_within(budget_s: float, round_s: float) -> int:
     """How many rounds of a length fit, 3 to 15."""
     return max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget_s / max(round_s, 1e-9))))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within this context torch uses one CPU thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def quartiles(values: list[float]) -> list[float]:

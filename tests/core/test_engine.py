@@ -271,7 +271,7 @@ EXTRA: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", EXTRA)
-def test_further_inputs_follow_their_sequence(name: str, pairs: tuple[Tensor, Tensor]) -> None:
+def test_extra_inputs_follow_their_sequence(name: str, pairs: tuple[Tensor, Tensor]) -> None:
     X, references = pairs
     make, extra = EXTRA[name]
     model = seeded(make)
@@ -290,7 +290,7 @@ def test_further_inputs_follow_their_sequence(name: str, pairs: tuple[Tensor, Te
         )
 
 
-def test_further_inputs_may_have_more_rows_but_not_fewer(pairs: tuple[Tensor, Tensor]) -> None:
+def test_extra_inputs_may_have_more_rows_but_not_fewer(pairs: tuple[Tensor, Tensor]) -> None:
     model, gate = Apply(gated), torch.rand(N + 2, 80)
     torch.testing.assert_close(
         explain(model, *pairs, args=(gate,)).hypothetical, explain(model, *pairs, args=(gate[:N],)).hypothetical

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dlshap_core.heads import HEADS, NOT_SUMMING, head
+from dlshap_core.heads import HEADS, INCOMPLETE, head
 from tests.core.toolbox import explain, multipliers, relative_difference, seeded, sequences, shuffled, worst_delta
 
 STRANDS, WIDTH = 2, 12
@@ -104,7 +104,7 @@ def test_the_midpoint_convention_is_the_product_and_the_softmax_written_out(pair
 @pytest.mark.parametrize("name", sorted(set(HEADS) - {"none"}))
 def test_which_conventions_sum_to_the_difference(name: str, pairs: tuple[Tensor, Tensor]) -> None:
     result = explain(explained(name), *pairs)
-    if name in NOT_SUMMING:
+    if name in INCOMPLETE:
         assert worst_delta(result) > 1e-3
     else:
         assert worst_delta(result) < 1e-9
@@ -112,7 +112,7 @@ def test_which_conventions_sum_to_the_difference(name: str, pairs: tuple[Tensor,
 
 
 def test_the_conventions_that_do_not_sum_are_two() -> None:
-    assert {"profile_stopgrad", "profile_detached"} == NOT_SUMMING
+    assert {"profile_stopgrad", "profile_detached"} == INCOMPLETE
 
 
 def test_conventions_differ(pairs: tuple[Tensor, Tensor]) -> None:

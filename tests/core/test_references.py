@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,8 @@ from dlshap_core.references import (
     shuffle_codes,
     shuffle_codes_locally,
     shuffle_with_tracks,
-    validate_one_hot,
 )
-from dlshap_core.sequences import decode, encode, one_hot, to_codes
+from dlshap_core.sequences import decode, encode, one_hot, to_codes, validate_one_hot
 from tests import strategies
 from tests.core.toolbox import sequences
 
@@ -290,3 +291,13 @@ def test_tracks_move_with_their_bases_or_stay(aligned: bool) -> None:
         assert torch.equal(order.sort(-1).values, torch.arange(40).expand(3, 2, 40))
     else:
         assert torch.equal(order, torch.arange(40).expand(3, 2, 40))
+
+
+@pytest.mark.parametrize("shuffle", [shuffle_codes, partial(shuffle_codes_locally, window=3)])
+def test_codes_beyond_the_characters_are_refused(shuffle: Callable[..., np.ndarray]) -> None:
+    """Compiled code would write elsewhere in memory."""
+    codes = np.array([[0, 1, 2, 3, 4, 3]], dtype=np.uint8)
+    assert shuffle(codes, [0]).shape == (1, 1, 6)
+    codes[0, 2] = 5
+    with pytest.raises(ValueError, match="code 5 is none of 5 characters; expected 0 to 4"):
+        shuffle(codes, [0])

@@ -8,7 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlshap_core.sequences import decode, encode, one_hot, to_codes
+from dlshap_core.sequences import (
+    decode,
+    encode,
+    one_hot,
+    reverse_complement,
+    reverse_complement_bases,
+    reverse_complement_text,
+    to_codes,
+)
 from tests import strategies
 
 
@@ -71,3 +79,15 @@ def test_to_codes_numbers_an_unknown_character_after_the_alphabet(n_characters: 
     encoded = torch.eye(n_characters)[None]
     encoded[:, :, 0] = 0
     assert to_codes(encoded).tolist() == [[n_characters, *range(1, n_characters)]]
+
+
+@pytest.mark.parametrize(("text", "other"), [("ACGTN", "NACGT"), ("", ""), ("AAC", "GTT")])
+def test_reverse_complement(text: str, other: str) -> None:
+    """Of texts, codes and one-hot encodings alike."""
+    codes = reverse_complement(encode(text))
+    assert (reverse_complement_text(text), decode(codes)) == (other, other)
+    assert (codes.dtype, codes.flags.c_contiguous) == (np.uint8, True)
+    np.testing.assert_array_equal(reverse_complement(np.stack([encode(text), encode(other)])), [codes, encode(text)])
+    encoded = reverse_complement_bases(one_hot(encode(text)))
+    assert torch.equal(encoded, one_hot(codes))
+    np.testing.assert_array_equal(reverse_complement_bases(one_hot(encode(text)).numpy()), encoded.numpy())

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ import torch
 from safetensors.torch import save_file
 
 import pipeline
+from pipeline.config import registry
 from pipeline.models.example import ExampleNet
-from pipeline.store import arrays_of
+from pipeline.store.schema import arrays_of
 from tests.pipeline.object_store import Bucket, FaultyProxy, faulty_proxy, make_bucket, s3_server
 
 N_ROWS, LENGTH, ROWS_PER_SHARD = 22, 40, 6  # 4 shards, the last one short
@@ -31,6 +33,11 @@ def write_fasta(path: Path, sequences: list[str]) -> Path:
 def random_sequences(n: int = N_ROWS, length: int = LENGTH, seed: int = 0) -> list[str]:
     generator = random.Random(seed)
     return ["".join(generator.choices("ACGT", k=length)) for _ in range(n)]
+
+
+def chosen(group: str, name: str, **settings: Any) -> Any:
+    """The settings of a choice of `model`, `dataset` or `references`."""
+    return registry.schema(group, name)(**settings)
 
 
 @dataclass(frozen=True)
@@ -93,12 +100,13 @@ def values(store: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def ray_instance() -> Iterator[None]:
     """One Ray for the whole session; the pipeline uses a Ray that is already up."""
-    from pipeline.cluster import connected
-    from pipeline.config import ClusterConfig
+    from pipeline.config.schema import EngineConfig
+    from pipeline.execution.executors.local import Local, LocalRayExecutor
 
     # Ray leaves sockets and processes to the garbage collector.
     warnings.filterwarnings("ignore", category=ResourceWarning)
-    with connected(ClusterConfig(actors=2), threads=1):
+    with LocalRayExecutor(Local(actors=2), EngineConfig()) as executor:
+        executor.connect()
         yield
 
 

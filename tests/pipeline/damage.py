@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.store import LAYOUT
+from pipeline.store.schema import LAYOUT
 
 KINDS = ("flip", "truncate", "empty", "delete", "append", "swap shards", "swap arrays", "swap files")
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.pipeline.conftest import LENGTH, N_ROWS, Inputs, random_sequences
-from tests.pipeline.sources.forms import codes_of, lists
+from tests.pipeline.inputs.file_forms import codes_of, lists
 
 N_KINDS = 5
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from pipeline.places import LocalPlace
+from pipeline.store.backends.base import anything
+from pipeline.store.backends.local import LocalBackend
 
 
 class PulledPlug(BaseException):
@@ -34,7 +35,7 @@ class Plug:
         self.used.append(what)
 
 
-class PluggedPlace(LocalPlace):
+class PluggedBackend(LocalBackend):
     """A folder whose every change may be the last."""
 
     plug: Plug = Plug(None)
@@ -51,11 +52,11 @@ class PluggedPlace(LocalPlace):
         self.plug.use(f"delete {key}")
         super().delete(key)
 
-    def clear(self, prefix: str = "") -> None:
+    def clear(self, prefix: str = "", only: Callable[[str], object] = anything) -> None:
         self.plug.use(f"clear {prefix}")
-        for entry in list(self.files(prefix)):
+        for entry in filter(lambda entry: only(entry.key), list(self.files(prefix))):
             self.delete(entry.key)  # each of them may be the last
-        super().clear(prefix)
+        super().clear(prefix, only)
 
 
 @contextmanager
@@ -63,11 +64,11 @@ def plugged(left: int | None) -> Iterator[Plug]:
     """Runs in this context stop for good after so many changes."""
     plug = Plug(left)
 
-    def open_place(url: str, options: object = None, scratch: Path | None = None) -> LocalPlace:
-        place = PluggedPlace(Path(url), scratch)
-        place.plug = plug
-        return place
+    def open_backend(url: str, options: object = None, scratch: Path | None = None) -> LocalBackend:
+        backend = PluggedBackend(Path(url), scratch)
+        backend.plug = plug
+        return backend
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.commits.open_place", open_place)
+        patch.setattr("pipeline.store.run_directory.open_backend", open_backend)
         yield plug

@@ -1,11 +1,10 @@
-"""The work on Ray: shard descriptors through Ray Data to a pool of actors that each hold the model.
+"""The work on Ray: indices of shards go through Ray Data to a pool of actors that each hold the model.
 
-An actor is called by as many threads at a time as it has shards in flight (see flight.py).
+An actor is called by as many threads at a time as it has shards in flight (see device_queue.py).
 """
 
-import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -14,34 +13,40 @@ import ray.data
 import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
 
-from pipeline.actor import Outcome, Work, Worker
-from pipeline.blocks import blocks
-from pipeline.cluster import Pool, check_nodes, describe, inventory, nodes, size_pool
-from pipeline.config import ClusterConfig
-from pipeline.errors import RunError
-from pipeline.hardware import shards_in_flight
+from pipeline.execution.device import shards_in_flight
+from pipeline.execution.executors import ray_private
+from pipeline.execution.executors.ray_cluster import Pool, describe, enter_sent, inventory
+from pipeline.execution.host import keep_freed_memory
+from pipeline.execution.work import ShardResult, WorkSpec
+from pipeline.execution.worker import Worker
+from pipeline.messages.errors import RunError
 
-NAMES = [field.name for field in fields(Outcome)]
+NAMES = [field.name for field in fields(ShardResult)]
+MAX_BLOCKS = 10_000  # Ray Data takes 0.7 ms for a block: beyond this many, blocks hold several shards
+MAX_SINGLE = 5_000  # of the last shards, which stay single so that the actors end together
+NOTICE_S = 1.0  # between the ends of Ray's processes and of this one, where someone stops them all
 REPORT_S = 0.5  # an output of a busy actor costs it about 0.1 s: shards shorter than this are reported together
 
 
 class ShardActor:
-    """The face of `Worker` for Ray Data: a block of shard indices in, outcomes out as the shards are done."""
+    """The face of `Worker` for Ray Data: a block of shard indices in, results out as the shards are done."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: WorkSpec) -> None:
+        keep_freed_memory()
+        enter_sent()
         self._worker, self._plan = Worker(work), work.plan
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
         """Work on the shards that the column `shards` lists."""
-        yield from report(self._worker.do(self._plan.shard(int(index))) for index in batch["shards"][0])
+        yield from report(self._worker.process(self._plan.shard(int(index))) for index in batch["shards"][0])
 
 
-def report(outcomes: Iterator[Outcome]) -> Iterator[dict[str, list[Any]]]:
-    """Outcomes as columns, each as soon as it is there, or with the next where they come quickly."""
-    held: list[Outcome] = []
+def report(results: Iterator[ShardResult]) -> Iterator[dict[str, list[Any]]]:
+    """Results as columns, each as soon as it exists, or with the next where they come quickly."""
+    held: list[ShardResult] = []
     last = time.monotonic()
-    for outcome in outcomes:
-        held.append(outcome)
+    for result in results:
+        held.append(result)
         if time.monotonic() - last >= REPORT_S:
             yield _columns(held)
             held, last = [], time.monotonic()
@@ -49,46 +54,53 @@ def report(outcomes: Iterator[Outcome]) -> Iterator[dict[str, list[Any]]]:
         yield _columns(held)
 
 
-def _columns(outcomes: list[Outcome]) -> dict[str, list[Any]]:
-    return {name: [getattr(outcome, name) for outcome in outcomes] for name in NAMES}
+def _columns(results: list[ShardResult]) -> dict[str, list[Any]]:
+    return {name: [getattr(result, name) for result in results] for name in NAMES}
 
 
 def run_shards(
-    work: Work, shards: Sequence[int] | np.ndarray, cluster: ClusterConfig, actor: type = ShardActor
-) -> Iterator[Outcome]:
-    """Work on shards; yields what comes of each, in no particular order.
+    work: WorkSpec, shards: Sequence[int] | np.ndarray, pool: Pool, wait_s: int, actor: type = ShardActor
+) -> Generator[ShardResult, None, None]:
+    """Work on shards; yields the result of each, in no particular order.
 
     Args:
         work: what the actors are given.
         shards: indices, ascending.
-        cluster: how many actors, and what each of them gets.
+        pool: how many actors, and what each of them gets.
+        wait_s: seconds within which they must have started.
         actor: what does the work.
 
     Raises:
-        UserError: the cluster has no room for the actors, or a node of it cannot do the work.
         RunError: the actors did not start in time, or Ray itself failed.
     """
-    pool = size_pool(cluster, work.plan.device, work.plan.threads, len(shards))
-    if cluster.name == "address":
-        check_nodes(work, pool)
-    with DataContext.current(_context(cluster)):
-        descriptors = [{"shards": block} for block in blocks(shards)]
-        outcomes = ray.data.from_items(descriptors, override_num_blocks=len(descriptors)).map_batches(
+    with ray_private.errors_alone("ray.data"), DataContext.current(_context(wait_s)):
+        grouped = [{"shards": block} for block in blocks(shards)]
+        batches = ray.data.from_items(grouped, override_num_blocks=len(grouped)).map_batches(
             actor, fn_constructor_args=(work,), batch_size=1, **_actors(pool, shards_in_flight(work.plan.device))
         )
     try:
-        for batch in outcomes.iter_batches(batch_size=None, prefetch_batches=0):
-            for values in zip(*(batch[name] for name in NAMES), strict=True):
-                shard, n_rows, error, fatal = values
-                yield Outcome(int(shard), int(n_rows), str(error), bool(fatal))
+        with ray_private.errors_alone("ray.data"):
+            for batch in batches.iter_batches(batch_size=None, prefetch_batches=0):
+                for shard, n_rows, error, fatal in zip(*(batch[name] for name in NAMES), strict=True):
+                    yield ShardResult(int(shard), int(n_rows), str(error), bool(fatal))
     except ray.exceptions.GetTimeoutError as error:
         raise RunError(
-            f"{pool.least} actors with {describe(pool.each)} each did not start within {cluster.wait_for_actors_s} s "
-            f"(cluster.wait_for_actors_s); the cluster has {inventory([node['Resources'] for node in nodes()])}, and "
-            f"others may be using it"
+            f"{pool.least} actors with {describe(pool.each)} each did not start within {wait_s} s "
+            f"(cluster.wait_for_actors_s); the cluster has {inventory()}, and others may be using it"
         ) from error
     except ray.exceptions.RayError as error:
+        time.sleep(NOTICE_S)  # in which Stopped is raised where whoever stops us began with Ray
         raise RunError(f"Ray failed: {' '.join(str(error).split())[:500]}") from error
+
+
+def blocks(shards: Sequence[int] | np.ndarray) -> Iterator[list[int]]:
+    """The shards, in order: one in each block, or, where they are more than MAX_BLOCKS, equal groups first."""
+    n_grouped = len(shards) - MAX_SINGLE if len(shards) > MAX_BLOCKS else 0
+    n_groups = MAX_BLOCKS - MAX_SINGLE if n_grouped else 0
+    for group in range(n_groups):
+        yield [int(i) for i in shards[n_grouped * group // n_groups : n_grouped * (group + 1) // n_groups]]
+    for i in shards[n_grouped:]:
+        yield [int(i)]
 
 
 def _actors(pool: Pool, in_flight: int) -> dict[str, Any]:
@@ -110,10 +122,9 @@ def _actors(pool: Pool, in_flight: int) -> dict[str, Any]:
     }
 
 
-def _context(cluster: ClusterConfig) -> DataContext:
+def _context(wait_s: int) -> DataContext:
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
-    context.wait_for_min_actors_s = cluster.wait_for_actors_s
-    context.target_max_block_size = 1  # byte: an outcome leaves the actor when it is there, not with the next ones
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.wait_for_min_actors_s = wait_s
+    ray_private.report_at_once(context)
     return context

@@ -13,8 +13,10 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
+from pipeline.messages.secrets import without_credentials
+
 # What obstore raises: its own family, and FileNotFoundError.
-FAILURES = (BaseError, OSError)
+OBJECT_STORE_ERRORS = (BaseError, OSError)
 # Of these, what another try may mend.
 TRANSIENT = (TimeoutError, ConnectionError)
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
@@ -25,7 +27,7 @@ CHECK_ACCESS = "check the credentials in the environment, and what they may do t
 
 
 def as_os_error(error: Exception, url: str, key: str) -> OSError:
-    """The failure of a request, with the place and the key in it.
+    """The failure of a request, naming the backend and the key.
 
     Returns:
         FileNotFoundError: nothing is at the key.
@@ -34,7 +36,7 @@ def as_os_error(error: Exception, url: str, key: str) -> OSError:
         TimeoutError, ConnectionError: no answer, or one that says "later".
         OSError: everything else, a missing bucket among it.
     """
-    text = str(error)
+    text = without_credentials(str(error))
     where = f"{url}/{key}" if key else url
     found = re.search(r"status code: (\d+)", text)
     status = int(found[1]) if found else 0

@@ -4,6 +4,9 @@ import contextlib
 import itertools
 import os
 import random
+import re
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,27 +14,35 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import obstore
+import zarr.storage
 from obstore.store import ObjectStore, from_url
 
-from pipeline.errors import UserError
-from pipeline.places.failures import FAILURES, TRANSIENT, as_os_error
-from pipeline.places.lease import Lease
-from pipeline.places.place import Entry, check_key
+from pipeline.messages.errors import UserError
+from pipeline.messages.progress import LOG
+from pipeline.messages.secrets import refuse_values, without_credentials
+from pipeline.store.backends.base import LOCK_TIMEOUT_S, Entry, anything, check_key, unguarded
+from pipeline.store.backends.lease import Lease
+from pipeline.store.backends.object_errors import OBJECT_STORE_ERRORS, TRANSIENT, as_os_error
+from pipeline.store.backends.tree import MOST_BYTES, TooLarge
+from pipeline.store.backends.turn import SAID_EVERY_S
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 T = TypeVar("T")
+SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss")
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_OF_A_STORE = re.compile(r"(\w+/)?(zarr\.json|c(\.\d+)*)")
 PAGE = 1000  # keys in one request that lists or deletes
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """How long an object store is waited for.
 
     Attributes:
@@ -43,65 +54,83 @@ class Patience:
     retry_s: float = 90.0
 
 
-def make_store(url: str, options: Mapping[str, str], patience: Patience) -> ObjectStore:
-    """The obstore store of a URL.
-
-    Raises:
-        UserError: a URL without a bucket, an unknown option, or one that is missing.
-    """
+def make_store(url: str, options: Mapping[str, str], timeouts: Timeouts) -> ObjectStore:
+    """The obstore store of a URL; UserError where an option is unknown or missing."""
+    refuse_values(options, "store.options")
+    for name in ENDPOINTS:
+        refuse_values(os.environ.get(name, ""), f"the environment variable {name}")
     endpoint = options.get("endpoint") or next((os.environ[name] for name in ENDPOINTS if name in os.environ), "")
     settings: dict[str, Any] = {
         "config": dict(options),
         "client_options": {
-            "connect_timeout": timedelta(seconds=min(5.0, patience.answer_s)),
-            "timeout": timedelta(seconds=patience.answer_s),
+            "connect_timeout": timedelta(seconds=min(5.0, timeouts.answer_s)),
+            "timeout": timedelta(seconds=timeouts.answer_s),
             "allow_http": endpoint.startswith("http://"),
         },
         "retry_config": {
-            "max_retries": 1000 if patience.retry_s else 0,
-            "retry_timeout": timedelta(seconds=patience.retry_s),
+            "max_retries": 1000 if timeouts.retry_s else 0,
+            "retry_timeout": timedelta(seconds=timeouts.retry_s),
             "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2},
         },
     }
     try:
         return from_url(url, **settings)
-    except (*FAILURES, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+    except (*OBJECT_STORE_ERRORS, ValueError) as error:
+        reason = without_credentials(str(error).partition("\n")[0])
         raise UserError(f"{url}: {reason}; check the URL and the options of the store") from error
 
 
-class ObjectPlace:
+def open_url(url: str, options: Mapping[str, str], scratch: Path | None) -> "ObjectStoreBackend":
+    """The prefix of a URL s3://bucket/prefix; UserError where it has no bucket, or for an unknown option."""
+    if not urlsplit(url).netloc:
+        raise UserError(f"{url}: there is no bucket in it; expected {url.partition('://')[0]}://bucket/prefix")
+    return ObjectStoreBackend(url, options)
+
+
+class ObjectStoreBackend:
     """A prefix of an object store.
 
     A request is tried again, with growing pauses, when there is no answer for 30 s, no connection, or an answer that
     says "later" (5xx); a minute and a half after the first try no other is started, so that an error comes after at
-    most about two minutes. What another try cannot mend (no such bucket, access denied) is said at once.
+    most about two minutes. What another try cannot mend (no such bucket, access denied) is raised at once.
 
     Args:
         url: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix.
         options: obstore's configuration keys (endpoint, region, ...); credentials come from the environment.
-        patience: see there.
+        timeouts: how long to wait for answers.
         lease_s: seconds after which a lock is free when its holder no longer renews it.
     """
+
+    concurrency = 32
+    append_interval_s = 30.0  # each addition is an object of its own
 
     def __init__(
         self,
         url: str,
         options: Mapping[str, str] | None = None,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
         lease_s: float = 30.0,
     ) -> None:
         self.url = url.rstrip("/")
         self.options = dict(options or {})
-        self._patience = patience or Patience()
+        self._timeouts = timeouts or Timeouts()
         self._lease_s = lease_s
         self._parts: dict[str, int] = {}  # of each log, the number of the next part
-        self._locks: set[str] = set()  # held by this place
-        self.store = make_store(self.url, self.options, self._patience)
+        self._locks: set[str] = set()  # held by this backend
+        self.store = make_store(self.url, self.options, self._timeouts)
+        self.guard: Callable[[], None] = unguarded
+        self.lock_timeout_s = LOCK_TIMEOUT_S
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, most: int = MOST_BYTES) -> bytes:
         check_key(key)
-        return self._persist(key, lambda: bytes(obstore.get(self.store, key).bytes()))
+
+        def get() -> bytes:
+            found = obstore.get(self.store, key)
+            if (n_bytes := found.meta["size"]) > most:
+                raise TooLarge(f"{self.url}/{key}", n_bytes, most)
+            return bytes(found.bytes())
+
+        return self._persist(key, get)
 
     def size(self, key: str) -> int | None:
         """Bytes of an object; None where nothing is, and where there is no bucket, which this request cannot tell."""
@@ -114,7 +143,7 @@ class ObjectPlace:
     def write(self, key: str, data: bytes) -> None:
         check_key(key)
         # Few parts at once, so that each gets through in time on a slow line that many workers share.
-        self._persist(key, lambda: obstore.put(self.store, key, data, max_concurrency=4))
+        self._persist(key, lambda: obstore.put(self.store, key, data, max_concurrency=4), changes=True)
 
     def append(self, key: str, data: bytes) -> None:
         path = PurePosixPath(check_key(key))
@@ -152,50 +181,78 @@ class ObjectPlace:
         """What comes after a key. After a failure obstore's own stream says that it is at its end, so each is new."""
         return next(iter(obstore.list(self.store, folder, offset=last, chunk_size=PAGE)), [])
 
-    def clear(self, prefix: str = "") -> None:
-        """Delete everything under the prefix but the locks that this place holds; they go when they are released."""
-        keys = (entry.key for entry in self.files(prefix) if entry.key not in self._locks)
+    def clear(self, prefix: str = "", only: Callable[[str], object] = anything) -> None:
+        """Delete all of that but the locks that this backend holds; they go when they are released."""
+        keys = (entry.key for entry in self.files(prefix) if entry.key not in self._locks and only(entry.key))
         while page := list(itertools.islice(keys, PAGE)):
             self._delete(page)
         self._parts.clear()
 
-    @contextlib.contextmanager
-    def lock(self, key: str, waiting: Callable[[str], None]) -> Iterator[None]:
-        """Hold a key for oneself; see Lease.
+    def is_empty(self) -> bool:
+        return next(self.files(), None) is None
 
-        Raises:
-            OSError: the store cannot be reached, or, at the end of the context, someone else has taken the lock over.
-        """
-        store = make_store(self.url, self.options, Patience(min(5.0, self._lease_s / 3), 0.0))
-        lease = Lease(store, self.url, check_key(key), self._lease_s, self._patience.retry_s)
-        with lease.held(waiting):
+    @contextlib.contextmanager
+    def staging(self, name: str) -> Iterator[Path]:
+        """On this machine's disk."""
+        folder = Path(tempfile.mkdtemp(prefix="dlshap-"))
+        try:
+            yield folder / name
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, folder: Path, last: str) -> None:
+        self.clear(only=_OF_A_STORE.fullmatch)  # what an upload that was cut off has left
+        keys = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        for key in sorted(keys, key=lambda key: key == last):
+            self.write(key, (folder / key).read_bytes())
+
+    def sync(self) -> None:
+        """Nothing to do: what is written is durable."""
+
+    def zarr_store(self, most: int = MOST_BYTES) -> zarr.storage.ObjectStore[ObjectStore]:
+        return zarr.storage.ObjectStore(self.store, read_only=True)
+
+    @contextlib.contextmanager
+    def lock(self, key: str, waiting: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+        """Hold a key; see Lease."""
+        store = make_store(self.url, self.options, Timeouts(min(5.0, self._lease_s / 3), 0.0))
+        lease = Lease(store, self.url, check_key(key), self._lease_s, self._timeouts.retry_s, self.lock_timeout_s)
+        with lease.held(waiting) as require:
             self._locks.add(key)
             try:
-                yield
+                yield require
             finally:
                 self._locks.discard(key)
 
     def _delete(self, keys: list[str]) -> None:
         try:
-            self._persist(keys[0], lambda: obstore.delete(self.store, keys))
-        except FileNotFoundError:  # some kinds of store mind; the others of a page are then still there
+            self._persist(keys[0], lambda: obstore.delete(self.store, keys), changes=True)
+        except FileNotFoundError:  # some kinds of store refuse; the other keys of a page are not deleted then
             for key in keys if len(keys) > 1 else []:
                 self._delete([key])
 
-    def _persist(self, key: str, request: Callable[[], T]) -> T:
-        """The answer to a request that may be sent twice.
+    def _persist(self, key: str, request: Callable[[], T], changes: bool = False) -> T:
+        """The answer to a request that may be sent twice; one that `changes` something is guarded.
 
         obstore itself sends again what fails with 5xx, and reads and plain writes without an answer; but not, without
         an answer, deletions and conditional writes, nor any request whose answer breaks off.
         """
-        deadline, pause = time.monotonic() + self._patience.retry_s, 0.1
+        began, pause, said = time.monotonic(), 0.1, False
         while True:
+            if changes:
+                self.guard()
             try:
                 return interruptible(request)
-            except FAILURES as error:
+            except OBJECT_STORE_ERRORS as error:
                 failure = as_os_error(error, self.url, key)
-                if not isinstance(failure, TRANSIENT) or time.monotonic() + pause > deadline:
+                if isinstance(error, TooLarge):
+                    raise
+                waited = time.monotonic() - began
+                if not isinstance(failure, TRANSIENT) or waited + pause > self._timeouts.retry_s:
                     raise failure from error
+                if waited > SAID_EVERY_S / 2 and not said:
+                    LOG.info(f"trying again: {failure}")
+                    said = True
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, 5.0)
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.messages.visible import in_lines
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -29,7 +31,7 @@ class Problem:
 
 
 @dataclass
-class Verdict:
+class Findings:
     """What reading a store again has shown.
 
     Attributes:
@@ -39,9 +41,12 @@ class Verdict:
         n_files, n_bytes: read.
         n_shards, n_done: of the run.
         n_sampled: rows whose references were drawn again.
+        n_recomputed: rows that the model was run on again.
+        largest_error: of these, by the largest value of each row's array.
         problems: what is wrong.
         strays: files that are not the store's.
-        notes: what could not be looked at, and why.
+        not_checked: what was asked for and could not be looked at, and why.
+        notes: what else there is to say.
     """
 
     store: str
@@ -52,8 +57,11 @@ class Verdict:
     n_shards: int = 0
     n_done: int = 0
     n_sampled: int = 0
+    n_recomputed: int = 0
+    largest_error: float = 0.0
     problems: list[Problem] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -64,17 +72,24 @@ class Verdict:
         """For people; `repaired` says what was done about it."""
         lines = [f"damaged: {problem}" for problem in self.problems]
         lines += [f"stray: {key} is not a file of the store" for key in self.strays]
+        lines += [f"not checked: {what}" for what in self.not_checked]
         lines += [f"note: {note}" for note in self.notes]
         n = len(self.problems)
         state = "" if self.complete else f", not complete: {self.n_done} of {self.n_shards} shards are done"
+        verdict = "1 problem" if n == 1 else f"{n} problems" if n else "all as committed"
+        if self.not_checked and not n:
+            verdict = "the files are as committed, and not all could be checked"
+        again = ""
+        if self.n_recomputed:
+            again = f", {self.n_recomputed} rows computed again (largest difference {self.largest_error:.1e})"
         lines.append(
             f"{self.store}: {self.n_files} files, {self.n_bytes / 1e6:.1f} MB read, references of {self.n_sampled} "
-            f"rows drawn again: {'1 problem' if n == 1 else f'{n} problems' if n else 'all as committed'}{state}"
+            f"rows drawn again{again}: {verdict}{state}"
         )
         if n:
-            advice = f"`dlshap verify --repair {self.store}` gives up what is damaged, for its run to make anew"
+            advice = f"`dlshap verify --repair {self.store}` gives up what is damaged, for its run to make again"
             lines.append(repaired or advice)
-        return "\n".join(lines)
+        return in_lines(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for programs."""

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlshap_core import threads
-from dlshap_core.rules import fused, maxima
+from dlshap_core.kernels import fused, threads
+from dlshap_core.rules import maxima
 from tests.core.toolbox import explain, relative_difference, seeded, sequences, shuffled
 
 L = 40
@@ -103,7 +103,7 @@ def test_as_with_torchs_own_operations(name: str, dtype: torch.dtype) -> None:
     for targets in ([1], "all"):  # several keep their multipliers
         with mock.patch.object(fused, "takes", return_value=False):
             expected = multipliers(model, X, references, targets)
-        for batch_size in (1, 2, 5, 15):
+        for batch_size in (2, 15):
             found = multipliers(model, X, references, targets, batch_size=batch_size)
             assert relative_difference(found, expected) < TOLERANCE[dtype], (targets, batch_size)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dlshap_core import threads
+from dlshap_core.kernels import threads
 
 ROWS = 37
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -204,21 +203,3 @@ UNSEEN: dict[str, Callable[[Tensor], Tensor]] = {
 def test_what_goes_past_the_function_mode_shows_in_the_sums(name: str, pairs: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(UnsupportedModelError, match="contributions miss the difference"):
         explain(seeded(lambda: Sandwich(UNSEEN[name])), *pairs)
-
-
-MIXED: dict[str, Callable[[Tensor], Tensor]] = {
-    "batch mean": lambda z: z - z.mean(0),
-    "softmax over rows": lambda z: z.softmax(0),
-    "first row": lambda z: z - z[:1],
-    "rows flipped": lambda z: z.flip(0),
-    "cumulative rows": lambda z: z.cumsum(0),
-    "unseen random numbers": lambda z: z * np.random.rand(),
-}
-
-
-@pytest.mark.parametrize("name", MIXED)
-def test_models_that_mix_rows_or_draw_numbers_are_refused(name: str, pairs: tuple[Tensor, Tensor]) -> None:
-    with pytest.raises(
-        UnsupportedModelError, match=r"mixes the sequences of a batch, or draws random numbers|miss the"
-    ):
-        explain(seeded(lambda: Sandwich(MIXED[name])), *pairs)

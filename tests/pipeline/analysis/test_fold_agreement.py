@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.agreement import agreement, of_row, spread
+from pipeline.analysis.fold_agreement import agreement, of_row, spread
 
 
 def test_each_fold_is_correlated_with_the_mean_of_the_others() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlshap_core.sequences import encode
-from pipeline.variants import allele_lengths, difference, strongest_change, with_both_alleles
+from pipeline.analysis.variant_effects import allele_lengths, difference, strongest_change, with_both_alleles
 from tests.pipeline.conftest import random_sequences
 
 LENGTH = 80

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.cli import dispatch
+from pipeline.cli.main import dispatch
 from tests.pipeline.conftest import Inputs
 
 GENOME = f">chr1\n{'ACGT' * 250}\n"

@@ -14,14 +14,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.choices import choices
-from pipeline.cli import COMMANDS, compose_config, dispatch
-from pipeline.export_command import KINDS
-from pipeline.progress import RowProgress
+from pipeline.cli.main import COMMANDS, dispatch, signals_stop
+from pipeline.cli.settings import repeat_config
+from pipeline.config.registry import choices
+from pipeline.exports.registry import exports
+from pipeline.messages.errors import EXIT_READER_GONE, RunError, Stopped
+from pipeline.messages.progress import RowProgress
 from tests.pipeline.conftest import Inputs, values
 
 
-@pytest.mark.parametrize("arguments", [[name] for name in COMMANDS] + [["export", kind] for kind in KINDS])
+@pytest.mark.parametrize("arguments", [[name] for name in COMMANDS] + [["export", kind] for kind in exports()])
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert dispatch([]) == 0
     assert arguments[0] in capsys.readouterr().out
@@ -33,7 +35,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], arguments: l
 
 
 def test_help_names_every_choice_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    conf = Path(__file__).parents[2] / "conf"
+    conf = Path(__file__).parents[3] / "conf"
     for arguments, groups in ([], ["model", "dataset"]), (["run"], ["model", "dataset", "references", "cluster"]):
         with pytest.raises(SystemExit, match=r"^0$"):
             dispatch([*arguments, "--help"])
@@ -124,7 +126,7 @@ def test_a_full_disk_is_one_line_and_a_failure(
         raise OSError(28, "No space left on device", "codes/c/0/0")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.store.StagedStore.append", full)
+        patch.setattr("pipeline.store.template.StagedStore.append", full)
         assert dispatch(["run", *inputs.overrides(tmp_path / "a.zarr")]) == 1
     err = capfd.readouterr().err
     assert err.count("\n") == 1
@@ -147,15 +149,16 @@ def test_a_run_is_repeated_from_its_store(
     inputs: Inputs, finished: Path, tmp_path: Path, in_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """From another folder, under other settings, which go over those of the store."""
-    assert dispatch(["run", "--config-from", str(finished)]) == 0
+    model = ["model._target_=pipeline.models.example.ExampleNet", "model.init={n_filters:4,n_hidden:4}"]
+    assert dispatch(["run", "--config-from", str(finished), *model]) == 0
     assert "finished before, nothing to do" in capfd.readouterr().out
-    assert dispatch(["run", "--config-from", str(finished), f"store.path={tmp_path / 'b.zarr'}"]) == 0
+    assert dispatch(["run", "--config-from", str(finished), *model, f"store.path={tmp_path / 'b.zarr'}"]) == 0
     assert values(tmp_path / "b.zarr") == values(finished)
-    config = compose_config(["cluster=address", "engine.targets=[1]", "store.path=c.zarr"], store=str(finished))
+    config = repeat_config(str(finished), [*model, "cluster=address", "engine.targets=[1]", "store.path=c.zarr"])
     assert (config.cluster.name, config.cluster.address, config.engine.targets) == ("address", "auto", [1])
     assert (config.store.path, config.store.rows_per_shard, config.references.n_shuffles) == ("c.zarr", 6, 3)
     assert config.dataset.path == str(inputs.sequences)
-    zeros = compose_config(["references=zeros"], store=str(finished)).references
+    zeros = repeat_config(str(finished), ["references=zeros"], is_trusted=True).references
     assert (zeros.name, zeros.n_shuffles) == ("zeros", None), "a group that is chosen is taken whole"
     for wrong, reason in (
         (["--config-from", "nothing.zarr"], "there is no store there that says how it was made"),
@@ -189,12 +192,31 @@ def test_a_signal_stops_the_run_and_the_same_command_goes_on(
     assert values(tmp_path / "a.zarr") == values(finished)
 
 
+@pytest.mark.parametrize("becomes", [RunError("Ray failed"), SystemError("an exception set"), SystemExit(15)])
+def test_after_a_signal_whatever_goes_wrong_is_a_stop(becomes: BaseException) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def interrupted() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except Stopped:
+            raise becomes from None
+
+    with pytest.raises(Stopped) as caught, signals_stop():
+        interrupted()
+    assert caught.value.exit_code == 75
+    assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(type(becomes)), signals_stop():
+        raise becomes
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_the_way_out_ends_even_where_it_hangs(number: signal.Signals, code: int) -> None:
     """Also under a second signal."""
     script = """
 import sys, time
-from pipeline import cli
+from pipeline.cli import main as cli, run
 cli.GRACE_S = 1
 def hang(arguments):
     try:
@@ -203,7 +225,7 @@ def hang(arguments):
     finally:
         print("on the way out", flush=True)
         time.sleep(60)
-cli.COMMANDS["run"] = (hang, "")
+run.run = hang
 cli.main(["run"])
 """
     command = [sys.executable, "-c", script]
@@ -250,3 +272,60 @@ def test_a_run_on_ray_prints_nothing_of_its_own_on_stdout(inputs: Inputs, tmp_pa
         "convergence deltas",
     ]
     assert all(line.startswith("dlshap: ") for line in done.stderr.splitlines()), done.stderr
+
+
+# --- whoever reads the output goes away -----------------------------------------------------------------------------
+
+
+def without_reader(arguments: list[str], both: bool = False, **environment: str) -> tuple[int, str]:
+    """Run a command whose stdout, or stdout and stderr, nobody reads any more; exit code and stderr."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", *arguments],
+            stdout=writer,
+            stderr=writer if both else subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    return done.returncode, done.stderr or ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "unbuffered"),
+    [
+        pytest.param("help", "", marks=pytest.mark.slow),
+        pytest.param("status", "", marks=pytest.mark.slow),
+        ("export", ""),
+        ("export", "1"),
+    ],
+)
+def test_a_reader_that_went_away_ends_a_command_quietly(
+    finished: Path, tmp_path: Path, kind: str, unbuffered: str
+) -> None:
+    out = tmp_path / "out.tsv"
+    commands = {"help": ["export", "--help"], "status": ["status"], "export": ["export", "tsv"]}
+    more = {"help": [], "status": [str(finished)], "export": [str(finished), str(out)]}
+    ended = without_reader([*commands[kind], *more[kind]], PYTHONUNBUFFERED=unbuffered)
+    assert ended == (EXIT_READER_GONE, "")
+    assert out.exists() == (kind == "export"), "what was to be written is written"
+
+
+def test_a_reader_of_both_that_went_away_ends_a_command_quietly(tmp_path: Path) -> None:
+    nothing = str(tmp_path / "nothing.zarr")
+    assert without_reader(["status", nothing, "--json"], both=True)[0] == EXIT_READER_GONE
+
+
+def test_an_output_that_cannot_be_written_is_an_error(finished: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "pipeline", "status", str(finished)]
+        around = {**os.environ, "PYTHONUNBUFFERED": ""}
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=around, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "dlshap: error: cannot write the output: No space left on device\n",
+    )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 import conf
-from pipeline.cli import compose_config
-from pipeline.config import DRAWN, FIXED, Config, from_mapping, keys, model_from_dict, to_dict
-from pipeline.errors import UserError
+from pipeline.config.compose import compose, compose_config
+from pipeline.config.registry import GROUPS, names, schema
+from pipeline.config.schema import Config
+from pipeline.config.settings import settings_of, to_dict
+from pipeline.config.validate import from_mapping, keys, model_from_dict
+from pipeline.messages.errors import UserError
 
 FASTA = ["dataset=fasta", "dataset.path=x.fa"]
 
@@ -43,7 +47,7 @@ def test_values_reach_the_configuration() -> None:
         (["+engine.batchsize=3"], ["engine.batchsize is not a setting", "did you mean engine.batch_size?"]),
         (["+new.key=1"], ["new is not a setting"]),
         (["modle=bpnet"], ["modle is not a setting", "did you mean model?"]),
-        (["model=bpnt"], ["model=bpnt; expected bpnet, chrombpnet, example or module", "did you mean bpnet?"]),
+        (["model=bpnt"], ["model=bpnt; expected bpnet, chrombpnet, example, keras or module", "did you mean bpnet?"]),
         (["dataset.args=dose"], ["dataset.args=dose; expected a list: dataset.args=[dose]"]),
         (["engine.threads=two"], ["engine.threads=two; expected a whole number"]),
         (["engine.threads=0"], ["engine.threads=0; expected a whole number of at least 1"]),
@@ -58,7 +62,7 @@ def test_values_reach_the_configuration() -> None:
         (["references=uniforn"], ["references=uniforn; expected", "did you mean uniform?"]),
         (["references=array"], ["references=array needs references.path"]),
         (["references=genomic"], ["references=genomic needs references.genome"]),
-        (["references=zeros", "references.path=x"], ["references=zeros and references.path contradict", "=array or"]),
+        (["references=zeros", "references.path=x"], ["references=zeros and references.path contradict", "=array, or"]),
         (["references.window=9"], ["references=dinucleotide_shuffle and references.window contradict"]),
         (["references=local_dinucleotide_shuffle", "references.window=3"], ["references.window=3; expected 4 bases"]),
         (["references=background", "references.frequencies=[0.5,0.5]"], ["expected four shares"]),
@@ -66,13 +70,22 @@ def test_values_reach_the_configuration() -> None:
         (["references.n_shuffles=null"], ["references=dinucleotide_shuffle needs references.n_shuffles"]),
         (["foo"], ["'foo' is not a setting; expected name=value"]),
         (["seed=-1"], ["seed=-1; expected 0 or more"]),
+        (["seed=65536"], ["seed=65536; expected 0 or more, below 65536", "references.random_state takes any seed"]),
+        (["references.n_shuffles=65537"], ["references.n_shuffles=65537; expected at most 65536"]),
+        (["references.random_state=-1"], ["references.random_state=-1; expected 0 or more, at most 2**32"]),
+        (["references.random_state=4294967277"], ["references.random_state=4294967277; expected 0 or more, at most"]),
+        (["seed=3", "references.random_state=0"], ["seed=3 and references.random_state=0 contradict each other"]),
+        (
+            ["references=zeros", "references.random_state=0"],
+            ["references=zeros and references.random_state contradict"],
+        ),
         (["dataset.min_known=2"], ["dataset.min_known=2.0; expected a share between 0 and 1"]),
         (["dataset.on_bad=skp"], ["dataset.on_bad=skp; expected error or skip", "did you mean skip?"]),
         (["run.shards=x"], ["run.shards=x; expected first-last"]),
         (["run.shards=3-1"], ["run.shards=3-1 ends before it begins"]),
-        (["store.path=ftp://host/x"], ["store.path='ftp://host/x'; expected a path, or s3://bucket/prefix"]),
         (["store.path=s3://"], ["store.path='s3://'; expected a path, or s3://bucket/prefix"]),
         (["store.options.region=x"], ["store.path=attributions.zarr and store.options contradict"]),
+        (["store.path=file:///x", "store.options.region=x"], ["store.path=file:///x and store.options contradict"]),
         (["dataset.timeout_s=0"], ["dataset.timeout_s=0; expected a whole number of at least 1"]),
         (["cluster=slurm"], ["cluster=slurm; expected address, local or none"]),
         (["cluster.address=h:1"], ["cluster=local and cluster.address contradict", "use cluster=address"]),
@@ -93,8 +106,11 @@ def test_values_reach_the_configuration() -> None:
         (["dataset=fasta"], ["dataset=fasta needs dataset.path"]),
         (["dataset=loci", "dataset.loci=x.bed"], ["dataset=loci needs dataset.genome"]),
         ([*FASTA, "dataset.loci=x.bed"], ["dataset=fasta and dataset.loci contradict", "dataset=loci"]),
-        (["dataset.path=x.fa"], ["dataset=example and dataset.path contradict", "use dataset=fasta"]),
-        (["cluster=none", "cluster.actors=3"], ["cluster=none and cluster.actors=3 contradict", "cluster=local"]),
+        (["dataset.path=x.fa"], ["dataset=example and dataset.path contradict", "use dataset=array, fasta or table"]),
+        (
+            ["cluster=none", "cluster.actors=3"],
+            ["cluster=none and cluster.actors contradict", "cluster=address or local"],
+        ),
         (["cluster=none", "cluster.address=auto"], ["cluster=none and cluster.address contradict", "=address"]),
         (["engine.device=cuda:1"], ["cluster=local and engine.device=cuda:1 contradict", "cluster=none"]),
         (["model._target_=a.B"], ["model=example and model._target_ contradict", "model=module"]),
@@ -124,26 +140,33 @@ def test_mappings_take_names_of_their_own() -> None:
     assert (config.cluster.gpus_per_actor, config.cluster.address) == (0.5, "auto")
 
 
-def test_every_key_of_the_files_is_in_the_schema_and_described() -> None:
-    source = Path(str(Config.__init__.__globals__["__file__"])).read_text()
+def test_every_file_of_a_choice_has_a_schema_with_its_keys() -> None:
     for path in Path(str(conf.__file__)).parent.glob("*/*.yaml"):
         loaded, is_global = OmegaConf.load(path), "@package _global_" in path.read_text()
-        names = [f"{group}.{key}" for group in loaded for key in loaded[group]] if is_global else loaded
-        assert {name if is_global else f"{path.parent.name}.{name}" for name in names} <= set(keys()), path
-    for key in keys():
-        line = next(line for line in source.splitlines() if line.startswith(f"    {key.rpartition('.')[2]}: "))
-        assert "  # " in line, f"{key} has no description"
+        given = [f"{group}.{key}" for group in loaded for key in loaded[group]] if is_global else loaded
+        group = path.parent.name
+        if group in GROUPS and not is_global:
+            own = {each.key for each in settings_of(schema(group, path.stem)(), f"{group}.")}
+            assert {f"{group}.{key}" for key in given} <= own, path
+            assert schema(group, path.stem)().name == loaded.name == path.stem
+        assert {key if is_global else f"{group}.{key}" for key in given} <= set(keys()), path
+
+
+def test_every_setting_is_described() -> None:
+    of_choices = [schema(group, name)() for group in GROUPS for name in names(group)]
+    for each in (each for config in (Config(), *of_choices) for each in settings_of(config)):
+        assert each.description.strip(), f"{each.key} has no description"
+        assert each.fingerprint in ("value", "resolved", "none"), each.key
 
 
 def test_every_kind_of_references_can_be_chosen() -> None:
     own = {"array": ["references.path=x.npy"], "genomic": ["references.genome=x.fa"]}
     chosen = {
-        name: compose_config([f"references={name}", *own.get(name, [])]).references
-        for name in (*DRAWN, *FIXED, "array")
+        name: compose_config([f"references={name}", *own.get(name, [])]).references for name in names("references")
     }
     for name, references in chosen.items():
         assert references.name == name
-        assert references.n_shuffles == (20 if name in DRAWN else None)
+        assert references.n_shuffles == (20 if references.is_drawn else None)
 
 
 def test_mappings_are_configurations_too() -> None:
@@ -166,3 +189,20 @@ def test_further_choices_come_from_a_folder(tmp_path: Path) -> None:
     assert compose_config(["model=ours"], str(tmp_path)).model.checkpoint == "ours.torch"
     with pytest.raises(UserError, match="is not a folder"):
         compose_config([], str(tmp_path / "nowhere"))
+
+
+def test_seeds_share_no_reference_and_other_numbers_can_be_given() -> None:
+    def config(**values: Any) -> Config:
+        references = {"n_shuffles": 65536, **values.pop("references", {})}
+        return from_mapping({**values, "dataset": {"name": "fasta", "path": "x.fa"}, "references": references})
+
+    bases = [config(seed=seed).random_state for seed in (0, 1, 2, 65535)]
+    assert bases == [0, 65536, 131072, 2**32 - 65536], "so many numbers apart, and the last of them is one of numpy's"
+    assert config(references={"random_state": 65535, "n_shuffles": 20}).random_state == 65535
+
+
+def test_a_misspelled_setting_outside_of_the_choices_imports_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.config.validate.schema", lambda *_: pytest.fail("a choice was imported"))
+    for misspelled in ("engine.batchsize", "modle.checkpoint"):
+        with pytest.raises(UserError, match=rf"^{misspelled} is not a setting; did you mean \w+\.\w+\?"):
+            compose([f"{misspelled}=3"])

@@ -1,4 +1,4 @@
-"""The settings of a computation are those of its context, and gone afterwards."""
+"""Devices that are not there are named; the record names processor and versions."""
 
 from __future__ import annotations
 
@@ -7,30 +7,9 @@ import importlib.metadata
 import pytest
 import torch
 
-from pipeline.errors import UserError
-from pipeline.hardware import describe, device_kind, repeatable, resolve_device
-
-
-def settings() -> tuple[int, bool, bool, bool]:
-    fills = bool(torch.utils.deterministic.fill_uninitialized_memory)
-    are_deterministic, tf32 = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
-    return torch.get_num_threads(), are_deterministic, fills, tf32
-
-
-def fail_within(threads: int) -> None:
-    with repeatable(threads, True):
-        assert settings() == (threads, True, False, False)
-        with repeatable(threads, True, fills=True):
-            assert settings() == (threads, True, True, False)
-            assert torch.empty(3).isnan().all()
-        raise KeyError
-
-
-def test_settings_are_put_back_even_after_an_error() -> None:
-    before = settings()
-    with pytest.raises(KeyError):
-        fail_within(before[0] + 1)
-    assert settings() == before
+from pipeline.execution.device import device_kind, resolve_device
+from pipeline.execution.versions import describe
+from pipeline.messages.errors import UserError
 
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import pipeline
-from pipeline import driver, one_shard
-from pipeline.errors import RunError
-from pipeline.flight import Closed, Desk, OneAtATime, Turns
-from pipeline.hardware import shards_in_flight
-from pipeline.places import LocalPlace
-from pipeline.references import shuffles
+from pipeline.execution import shard
+from pipeline.execution.device import shards_in_flight
+from pipeline.execution.device_queue import DeviceAccess, DeviceLock, DeviceQueue, QueueClosed
+from pipeline.messages.errors import RunError
+from pipeline.references.dinucleotide_shuffle import DinucleotideShuffle
+from pipeline.store.backends.local import LocalBackend
 from tests.pipeline.conftest import Inputs, values
 from tests.pipeline.plug import PulledPlug, plugged
 
@@ -52,44 +52,44 @@ def test_a_gpu_has_two_shards_in_flight_and_a_cpu_one() -> None:
     assert [shards_in_flight(device) for device in ("cpu", "cuda", "cuda:1")] == [1, 2, 2]
 
 
-@pytest.mark.parametrize("kind", [Turns, Desk])
-def test_one_shard_is_on_the_device_while_the_others_are_read_and_written(kind: type[Turns | Desk]) -> None:
-    fake, desk = Device(), Desk()
-    turns: OneAtATime = desk if kind is Desk else Turns()
-    was_read, on_device, written = [], [], []
+@pytest.mark.parametrize("kind", [DeviceLock, DeviceQueue])
+def test_one_shard_is_on_the_device_while_the_others_are_read_and_written(kind: type[DeviceLock | DeviceQueue]) -> None:
+    fake, queue = Device(), DeviceQueue()
+    on_device: DeviceAccess = queue if kind is DeviceQueue else DeviceLock()
+    was_read, begun, written = [], [], []
 
     def do(shard: int) -> int:
         was_read.append(shard)
 
         def compute() -> None:
-            on_device.append(shard)
-            n = len(on_device)  # shards are not asked to come in order
+            begun.append(shard)
+            n = len(begun)  # shards are not asked to come in order
             fake.work(lambda: len(written) >= n - 1 and len(was_read) >= min(6, n + 1))
 
-        turns(compute)
+        on_device(compute)
         written.append(shard)
         return shard
 
-    assert sorted(desk.serve(do, range(6), 2)) == list(range(6))
+    assert sorted(queue.serve(do, range(6), 2)) == list(range(6))
     assert len(fake.busy) == 6
     assert not fake.is_shared
-    assert (fake.threads == {threading.get_ident()}) == (kind is Desk)
+    assert (fake.threads == {threading.get_ident()}) == (kind is DeviceQueue)
 
 
 def test_nothing_is_begun_after_the_end() -> None:
     begun: list[int] = []
-    desk = Desk()
+    queue = DeviceQueue()
 
     def do(shard: int) -> int:
         begun.append(shard)
-        desk(lambda: None)
+        queue(lambda: None)
         return shard
 
-    served = desk.serve(do, range(50), 2)
+    served = queue.serve(do, range(50), 2)
     first = [next(served) for _ in range(3)]
     served.close()
     assert sorted(begun) == list(range(len(begun)))
-    assert len(first) <= len(begun) <= 3 + 2 + 2, "two may wait to be yielded, and two for the desk"
+    assert len(first) <= len(begun) <= 3 + 2 + 2, "two may wait to be yielded, and two for the queue"
 
 
 def test_items_that_cannot_be_made_end_the_work() -> None:
@@ -98,28 +98,28 @@ def test_items_that_cannot_be_made_end_the_work() -> None:
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        list(Desk().serve(lambda item: item, items(), 2))
+        list(DeviceQueue().serve(lambda item: item, items(), 2))
 
 
 def test_an_error_on_the_device_is_the_askers() -> None:
-    desk = Desk()
+    queue = DeviceQueue()
 
     def fail() -> None:
         raise KeyError("of the shard")
 
     def do(shard: int) -> str:
         try:
-            desk(fail)
+            queue(fail)
         except KeyError as error:
             return f"{shard} {error}"
         return "nothing"
 
-    assert sorted(desk.serve(do, range(3), 2)) == [f"{shard} 'of the shard'" for shard in range(3)]
+    assert sorted(queue.serve(do, range(3), 2)) == [f"{shard} 'of the shard'" for shard in range(3)]
 
 
 def test_a_stop_reaches_the_device_and_whoever_waits_for_it() -> None:
     """The way of a signal: an exception out of the blue in the thread that serves."""
-    desk, left, waits = Desk(), [], threading.Event()
+    queue, left, waits = DeviceQueue(), [], threading.Event()
 
     def stop() -> None:
         waits.wait(5)
@@ -129,22 +129,22 @@ def test_a_stop_reaches_the_device_and_whoever_waits_for_it() -> None:
         try:
             if shard == 1:
                 threading.Timer(0.05, waits.set).start()
-            desk(stop)
+            queue(stop)
         except BaseException as error:
             left.append(type(error))
             raise
 
     with pytest.raises(KeyboardInterrupt):
-        list(desk.serve(do, range(9), 2))
-    assert left in ([KeyboardInterrupt, Closed], [Closed, KeyboardInterrupt])
-    with pytest.raises(Closed):
-        desk(lambda: None)
+        list(queue.serve(do, range(9), 2))
+    assert left in ([KeyboardInterrupt, QueueClosed], [QueueClosed, KeyboardInterrupt])
+    with pytest.raises(QueueClosed):
+        queue(lambda: None)
 
 
 @pytest.fixture
 def overlapped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU does as a GPU would."""
-    monkeypatch.setattr(driver, "shards_in_flight", lambda device: 2)
+    monkeypatch.setattr("pipeline.execution.executors.none.shards_in_flight", lambda device: 2)
 
 
 @pytest.mark.usefixtures("overlapped")
@@ -152,8 +152,8 @@ def test_a_run_overlaps_and_writes_the_same_bits(
     inputs: Inputs, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake, drawn, written = Device(), [], []
-    real_draw = shuffles.SHUFFLES["dinucleotide_shuffle"]
-    real_attribute, real_write = one_shard.attribute_rows, one_shard.write_shard
+    real_draw = DinucleotideShuffle.shuffle
+    real_attribute, real_write = shard.attribute_rows, shard.write_shard
 
     def draw(*args: Any) -> Any:
         drawn.append(None)
@@ -169,9 +169,9 @@ def test_a_run_overlaps_and_writes_the_same_bits(
         written.append(None)
         return files
 
-    monkeypatch.setitem(shuffles.SHUFFLES, "dinucleotide_shuffle", draw)
-    monkeypatch.setattr(one_shard, "attribute_rows", attribute_rows)
-    monkeypatch.setattr(one_shard, "write_shard", write_shard)
+    monkeypatch.setattr(DinucleotideShuffle, "shuffle", staticmethod(draw))
+    monkeypatch.setattr(shard, "attribute_rows", attribute_rows)
+    monkeypatch.setattr(shard, "write_shard", write_shard)
     store = tmp_path / "a.zarr"
     assert pipeline.run(inputs.overrides(store)).complete
     assert values(store) == values(finished)
@@ -184,15 +184,15 @@ def test_a_run_overlaps_and_writes_the_same_bits(
 def test_a_shard_that_fails_is_named_and_the_others_finish(
     inputs: Inputs, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = one_shard.attribute_rows
+    real = shard.attribute_rows
 
-    def attribute_rows(folds: Any, plan: Any, codes: Any, references: Any, args: Any) -> Any:
+    def attribute_rows(folds: Any, plan: Any, codes: Any, references: Any, *more: Any) -> Any:
         if codes.tobytes() == third:
             raise ValueError("not this one")
-        return real(folds, plan, codes, references, args)
+        return real(folds, plan, codes, references, *more)
 
     third = np.asarray(pipeline.open_store(finished).codes[12:18]).tobytes()
-    monkeypatch.setattr(one_shard, "attribute_rows", attribute_rows)
+    monkeypatch.setattr(shard, "attribute_rows", attribute_rows)
     with pytest.raises(RunError, match=r"1 of 4 shards failed, 3 are done.*shard 2 .*not this one"):
         pipeline.run(inputs.overrides(tmp_path / "a.zarr"))
 
@@ -205,4 +205,4 @@ def test_crashes_in_the_midst_of_two_shards_are_resumed(inputs: Inputs, finished
             pipeline.run(inputs.overrides(store))
         assert pipeline.run(inputs.overrides(store)).complete, f"after {left} changes"
         assert values(store) == values(finished)
-        assert not list(LocalPlace(Path(f"{store}.run")).files("attempts/"))
+        assert not list(LocalBackend(Path(f"{store}.run")).files("attempts/"))

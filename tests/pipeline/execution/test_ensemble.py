@@ -13,14 +13,14 @@ import pipeline
 from dlshap_core.engine import attribute
 from dlshap_core.references import shuffle_codes
 from dlshap_core.sequences import one_hot
-from pipeline.cli import compose_config
-from pipeline.commits import RunDirectory
-from pipeline.errors import UserError
-from pipeline.models import load_model
+from pipeline.config.compose import compose_config
+from pipeline.execution.verify import verify
+from pipeline.messages.errors import UserError
 from pipeline.models.example import ExampleNet
 from pipeline.models.folds import fold_labels, fold_paths
-from pipeline.store import COMPUTED, OF_FOLDS
-from pipeline.verify import verify
+from pipeline.models.load import load_model
+from pipeline.store.run_directory import RunDirectory
+from pipeline.store.schema import COMPUTED, FOLD_ARRAYS
 from tests.pipeline.conftest import N_ROWS, Inputs
 
 N_FOLDS = 3
@@ -49,7 +49,7 @@ def test_folds_are_averaged_and_kept(inputs: Inputs, folds: list[Path], tmp_path
         pipeline.run(inputs.overrides(tmp_path / f"{fold}.zarr", f"model.checkpoint={path}"))
         singles.append(pipeline.open_store(tmp_path / f"{fold}.zarr"))
     assert list(together["fold"][:]) == ["fold_0", "fold_1", "fold_2"]
-    for name in OF_FOLDS:
+    for name in FOLD_ARRAYS:
         each = np.stack([np.asarray(store[name.removesuffix("_by_fold")][:]) for store in singles], axis=1)
         np.testing.assert_array_equal(together[name][:], each)
         np.testing.assert_allclose(together[name.removesuffix("_by_fold")][:], each.mean(axis=1), atol=1e-6)
@@ -64,7 +64,7 @@ def test_a_mean_alone_and_a_pattern_give_the_same_mean(inputs: Inputs, folds: li
     pipeline.run(inputs.overrides(tmp_path / "pattern.zarr", pattern))
     pipeline.run(inputs.overrides(tmp_path / "list.zarr", listed(folds)))
     one, other = (pipeline.open_store(tmp_path / name) for name in ("pattern.zarr", "list.zarr"))
-    assert not set(OF_FOLDS) & set(one.group.array_keys())
+    assert not set(FOLD_ARRAYS) & set(one.group.array_keys())
     assert one.digest() == other.digest()
     with pytest.raises(UserError, match=r"belongs to another run: model\.weights is "):
         pipeline.run(inputs.overrides(tmp_path / "list.zarr", listed(folds[::-1])))
@@ -121,6 +121,7 @@ def test_both_strands_are_averaged_in_the_frame_of_the_given_one(inputs: Inputs,
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_instance")
 def test_actors_average_the_same_bits(inputs: Inputs, folds: list[Path], tmp_path: Path) -> None:
     more = [listed(folds), "store.per_fold=true", "engine.reverse_complement=average"]
@@ -128,4 +129,4 @@ def test_actors_average_the_same_bits(inputs: Inputs, folds: list[Path], tmp_pat
         assert pipeline.run(inputs.overrides(tmp_path / name, *more, *cluster)).rows_computed == N_ROWS
     one, other = (pipeline.open_store(tmp_path / name) for name in ("ray.zarr", "here.zarr"))
     assert one.digest() == other.digest()
-    assert set(one.group.array_keys()) >= {*COMPUTED, *OF_FOLDS}
+    assert set(one.group.array_keys()) >= {*COMPUTED, *FOLD_ARRAYS}

@@ -15,14 +15,16 @@ import torch
 from dlshap_core.engine import attribute
 from dlshap_core.references import shuffle_codes
 from dlshap_core.sequences import encode, one_hot
-from pipeline import scoring
-from pipeline.config import DatasetConfig, ModelConfig
-from pipeline.errors import UserError
-from pipeline.models import EXAMPLE_CHECKPOINT, LoadedModel, load_model
-from pipeline.scoring import EXAMPLE_TRUTH, Site
-from pipeline.sources import EXAMPLE_SEQUENCES, open_source
+from pipeline.analysis import planted_motifs
+from pipeline.analysis.planted_motifs import EXAMPLE_TRUTH, Site
+from pipeline.inputs.example import EXAMPLE_SEQUENCES
+from pipeline.inputs.open import open_source
+from pipeline.messages.errors import UserError
+from pipeline.models.example import EXAMPLE_CHECKPOINT
+from pipeline.models.load import LoadedModel, load_model
+from tests.pipeline.conftest import chosen
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +40,15 @@ def maker() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
-    return load_model(ModelConfig())
+    return load_model(chosen("model", "example"))
 
 
 @pytest.fixture(scope="module")
 def example() -> tuple[list[str], np.ndarray, list[Site]]:
     """Names, (N, L) codes, planted sites."""
-    batches = list(open_source(DatasetConfig(name="example")).batches())
+    batches = list(open_source(chosen("dataset", "example")).batches())
     codes = np.stack([codes for rows in batches for codes in rows.codes if codes is not None])
-    return [name for rows in batches for name in rows.name], codes, scoring.read_truth(EXAMPLE_TRUTH)
+    return [name for rows in batches for name in rows.name], codes, planted_motifs.read_truth(EXAMPLE_TRUTH)
 
 
 def test_its_files_are_small_and_complete(example: tuple[list[str], np.ndarray, list[Site]]) -> None:
@@ -87,7 +89,9 @@ def test_its_motifs_lie_where_the_truth_says(
     maker: ModuleType, example: tuple[list[str], np.ndarray, list[Site]]
 ) -> None:
     names, codes, sites = example
-    assert scoring.consensus(codes, sites, names) == {motif: text for motif, (text, _) in sorted(maker.MOTIFS.items())}
+    assert planted_motifs.consensus(codes, sites, names) == {
+        motif: text for motif, (text, _) in sorted(maker.MOTIFS.items())
+    }
 
 
 def test_its_model_tells_sequences_with_motifs_from_those_without(
@@ -97,7 +101,7 @@ def test_its_model_tells_sequences_with_motifs_from_those_without(
     planted = {site.sequence for site in sites}
     with torch.no_grad():
         predicted = model.module(one_hot(codes, torch.float32))[:, 0].numpy()
-    assert scoring.auroc(predicted, np.array([name in planted for name in names])) > 0.99
+    assert planted_motifs.auroc(predicted, np.array([name in planted for name in names])) > 0.99
 
 
 def test_attributions_find_the_planted_motifs(
@@ -108,10 +112,10 @@ def test_attributions_find_the_planted_motifs(
     references = one_hot(shuffle_codes(codes, range(10)))
     found = attribute(model.module, encoded, references, batch_size=320)
     attribution = (found.hypothetical[:, 0] * encoded).sum(dim=1).numpy()
-    planted = scoring.planted_mask(sites, names, codes.shape[1])
-    assert scoring.auroc(np.abs(attribution), planted) >= 0.95
-    assert scoring.auroc(attribution, planted) >= 0.93
-    report = scoring.format_report(codes, attribution, names, sites)
+    planted = planted_motifs.planted_mask(sites, names, codes.shape[1])
+    assert planted_motifs.auroc(np.abs(attribution), planted) >= 0.95
+    assert planted_motifs.auroc(attribution, planted) >= 0.93
+    report = planted_motifs.format_report(codes, attribution, names, sites)
     for motif in ("AP1", "CTCF", "EBOX", "GATA"):
         assert any(line.endswith(motif) for line in report.splitlines())
 
@@ -136,14 +140,14 @@ def _text(path: Path) -> bytes:
     ],
 )
 def test_auroc_by_hand(scores: list[float], positive: list[int], area: float) -> None:
-    assert scoring.auroc(np.array(scores), np.array(positive, dtype=bool)) == area
+    assert planted_motifs.auroc(np.array(scores), np.array(positive, dtype=bool)) == area
 
 
 def test_auroc_is_the_share_of_pairs_won() -> None:
     generator = np.random.default_rng(0)
     scores, positive = generator.integers(0, 8, 200), generator.random(200) < 0.3
     a, b = scores[positive][:, None], scores[~positive][None]
-    assert scoring.auroc(scores, positive) == pytest.approx(((a > b) + 0.5 * (a == b)).mean())
+    assert planted_motifs.auroc(scores, positive) == pytest.approx(((a > b) + 0.5 * (a == b)).mean())
 
 
 @pytest.mark.parametrize(
@@ -152,17 +156,17 @@ def test_auroc_is_the_share_of_pairs_won() -> None:
 )
 def test_auroc_that_does_not_exist(scores: list[float], positive: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        scoring.auroc(np.array(scores), np.array(positive, dtype=bool))
+        planted_motifs.auroc(np.array(scores), np.array(positive, dtype=bool))
 
 
 def test_mask_is_half_open_and_goes_by_name() -> None:
     sites = [Site("b", 1, 3, "M"), Site("elsewhere", 0, 9, "M"), Site("a", 4, 5, "M")]
-    mask = scoring.planted_mask(sites, ["a", "b"], 5)
+    mask = planted_motifs.planted_mask(sites, ["a", "b"], 5)
     assert mask.astype(int).tolist() == [[0, 0, 0, 0, 1], [0, 1, 1, 0, 0]]
     with pytest.raises(UserError, match="do the store and the truth belong together"):
-        scoring.planted_mask(sites, ["c"], 5)
+        planted_motifs.planted_mask(sites, ["c"], 5)
     with pytest.raises(UserError, match="a:4-5 lies outside its 4 bases"):
-        scoring.planted_mask(sites, ["a"], 4)
+        planted_motifs.planted_mask(sites, ["a"], 4)
 
 
 def test_kmers_of_both_strands_are_one() -> None:
@@ -171,15 +175,15 @@ def test_kmers_of_both_strands_are_one() -> None:
     attribution[0, 4:9] = 1.0  # GATCC
     attribution[1, 5:10] = 2.0  # GGATC, its reverse complement
     attribution[2, 3] = 9.0  # at an unknown base
-    strongest = scoring.strongest_kmers(codes, attribution, k=5, top=1)
+    strongest = planted_motifs.strongest_kmers(codes, attribution, k=5, top=1)
     assert [(kmer.text, kmer.attribution, kmer.count) for kmer in strongest] == [("GATCC", 15.0, 2)]
-    assert scoring.strongest_kmers(codes, np.zeros(codes.shape), k=5) == []
+    assert planted_motifs.strongest_kmers(codes, np.zeros(codes.shape), k=5) == []
 
 
 def test_kmers_shifted_by_a_base_or_two_are_one() -> None:
     codes, attribution = encode("CACACGATTGCCACAC")[None], np.zeros((1, 16))
     attribution[0, 5:11] = [1, 1, 1, 1, 1, 1]  # GATTGC
-    texts = [kmer.text for kmer in scoring.strongest_kmers(codes, attribution, k=6)]
+    texts = [kmer.text for kmer in planted_motifs.strongest_kmers(codes, attribution, k=6)]
     assert texts[0] == min("GATTGC", "GCAATC")
     assert not {"CGATTG", "ATTGCC", "CAATCG", "GGCAAT"} & set(texts)
 
@@ -197,13 +201,13 @@ def test_kmers_shifted_by_a_base_or_two_are_one() -> None:
     ],
 )
 def test_the_motif_of_a_kmer(kmer: str, motif: str) -> None:
-    assert scoring.motif_of(kmer, {"GATA": "AGATAAG", "AP1": "TGACTCA"}) == motif
+    assert planted_motifs.motif_of(kmer, {"GATA": "AGATAAG", "AP1": "TGACTCA"}) == motif
 
 
 def test_consensus_reads_the_minus_strand_backwards() -> None:
     codes = np.stack([encode("AAGATAAA"), encode("CCTATCCC")])
     sites = [Site("a", 2, 6, "GATA"), Site("b", 2, 6, "GATA", "-")]
-    assert scoring.consensus(codes, sites, ["a", "b"]) == {"GATA": "GATA"}
+    assert planted_motifs.consensus(codes, sites, ["a", "b"]) == {"GATA": "GATA"}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +217,7 @@ def test_consensus_reads_the_minus_strand_backwards() -> None:
 def test_truth_that_cannot_be_read(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "truth.bed").write_text(content)
     with pytest.raises(UserError, match=message):
-        scoring.read_truth(tmp_path / "truth.bed")
+        planted_motifs.read_truth(tmp_path / "truth.bed")
 
 
 def test_the_command_reports_on_a_store_or_says_what_is_wrong(
@@ -223,13 +227,13 @@ def test_the_command_reports_on_a_store_or_says_what_is_wrong(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     names, codes, sites = example
-    attribution = scoring.planted_mask(sites, names, codes.shape[1]).astype(np.float32)[:, None]
+    attribution = planted_motifs.planted_mask(sites, names, codes.shape[1]).astype(np.float32)[:, None]
     store = SimpleNamespace(codes=codes, attribution=attribution, rows={"name": np.array(names)})
-    monkeypatch.setattr("pipeline.reader.open_store", lambda path: store)
-    assert scoring.main(["example.zarr"]) == 0
+    monkeypatch.setattr("pipeline.store.reader.open_store", lambda path: store)
+    assert planted_motifs.main(["example.zarr"]) == 0
     assert "planted against other positions: 1.000" in capsys.readouterr().out
     for arguments, message in [([], "usage"), (["example.zarr", str(tmp_path / "no.bed")], "no such file")]:
-        assert scoring.main(arguments) == 2
+        assert planted_motifs.main(arguments) == 2
         printed = capsys.readouterr().err
         assert printed.startswith("dlshap: error: ")
         assert message in printed

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.capacity import FEW, MORE, USED, fitting, pairs_that_fit
-from pipeline.errors import UserError
-from pipeline.hardware import numbers, require_numbers
+from pipeline.execution.device import numbers, require_numbers
+from pipeline.execution.gpu_memory import FEW, MORE, USED, fitting, pairs_that_fit
+from pipeline.messages.errors import UserError
 
 
 @given(st.integers(1 << 17, 1 << 30), st.integers(0, 1 << 30), st.integers(1 << 28, 1 << 37), st.floats(0.1, 1))

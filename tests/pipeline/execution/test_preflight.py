@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 import pipeline
 from dlshap_core.audit import Audit, AuditedOperation
-from pipeline.cli import compose_config, dispatch
-from pipeline.config import Config
-from pipeline.driver import audit_config
-from pipeline.errors import UserError
-from pipeline.models import LoadedModel
-from pipeline.trial import cached_audit, not_exact, try_model
+from pipeline.cli.main import dispatch
+from pipeline.config.compose import compose_config
+from pipeline.config.schema import Config
+from pipeline.execution.audit import audit_config
+from pipeline.execution.preflight import cached_audit, not_exact, run_preflight
+from pipeline.messages.errors import UserError
+from pipeline.models.code import Code
+from pipeline.models.load import LoadedModel
 from tests.pipeline.conftest import N_ROWS, Inputs, random_sequences, write_fasta
 
 CODES = np.random.RandomState(0).randint(0, 4, 40).astype(np.uint8)
@@ -63,7 +65,7 @@ class Three(nn.Module):
 
 
 def loaded_model(weights_hash: str = "w") -> LoadedModel:
-    return LoadedModel((Three(),), ("0",), weights_hash, "c", {"head": "none", "output": None}, True)
+    return LoadedModel((Three(),), ("0",), weights_hash, Code(), {"head": "none", "output": None}, True)
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def odd(in_folder: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> lis
 def test_targets_are_those_asked_for_or_all_there_are(targets: list[int] | str, expected: list[int]) -> None:
     config = Config()
     config.engine.targets = targets
-    assert try_model(loaded_model(), CODES, "s0", config, "cpu").targets == expected
+    assert run_preflight(loaded_model(), CODES, "s0", config, "cpu").targets == expected
 
 
 def test_an_audit_is_made_once_for_each_thing_that_it_depends_on(own_cache: Path) -> None:
@@ -245,6 +247,8 @@ class Unset(Three):
 
 
 def test_a_model_that_reads_memory_before_it_is_written_is_refused() -> None:
-    loaded = LoadedModel((Unset(),), ("0",), "w", "unset", {"head": "none", "output": None}, True)
+    loaded = LoadedModel(
+        (Unset(),), ("0",), "w", Code(settings={"all": "unset"}), {"head": "none", "output": None}, True
+    )
     with pytest.raises(UserError, match="its prediction is not finite"):
-        try_model(loaded, CODES, "s0", Config(), "cpu")
+        run_preflight(loaded, CODES, "s0", Config(), "cpu")

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import pipeline
-from pipeline.cli import dispatch
-from pipeline.commits import RunDirectory
-from pipeline.errors import RunError, UserError
-from pipeline.intake import take_in
-from pipeline.store import COMPUTED, reopen, shard_key
+from pipeline.cli.main import dispatch
+from pipeline.inputs.ingest import ingest
+from pipeline.messages.errors import RunError, UserError
+from pipeline.store.attributes import mark_incomplete
+from pipeline.store.run_directory import RunDirectory
+from pipeline.store.schema import COMPUTED, shard_key
 from tests.pipeline.conftest import LENGTH, N_ROWS, Inputs, random_sequences, values, write_fasta
 
 N_SHARDS = 4
@@ -35,7 +36,7 @@ def copy_of(store: Path, place: Path) -> Path:
 
 def unfinish(store: Path) -> RunDirectory:
     """As it is before it is completed."""
-    reopen(RunDirectory(store).store)
+    mark_incomplete(RunDirectory(store).store)
     return RunDirectory(store)
 
 
@@ -45,7 +46,7 @@ def files_of_shard(store: Path, index: int) -> list[Path]:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_instance")
-@pytest.mark.parametrize("actors", [1, 2])
+@pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_actors_give_the_same_bits_as_this_process(inputs: Inputs, finished: Path, tmp_path: Path, actors: int) -> None:
     summary = pipeline.run(inputs.overrides(tmp_path / "a.zarr", "cluster=local", f"cluster.actors={actors}"))
     assert (summary.complete, summary.rows_computed) == (True, N_ROWS)
@@ -82,7 +83,7 @@ def test_a_finished_store_that_lost_data_is_not_called_finished(
     store = Path(shutil.copytree(finished, tmp_path / "a.zarr"))
     damage(next(path for path in (store / "attribution").rglob("*") if path.is_file() and path.name != "zarr.json"))
     with pytest.raises(
-        RunError, match=r"was complete, but 1 of its files are gone or of another size, attribution/c\."
+        RunError, match=r"was complete, but 1 of its files are gone or not what they were, attribution/c\."
     ):
         pipeline.run(inputs.overrides(store))
 
@@ -122,15 +123,15 @@ def test_what_is_missing_is_computed_again_and_nothing_else(inputs: Inputs, fini
 
 
 STEPS: list[tuple[str, str]] = [
-    ("pipeline.store.StagedStore.append", "while rows are read"),
-    ("pipeline.store.StagedStore.finish", "before the store is laid out"),
-    ("pipeline.commits.RunDirectory.publish", "before the plan"),
-    ("pipeline.commits.RunDirectory.mark_prepared", "after the store has moved to its place"),
-    ("pipeline.one_shard.write_shard", "before the first shard is written"),
-    ("pipeline.one_shard.RunDirectory.commit", "before the first shard is committed"),
-    ("pipeline.driver.finalize", "before the store is completed"),
-    ("pipeline.store.root_checksum", "in the middle of completing"),
-    ("pipeline.driver.RunDirectory.write_result", "after the store is complete"),
+    ("pipeline.store.template.StagedStore.append", "while rows are read"),
+    ("pipeline.store.template.StagedStore.finish", "before the store is laid out"),
+    ("pipeline.store.run_directory.RunDirectory.publish", "before the plan"),
+    ("pipeline.store.run_directory.RunDirectory.mark_prepared", "after the store has moved to its place"),
+    ("pipeline.execution.shard.write_shard", "before the first shard is written"),
+    ("pipeline.execution.shard.RunDirectory.commit", "before the first shard is committed"),
+    ("pipeline.execution.run.finalize", "before the store is completed"),
+    ("pipeline.store.attributes.state_checksum", "in the middle of completing"),
+    ("pipeline.store.run_directory.RunDirectory.write_result", "after the store is complete"),
 ]
 
 
@@ -151,7 +152,7 @@ def test_a_crash_between_any_two_steps_is_resumed_by_the_same_command(
         with pytest.raises(PulledPlug):
             pipeline.run(inputs.overrides(store))
     if store.exists() and "write_result" not in step:
-        with pytest.raises(UserError, match=r"is not complete: \d of 4 shards are there"):
+        with pytest.raises(UserError, match=r"is not complete: \d of 4 shards are done"):
             pipeline.open_store(store)
         assert not pipeline.open_store(store, allow_incomplete=True).complete
     assert pipeline.run(inputs.overrides(store)).complete
@@ -185,7 +186,7 @@ def test_an_input_whose_files_are_the_same_is_not_read_again(
     overrides = inputs.overrides(tmp_path / "a.zarr", f"dataset.path={sequences}")
     pipeline.run([*overrides, "run.shards=0-1"])
     n_passes = []
-    monkeypatch.setattr("pipeline.driver.take_in", lambda *args: n_passes.append(1) or take_in(*args))
+    monkeypatch.setattr("pipeline.execution.agree.ingest", lambda *args: n_passes.append(1) or ingest(*args))
     pipeline.run([*overrides, "run.shards=2"])
     assert n_passes == []
     os.utime(sequences, ns=(0, 0))
@@ -330,7 +331,7 @@ def own_model(in_folder: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_instance")
-@pytest.mark.parametrize("cluster", ["none", "local"])
+@pytest.mark.parametrize("cluster", ["none", pytest.param("local", marks=pytest.mark.slow)])
 def test_a_failing_shard_is_named_and_the_others_stay(
     own_model: list[str], in_folder: Path, cluster: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -355,7 +356,9 @@ def test_outputs_of_the_wrong_shape_are_found_before_anything_is_written(
 ) -> None:
     assert dispatch(["run", *own_model, "model.init.shape=positions"]) == 2
     err = capfd.readouterr().err
-    assert err.startswith("dlshap: error: the model cannot be attributed on the first sequence, 's0' (40 bases): ")
+    assert err.startswith(
+        "dlshap: error: the model returns a single tensor of shape (N, 40, 2); say which of it is explained"
+    )
     assert err.count("\n") == 1
     assert {path.name for path in in_folder.iterdir()} <= {"lab_models.py", "sums.safetensors", "__pycache__"}
 
@@ -370,3 +373,26 @@ def test_a_driver_killed_while_preparing_does_not_block_the_next(
     assert pipeline.run(inputs.overrides(tmp_path / "a.zarr")).complete
     assert values(tmp_path / "a.zarr") == values(finished)
     assert not staged.exists()
+
+
+@pytest.mark.parametrize("shards", ["4", "0-4", "7-9"])
+def test_shards_that_there_are_not_leave_nothing_behind(
+    inputs: Inputs, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: str
+) -> None:
+    """Found when the input has been read, before references are taken from it or a store is laid out."""
+    store = tmp_path / "new" / "a.zarr"
+    said = rf"run\.shards={shards}, but there are 4 shards, 0-3"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "pipeline.execution.prepare.resolve_references", lambda *_: pytest.fail("references were resolved")
+        )
+        with pytest.raises(UserError, match=said):
+            pipeline.run(inputs.overrides(store, f"run.shards={shards}"))
+    assert list(tmp_path.iterdir()) == []
+    assert not pipeline.run(inputs.overrides(store, "run.shards=3")).complete
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=said):
+        pipeline.run(inputs.overrides(store, f"run.shards={shards}"))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before, "an unfinished one"
+    with pytest.raises(UserError, match=said):
+        pipeline.run(inputs.overrides(finished, f"run.shards={shards}"))

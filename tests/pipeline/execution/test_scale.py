@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.blocks import blocks
-from pipeline.shards import n_shards, remaining, select
+from pipeline.execution.executors.ray_data import blocks
+from pipeline.planning.shards import n_shards, remaining, select
 
 LENGTH = 2114
 TINY = """
@@ -55,7 +56,7 @@ class Peak:
                     self.actor = max(self.actor, child.memory_info().rss)
         except psutil.Error:  # it has just ended
             return
-        self.spilled |= set(Path("/tmp/ray/session_latest").glob("ray_spilled_objects*/*"))
+        self.spilled |= set(Path(tempfile.gettempdir()).glob("dlshap-*/ray/session_latest/ray_spilled_objects*/*"))
 
 
 def write_input(path: Path, n_rows: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import numpy as np
 import pytest
 
 import pipeline
-from pipeline.cli import dispatch
-from pipeline.commits import RunDirectory
-from pipeline.errors import UserError
-from pipeline.plan import Plan
-from pipeline.store import LAYOUT, MADE_AT_THE_END, ROOT, reopen, root_checksum, shard_key
-from pipeline.verdict import Verdict
-from pipeline.verify import verify, wrong_sizes
-from tests.pipeline.conftest import N_ROWS, ROWS_PER_SHARD, Inputs
+from pipeline.cli.main import dispatch
+from pipeline.execution.verify import verify
+from pipeline.messages.errors import UserError
+from pipeline.store.attributes import mark_incomplete
+from pipeline.store.checksums import own_checksum, seal, unseal
+from pipeline.store.done_shards import wrong_sizes
+from pipeline.store.run_directory import RunDirectory
+from pipeline.store.schema import LAYOUT, MANIFEST_ARRAYS, ROOT, shard_key
+from pipeline.store.verify.findings import Findings
+from tests.pipeline.conftest import N_ROWS, ROWS_PER_SHARD, Inputs, random_sequences, write_fasta
 from tests.pipeline.damage import KINDS, copy_of, damage, flip, keys_of, swap
 
 N_SHARDS = 4
@@ -62,7 +65,7 @@ def check_found(finished: Path, store: Path, seed: int, capsys: pytest.CaptureFi
             index = int(key.partition("/c.")[2].partition(".")[0])
             rows = [index * ROWS_PER_SHARD, min((index + 1) * ROWS_PER_SHARD, N_ROWS)]
             assert (named[key]["shard"], named[key]["rows"]) == (index, rows)
-    if not {key.partition("/")[0] for key in done.keys} & {ROOT, *MADE_AT_THE_END}:
+    if not {key.partition("/")[0] for key in done.keys} & {ROOT, *MANIFEST_ARRAYS}:
         assert {*named} == {*done.keys}, "and nothing else"
     assert found["strays"] == []
 
@@ -130,7 +133,7 @@ def test_array_shard_and_rows_are_in_the_line(
         "damaged: attribution, shard 2 (rows 12 to 17): attribution/c.2.0.0 holds the bytes of attribution/c.0.0.0",
     } == set(lines[:-2])
     assert "5 problems" in lines[-2]
-    assert lines[-1] == (f"`dlshap verify --repair {store}` gives up what is damaged, for its run to make anew")
+    assert lines[-1] == (f"`dlshap verify --repair {store}` gives up what is damaged, for its run to make again")
 
 
 def test_strays_are_named_and_do_no_harm(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,7 +202,7 @@ def test_a_plan_that_is_not_the_run_s_is_found(
 ) -> None:
     store = unfinished(inputs, tmp_path / "a.zarr")
     root = json.loads((store / ROOT).read_text())
-    root["attributes"]["plan"]["seed"] = 7
+    root["attributes"]["plan"]["random_state"] = 7
     (store / ROOT).write_text(json.dumps(root))
     code, found = ask(store, capsys)
     assert code == 1
@@ -214,6 +217,50 @@ def test_an_unfinished_store_without_its_protocol_files_is_not_judged(
     assert f"{store} is not complete, and {store}.run is gone" in refused(store, capsys)
 
 
+@pytest.mark.parametrize("key", [ROOT, "plan.json", "done/00000001.json", "done/00000002.json"])
+def test_a_flipped_bit_in_an_unfinished_store_s_own_records_is_found(inputs: Inputs, tmp_path: Path, key: str) -> None:
+    """In any place, digits among them: what still parses would be believed."""
+    store, generator = unfinished(inputs, tmp_path / "a.zarr"), random.Random(0)
+    path = store / key if key == ROOT else Path(f"{store}.run") / key
+    whole = path.read_bytes()
+    for _ in range(60):
+        flip(path, generator)
+        assert key in {problem.key for problem in verify(RunDirectory(store), 0).problems}
+        path.write_bytes(whole)
+    digits = [backend for backend, byte in enumerate(whole) if chr(byte) in "12345678"]
+    for backend in generator.sample(digits, 30):
+        path.write_bytes(whole[:backend] + bytes([whole[backend] + 1]) + whole[backend + 1 :])
+        assert key in {problem.key for problem in verify(RunDirectory(store), 0).problems}
+    path.write_bytes(whole)
+    assert verify(RunDirectory(store)).sound
+
+
+def test_a_flipped_bit_in_the_list_of_files_is_named(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, generator = unfinished(inputs, tmp_path / "a.zarr"), random.Random(0)
+    path = Path(f"{store}.run/files.json")
+    whole = path.read_bytes()
+    for _ in range(40):
+        flip(path, generator)
+        assert f"{store}.run/files.json" in refused(store, capsys)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("key", [ROOT, f"codes/{ROOT}", f"hypothetical/{ROOT}"])
+def test_rows_of_a_damaged_store_are_not_computed_again(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    store = tmp_path / "a.zarr"
+    shutil.copytree(finished, store)
+    shutil.copytree(f"{finished}.run", f"{store}.run")
+    (store / key).write_bytes((store / key).read_bytes()[:-3])
+    code, found = ask(store, capsys, "--recompute", "2")
+    assert (code, found["n_recomputed"]) == (1, 0)
+    assert key in [problem["file"] for problem in found["problems"]]
+    assert any(line.startswith("rows are not computed again") for line in found["not_checked"])
+
+
 # --- consistent falsehoods ------------------------------------------------------------------------------------------
 
 
@@ -223,11 +270,7 @@ def test_references_that_do_not_follow_from_codes_and_seed_are_found(
     """A store of another seed, which says consistently that it is of this one."""
     store = tmp_path / "a.zarr"
     assert pipeline.run(inputs.overrides(store, "seed=100")).complete
-    root = json.loads((store / ROOT).read_text())
-    root["attributes"]["plan"]["seed"] = 0
-    text = json.dumps(root, indent=2)
-    text = text.replace(root["attributes"]["checksum"], root_checksum(text.encode())[1], 1)
-    (store / ROOT).write_text(text)
+    rewrite(store, lambda plan: plan.update(seed=0, random_state=0))
     code, found = ask(store, capsys)
     assert code == 1
     assert {problem["file"] for problem in found["problems"]} == {
@@ -238,14 +281,59 @@ def test_references_that_do_not_follow_from_codes_and_seed_are_found(
     assert ask(store, capsys, "--sample", "0")[1]["n_sampled"] == 0
 
 
+def rewrite(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the plan in a store, which then says consistently that it is that."""
+    root = json.loads((store / ROOT).read_text())
+    change(root["attributes"]["plan"])
+    text = json.dumps(root, indent=2)
+    (store / ROOT).write_text(text.replace(root["attributes"]["checksum"], own_checksum(text.encode())[1], 1))
+
+
+def test_the_seed_of_an_older_store_means_what_it_meant(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "a.zarr"
+    assert pipeline.run(inputs.overrides(store, "references.random_state=100")).complete
+    shutil.rmtree(f"{store}.run", ignore_errors=True)
+
+    def to_first_version(plan: dict[str, Any]) -> None:
+        plan["seed"] = plan.pop("random_state")
+
+    rewrite(store, to_first_version)
+    code, found = ask(store, capsys)
+    assert (code, found["notes"], found["n_sampled"]) == (0, [], N_ROWS)
+    assert pipeline.open_store(store).plan.random_state == 100
+    rewrite(store, lambda plan: plan.update(seed=101))
+    assert ask(store, capsys)[0] == 1
+
+
+def test_windows_that_an_older_version_drew_are_not_said_to_be_damaged(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, genome = tmp_path / "a.zarr", write_fasta(tmp_path / "genome.fa", random_sequences(3, 800, seed=9))
+    overrides = ["references=genomic", f"references.genome={genome}", "references.n_shuffles=3"]
+    assert pipeline.run(inputs.overrides(store, *overrides)).complete
+    assert ask(store, capsys)[1]["n_sampled"] == N_ROWS
+
+    def to_first_version(plan: dict[str, Any]) -> None:
+        del plan["random_state"], plan["references"]["drawn_by"]
+
+    shutil.rmtree(f"{store}.run", ignore_errors=True)
+    rewrite(store, to_first_version)
+    code, found = ask(store, capsys)
+    assert (code, found["sound"], found["n_sampled"]) == (1, True, 0)
+    (line,) = found["not_checked"]
+    assert line.startswith("references are not drawn again: dlshap 0.1 drew these windows of a genome by another rule")
+
+
 def test_done_records_that_say_something_else_are_found(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = copy_of(finished, tmp_path / "a.zarr", with_run=True)
     path = Path(f"{store}.run/done/00000002.json")
-    record = json.loads(path.read_text())
+    record = unseal(path.read_bytes())
     record["files"]["attribution"]["crc32"] ^= 1
-    path.write_text(json.dumps(record))
+    path.write_bytes(seal(record))
     code, found = ask(store, capsys)
     assert code == 1
     assert [(problem["shard"], problem["rows"]) for problem in found["problems"]] == [(2, [12, 18])]
@@ -269,16 +357,16 @@ def test_values_of_a_shard_and_its_checksums_in_place_of_anothers_are_found(
     """Two shards changed places with their checksums: their references do not follow from their codes."""
     store = copy_of(finished, tmp_path / "a.zarr", with_run=True)
     swap(store / shard_key("reference_checksum", 0), store / shard_key("reference_checksum", 1))
-    reopen(RunDirectory(store).store)
+    mark_incomplete(RunDirectory(store).store)
     paths = [Path(f"{store}.run/done/0000000{index}.json") for index in (0, 1)]
-    records = [json.loads(path.read_text()) for path in paths]
+    records = [unseal(path.read_bytes()) for path in paths]
     files = [record["files"] for record in records]
     files[0]["reference_checksum"], files[1]["reference_checksum"] = (
         files[1]["reference_checksum"],
         files[0]["reference_checksum"],
     )
     for path, record in zip(paths, records, strict=True):
-        path.write_text(json.dumps(record))
+        path.write_bytes(seal(record))
     code, found = ask(store, capsys)
     assert code == 1
     assert {problem["shard"] for problem in found["problems"]} == {0, 1}
@@ -356,23 +444,29 @@ def test_references_from_a_file_that_is_gone_are_noted(
     assert ask(store, capsys)[1]["n_sampled"] == N_ROWS
     array.unlink()
     code, found = ask(store, capsys)
-    assert (code, found["n_sampled"]) == (0, 0)
-    assert str(array) in found["notes"][0]
+    assert (code, found["n_sampled"]) == (1, 0)
+    assert str(array) in found["not_checked"][0]
+    assert dispatch(["verify", str(store)]) == 1
+    told = capsys.readouterr().out
+    assert "not checked: references are not drawn again" in told
+    assert "all as committed" not in told
+    code, found = ask(store, capsys, "--sample", "0")
+    assert (code, found["not_checked"]) == (0, [])
 
 
 def test_sizes_alone_are_compared_quickly(finished: Path, tmp_path: Path) -> None:
     store = copy_of(finished, tmp_path / "a.zarr", with_run=False)
-    place = RunDirectory(store).store
-    plan: Plan = pipeline.open_store(store).plan
-    assert wrong_sizes(place, plan) == []
+    backend = RunDirectory(store).store
+    attributes = pipeline.open_store(store).attrs
+    assert wrong_sizes(backend, attributes) == []
     (store / shard_key("codes", 3)).unlink()
     (store / shard_key("prediction", 0)).write_bytes(b"x")
-    assert wrong_sizes(place, plan) == [shard_key("prediction", 0), shard_key("codes", 3)]
+    assert wrong_sizes(backend, attributes) == [shard_key("prediction", 0), shard_key("codes", 3)]
     (store / "shard_bytes/c.0.0").unlink()
-    assert "shard_bytes" in wrong_sizes(place, plan)[0]
+    assert "shard_bytes" in wrong_sizes(backend, attributes)[0]
 
 
 def test_a_verdict_is_plain_values() -> None:
-    assert json.loads(json.dumps(Verdict("a.zarr").to_dict()))["sound"] is True
+    assert json.loads(json.dumps(Findings("a.zarr").to_dict()))["sound"] is True
     with pytest.raises(UserError, match="does not exist"):
         verify(RunDirectory("/nowhere/at/all.zarr"))

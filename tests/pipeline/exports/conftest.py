@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.reader import Store
+from pipeline.store.reader import Store
 from tests.pipeline.exports.stores import make_store, random_codes
 
 N, LENGTH = 20, 41

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
-from pipeline.places import open_place
-from pipeline.plan import Plan
-from pipeline.reader import Store, open_store
-from pipeline.store import FLAT_KEYS, ShardCodec, StagedStore, shard_sizes, write_shard
+from pipeline.planning.plan import Plan
+from pipeline.store.backends.registry import open_backend
+from pipeline.store.codec import ShardCodec, shard_sizes, write_shard
+from pipeline.store.reader import Store, open_store
+from pipeline.store.records import FileRecord
+from pipeline.store.template import StagedStore, complete_store
 
 N_REFERENCES = 3
 
@@ -54,7 +56,8 @@ def make_store(
         alleles: whether the rows are alleles of variants, in turn.
     """
     n, length = codes.shape
-    counts = (n, length, list(targets), {}, N_REFERENCES, 0, 8, rows_per_shard)
+    references = {"name": "dinucleotide_shuffle"}
+    counts = (n, length, list(targets), references, N_REFERENCES, 0, 8, rows_per_shard)
     more = {"folds": list(folds), "per_fold": len(folds) > 1, "rows_per_group": 2 if alleles else 1}
     plan = Plan(*counts, "float32", 1, True, "cpu", "cpu", True, 1e-3, {}, **more)
     staged = StagedStore(path, length, rows_per_shard)
@@ -70,15 +73,14 @@ def make_store(
             strand="." if strands is None else strands[row],
         )
     config = {"dataset": dataset or {}}
-    plain = {key: value for key, value in vars(plan).items() if key != "fingerprint"}
+    plain = {key: value for key, value in plan.to_values().items() if key != "fingerprint"}
     attributes = {"plan": plain, "fingerprint": {}, "head": head, "config": config, "dataset": source or {}}
-    staged.finish(plan, attributes, None)
+    files = staged.finish(plan, attributes, None)
     values = _values(plan, codes, hypothetical, np.random.default_rng(seed))
     for index in range(plan.n_shards) if done is None else done:
         _write(path, plan, index, values)
-    record_sizes(path, plan)
     if done is None:
-        zarr.open_group(path, mode="r+").attrs.update({"complete": True})
+        complete(path, plan, files, {"judged": False, "head": head, "threshold": 1e-3, "largest": 0.0, "worst": "row0"})
     return open_store(path, allow_incomplete=True)
 
 
@@ -108,22 +110,35 @@ def _values(
 
 def _write(path: Path, plan: Plan, index: int, values: dict[str, np.ndarray]) -> None:
     """A shard of the values, and a record that it is done."""
-    shard, place = plan.shard(index), open_place(path)
+    shard, backend = plan.shard(index), open_backend(path)
     there = {name: array[shard.start : shard.stop] for name, array in values.items()}
     if plan.rows_per_group == 2:
         of_alleles = ("attribution", "hypothetical", "prediction")
         there |= {f"{name}_difference": there[name][1::2] - there[name][::2] for name in of_alleles}
-    write_shard(place, ShardCodec(place), shard, there)
+    write_shard(backend, ShardCodec(backend), shard, there)
     record = path.parent / f"{path.name}.run" / "done" / f"{index:08d}.json"
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text("{}")
 
 
-def record_sizes(path: Path, plan: Plan) -> None:
-    """What a store that was completed by a run says of its files."""
-    sizes = shard_sizes(open_place(path), plan)
+def complete(
+    path: Path, plan: Plan, files: Mapping[str, FileRecord], deltas: Mapping[str, Any], convergence: str = "passed"
+) -> None:
+    """Complete a store as a run does, with these convergence deltas; files of shards may be missing."""
+    sizes = shard_sizes(open_backend(path), plan)
+    quantiles = {"share_over": 0.0, "median": 0.0, "q90": 0.0, "q99": 0.0}
+    outcome = {"run": {"deltas": quantiles | {**deltas}, "shard_seconds": 1234.5}, "convergence": convergence}
+    complete_store(open_backend(path), plan, sizes, np.zeros(sizes.shape, np.uint32), files, outcome)
+
+
+def relabel(path: Path, labels: Sequence[str]) -> None:
+    """Give the targets of a complete store other labels, and what it says of its files other sizes."""
     group = zarr.open_group(path, mode="r+")
-    group.create_array("shard_bytes", data=sizes, chunk_key_encoding=FLAT_KEYS, dimension_names=("shard", "array"))
+    group["target"][:] = np.array(labels, dtype=object)  # type: ignore[index]
+    keys = np.asarray(group["file"][:]).tolist()  # type: ignore[index]
+    group["file_bytes"][:] = np.array([(path / key).stat().st_size for key in keys])  # type: ignore[index]
+    files = {key: [(path / key).stat().st_size, crc32] for key, (_, crc32) in group.attrs["files"].items()}  # type: ignore[union-attr]
+    group.attrs["files"] = files
 
 
 def random_codes(n: int, length: int, seed: int = 0, unknown: float = 0.02) -> np.ndarray:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
 from pipeline.exports import bigwig
 from pipeline.exports.selection import Filters, select
-from pipeline.reader import Store
+from pipeline.messages.errors import UserError
+from pipeline.store.reader import Store
 from tests.pipeline.exports.stores import make_store, random_codes
 
 
@@ -49,7 +49,7 @@ def assert_track(path: Path, wanted: dict[str, dict[int, float]]) -> None:
 
 def write(store: Store, out: Path, filters: Filters | None = None, chrom_sizes: Path | None = None) -> list[str]:
     selection = select(store, filters or Filters(), None, None)
-    return bigwig.export(selection, out, chrom_sizes, True, lambda n_rows: None).notes
+    return bigwig.export(selection, out, True, lambda n_rows: None, chrom_sizes).notes
 
 
 @settings(max_examples=15)
@@ -137,3 +137,27 @@ def test_a_store_without_loci_has_no_track(tmp_path: Path) -> None:
     store = make_store(tmp_path / "a.zarr", random_codes(2, 10))
     with pytest.raises(UserError, match="had no loci: there is no genome"):
         write(store, tmp_path / "a.bw")
+
+
+@given(st.sets(st.integers(0, 60), min_size=1, max_size=12), st.integers(1, 15))
+def test_every_base_goes_to_the_nearest_centre_that_reaches_it(starts: set[int], length: int) -> None:
+    start = np.array(sorted(starts))
+    centre, end = start + length // 2, start + length
+    first, last = bigwig.shares(start, end, centre)
+    for base in range(-1, 80):
+        reach = [i for i in range(len(start)) if start[i] <= base < end[i]]
+        owners = [i for i in range(len(start)) if first[i] <= base < last[i]]
+        nearest = min(reach, key=lambda i: (abs(base - centre[i]), centre[i]), default=None)
+        assert owners == ([] if nearest is None else [nearest])
+
+
+def test_a_base_in_the_middle_goes_to_the_left() -> None:
+    first, last = bigwig.shares(np.array([0, 4]), np.array([9, 13]), np.array([4, 8]))
+    assert (first.tolist(), last.tolist()) == ([0, 7], [7, 13])  # base 6 is as far from 4 as from 8
+
+
+@pytest.mark.parametrize("start", [2**32, 2**63 - 50, 10**12])
+def test_coordinates_beyond_a_bigwig_are_refused(tmp_path: Path, start: int) -> None:
+    store = make_store(tmp_path / "a.zarr", random_codes(1, 20), [("chr1", start)])
+    with pytest.raises(UserError, match="a bigWig holds chromosomes of 1 to 4294967295 bases"):
+        bigwig.export(select(store, Filters(), None, None), tmp_path / "a.bw", False, lambda n: None, None)

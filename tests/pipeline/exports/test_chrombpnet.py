@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from dlshap_core.sequences import one_hot
-from pipeline.errors import UserError
 from pipeline.exports import chrombpnet
 from pipeline.exports.selection import Filters, select
-from pipeline.reader import Store
+from pipeline.messages.errors import UserError
+from pipeline.store.reader import Store
 from tests.pipeline.exports.stores import make_store, random_codes
 
 
 def write(store: Store, prefix: Path, target: str | None = None, head: str | None = None) -> list[str]:
     selection = select(store, Filters(), target, None)
-    return chrombpnet.export(selection, prefix, head, "float16", False, lambda n_rows: None).files
+    written = chrombpnet.export(selection, prefix, False, lambda n_rows: None, head, "float16")
+    return [str(path) for path in written.files]
 
 
 def test_the_arrays_are_the_store(located: Store, tmp_path: Path) -> None:
@@ -37,6 +38,7 @@ def test_the_arrays_are_the_store(located: Store, tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(file["projected_shap/seq"]).sum(axis=1), observed)
 
 
+@pytest.mark.slow
 def test_fi_nemo_reads_it(located: Store, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries that it imports

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.errors import UserError
 from pipeline.exports.files import Member, appearing, in_blocks, reordered, write_npz
+from pipeline.messages.errors import UserError
 
 
 def test_files_appear_together_at_the_end(tmp_path: Path) -> None:
@@ -44,6 +47,109 @@ def test_what_is_there_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) -> No
         assert kept.read_text() == "old"
     assert kept.read_text() == "new"
     assert os.listdir(tmp_path) == ["a"]
+
+
+CHANGES = ("rename", "replace", "mkdir", "unlink", "rmdir")  # of os; what pathlib and shutil use
+
+
+class PulledPlug(BaseException):
+    """What no handler of errors sees."""
+
+
+@contextlib.contextmanager
+def plugged(left: int | None) -> Iterator[list[str]]:
+    """After so many changes of folders every other fails too, as after a kill; the changes that were made."""
+    made: list[str] = []
+
+    def guarded(name: str, real: Any) -> Any:
+        def change(*arguments: Any, **more: Any) -> Any:
+            if left is not None and len(made) >= left:
+                raise PulledPlug(name)
+            made.append(name)
+            return real(*arguments, **more)
+
+        return change
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in CHANGES:
+            patch.setattr(os, name, guarded(name, getattr(os, name)))
+        yield made
+
+
+def export(paths: list[Path], text: str, overwrite: bool = True) -> None:
+    with appearing(paths, overwrite) as partial:
+        for path in partial:
+            path.write_text(f"{text} {path.name.split('.')[1]}")
+
+
+def texts(paths: list[Path]) -> list[str]:
+    """Which export each file that is there belongs to."""
+    return [path.read_text().split()[0] for path in paths if path.exists()]
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b"], ["a", "b", "c"]], ids=len)
+@pytest.mark.parametrize("n_before", [0, 1, 3])
+def test_a_crash_at_any_step_leaves_the_old_export_or_the_new_one(
+    tmp_path: Path, names: list[str], n_before: int
+) -> None:
+    """Never files of both side by side; the next export finds one of the two whole."""
+    for left in range(100):
+        folder = tmp_path / str(left)
+        folder.mkdir()
+        (folder / "other").write_text("kept")
+        paths = [folder / name for name in names]
+        for path in paths[:n_before]:
+            path.write_text(f"old {path.name}")
+        before = texts(paths)
+        is_over = False
+        with plugged(left), contextlib.suppress(PulledPlug):
+            export(paths, "new")
+            is_over = True
+        if is_over:
+            assert left > len(names)
+            break
+        assert texts(paths) in [before[:n] for n in range(len(before) + 1)] or set(texts(paths)) == {"new"}
+        if len(names) == 1:
+            assert texts(paths) in (before, ["new"]), "one file is never away"
+        with plugged(None), contextlib.suppress(UserError):
+            export(paths, "next", overwrite=False)  # which puts back, and then refuses unless nothing is there
+        assert texts(paths) in (before, ["new"] * len(paths), ["next"] * len(paths)), f"after {left} changes"
+        assert (texts(paths) == ["next"] * len(paths)) <= (before == [])
+        export(paths, "last")
+        assert texts(paths) == ["last"] * len(paths)
+        shown = {name for name in os.listdir(folder) if not name.endswith(".partial")}
+        assert shown == {*names, "other"}, "nothing else is left but what a kill left unfinished"
+
+
+def test_a_crash_while_old_files_are_put_back_is_made_up_for(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a", "b")]
+    for path in paths:
+        path.write_text(f"old {path.name}")
+    with plugged(5), contextlib.suppress(PulledPlug):  # both are aside, and one new one is there
+        export(paths, "new")
+    assert texts(paths) == ["new"]
+    for left in range(10):
+        with plugged(left), contextlib.suppress(PulledPlug, UserError):
+            export(paths, "next", overwrite=False)
+        assert set(texts(paths)) in ({"old"}, {"new"}, set())
+    assert texts(paths) == ["old", "old"]
+
+
+def test_an_error_in_the_midst_leaves_the_old_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, real = [tmp_path / name for name in ("a", "b")], os.rename
+    for path in paths:
+        path.write_text(f"old {path.name}")
+
+    def rename(old: Any, new: Any) -> None:
+        if str(new) == str(paths[1]) and ".partial" in str(old):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(new))
+        real(old, new)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(PermissionError):
+        export(paths, "new")
+    assert texts(paths) == ["old", "old"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
 def test_folders_and_files_in_the_way_are_named(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from dlshap_core.sequences import one_hot
-from pipeline.errors import UserError
 from pipeline.exports import finemo
 from pipeline.exports.selection import Filters, select
-from pipeline.reader import Store
+from pipeline.messages.errors import UserError
+from pipeline.store.reader import Store
 
 N_LOST = "float16 keeps 3 digits: 25.00 % of the values other than 0 are below 6.1e-05 and keep fewer, 25.00 % became 0"
 
@@ -29,7 +29,7 @@ def reader() -> ModuleType:
 
 def write(store: Store, out: Path, window: int, target: str | None = None, dtype: str = "float16") -> list[str]:
     selection = select(store, Filters(), target, window)
-    return finemo.export(selection, out, dtype, True, lambda n_rows: None).notes
+    return finemo.export(selection, out, True, lambda n_rows: None, dtype).notes
 
 
 @pytest.mark.parametrize("window", [2, 16, 40])
@@ -69,7 +69,7 @@ def test_what_half_precision_loses_is_said(large: Store, tmp_path: Path) -> None
     with np.load(tmp_path / "regions.npz") as found:
         np.testing.assert_array_equal(found["contributions"], np.asarray(large.hypothetical[:])[:, 0])
     selection = select(large, Filters(names=("row0", "row1")), None, 10)
-    assert finemo.export(selection, tmp_path / "two", "float16", False, lambda n_rows: None).notes == [N_LOST]
+    assert finemo.export(selection, tmp_path / "two", False, lambda n_rows: None, "float16").notes == [N_LOST]
 
 
 def test_without_loci_there_are_arrays_alone(plain: Store, tmp_path: Path, reader: ModuleType) -> None:

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from dlshap_core.sequences import one_hot
-from pipeline.errors import UserError
 from pipeline.exports import modisco
 from pipeline.exports.selection import Filters, select
-from pipeline.reader import Store
+from pipeline.messages.errors import UserError
+from pipeline.store.reader import Store
 
 
 def write(
     store: Store, out: Path, window: int, seed: int = 0, target: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[dict[str, str]]]:
-    modisco.export(select(store, Filters(), target, window), out, seed, False, lambda n_rows: None)
+    modisco.export(select(store, Filters(seed=seed), target, window), out, False, lambda n_rows: None)
     with np.load(out / "ohe.npz") as ohe, np.load(out / "attr.npz") as attr, (out / "rows.tsv").open() as table:
         return ohe["arr_0"], attr["arr_0"], list(csv.DictReader(table, delimiter="\t"))
 
@@ -57,3 +57,13 @@ def test_an_odd_window_is_refused(located: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--window 9: TF-MoDISco reads an even number of bases, such as 8"):
         write(located, tmp_path / "out", 9, target="0")
     assert not (tmp_path / "out").exists()
+
+
+def test_too_few_rows_for_a_motif_are_said(plain: Store, tmp_path: Path) -> None:
+    selection = select(plain, Filters(), None, 8)
+    (_, warning) = modisco.export(selection, tmp_path / "out", False, lambda n_rows: None).notes
+    assert warning.startswith(
+        f"warning: {len(plain)} rows may be too few: TF-MoDISco looks for motifs where more than 100"
+    )
+    assert modisco._few(100) != []
+    assert modisco._few(101) == []

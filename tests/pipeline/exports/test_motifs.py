@@ -10,7 +10,7 @@ import pytest
 from benchmarks.motifs import CTCF, PLANTED, find_motifs, frequencies, similarity
 
 import pipeline
-from pipeline.cli import dispatch
+from pipeline.cli.main import dispatch
 from tests.conftest import real_data_directory
 
 SIMILAR = 0.9  # the planted motifs are at most 0.75 similar to each other

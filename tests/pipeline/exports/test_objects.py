@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import dispatch
-from pipeline.export_command import KINDS
-from pipeline.places import open_place
-from pipeline.reader import Store
+from pipeline.cli.main import dispatch
+from pipeline.exports.registry import exports
+from pipeline.store.backends.registry import open_backend
+from pipeline.store.reader import Store
 from tests.pipeline.object_store import Bucket
 
 
@@ -17,12 +17,12 @@ def test_every_kind_is_written_from_an_object_store(
     located: Store, bucket: Bucket, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     url = f"{bucket.url}/located.zarr"
-    place = open_place(url, bucket.options)
+    backend = open_backend(url, bucket.options)
     for path in Path(located.url).rglob("*"):
         if path.is_file():
-            place.write(path.relative_to(located.url).as_posix(), path.read_bytes())
+            backend.write(path.relative_to(located.url).as_posix(), path.read_bytes())
     options = [part for name, value in bucket.options.items() for part in ("--option", f"{name}={value}")]
-    for kind in KINDS:
+    for kind in exports():
         for source, out, more in [(located.url, "disk", []), (url, "object", options)]:
             assert dispatch(["export", kind, source, str(tmp_path / out / kind), "--target", "7", *more]) == 0
     assert dispatch(["export", "tsv", url, str(tmp_path / "a.tsv"), "--name", "peak 3", *options]) == 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pipeline
 from dlshap_core.sequences import encode, one_hot
-from pipeline.cli import dispatch
+from pipeline.cli.main import dispatch
 from tests.pipeline.conftest import random_sequences
 
 MOTIF = "GATTACAGC"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from dlshap_core.sequences import decode
-from pipeline.agreement import agreement
-from pipeline.errors import UserError
-from pipeline.exports import summary
+from pipeline.analysis.fold_agreement import agreement
+from pipeline.exports.registry import exports
+from pipeline.exports.row_table import strongest
 from pipeline.exports.selection import Filters, select
-from pipeline.exports.summary import strongest
-from pipeline.reader import Store
+from pipeline.messages.errors import UserError
+from pipeline.store.reader import Store
 from tests.pipeline.exports.stores import make_store, random_codes
 
 
 def write(store: Store, out: Path, kind: str, targets: list[int], k: int = 5) -> None:
-    selection = select(store, Filters(), store.targets[0], None)
-    summary.export(selection, targets, out, kind, k, False, lambda n_rows: None)
+    selection = replace(select(store, Filters(), store.targets[0], None), targets=tuple(targets))
+    exports()[kind].write(selection, out, False, lambda n_rows: None, k=k)
 
 
 def test_parquet_says_what_the_store_says(located: Store, tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_names_with_tabs_stay_one_column(tmp_path: Path) -> None:
     write(store, tmp_path / "a.tsv", "tsv", [0])
     header, line = (tmp_path / "a.tsv").read_text().splitlines()
     assert len(header.split("\t")) == len(line.split("\t"))
-    assert line.split("\t")[2] == "a b  c"
+    assert line.split("\t")[2] == r"a\tb\r\nc"
 
 
 def test_the_first_of_equal_places_is_taken() -> None:

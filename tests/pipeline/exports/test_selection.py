@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.exports.selection import Filters, even, select
-from pipeline.reader import Store
+from pipeline.exports import modisco
+from pipeline.exports.selection import Filters, select
+from pipeline.messages.errors import UserError
+from pipeline.store.reader import Store
 from tests.pipeline.exports.stores import make_store, random_codes
 
 
@@ -49,7 +50,8 @@ def test_a_target_must_be_named_where_there_are_several(located: Store, plain: S
 def test_a_window_must_fit(plain: Store) -> None:
     with pytest.raises(UserError, match="window of 25 bases does not fit into sequences of 24 bases"):
         select(plain, Filters(), None, 25)
-    assert (even(24, 400), even(25, 400), even(1000, 400)) == (24, 24, 400)
+    widths = [modisco.EXPORT.width(length) for length in (24, 25, 1000)]
+    assert widths == [24, 24, 400]
 
 
 def test_rows_that_are_not_there_are_left_out(tmp_path: Path) -> None:
@@ -57,5 +59,5 @@ def test_rows_that_are_not_there_are_left_out(tmp_path: Path) -> None:
     assert select(part, Filters(), None, None).rows.tolist() == list(range(6, 14))
     assert not np.isnan(part.take(["attribution"], select(part, Filters(top=3), None, None).rows)["attribution"]).any()
     nothing = make_store(tmp_path / "nothing.zarr", random_codes(14, 12), done=[])
-    with pytest.raises(UserError, match="none is there yet"):
+    with pytest.raises(UserError, match="none is finished yet"):
         select(nothing, Filters(), None, None)

@@ -12,7 +12,7 @@ import pytest
 from dlshap_core.sequences import one_hot
 from pipeline.exports import bigwig, chrombpnet, finemo, modisco
 from pipeline.exports.selection import Filters, select
-from pipeline.reader import Store
+from pipeline.store.reader import Store
 from tests.pipeline.exports.stores import make_store, random_codes
 
 N = 8
@@ -43,11 +43,11 @@ def test_exports_are_in_the_forward_frame(tmp_path: Path, dataset: dict[str, str
     for store in pair(tmp_path, length, dataset):
         out = tmp_path / Path(store.url).stem
         selection = select(store, Filters(), None, 10)
-        modisco.export(selection, out, 0, False, lambda n_rows: None)
-        finemo.export(selection, out, "float32", False, lambda n_rows: None)
+        modisco.export(selection, out, False, lambda n_rows: None)
+        finemo.export(selection, out, False, lambda n_rows: None, "float32")
         whole = select(store, Filters(), None, None)
-        bigwig.export(whole, out / "a.bw", None, False, lambda n_rows: None)
-        chrombpnet.export(whole, out / "a", "counts", "float16", False, lambda n_rows: None)
+        bigwig.export(whole, out / "a.bw", False, lambda n_rows: None, None)
+        chrombpnet.export(whole, out / "a", False, lambda n_rows: None, "counts", "float16")
     for name, key in [("ohe", "arr_0"), ("attr", "arr_0"), ("regions", "sequences"), ("regions", "contributions")]:
         with np.load(tmp_path / "forward" / f"{name}.npz") as a, np.load(tmp_path / "turned" / f"{name}.npz") as b:
             np.testing.assert_array_equal(a[key], b[key])

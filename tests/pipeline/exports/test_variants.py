@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dlshap_core.sequences import decode
-from pipeline.agreement import agreement
-from pipeline.cli import dispatch
-from pipeline.reader import Store
-from pipeline.variants import difference
+from pipeline.analysis.fold_agreement import agreement
+from pipeline.analysis.variant_effects import difference
+from pipeline.cli.main import dispatch
+from pipeline.store.reader import Store
 
 MIDDLE = 30  # of the windows
 

@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import pipeline.actor as actor
-import pipeline.driver as driver
-import pipeline.hardware as hardware
-import pipeline.one_shard as one_shard
-from pipeline.commits import RunDirectory
+import pipeline.execution.device as hardware
+import pipeline.execution.executors.none as in_process
+import pipeline.execution.shard as one_shard
+import pipeline.execution.worker as actor
 from pipeline.models.example import ExampleNet
-from pipeline.places import LocalPlace, ObjectPlace, local
-from pipeline.store import COMPUTED, shard_key
+from pipeline.store.backends import local
+from pipeline.store.backends.local import LocalBackend
+from pipeline.store.backends.object_store import ObjectStoreBackend
+from pipeline.store.run_directory import RunDirectory
+from pipeline.store.schema import COMPUTED, shard_key
 from tests.pipeline.faults.evils import CHAOS, FOR_EVER, IN_FLIGHT
 
 
@@ -79,11 +81,11 @@ def install() -> None:
         return int(os.environ.get(IN_FLIGHT, real_in_flight(device)))
 
     @functools.wraps(real_write_shard)
-    def write_shard(place: Any, codec: Any, shard: Any, values: Any) -> Any:
+    def write_shard(backend: Any, codec: Any, shard: Any, values: Any) -> Any:
         happen("computed", shard.index)
         writing["shard"] = shard.index
         try:
-            return real_write_shard(place, codec, shard, values)
+            return real_write_shard(backend, codec, shard, values)
         finally:
             writing["shard"] = -1
             happen("written", shard.index)
@@ -111,12 +113,12 @@ def install() -> None:
         return write
 
     actor.attribute_shard, one_shard.write_shard, one_shard._compute = attribute_shard, write_shard, compute
-    for module in (hardware, driver):  # the job takes it from the first, once there is work
+    for module in (hardware, in_process):  # Ray's takes it from the first, once there is work
         module.shards_in_flight = in_flight  # type: ignore[attr-defined]
     RunDirectory.commit = commit  # type: ignore[method-assign]
     local._write_all = write_all
-    for place in (LocalPlace, ObjectPlace):
-        place.write = watched(place.write)  # type: ignore[method-assign]
+    for backend in (LocalBackend, ObjectStoreBackend):
+        backend.write = watched(backend.write)  # type: ignore[method-assign]
 
 
 class ChaosNet(ExampleNet):

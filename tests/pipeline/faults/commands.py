@@ -41,7 +41,7 @@ def _enter(arguments: list[str], environment: dict[str, str], output: str) -> No
         os.dup2(file, descriptor)
         os.close(file)
     sys.path.append(environment["PYTHONPATH"])
-    from pipeline.cli import main
+    from pipeline.cli.main import main
 
     main(arguments)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.commits import RunDirectory
-from pipeline.verify import verify
+from pipeline.execution.verify import verify
+from pipeline.store.run_directory import RunDirectory
 from tests.pipeline.conftest import Inputs
 from tests.pipeline.faults.commands import Commands, commands_in, preload
 
@@ -46,8 +46,8 @@ def check_whole(store: Path | str, digest: str, options: dict[str, str] | None =
     """The store holds the values of an undisturbed run, every byte is as committed, and nothing else lies about."""
     assert pipeline.open_store(store, options=options).digest() == digest
     directory = RunDirectory(store, options)
-    verdict = verify(directory)
-    assert verdict.sound, verdict.text()
-    assert verdict.complete
-    assert verdict.strays == []
+    findings = verify(directory)
+    assert findings.sound, findings.text()
+    assert findings.complete
+    assert findings.strays == []
     assert {entry.key.partition("/")[0] for entry in directory.run.files()} <= LEFT

@@ -1,6 +1,6 @@
 """Everything that a command needs and that takes long to import, for processes that are forked from one that has it."""
 
-import pipeline.cli
-import pipeline.driver
+import pipeline.cli.main
+import pipeline.execution.run
 
 __all__ = ["pipeline"]

@@ -3,11 +3,11 @@
 import time
 from typing import Any
 
-import pipeline.driver as driver
+import pipeline.execution.finalize as driver
 import tests.pipeline.faults.chaos  # noqa: F401 - brings the points at which workers are slow
-from pipeline.commits import RunDirectory
 from pipeline.models.example import ExampleNet
-from pipeline.store import StagedStore
+from pipeline.store.run_directory import RunDirectory
+from pipeline.store.template import StagedStore
 
 PAUSE_S = 1.0
 

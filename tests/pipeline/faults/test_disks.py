@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.cli import dispatch
-from pipeline.errors import UserError
+from pipeline.cli.main import dispatch
+from pipeline.messages.errors import UserError
 from tests.pipeline.conftest import Inputs
 from tests.pipeline.faults.commands import Commands, wait_until
 from tests.pipeline.faults.conftest import TARGET, check_whole
@@ -108,7 +108,7 @@ def test_a_read_only_disk(
     assert not (disk / "b.zarr.run").exists()
 
 
-@pytest.mark.parametrize("gone", ["store", "run", pytest.param("both", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("gone", ["store", *(pytest.param(gone, marks=pytest.mark.slow) for gone in ("run", "both"))])
 def test_the_store_is_removed_while_the_run_goes_on(
     inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path, gone: str
 ) -> None:

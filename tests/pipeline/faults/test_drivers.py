@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commits import RunDirectory
-from pipeline.resume import take_stock
+from pipeline.store.done_shards import check_shards
+from pipeline.store.run_directory import RunDirectory
 from tests.pipeline.conftest import Inputs
 from tests.pipeline.faults.commands import Command, Commands, wait_until
 from tests.pipeline.faults.conftest import TARGET, check_whole
@@ -39,7 +39,7 @@ def slow_run(inputs: Inputs, store: Path, folder: Path, *more: str) -> tuple[lis
     return ["run", *overrides], environment(folder, evil("compute", "sleep", None, FOR_EVER, 0.2))
 
 
-PHASES = ["preparing", "attributing", "completing"]
+PHASES = ["attributing", *(pytest.param(name, marks=pytest.mark.slow) for name in ("preparing", "completing"))]
 
 
 @pytest.mark.parametrize("name", PHASES)
@@ -93,8 +93,8 @@ def test_ten_kills_in_a_row(inputs: Inputs, commands: Commands, digest_of: Calla
         directory = RunDirectory(store)
         plan = directory.read_plan() if directory.prepared else None
         if plan is not None:
-            assert take_stock(directory, plan).n_done >= n_before, "what is done stays done"
-            n_before = take_stock(directory, plan).n_done
+            assert check_shards(directory, plan).n_done >= n_before, "what is done stays done"
+            n_before = check_shards(directory, plan).n_done
     last = commands.run(arguments, **around)
     assert last.wait() == 0, last.err
     check_whole(store, digest_of("store.rows_per_shard=3"))
@@ -136,7 +136,7 @@ def test_stopped_in_a_phase(
     check_whole(store, digest_of("store.rows_per_shard=3"))
 
 
-@pytest.mark.parametrize("point", ["device", "computed"])
+@pytest.mark.parametrize("point", ["device", pytest.param("computed", marks=pytest.mark.slow)])
 def test_stopped_with_two_shards_in_flight(
     inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path, point: str
 ) -> None:

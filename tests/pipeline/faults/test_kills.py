@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import random
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import pipeline
-from pipeline.commits import RunDirectory
-from pipeline.errors import UserError
+from pipeline.messages.errors import UserError
+from pipeline.store.run_directory import RunDirectory
 from tests.pipeline.conftest import Inputs
-from tests.pipeline.faults.commands import Commands, record
+from tests.pipeline.faults.commands import Commands, record, wait_until
 from tests.pipeline.faults.conftest import TARGET, check_whole
 from tests.pipeline.faults.evils import FOR_EVER, IN_FLIGHT, POINTS, environment, evil, happened
 
 
+@pytest.mark.slow
 def test_killed_once_at_every_point(
     inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -39,6 +42,7 @@ WAYS = {"kill": "ended by SIGKILL", "exit": "exit code 3", "crash": "ended by SI
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("way", "in_flight"), [*((way, 1) for way in WAYS), ("kill", 2)])
 def test_a_shard_that_always_kills_is_named_by_the_third_command(
     inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path, way: str, in_flight: int
@@ -47,15 +51,35 @@ def test_a_shard_that_always_kills_is_named_by_the_third_command(
     around = environment(tmp_path / "chaos", evil("device", way, 2, FOR_EVER)) | {IN_FLIGHT: str(in_flight)}
     codes = [commands.run(command, **around).wait() for _ in range(2)]
     assert codes == [{"kill": -signal.SIGKILL, "exit": 3, "crash": -signal.SIGSEGV}[way]] * 2
-    third = commands.run(command, **around)
+    third = commands.run(command, 240, **around)  # it starts a process for each kill that it looks at
     assert third.wait() == 1
     check_named(store, third.error, WAYS[way])
     status = commands.run(["status", str(store)])
     assert "failed: shard 2 (rows 12 to 17)" in status.out
-    again = commands.run(command, **around)
+    again = commands.run(command, 240, **around)
     assert (again.wait(), again.error) == (1, third.error), "nothing has changed, and it says so at once"
     mended = commands.run(command)
     assert mended.wait() == 0, mended.err
+    check_whole(store, digest_of())
+    commands.require_none_left()
+
+
+@pytest.mark.slow
+def test_kills_from_outside_of_a_shard_s_own_process_condemn_no_shard(
+    inputs: Inputs, commands: Commands, digest_of: Callable[..., str], tmp_path: Path
+) -> None:
+    store, rng = tmp_path / "a.zarr", random.Random(0)
+    arguments = ["run", *inputs.overrides(store, TARGET)]
+    kills = environment(tmp_path / "kills", evil("compute", "kill", 1, 2))
+    for _ in range(2):
+        assert commands.run(arguments, **kills).wait() == -signal.SIGKILL
+    command = commands.fork(arguments, environment(tmp_path / "chaos", evil("compute", "sleep", 1, FOR_EVER, 3)))
+    for _ in range(4):
+        (own,) = wait_until(commands.left, 60)  # the forked command itself is not among them
+        time.sleep(rng.uniform(0.1, 3))
+        own.kill()
+        wait_until(lambda own=own: own not in commands.left(), 60)
+    assert command.wait() == 0, command.err
     check_whole(store, digest_of())
     commands.require_none_left()
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import pipeline
-from pipeline.cli import dispatch
-from pipeline.commits import RunDirectory
+from pipeline.cli.main import dispatch
+from pipeline.store.run_directory import RunDirectory
 from tests.pipeline.conftest import Inputs, random_sequences
 from tests.pipeline.faults.conftest import check_whole
 
@@ -73,7 +73,7 @@ def test_what_does_not_fit_names_a_batch_size_that_does(
     capfd: pytest.CaptureFixture[str],
     room: int,
 ) -> None:
-    """The trial of the first sequence fits, a whole batch does not."""
+    """The preflight of the first sequence fits, a whole batch does not."""
     monkeypatch.setenv("CHOOSY_ROOM", str(room))
     command = [*inputs.overrides(tmp_path / "a.zarr", TARGET, "engine.batch_size=18")]
     assert dispatch(["run", *command]) == 1
@@ -95,4 +95,4 @@ def test_no_memory_at_all_is_said(
     assert dispatch([*command, "run.shards=0"]) == 0
     monkeypatch.setenv("CHOOSY_ROOM", "0")
     assert dispatch([*command, "run.shards=1"]) == 1
-    assert "Not even one pair fits into the memory of cpu" in capfd.readouterr().err
+    assert "Not even 2 pairs fit into the memory of cpu" in capfd.readouterr().err

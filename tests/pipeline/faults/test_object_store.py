@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.cli import dispatch
-from pipeline.errors import UserError
+from pipeline.cli.main import dispatch
+from pipeline.messages.errors import UserError
 from tests.pipeline.conftest import Inputs
 from tests.pipeline.faults.commands import Commands, wait_until
 from tests.pipeline.faults.conftest import TARGET, check_whole
@@ -41,11 +41,13 @@ def in_turn(proxy: FaultyProxy, faults: tuple[Fault, ...], hang: int = -1) -> No
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests are given up after 2 s, places after 6 s, in this process."""
-    monkeypatch.setattr("pipeline.places.objects.Patience.__init__.__defaults__", (2.0, 6.0))
+    monkeypatch.setattr("pipeline.store.backends.object_store.Timeouts.__init__.__defaults__", (2.0, 6.0))
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("faults", [LATER, LOST], ids=["later", "lost"])
+@pytest.mark.parametrize(
+    "faults", [pytest.param(faults, marks=pytest.mark.slow) for faults in (LATER, LOST)], ids=["later", "lost"]
+)
 def test_a_store_that_fails_now_and_then(
     inputs: Inputs, digest_of: Callable[..., str], bucket: Bucket, proxy: FaultyProxy, faults: tuple[Fault, ...]
 ) -> None:
@@ -59,7 +61,7 @@ def test_a_store_that_fails_now_and_then(
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("from_start", [True, False])
+@pytest.mark.parametrize("from_start", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "fault", ["denied", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("later", "hang", "reset"))]
 )
@@ -108,6 +110,7 @@ def test_killed_at_every_point(
     check_whole(url, digest_of("store.rows_per_shard=3"), bucket.options)
 
 
+@pytest.mark.slow
 def test_two_drivers_on_one_store(
     inputs: Inputs, commands: Commands, digest_of: Callable[..., str], bucket: Bucket, tmp_path: Path
 ) -> None:

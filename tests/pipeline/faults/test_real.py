@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 import pipeline
-from pipeline.commits import RunDirectory
+from pipeline.store.run_directory import RunDirectory
 from tests.pipeline.faults.clusters import cluster_of
 from tests.pipeline.faults.commands import Command, Commands, wait_until
 from tests.pipeline.faults.conftest import check_whole

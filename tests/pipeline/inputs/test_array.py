@@ -11,12 +11,13 @@ import pytest
 import zarr
 
 from dlshap_core.sequences import decode
-from pipeline.cli import compose_config
-from pipeline.errors import UserError
-from pipeline.sources import arrays, open_source
-from pipeline.sources.arrays import ArraySource
-from pipeline.sources.base import Rows
-from tests.pipeline.sources.forms import codes_of, one_hot_of
+from pipeline.config.compose import compose_config
+from pipeline.inputs import numbers
+from pipeline.inputs.array import ArraySource
+from pipeline.inputs.base import Rows
+from pipeline.inputs.open import open_source
+from pipeline.messages.errors import UserError
+from tests.pipeline.inputs.file_forms import codes_of, one_hot_of
 
 SEQUENCES = ["ACGTN", "CCCCC", "GATTA"]
 
@@ -39,7 +40,7 @@ def texts(rows: Rows) -> list[str]:
 @pytest.mark.parametrize("type_", ["bool", "int8", "uint8", "int64", "float16", "float32", "float64", ">f4"])
 @pytest.mark.parametrize("block", [1, 20, 1 << 22])
 def test_types_and_orders(tmp_path: Path, type_: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "_BLOCK_VALUES", block)
+    monkeypatch.setattr(numbers, "_BLOCK_VALUES", block)
     values = one_hot_of(SEQUENCES).astype(type_)
     assert texts(read_array(tmp_path, values)) == SEQUENCES
     assert texts(read_array(tmp_path, values.transpose(0, 2, 1))) == SEQUENCES
@@ -232,7 +233,8 @@ def test_zarr_with_metadata_that_lack_something(tmp_path: Path, name: str, conte
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"), [((-3, 4, 9), r"its shape is \(-3, 4, 9\)"), ((3, 4, 10**13), "does not fit in the memory")]
+    ("shape", "message"),
+    [((-3, 4, 9), r"its shape is \(-3, 4, 9\)"), ((3, 4, 10**13), "each row has 40 TB, more than the limit")],
 )
 def test_npy_of_an_impossible_shape(tmp_path: Path, shape: tuple[int, ...], message: str) -> None:
     with (tmp_path / "x.npy").open("wb") as file:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from dlshap_core.sequences import decode, encode
-from pipeline.cli import compose_config
-from pipeline.errors import UserError
-from pipeline.intake import Nowhere, take_in
-from pipeline.sources import open_source
-from pipeline.sources.loci import LociSource, reverse_complement
-from pipeline.sources.remarks import Repeats, remarks
+from dlshap_core.sequences import decode
+from pipeline.config.compose import compose_config
+from pipeline.inputs.duplicates import Repeats, input_notes
+from pipeline.inputs.ingest import Nowhere, ingest
+from pipeline.inputs.loci import LociSource
+from pipeline.inputs.open import open_source
+from pipeline.messages.errors import UserError
 from tests.pipeline.conftest import Inputs, random_sequences, write_fasta
 
 GENOME = ">chr1\nACGTTGCAAGGCTTACGATN\n"
@@ -48,22 +48,23 @@ def test_repeats_are_those_that_a_slow_count_finds() -> None:
 
 def test_no_rows_and_no_remarks() -> None:
     assert Repeats().counts(5) == {"n_same_name": 0, "n_same_locus": 0, "n_overlapping": 0}
-    assert remarks(Repeats().counts(5)) == []
+    assert input_notes(Repeats().counts(5)) == []
 
 
-def test_what_is_said_of_loci(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_said_of_loci(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "dlshap")
     (tmp_path / "g.fa").write_text(GENOME)
     (tmp_path / "l.bed").write_text("chr1\t4\t8\tp\nchr1\t4\t8\tp\nchr1\t6\t10\tq\nchr1\t12\t16\tp\n")
     settings = ["dataset=loci", f"dataset.genome={tmp_path / 'g.fa'}", f"dataset.loci={tmp_path / 'l.bed'}"]
     dataset = compose_config([*settings, "dataset.length=4"]).dataset
     source = open_source(dataset)
-    assert take_in(source, dataset, lambda *first: Nowhere(), lambda n: None).n_rows == 4
+    assert ingest(source, dataset, lambda *first: Nowhere(), lambda n: None).n_rows == 4
     counts = {key: value for key, value in source.description.items() if key.startswith("n_")}
-    assert counts == {"n_same_name": 2, "n_same_locus": 1, "n_overlapping": 2}
-    said = capsys.readouterr().err.splitlines()
-    assert said == [
-        "dlshap: all rows of the input are kept: 2 rows with the name of an earlier row, 1 row with the locus of an "
-        "earlier row, 2 windows that share bases with other windows"
+    assert counts == {"n_same_name": 2, "n_same_locus": 1, "n_overlapping": 2, "n_summits": 0, "n_middles": 4}
+    assert caplog.messages == [
+        "l.bed: windows centred on 4 middles",
+        "kept although repeated or overlapping: 2 rows with the name of an earlier one, 1 row with the locus "
+        "of an earlier one, 2 windows that share bases with other windows",
     ]
 
 
@@ -74,11 +75,6 @@ def test_rows_that_are_there_twice_are_kept_and_counted_in_the_store(inputs: Inp
     store = pipeline.open_store(tmp_path / "a.zarr")
     assert store.rows["name"].tolist() == ["s0", "s1", "s1", "s1"]
     assert store.attrs["dataset"]["n_same_name"] == 2
-
-
-@pytest.mark.parametrize(("sequence", "other"), [("ACGTN", "NACGT"), ("", ""), ("AAC", "GTT")])
-def test_reverse_complement(sequence: str, other: str) -> None:
-    assert decode(reverse_complement(encode(sequence))) == other
 
 
 @pytest.mark.parametrize(
@@ -109,8 +105,9 @@ def test_a_strand_to_apply_must_be_there(tmp_path: Path) -> None:
         (["dataset=table"], ["dataset=table needs dataset.path"]),
         (["dataset=array"], ["dataset=array needs dataset.path"]),
         (["dataset=tiles"], ["dataset=tiles needs dataset.genome"]),
-        (["dataset=tiles", "dataset.genome=x", "dataset.length=null"], ["tiles needs dataset.length, the width"]),
+        (["dataset=tiles", "dataset.genome=x", "dataset.length=null"], ["tiles needs dataset.length (the width"]),
         (["dataset=tiles", "dataset.genome=x", "dataset.stride=0"], ["dataset.stride=0; expected a whole number"]),
+        (["dataset=tiles", "dataset.genome=x", "dataset.length=0"], ["dataset.length=0; expected a whole number"]),
         (
             ["dataset=tiles", "dataset.genome=x", "dataset.loci=y"],
             ["tiles and dataset.loci contradict", "use dataset=loci"],
@@ -136,9 +133,12 @@ def test_a_strand_to_apply_must_be_there(tmp_path: Path) -> None:
         (["dataset=table", "dataset.path=x", "dataset.columns.nam=y"], ["dataset.columns.nam is not a setting"]),
         (
             ["dataset=array", "dataset.path=x", "dataset.genome=y"],
-            ["dataset.genome contradict", "tiles, or leave"],
+            ["dataset.genome contradict", "use dataset=loci, tiles or variants, or leave"],
         ),
-        (["dataset.strand=aply"], ["dataset.strand=aply; expected ignore or apply; did you mean apply?"]),
+        (
+            ["dataset=loci", "dataset.loci=x", "dataset.genome=y", "dataset.strand=aply"],
+            ["dataset.strand=aply; expected ignore or apply; did you mean apply?"],
+        ),
         (["dataset=tabel", "dataset.path=x"], ["dataset=tabel; expected array, example", "did you mean table?"]),
     ],
 )

@@ -16,11 +16,12 @@ import pytest
 import zarr
 
 from dlshap_core.sequences import decode
-from pipeline.cli import compose_config
-from pipeline.entries import absolute, entry_problems, files_of, parse
-from pipeline.errors import UserError
-from pipeline.intake import Intake, signature, take_in
-from pipeline.sources import open_source
+from pipeline.config.compose import compose_config
+from pipeline.config.dataset_args import absolute, entry_problems, files_of, parse
+from pipeline.config.registry import schema
+from pipeline.inputs.ingest import Ingested, ingest, signature
+from pipeline.inputs.open import open_source
+from pipeline.messages.errors import UserError
 from tests.pipeline.conftest import random_sequences
 
 N, LENGTH = 7, 30
@@ -37,10 +38,10 @@ class Kept:
         self.rows.append(row)
 
 
-def read(*overrides: str) -> tuple[list[dict[str, Any]], Intake]:
+def read(*overrides: str) -> tuple[list[dict[str, Any]], Ingested]:
     """The good rows of an input."""
     dataset, kept = compose_config(overrides).dataset, Kept()
-    return kept.rows, take_in(open_source(dataset), dataset, lambda *first: kept, lambda n: None)
+    return kept.rows, ingest(open_source(dataset), dataset, lambda *first: kept, lambda n: None)
 
 
 def refused(*overrides: str) -> str:
@@ -107,7 +108,9 @@ def test_what_is_written_is_understood() -> None:
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_read(dataset: str, args: list[Any], message: str) -> None:
-    (problem,) = entry_problems(dataset, args)
+    (problem,) = entry_problems(
+        dataset, args, *(getattr(schema("dataset", dataset), name) for name in ("has_columns", "is_of_genome"))
+    )
     assert message in problem
 
 
@@ -117,19 +120,19 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_read(dataset: str, a
 def test_fractions_of_a_text_are_float32(tmp_path: Path) -> None:
     numbers = np.random.RandomState(0).randint(0, 2**32, 600, dtype=np.uint64).astype(np.uint32).view(np.float32)
     finite = numbers[np.isfinite(numbers)]
-    rows, intake = read(*table(tmp_path, [str(number) for number in finite], [SEQUENCES[0]] * len(finite)))
-    assert intake.args == [{"shape": [1], "dtype": "float32"}]
+    rows, ingested = read(*table(tmp_path, [str(number) for number in finite], [SEQUENCES[0]] * len(finite)))
+    assert ingested.extra_inputs == [{"shape": [1], "dtype": "float32"}]
     np.testing.assert_array_equal([row["arg_0"][0] for row in rows], finite)
 
 
 def test_whole_numbers_of_a_text_are_int64_unless_it_is_said_otherwise(tmp_path: Path) -> None:
     cells = ["0", "-3", "+7", str(2**53 + 1), "12", " 5 ", "9"]
     settings = table(tmp_path, cells)
-    rows, intake = read(*settings)
+    rows, ingested = read(*settings)
     assert [int(row["arg_0"][0]) for row in rows] == [int(cell) for cell in cells], "to the last digit"
-    assert intake.args == [{"shape": [1], "dtype": "int64"}]
-    rows, intake = read(*settings, "dataset.args=[dose:float]")
-    assert intake.args == [{"shape": [1], "dtype": "float32"}]
+    assert ingested.extra_inputs == [{"shape": [1], "dtype": "int64"}]
+    rows, ingested = read(*settings, "dataset.args=[dose:float]")
+    assert ingested.extra_inputs == [{"shape": [1], "dtype": "float32"}]
     assert rows[1]["arg_0"].tolist() == [-3.0]
     rows, _ = read(*table(tmp_path, ["1.0", "2", "3e1", "4", "5", "6", "7"]), "dataset.args=[dose:int]")
     assert [int(row["arg_0"][0]) for row in rows] == [1, 2, 30, 4, 5, 6, 7]
@@ -199,8 +202,8 @@ def fixed(values: list[Any], inner: pa.DataType, *sizes: int) -> pa.Array:
 def test_columns_of_numbers_and_of_fixed_size_lists(
     tmp_path: Path, column: pa.Array, shape: list[int], dtype: str
 ) -> None:
-    rows, intake = read(*parquet(tmp_path, column))
-    assert intake.args == [{"shape": shape, "dtype": dtype}]
+    rows, ingested = read(*parquet(tmp_path, column))
+    assert ingested.extra_inputs == [{"shape": shape, "dtype": dtype}]
     expected = [np.array(value, dtype).reshape(shape) for value in column.to_pylist()]
     for row, value in zip(rows, expected, strict=True):
         np.testing.assert_array_equal(row["arg_0"], value)
@@ -237,8 +240,8 @@ def test_arrays_of_any_trailing_shape(tmp_path: Path, shape: tuple[int, ...], ki
     else:
         saved(tmp_path / "x.npy", np.asfortranarray(values) if kind.startswith("F") else values)
     where = {"zarr": "x.zarr:v", "npz": "x.npz:v"}.get(kind, "x.npy")
-    rows, intake = read(*fasta(tmp_path, f"[{tmp_path / where}]"))
-    assert intake.args == [{"shape": list(shape), "dtype": "float32"}]
+    rows, ingested = read(*fasta(tmp_path, f"[{tmp_path / where}]"))
+    assert ingested.extra_inputs == [{"shape": list(shape), "dtype": "float32"}]
     np.testing.assert_array_equal(np.array([row["arg_0"] for row in rows]), values)
 
 
@@ -280,20 +283,20 @@ def test_a_row_that_is_left_out_takes_its_values_with_it(tmp_path: Path) -> None
     sequences = [*SEQUENCES]
     sequences[2], sequences[5] = "N" * LENGTH, "ACGT"
     path = saved(tmp_path / "x.npy", np.arange(2 * N, dtype=np.float32).reshape(N, 2))
-    rows, intake = read(*fasta(tmp_path, f"[{path}]", sequences), "dataset.on_bad=skip")
-    assert intake.n_bad == 2
+    rows, ingested = read(*fasta(tmp_path, f"[{path}]", sequences), "dataset.on_bad=skip")
+    assert ingested.n_bad == 2
     assert {row["name"]: row["arg_0"].tolist() for row in rows} == {
         f"s{i}": [2 * i, 2 * i + 1] for i in (0, 1, 3, 4, 6)
     }
 
 
 def test_large_values_come_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.sources.further._BYTES_PER_BATCH", 100)
+    monkeypatch.setattr("pipeline.inputs.extra_inputs._BYTES_PER_BATCH", 100)
     path = saved(tmp_path / "x.npy", np.arange(N * 10, dtype=np.float32).reshape(N, 10))
     dataset = compose_config(fasta(tmp_path, f"[{path}]")).dataset
     batches = list(open_source(dataset).batches())
     assert [len(rows) for rows in batches] == [2, 2, 2, 1]
-    assert [rows.args[i][0][0] for rows in batches for i in range(len(rows))] == [10.0 * i for i in range(N)]
+    assert [rows.extra_inputs[i][0][0] for rows in batches for i in range(len(rows))] == [10.0 * i for i in range(N)]
 
 
 def test_files_of_values_are_part_of_the_signature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,8 +343,8 @@ def windows(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], slice]
 
 
 def test_a_track_is_that_of_the_window_and_0_where_it_has_none(tracks: Path) -> None:
-    rows, intake = read(*loci(tracks, "chr1\t10\t40\nchr1\t100\t101\n", f"[{tracks}/plus.bw]"))
-    assert intake.args == [{"shape": [1, LENGTH], "dtype": "float32"}]
+    rows, ingested = read(*loci(tracks, "chr1\t10\t40\nchr1\t100\t101\n", f"[{tracks}/plus.bw]"))
+    assert ingested.extra_inputs == [{"shape": [1, LENGTH], "dtype": "float32"}]
     for row, where in windows(rows):
         np.testing.assert_array_equal(row["arg_0"], filled(PLUS)[None, where])
 
@@ -382,14 +385,14 @@ def test_tracks_that_do_not_reach_a_window_are_problems_of_its_row(tracks: Path)
 def test_a_track_needs_the_library_that_reads_it(tracks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyBigWig", None)
     found = refused(*loci(tracks, "chr1\t10\t40\n", f"[{tracks}/plus.bw]"))
-    assert found == "pyBigWig is needed to read dataset.args: pip install 'dlshap[exports]'"
+    assert found == "pyBigWig is not installed; `pip install 'dlshap[exports]'` adds it"
 
 
 def test_columns_of_loci_by_name_and_number(tracks: Path) -> None:
     peaks = "chr1\t10\t40\ta\t700\t.\t1.5\t2.5\t3.5\t7\nchr1\t60\t90\tb\t800\t.\t4\t5\t6\t8\n"
     args = "[score,signalValue,PVALUE,9,peak]"
-    rows, intake = read(*loci(tracks, f"# a comment\n\n{peaks}", args))
-    assert [arg["dtype"] for arg in intake.args] == ["int64", "float32", "float32", "float32", "int64"]
+    rows, ingested = read(*loci(tracks, f"# a comment\n\n{peaks}", args))
+    assert [arg["dtype"] for arg in ingested.extra_inputs] == ["int64", "float32", "float32", "float32", "int64"]
     assert [[float(row[f"arg_{i}"][0]) for i in range(5)] for row in rows] == [
         [700, 1.5, 2.5, 3.5, 7],
         [800, 4, 5, 6, 8],
@@ -426,10 +429,10 @@ def test_both_alleles_of_a_variant_have_the_values_of_its_line(tracks: Path) -> 
     (tracks / "v.vcf").write_text("##fileformat=VCFv4.2\n" + "".join(lines))
     path = saved(tracks / "x.npy", np.arange(3, dtype=np.float32))
     settings = ["dataset=variants", f"dataset.vcf={tracks / 'v.vcf'}", f"dataset.genome={tracks / 'genome.fa'}"]
-    rows, intake = read(
+    rows, ingested = read(
         *settings, f"dataset.length={LENGTH}", f"dataset.args=[{path},{tracks}/plus.bw]", "dataset.on_bad=skip"
     )
-    assert intake.n_bad == 2, "the window of the second leaves the chromosome"
+    assert ingested.n_bad == 2, "the window of the second leaves the chromosome"
     assert [float(row["arg_0"]) for row in rows] == [0, 0, 0, 0, 2, 2]
     for row, where in windows(rows):
         np.testing.assert_array_equal(row["arg_1"], filled(PLUS)[None, where])

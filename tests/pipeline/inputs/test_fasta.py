@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from dlshap_core.sequences import decode
-from pipeline.config import DatasetConfig
-from pipeline.errors import UserError
-from pipeline.sources import base, open_source
-from pipeline.sources.base import Rows
-from pipeline.sources.fasta import FastaSource, locus_of
+from pipeline.inputs import base
+from pipeline.inputs.base import Rows
+from pipeline.inputs.fasta import FastaSource, locus_of
+from pipeline.inputs.open import open_source
+from pipeline.messages.errors import UserError
+from tests.pipeline.conftest import chosen
 
 
 def write(path: Path, content: bytes, compression: str = "plain") -> Path:
@@ -151,7 +152,7 @@ def test_damaged_gzip_names_file_and_line(tmp_path: Path, kind: str, content: by
 
 def test_batches_are_bounded_and_can_be_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "ROWS_PER_BATCH", 4)
-    monkeypatch.setattr(base, "BASES_PER_BATCH", 100)
+    monkeypatch.setattr(base, "BYTES_PER_BATCH", 100)
     short = b"".join(b">s%d\nACGT\n" % i for i in range(10))
     source = FastaSource(write(tmp_path / "x.fa", short + b">long\n" + b"A" * 120 + b"\n>end\nC\n"))
     for _ in range(2):
@@ -171,17 +172,17 @@ def test_batches_are_bounded_and_can_be_read_again(tmp_path: Path, monkeypatch: 
 )
 def test_open_source_names_the_setting(path: str | None, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        open_source(DatasetConfig(timeout_s=60, name="fasta", path=path))
+        open_source(chosen("dataset", "fasta", timeout_s=60, path=path))
 
 
 def test_open_source_of_an_unknown_kind() -> None:
-    with pytest.raises(UserError, match=r"dataset\.name='fastq' is not a dataset"):
-        open_source(DatasetConfig(timeout_s=60, name="fastq"))
+    with pytest.raises(UserError, match=r"dataset\.name=fastq; expected array, .* did you mean fasta"):
+        open_source(chosen("dataset", "fastq", timeout_s=60))
 
 
 @pytest.mark.real
 def test_real_peaks(real_data: Path) -> None:
-    source = open_source(DatasetConfig(timeout_s=60, name="fasta", path=str(real_data / "ctcf_peaks_100bp.fa.gz")))
+    source = open_source(chosen("dataset", "fasta", timeout_s=60, path=str(real_data / "ctcf_peaks_100bp.fa.gz")))
     batches = list(source.batches())
     assert sum(len(rows) for rows in batches) == 39184
     first = batches[0]

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 import pipeline
 from dlshap_core.sequences import decode
-from pipeline.cli import compose_config
-from pipeline.errors import UserError
-from pipeline.intake import Nowhere, known_facts, signature, take_in, to_store
-from pipeline.sources import open_source
-from pipeline.store import LAYOUT
+from pipeline.config.compose import compose_config
+from pipeline.inputs.ingest import Nowhere, ingest, known_facts, signature, to_store
+from pipeline.inputs.open import open_source
+from pipeline.messages.errors import UserError
+from pipeline.store.schema import LAYOUT
 from tests.pipeline.conftest import LENGTH, N_ROWS, Inputs, random_sequences
-from tests.pipeline.sources.forms import FORMS, variants
+from tests.pipeline.inputs.file_forms import FORMS, variants
 
 SEQUENCES = random_sequences(500, 50, seed=3)
 SEQUENCES[7] = SEQUENCES[7][:20] + "N" * 5 + SEQUENCES[7][25:]
@@ -52,7 +52,7 @@ def test_tables_and_fasta_of_the_same_names_are_the_same_input(tmp_path: Path) -
     facts = []
     for form in ("fasta", "csv", "parquet"):
         dataset = compose_config(FORMS[form](tmp_path, SEQUENCES)).dataset
-        facts.append(take_in(open_source(dataset), dataset, lambda *first: Nowhere(), lambda n: None).facts)
+        facts.append(ingest(open_source(dataset), dataset, lambda *first: Nowhere(), lambda n: None).facts)
     assert facts[0] == facts[1] == facts[2]
 
 
@@ -119,10 +119,10 @@ def test_a_length_that_the_model_does_not_take_is_named_with_its_own(tmp_path: P
 @pytest.mark.parametrize("form", FORMS)
 def test_an_input_whose_files_change_is_another(tmp_path: Path, form: str) -> None:
     dataset = compose_config(FORMS[form](tmp_path, SEQUENCES[:20])).dataset
-    intake = take_in(open_source(dataset), dataset, lambda *first: Nowhere(), lambda n: None)
-    stored = to_store(signature(dataset), intake.facts)
-    assert known_facts(stored, dataset) == intake.facts
-    main = Path(dataset.path or dataset.loci or dataset.genome or "")
+    ingested = ingest(open_source(dataset), dataset, lambda *first: Nowhere(), lambda n: None)
+    stored = to_store(signature(dataset), ingested.facts)
+    assert known_facts(stored, dataset) == ingested.facts
+    main = Path(getattr(dataset, "path", "") or getattr(dataset, "loci", "") or dataset.genome)
     changed = next(path for path in sorted(main.rglob("*")) if path.is_file()) if main.is_dir() else main
     os.utime(changed, ns=(1, changed.stat().st_mtime_ns + 1))
     assert known_facts(stored, dataset) is None
@@ -172,7 +172,9 @@ def test_loci_without_a_genome_are_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["table", "array"])
 def test_an_unknown_name_lists_the_forms(tmp_path: Path, form: str) -> None:
     (tmp_path / "x.dat").write_bytes(b"something")
-    with pytest.raises(UserError, match=r"x\.dat is not known .*dataset=fasta \(\.fa, .*\.csv, .*\.npz, .*=tiles"):
+    with pytest.raises(
+        UserError, match=r"x\.dat is not known .*dataset=array \(\.npy, .*=fasta \(\.fa, .*\.csv, .*=tiles"
+    ):
         read([f"dataset={form}", f"dataset.path={tmp_path / 'x.dat'}"])
 
 
@@ -189,3 +191,13 @@ def test_what_is_no_file_is_refused(tmp_path: Path, form: str, monkeypatch: pyte
                 read([f"dataset={form}", f"{setting}={path}", *more])
     with pytest.raises(UserError, match=rf"{re.escape(setting)}=folder (is a directory|is not known)"):
         read([f"dataset={form}", f"{setting}=folder", *more])
+
+
+def test_a_file_that_is_written_over_is_another_whatever_its_time_says(tmp_path: Path) -> None:
+    dataset = compose_config(FORMS["fasta"](tmp_path, SEQUENCES[:20])).dataset
+    path, before = Path(dataset.path or ""), signature(dataset)
+    status, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-20] + content[-20:].replace(b"A", b"C"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert signature(dataset) != before

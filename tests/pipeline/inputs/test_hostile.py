@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from dlshap_core.sequences import decode
-from pipeline.errors import UserError
-from pipeline.sources.base import Rows
-from pipeline.sources.fasta import FastaSource
-from pipeline.sources.loci import LociSource
-from pipeline.sources.variants import VariantSource
+from pipeline.inputs.base import Rows
+from pipeline.inputs.fasta import FastaSource
+from pipeline.inputs.loci import LociSource
+from pipeline.inputs.variants import VariantSource
+from pipeline.messages.errors import UserError
 
 LONG = "ACGT" * 250_000
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from dlshap_core.sequences import decode
-from pipeline.config import DatasetConfig
-from pipeline.errors import UserError
-from pipeline.sources import genome, open_source
-from pipeline.sources.base import Rows
-from pipeline.sources.loci import LociSource
+from pipeline.inputs import genome
+from pipeline.inputs.base import Rows
+from pipeline.inputs.loci import LociSource
+from pipeline.inputs.open import open_source
+from pipeline.messages.errors import UserError
+from tests.pipeline.conftest import chosen
 
 # positions      0         1
 #                0123456789012345678
@@ -290,8 +291,6 @@ def test_no_index_is_left_where_it_cannot_be_written(tmp_path: Path, monkeypatch
     [
         ({"loci": "nowhere.bed"}, "dataset.loci=nowhere.bed: no such file"),
         ({"genome": None}, "dataset.genome is not set"),
-        ({"length": None}, "dataset.length=None"),
-        ({"length": 0}, "dataset.length=0"),
     ],
 )
 def test_open_source_names_the_setting(tmp_path: Path, changed: dict[str, object], message: str) -> None:
@@ -303,9 +302,9 @@ def test_open_source_names_the_setting(tmp_path: Path, changed: dict[str, object
         "genome": write_genome(tmp_path),
         "length": 4,
     }
-    assert open_source(DatasetConfig(**settings)).description["kind"] == "loci"
+    assert open_source(chosen("dataset", **settings)).description["kind"] == "loci"
     with pytest.raises(UserError, match=message):
-        open_source(DatasetConfig(**{**settings, **changed}))
+        open_source(chosen("dataset", **{**settings, **changed}))
 
 
 @pytest.mark.real

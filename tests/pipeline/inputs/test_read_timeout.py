@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import DatasetConfig
-from pipeline.errors import UserError
-from pipeline.sources import open_source
-from pipeline.sources.base import Row, Rows, batched
-from pipeline.sources.patience import PatientSource
+from pipeline.inputs.base import Row, Rows, batched
+from pipeline.inputs.open import open_source
+from pipeline.inputs.read_timeout import TimedSource
+from pipeline.messages.errors import UserError
+from tests.pipeline.conftest import chosen
 
 
 class Slow:
@@ -35,8 +35,8 @@ class Slow:
             time.sleep(self.end)
 
 
-def patient(source: Slow, timeout_s: float = 5) -> PatientSource:
-    return PatientSource(lambda: source, timeout_s, "dataset.path=x")
+def patient(source: Slow, timeout_s: float = 5) -> TimedSource:
+    return TimedSource(lambda: source, timeout_s, "dataset.path=x")
 
 
 def test_rows_come_in_order_and_any_number_of_times() -> None:
@@ -85,5 +85,5 @@ def test_a_pipe_that_nobody_writes_to_is_given_up(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.fa"
     os.mkfifo(pipe)
     with pytest.raises(UserError, match=r"dataset\.path=.*pipe\.fa gave nothing for 0\.2 s .*is it a pipe"):
-        open_source(DatasetConfig(name="fasta", path=str(pipe), timeout_s=0.2))
+        open_source(chosen("dataset", "fasta", path=str(pipe), timeout_s=0.2))
     os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))  # let go of the thread

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dlshap_core.sequences import decode
-from pipeline.errors import UserError
-from pipeline.sources.base import Rows
-from pipeline.sources.table import TableSource
-from tests.pipeline.sources.forms import lists, one_hot_of, write
+from pipeline.inputs.base import Rows
+from pipeline.inputs.table import TableSource
+from pipeline.messages.errors import UserError
+from tests.pipeline.inputs.file_forms import lists, one_hot_of, write
 
 
 def rows_of(source: TableSource) -> Rows:
@@ -222,7 +222,7 @@ def test_a_column_of_one_hot_with_gaps_and_wrong_values(tmp_path: Path) -> None:
         (pa.array([[1, 2], [3]]), {}, r"'seq' holds lists of different sizes; expected all like the first, 2$"),
         (pa.array([[[1, 0], [0, 1]], [[1, 0], [1]]]), {}, "expected one-hot .* or codes"),
         (pa.array([{"a": 1}]), {}, "column 'seq' is struct<.*>; expected text"),
-        (pa.array([["A", "C"]]), {}, "column 'seq' holds Python objects"),
+        (pa.array([["A", "C"]]), {}, "column 'seq' is list<element: string>; expected text, numbers or lists"),
         (lists(np.zeros((2, 4, 4))), {}, "may be .* say which: dataset.axes=N4L or NL4"),
         (lists(np.zeros((2, 4, 5))), {"axes": "NL4"}, "is not dataset.axes=NL4; it may be N4L"),
         (lists(np.zeros((2, 3, 5))), {}, r"has the shape \(0, 3, 5\); expected one-hot"),

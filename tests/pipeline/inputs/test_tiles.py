@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from dlshap_core.sequences import decode
-from pipeline.cli import compose_config
-from pipeline.errors import UserError
-from pipeline.intake import Nowhere, take_in
-from pipeline.sources import open_source, tiles
-from pipeline.sources.base import Rows
-from pipeline.sources.tiles import TileSource
+from pipeline.config.compose import compose_config
+from pipeline.inputs import tiles
+from pipeline.inputs.base import Rows
+from pipeline.inputs.ingest import Nowhere, ingest
+from pipeline.inputs.open import open_source
+from pipeline.inputs.tiles import TileSource
+from pipeline.messages.errors import UserError
 
 # positions 0         1
 #           0123456789012345678
@@ -133,15 +134,16 @@ def test_a_letter_that_is_no_nucleotide_is_a_bad_row(tmp_path: Path) -> None:
     assert str(rows.problem[1]).startswith("window 1 c:4-8 (g.fa): character 'X' at position 2")
 
 
-def test_what_is_left_out_is_said_and_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_out_is_said_and_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "dlshap")
     dataset = compose_config(
         ["dataset=tiles", f"dataset.genome={write(tmp_path / 'g.fa')}", "dataset.length=5"]
     ).dataset
     source = open_source(dataset)
-    intake = take_in(source, dataset, lambda *first: Nowhere(), lambda n: None)
-    assert (intake.n_rows, intake.n_bad) == (4, 0)
+    ingested = ingest(source, dataset, lambda *first: Nowhere(), lambda n: None)
+    assert (ingested.n_rows, ingested.n_bad) == (4, 0)
     assert source.description["n_unknown"] == 1
-    assert "left out of the genome: 1 window with fewer known bases than dataset.min_known" in capsys.readouterr().err
+    assert "left out of the genome: 1 window with fewer known bases than dataset.min_known" in caplog.text
 
 
 def test_a_genome_of_unknown_bases(tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def test_a_genome_of_unknown_bases(tmp_path: Path) -> None:
         ["dataset=tiles", f"dataset.genome={path}", "dataset.length=5", "dataset.min_known=0"]
     ).dataset
     with pytest.raises(UserError, match="the input holds no sequences"):
-        take_in(open_source(dataset), dataset, lambda *first: Nowhere(), lambda n: None)
+        ingest(open_source(dataset), dataset, lambda *first: Nowhere(), lambda n: None)
 
 
 def test_memory_does_not_grow_with_the_genome(tmp_path: Path) -> None:

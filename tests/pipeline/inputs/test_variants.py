@@ -12,10 +12,10 @@ import pytest
 import pipeline
 from dlshap_core.references import shuffle_codes
 from dlshap_core.sequences import decode
-from pipeline.commits import RunDirectory
-from pipeline.errors import UserError
-from pipeline.sources.variants import VariantSource, parse
-from pipeline.verify import verify
+from pipeline.execution.verify import verify
+from pipeline.inputs.variants import VariantSource, parse
+from pipeline.messages.errors import UserError
+from pipeline.store.run_directory import RunDirectory
 from tests.pipeline.conftest import LENGTH, Inputs, random_sequences
 
 GENOME = random_sequences(1, 400, seed=3)[0]
@@ -145,9 +145,9 @@ def test_both_alleles_are_compared_with_the_reference_alleles_shuffles(inputs: I
     assert store["prediction_difference"].shape == (len(LINES), 1)
     references = shuffle_codes(np.asarray(store.codes[2:3]), [0, 1, 2])
     assert zlib.crc32(references[0].tobytes()) == checksums[3]
-    verdict = verify(RunDirectory(tmp_path / "a.zarr"))
-    assert verdict.sound, verdict.text()
-    assert verdict.n_sampled == 2 * len(LINES)
+    findings = verify(RunDirectory(tmp_path / "a.zarr"))
+    assert findings.sound, findings.text()
+    assert findings.n_sampled == 2 * len(LINES)
 
 
 def test_a_bad_variant_is_left_out_with_both_alleles(inputs: Inputs, tmp_path: Path) -> None:

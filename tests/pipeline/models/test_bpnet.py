@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dlshap_core.sequences import one_hot
-from pipeline.errors import UserError
+from pipeline.inputs.loci import LociSource
+from pipeline.messages.errors import UserError
 from pipeline.models.bpnet import BPNet, load_bpnet
-from pipeline.sources.loci import LociSource
 
 SMALL = {"n_filters": 6, "n_layers": 3, "trimming": 40}
 

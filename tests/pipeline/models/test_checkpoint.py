@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.errors import UserError
+from pipeline.messages.errors import UserError
 from pipeline.models.bpnet import load_bpnet
 from pipeline.models.checkpoint import checkpoint_path, read_checkpoint
 from pipeline.models.fitting import load_weights
@@ -180,3 +180,56 @@ def test_contents_that_are_no_state_dict(tmp_path: Path, content: object, messag
 def test_missing_checkpoints(path: str | None, message: str) -> None:
     with pytest.raises(UserError, match=f"model.checkpoint.*{message}"):
         checkpoint_path(path)
+
+
+# --- a file with several sets of weights ----------------------------------------------------------------------------
+
+
+def several(path: Path, form: str) -> Path:
+    """Weights of an average beside those of the last step, as training scripts write them."""
+    state, average = ({name: values * factor for name, values in net().state_dict().items()} for factor in (1, 2))
+    optimizer = {"state": {"0": {"exp_avg": state["0.weight"]}}, "param_groups": [{"lr": 0.1}]}
+    forms = {
+        "model": {"model": state, "model_ema": average, "optimizer": optimizer, "opt": optimizer, "epoch": 3},
+        "state_dict": {"state_dict": state, "ema": {"module": average, "decay": 0.99}, "rng": torch.zeros(9)},
+        "two of the usual": {"model": average, "state_dict": state, "epoch": 1},
+        "alone": {"state_dict": state, "optimizer_states": [optimizer], "metrics": {"loss": torch.tensor(0.5)}},
+        "neither": {"weights": state, "weights_ema": average},
+    }
+    torch.save(forms[form], path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("form", "taken", "other", "prefix"),
+    [
+        ("model", "model", "model_ema", "model_ema."),
+        ("state_dict", "state_dict", "ema", "ema.module."),
+        ("two of the usual", "state_dict", "model", "model."),
+    ],
+)
+def test_which_of_several_weights_are_taken_is_said(
+    tmp_path: Path, form: str, taken: str, other: str, prefix: str
+) -> None:
+    path, module = several(tmp_path / "w.pt", form), net()
+    fitted = load_weights(module, read_checkpoint(path), path)
+    assert fitted.all_notes(path) == (
+        f"{path} holds several sets of weights: those under {taken!r} are taken, not those under {other!r} "
+        f"(model.prefix={other}. takes these)",
+    )
+    assert torch.equal(module[0].weight, net()[0].weight)
+    fitted = load_weights(module, read_checkpoint(path, prefix=prefix), path, prefix)
+    assert torch.equal(module[0].weight, 2 * net()[0].weight)
+    assert fitted.all_notes(path) == (f"the weights of {path} fit without the prefix {prefix!r} of their names",)
+
+
+def test_what_is_no_other_weights_is_not_said(tmp_path: Path) -> None:
+    path = several(tmp_path / "w.pt", "alone")
+    assert load_weights(net(), read_checkpoint(path), path).all_notes(path) == ()
+
+
+def test_weights_under_an_unusual_key_can_be_named(tmp_path: Path) -> None:
+    path = several(tmp_path / "w.pt", "neither")
+    with pytest.raises(UserError, match=r"entries that are not tensors: .*; model\.prefix=weights\. takes those"):
+        read_checkpoint(path)
+    assert load_weights(net(), read_checkpoint(path, prefix="weights."), path, "weights.").prefix == "weights."

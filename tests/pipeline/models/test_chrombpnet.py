@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from dlshap_core.engine import attribute
 from dlshap_core.sequences import one_hot
-from pipeline.config import ModelConfig
-from pipeline.errors import UserError
-from pipeline.models import LoadedModel, load_model
+from pipeline.messages.errors import UserError
 from pipeline.models.bpnet import BPNet
 from pipeline.models.chrombpnet import ChromBPNet
+from pipeline.models.load import LoadedModel, load_model
+from tests.pipeline.conftest import chosen
 
 TRIMMING = 40
 
@@ -92,7 +92,7 @@ def save_published(
 
 
 def load(**values: object) -> LoadedModel:
-    return load_model(SimpleNamespace(**{**vars(ModelConfig(name="chrombpnet", head="")), **values}))
+    return load_model(chosen("model", **{"name": "chrombpnet", **values}))
 
 
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> dict[str, object]:
@@ -130,6 +130,8 @@ def test_with_bias_is_the_published_sum(form: str, tmp_path: Path, monkeypatch: 
     assert loaded.description["with_bias"] is True
     assert loaded.description["target"] == "pipeline.models.chrombpnet.ChromBPNet"
     assert loaded.description["bias"] == (settings["bias"].name if "bias" in settings else None)
+    prefixed = [f"the weights of {tmp_path / 'bias.pt'} fit without the prefix 'model.' of their names"]
+    assert [note for note in loaded.notes if "bias.pt" in note] == (prefixed if form == "state dicts" else [])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -140,9 +142,11 @@ def test_without_bias_it_is_the_accessibility_alone(form: str, tmp_path: Path, m
     with torch.no_grad():
         torch.testing.assert_close(loaded.module(sequences()), parts()[0](sequences())[1])
     assert loaded.description["target"] == "pipeline.models.bpnet.BPNet"
+    is_left_out = any("holds a bias, which is left out; model.with_bias=true" in note for note in loaded.notes)
+    assert is_left_out == (form in ("both", "both, old", "state dict"))
     torch.save(parts()[0].state_dict(), tmp_path / "alone.pt")
     alone = load(name="bpnet", checkpoint=tmp_path / "alone.pt", init={"trimming": TRIMMING})
-    assert (loaded.weights_hash, loaded.code_hash) == (alone.weights_hash, alone.code_hash)
+    assert (loaded.weights_hash, loaded.code) == (alone.weights_hash, alone.code)
 
 
 @pytest.mark.parametrize("head", ["counts", "profile_midpoint", "profile_elementwise"])
@@ -150,7 +154,7 @@ def test_contributions_sum_to_the_difference(head: str, tmp_path: Path, monkeypa
     loaded = load(**written(tmp_path, monkeypatch, "parts"), with_bias=True, head=head)
     x, references = sequences(), torch.stack([sequences(2, seed=seed) for seed in (1, 2, 3)], dim=1)
     found = attribute(loaded.module.double(), x, references, targets=(0,), batch_size=4, dtype=torch.float64)
-    assert loaded.sums_to_delta
+    assert loaded.completeness
     assert float(found.convergence_delta.abs().max()) < 1e-10
     difference = found.prediction.unsqueeze(-1) - found.reference_prediction
     assert float(difference.abs().min()) > 1e-6  # there is something to sum to

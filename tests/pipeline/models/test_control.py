@@ -14,11 +14,10 @@ from torch import Tensor, nn
 import pipeline
 from dlshap_core.engine import attribute
 from dlshap_core.references import shuffle_codes
-from dlshap_core.sequences import one_hot
-from pipeline.errors import UserError
+from dlshap_core.sequences import one_hot, reverse_complement
+from pipeline.messages.errors import UserError
 from pipeline.models.bpnet import BPNet
 from pipeline.models.chrombpnet import ChromBPNet
-from pipeline.sources.loci import reverse_complement
 from tests.pipeline.conftest import random_sequences, values
 from tests.pipeline.models.test_bpnet import by_hand, sequences, small
 
@@ -134,7 +133,7 @@ def test_tracks_that_a_bpnet_does_not_take_are_refused(folder: Path, tmp_path: P
     with pytest.raises(UserError, match=r"shape \(\d, 1, 130\); this BPNet takes \(N, 2, 130\) \(dataset\.args\)"):
         run(folder, tmp_path / "a.zarr", one)
     with pytest.raises(
-        UserError, match=r"BPNet\.forward\(x, control=None\) takes 1 further input and dataset\.args gives 2"
+        UserError, match=r"BPNet\.forward\(x, control=None\) takes 1 extra input and dataset\.args gives 2"
     ):
         run(folder, tmp_path / "a.zarr", f"dataset.args=[{folder / 'plus.bw'},{folder / 'minus.bw'}]")
     np.save(folder / "negative.npy", np.full((len(STARTS), 2, LENGTH), -1.0))

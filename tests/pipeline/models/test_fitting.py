@@ -6,7 +6,6 @@ import argparse
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +13,11 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from pipeline.config import ModelConfig
-from pipeline.errors import UserError
-from pipeline.models import load_model
+from pipeline.messages.errors import UserError
 from pipeline.models.checkpoint import read_checkpoint
 from pipeline.models.fitting import Fitted, load_weights
+from pipeline.models.load import load_model
+from tests.pipeline.conftest import chosen
 
 Names = dict[str, Tensor]
 
@@ -126,7 +125,7 @@ def test_a_lightning_checkpoint(others: dict[str, object], tmp_path: Path) -> No
 
 def loaded(path: Path, target: str = "torch.nn.Linear", **values: Any) -> Any:
     values = {"name": "module", "_target_": target, "init": {"in_features": 4, "out_features": 1}, **values}
-    return load_model(SimpleNamespace(**{**vars(ModelConfig(head="", checkpoint=str(path))), **values}))
+    return load_model(chosen("model", **{"checkpoint": str(path), **values}))
 
 
 def test_a_prefix_is_said_to_the_person_and_in_the_description(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.config import ModelConfig
-from pipeline.errors import UserError
-from pipeline.models import LoadedModel, load_model
+from pipeline.messages.errors import UserError
+from pipeline.models.load import LoadedModel, load_model
+from tests.pipeline.conftest import chosen
 
 INIT = {"in_features": 4, "out_features": 2}
 
@@ -27,7 +26,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 def load(path: Path, **values: Any) -> LoadedModel:
     values = {"name": "module", "_target_": "torch.nn.Linear", "checkpoint": str(path), **values}
-    return load_model(SimpleNamespace(**{**vars(ModelConfig(head="")), **values}))
+    return load_model(chosen("model", **values))
 
 
 def folder(path: Path, settings: object = None, parts: bool = False) -> Path:
@@ -123,3 +122,28 @@ def test_a_part_that_is_damaged(tmp_path: Path) -> None:
     part.write_bytes(part.read_bytes()[:-3])
     with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors is a damaged safetensors file"):
         load(path)
+
+
+def test_what_was_taken_of_a_folder_is_said(tmp_path: Path) -> None:
+    path = folder(tmp_path / "hub", {**INIT, "bias": True, "architectures": ["Linear"]})
+    arguments = f"arguments of torch.nn.Linear from {path}/config.json: in_features=4, out_features=2, bias=True"
+    assert load(path).notes == (arguments,)
+    assert load(path, init={"bias": True, "in_features": 4}).notes == (
+        f"arguments of torch.nn.Linear from {path}/config.json: out_features=2",
+    )
+    torch.save(weights(), path / "pytorch_model.bin")
+    assert load(path).notes == (
+        f"{path} holds several files of weights: model.safetensors is taken, not pytorch_model.bin "
+        f"(model.checkpoint={path / 'pytorch_model.bin'} takes that one)",
+        arguments,
+    )
+
+
+def test_the_files_of_a_pattern_are_said(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_file(weights(), tmp_path / f"{name}.safetensors")
+    assert load(tmp_path / "*.safetensors", init=INIT).notes == (
+        f"model.checkpoint={tmp_path / '*.safetensors'}: 2 files, whose mean is attributed: a.safetensors, "
+        "b.safetensors",
+    )
+    assert load(tmp_path / "[a].safetensors", init=INIT).notes == ()

@@ -7,7 +7,6 @@ import pickle
 import tarfile
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.config import ModelConfig
-from pipeline.errors import UserError
-from pipeline.models import load_model
+from pipeline.messages.errors import UserError
+from pipeline.models.load import load_model
+from tests.pipeline.conftest import chosen
 
 
 class Touch:
@@ -45,8 +44,10 @@ def state() -> dict[str, torch.Tensor]:
 
 def load(path: object, **values: object) -> Any:
     init = {"in_features": 4, "out_features": 1}
-    values = {"name": "module", "_target_": "torch.nn.Linear", "init": init, "checkpoint": path, **values}
-    return load_model(SimpleNamespace(**{**vars(ModelConfig(head="")), **values}))
+    values = {"name": "module", "init": init, "checkpoint": path, **values}
+    if values["name"] == "module":
+        values = {"_target_": "torch.nn.Linear", **values}
+    return load_model(chosen("model", **values))
 
 
 def zip_of(path: Path, **files: bytes) -> Path:
@@ -105,7 +106,7 @@ def test_onnx_is_refused(tmp_path: Path, name: str) -> None:
     [
         ({"config_DOT_json": b"{}", "metadata_DOT_json": b"{}", "model_DOT_weights_DOT_h5": b"\x89HDF"}, r"\.keras"),
         ({"arr_0_DOT_npy": b"\x93NUMPY"}, r"a zip archive of arr_0\.npy, not of torch; unpack"),
-        ({"weights_DOT_pt": b"x", "a": b"", "b": b"", "c": b""}, r"of a, b, c and 1 more files"),
+        ({"weights_DOT_pt": b"x", "a": b"", "b": b"", "c": b""}, r"of a, b, c and 1 more, not"),
         ({}, "no files"),
     ],
 )
@@ -123,7 +124,7 @@ def test_zip_archives_of_other_things(tmp_path: Path, files: dict[str, bytes], m
         (b"\xfd7zXZ\x00", "compressed with xz"),
         (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
         (b"\x93NUMPY\x01\x00", "an array of NumPy"),
-        (b"\x89HDF\r\n\x1a\n", r"HDF5.*Keras.*from_chrombpnet"),
+        (b"\x89HDF\r\n\x1a\n", r"HDF5.*Keras.*model=keras"),
         (b"{\n  'a': 1}\n", r"text, which begins"),
         (b"\x00\xff\x17\x99", "no kind that is known"),
         ((99999).to_bytes(8, "little") + b'{"a":', "safetensors file: it ends within its header"),
@@ -211,7 +212,7 @@ def test_a_trusted_file_that_is_damaged(tmp_path: Path) -> None:
 
 def test_a_directory_says_what_it_holds(tmp_path: Path) -> None:
     for folder, file, message in [
-        ("tf", "saved_model.pb", "a SavedModel of Keras or TensorFlow"),
+        ("tf", "saved_model.pb", "a SavedModel of TensorFlow.*model=keras"),
         ("hub", "weights.safetensors", r"model\.safetensors; it holds weights\.safetensors; give one of its files"),
         ("empty", None, "it holds nothing"),
     ]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,10 @@ from torch import Tensor, nn
 from dlshap_core.audit import audit
 from dlshap_core.engine import attribute
 from dlshap_core.sequences import one_hot
-from pipeline.checks import LAYOUTS
-from pipeline.config import ModelConfig
-from pipeline.models import LoadedModel, load_model
+from pipeline.config.schema import LAYOUTS
 from pipeline.models.layouts import InputLayout
+from pipeline.models.load import LoadedModel, load_model
+from tests.pipeline.conftest import chosen
 
 LENGTH = 60
 SOURCE = """
@@ -100,7 +99,7 @@ def load(source: Any, kind: str, folder: Path) -> tuple[LoadedModel, nn.Module]:
     layout, bases = KINDS[kind]
     values = {"name": "module", "_target_": f"published_models.{kind}", "checkpoint": folder / "weights.pth"}
     values |= {"input_layout": layout, "bases": bases}
-    return load_model(SimpleNamespace(**{**vars(ModelConfig(head="")), **values})), reference
+    return load_model(chosen("model", **values)), reference
 
 
 def codes(n: int, seed: int) -> np.ndarray:
@@ -180,8 +179,3 @@ def test_every_layout_moves_axes_and_bases(layout: str, bases: str) -> None:
         expected += (position * 4 + channel) if layout == "nlc" else (channel * 5 + position)
     assert float(adapted(x)) == expected
     assert float(adapted(x, torch.tensor(2.0))) == 2 * expected
-
-
-def test_what_is_no_layout() -> None:
-    with pytest.raises(ValueError, match="input_layout=nchw"):
-        InputLayout(nn.Identity(), "nchw")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.models import lengths
 from pipeline.models.bpnet import BPNet
-from pipeline.models.further import Filled
+from pipeline.models.forward_arguments import Filled
 from pipeline.models.lengths import length_hint, wanted_lengths
 
 
@@ -111,7 +111,7 @@ def test_tracks_are_as_long_as_what_is_tried() -> None:
 
 
 def test_trying_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lengths, "PATIENCE_S", -1)
+    monkeypatch.setattr(lengths, "TIME_LIMIT_S", -1)
     assert wanted_lengths(pooled().eval(), 100) is None
 
 

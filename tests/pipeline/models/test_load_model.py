@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from pipeline.config import ModelConfig
-from pipeline.errors import UserError
-from pipeline.models import LoadedModel, load_model
-from pipeline.models.hashing import code_hash, weights_hash
-from pipeline.models.outputs import listing, select
+from pipeline.messages.errors import UserError
+from pipeline.models.code import code_of
+from pipeline.models.hashing import weights_hash
+from pipeline.models.load import LoadedModel, load_model
+from pipeline.models.outputs import chosen as select
+from pipeline.models.outputs import listing
+from tests.pipeline.conftest import chosen
 
 TOY = """
 import torch
@@ -70,7 +71,7 @@ def toy_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def config(**values: Any) -> SimpleNamespace:
-    return SimpleNamespace(**{**vars(ModelConfig(name="module", head="")), **values})
+    return chosen("model", **{"name": "module", **values})
 
 
 def saved(module: nn.Module, path: Path) -> str:
@@ -90,7 +91,7 @@ def test_a_module_by_its_target(toy_models: Any, tmp_path: Path) -> None:
     assert not loaded.module.training
     assert {p.dtype for p in loaded.module.parameters()} == {torch.float32}
     assert torch.equal(loaded.module(x()), toy.float()(x()))
-    assert loaded.sums_to_delta
+    assert loaded.completeness
     assert loaded.description == {
         "name": "module",
         "head": "none",
@@ -108,13 +109,6 @@ def test_a_module_by_its_target(toy_models: Any, tmp_path: Path) -> None:
         "bias": None,
     }
     assert loaded.notes == (f"weights of {path} are stored as float64 and were made float32",)
-
-
-def test_configuration_objects_of_omegaconf(toy_models: Any, tmp_path: Path) -> None:
-    path = saved(toy_models.Two(width=5), tmp_path / "w.pt")
-    values = {"_target_": "toy_models.Two", "init": {"width": 5}, "checkpoint": path, "output": "second"}
-    loaded = load_model(OmegaConf.create({**vars(config()), **values}))
-    assert loaded.module(x()).shape == (2, 1)
 
 
 def test_a_function_may_load_its_own_weights_and_a_class_may_not_go_without(toy_models: Any) -> None:
@@ -174,7 +168,9 @@ def test_neither_target_nor_trusted_pickle(toy_models: Any, tmp_path: Path) -> N
         load_model(config(checkpoint=saved(toy_models.ready(), tmp_path / "w.pt")))
 
 
-@pytest.mark.parametrize(("name", "message"), [("nope", r"model\.name='nope'"), ("bpnet", r"model\.checkpoint is not")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("nope", r"model\.name=nope; expected bpnet"), ("bpnet", r"model\.checkpoint is not")]
+)
 def test_families(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_model(config(name=name))
@@ -188,7 +184,9 @@ def test_an_unknown_head(toy_models: Any) -> None:
 def test_a_model_with_several_outputs_needs_a_choice(toy_models: Any, tmp_path: Path) -> None:
     path = saved(toy_models.Two(), tmp_path / "w.pt")
     undecided = load_model(config(_target_="toy_models.Two", checkpoint=path))
-    with pytest.raises(UserError, match=r"first: \(2, 2\), second: \(2, 1\); choose one with model\.output"):
+    with pytest.raises(
+        UserError, match=r"first: \(N, 2\), second: \(N, 1\); say which .*'model\.output=first' \(2 targets, axis 1\)"
+    ):
         undecided.module(x())
 
 
@@ -212,24 +210,26 @@ FIRST, SECOND = torch.zeros(2, 1), torch.ones(2, 3)
     ],
 )
 def test_selection(outputs: Any, wanted: int | str) -> None:
-    assert select(outputs, wanted) is SECOND
+    assert select(outputs, str(wanted), 2) is SECOND
 
 
 @pytest.mark.parametrize(
     ("outputs", "wanted", "there"),
     [
-        ((FIRST, SECOND), 2, r"a tuple with 0: \(2, 1\), 1: \(2, 3\)"),
+        ((FIRST, SECOND), 2, r"a tuple with 0: \(N, 1\), 1: \(N, 3\)"),
         ((FIRST, SECOND), "counts", "a tuple with 0"),
-        ({"a": FIRST}, "b", r"a mapping with a: \(2, 1\)"),
-        (Pair(FIRST, SECOND), "count", r"a Pair with profile: \(2, 1\), counts: \(2, 3\)"),
-        (FIRST, 0, r"a single tensor of shape \(2, 1\)"),
+        ({"a": FIRST}, "b", r"a mapping with a: \(N, 1\)"),
+        (Pair(FIRST, SECOND), "count", r"a Pair with profile: \(N, 1\), counts: \(N, 3\)"),
+        (FIRST, 0, r"a single tensor of shape \(N, 1\)"),
         (FIRST, "shape", "a single tensor"),
         (SimpleNamespace(a=1), "b", "an object of type SimpleNamespace"),
     ],
 )
 def test_selection_of_what_is_not_there(outputs: Any, wanted: int | str, there: str) -> None:
-    with pytest.raises(UserError, match=rf"model\.output={wanted}: no such output; the model returns {there}"):
-        select(outputs, wanted)
+    with pytest.raises(
+        UserError, match=rf"model\.output={wanted}: (no such|there is one) output.*; the model returns {there}"
+    ):
+        select(outputs, str(wanted), 2)
 
 
 def test_listing_names_types_that_are_not_tensors() -> None:
@@ -239,26 +239,26 @@ def test_listing_names_types_that_are_not_tensors() -> None:
 def test_hashes_depend_on_weights_settings_and_code(toy_models: Any) -> None:
     one, same = toy_models.ready(), toy_models.ready()
     assert weights_hash(one) == weights_hash(same)
-    assert code_hash(one) == code_hash(same)
+    assert code_of(one).digest == code_of(same).digest
     with torch.no_grad():
         same.linear.bias[0] += 1
     assert weights_hash(one) != weights_hash(same)
-    assert code_hash(one) == code_hash(same)
+    assert code_of(one).digest == code_of(same).digest
     same.scale = 2.0  # a setting that is no weight
-    assert code_hash(one) != code_hash(same)
+    assert code_of(one).digest != code_of(same).digest
 
     same.scale, same.activation = 1.0, torch.relu
-    with_relu = code_hash(same)
+    with_relu = code_of(same).digest
     same.activation = torch.tanh
-    assert code_hash(same) != with_relu
+    assert code_of(same).digest != with_relu
 
     state = toy_models.Two()
     state.load_state_dict(one.state_dict())
     assert weights_hash(one) == weights_hash(state)
-    assert code_hash(one) != code_hash(state)  # the same weights, another forward
+    assert code_of(one).digest != code_of(state).digest  # the same weights, another forward
     narrow = nn.Sequential(nn.Conv1d(4, 4, 3, dilation=1))
     wide = nn.Sequential(nn.Conv1d(4, 4, 3, dilation=2))
-    assert code_hash(narrow) != code_hash(wide)
+    assert code_of(narrow).digest != code_of(wide).digest
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
@@ -274,30 +274,30 @@ def test_weights_of_any_type_are_hashed_with_type_and_shape(dtype: torch.dtype) 
 
 
 def test_a_change_of_the_code_changes_the_hash_and_another_process_does_not(toy_models: Any, tmp_path: Path) -> None:
-    script = "import toy_models; from pipeline.models.hashing import code_hash; print(code_hash(toy_models.ready()))"
+    script = "import toy_models; from pipeline.models.code import code_of; print(code_of(toy_models.ready()).digest)"
     environment = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[3]}", "PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    before = code_hash(toy_models.ready())
+    before = code_of(toy_models.ready()).digest
     assert done.stdout.strip() == before
     (tmp_path / "toy_models.py").write_text(TOY.replace(".mean(-1)", ".amax(-1)"))
     linecache.checkcache()
-    assert code_hash(importlib.reload(toy_models).ready()) != before
+    assert code_of(importlib.reload(toy_models).ready()).digest != before
 
 
 @pytest.mark.parametrize(
     ("head", "sums"),
-    [(None, True), ("profile_midpoint", True), ("profile_stopgrad", False), ("profile_detached", False)],
+    [("counts", True), ("profile_midpoint", True), ("profile_stopgrad", False), ("profile_detached", False)],
 )
-def test_bpnet_heads(head: str | None, sums: bool, tmp_path: Path) -> None:
+def test_bpnet_heads(head: str, sums: bool, tmp_path: Path) -> None:
     from pipeline.models.bpnet import BPNet
 
     torch.manual_seed(0)
     raw = BPNet(n_filters=4, n_layers=2, trimming=3)
     path = saved(raw, tmp_path / "w.pt")
     loaded = load_model(config(name="bpnet", checkpoint=path, head=head, init={"trimming": 3}, trust_pickle=True))
-    assert loaded.description["head"] == (head or "counts")
+    assert loaded.description["head"] == head
     assert loaded.description["trust_pickle"] is False  # allowed, and not needed
-    assert loaded.sums_to_delta is sums
+    assert loaded.completeness is sums
     assert loaded.module(x()).shape == (2, 1)
-    if head is None:
+    if head == "counts":
         assert torch.equal(loaded.module(x()), raw(x())[1])

@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 import pipeline
-from pipeline.cli import compose_config
-from pipeline.errors import UserError
+from pipeline.config.compose import compose_config
+from pipeline.messages.errors import UserError
+from pipeline.messages.progress import shown_on_stderr
 from pipeline.models.bpnet import BPNet
 from tests.pipeline.conftest import random_sequences, write_fasta
+from tests.pipeline.models.keras_files.test_files import WEIGHTS, model, write
 
 OWN = """
 from torch import nn
@@ -67,7 +69,8 @@ def test_trust_is_on_the_terminal_and_in_the_store(capsys: pytest.CaptureFixture
         pipeline.run(overrides("model=module", "model.checkpoint=whole.pt"))
     assert not Path("a.zarr").exists()
     assert "WARNING" not in capsys.readouterr().err
-    pipeline.run(overrides("model=module", "model.checkpoint=whole.pt", "model.trust_pickle=true"))
+    with shown_on_stderr():
+        pipeline.run(overrides("model=module", "model.checkpoint=whole.pt", "model.trust_pickle=true"))
     assert "WARNING: whole.pt was read as a pickle, which runs whatever code is in it" in capsys.readouterr().err
     assert attributes()["model"]["trust_pickle"] is True
 
@@ -118,3 +121,18 @@ def test_chrombpnet_with_its_bias(folder: Path) -> None:
 def test_settings_that_contradict_each_other(more: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         compose_config(overrides(*more))
+
+
+def test_a_file_of_keras() -> None:
+    described = model()
+    described["config"]["layers"][0]["config"]["batch_input_shape"] = [None, None, 4]
+    described["config"]["layers"][2] |= {"class_name": "GlobalAveragePooling1D"}
+    last = {"dense/kernel:0": np.arange(3, dtype="f4").reshape(3, 1), "dense/bias:0": np.zeros(1, "f4")}
+    write(Path("m.h5"), described, WEIGHTS | {"dense": last})
+    of_model = overrides("model=keras", "model.checkpoint=m.h5")
+    pipeline.run(of_model)
+    assert attributes()["model"]["target"] == "pipeline.models.keras_files.model.KerasModel"
+    assert np.allclose(pipeline.open_store("a.zarr")["prediction"][:], 6)
+    write(Path("m.h5"), described, WEIGHTS | {"dense": last | {"dense/bias:0": np.ones(1, "f4")}})
+    with pytest.raises(UserError, match=r"belongs to another run: .*model\.weights"):
+        pipeline.run(of_model)

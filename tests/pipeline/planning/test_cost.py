@@ -12,53 +12,57 @@ import pytest
 from benchmarks.store import make_plan
 
 import pipeline
-from pipeline.cli import compose_config, dispatch
-from pipeline.config import ClusterConfig
-from pipeline.costs import Constants, Measured, Workload, cost
-from pipeline.estimate import actors_of, estimate_config, size
-from pipeline.store import arrays_of
-from tests.pipeline.conftest import LENGTH, N_ROWS, ROWS_PER_SHARD, Inputs
+from pipeline.cli.main import dispatch
+from pipeline.config.compose import compose_config
+from pipeline.config.schema import ClusterConfig, Config
+from pipeline.execution.cost_estimate import estimate_config, size
+from pipeline.execution.executor import executor_of
+from pipeline.planning import cost as costs
+from pipeline.planning.cost import Workload, cost
+from pipeline.store.schema import arrays_of
+from tests.pipeline.conftest import LENGTH, N_ROWS, ROWS_PER_SHARD, Inputs, chosen
 
 WORK = Workload(n_rows=10_000, length=2114, n_references=20, rows_per_shard=100, actors=4)
-MEASURED = Measured(row_s=0.1)
+ROW_S = 0.1
 
 
 def test_a_million_rows_of_five_folds_are_a_hundred_million_pairs() -> None:
-    found = cost(replace(WORK, n_rows=1_000_000, n_folds=5), MEASURED)
+    found = cost(replace(WORK, n_rows=1_000_000, n_folds=5), ROW_S)
     assert (found.pairs, found.shards) == (100_000_000, 10_000)
 
 
 def test_everything_but_the_fixed_parts_grows_with_the_rows() -> None:
-    few, many = cost(WORK, MEASURED), cost(replace(WORK, n_rows=100_000), MEASURED)
+    few, many = cost(WORK, ROW_S), cost(replace(WORK, n_rows=100_000), ROW_S)
     for name in ("shards", "pairs", "device_s", "store_bytes", "run_bytes", "read_s", "driver_s", "end_s"):
         assert getattr(many, name) == pytest.approx(10 * getattr(few, name)), name
     assert few.objects < many.objects <= 10 * few.objects
     assert many.shard_s == few.shard_s
 
 
-def test_actors_divide_the_work_down_to_a_shard() -> None:
-    constants = Constants(start_s=0)
-    alone = cost(replace(WORK, actors=1), MEASURED, constants)
+def test_actors_divide_the_work_down_to_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "START_S", 0)
+    alone = cost(replace(WORK, actors=1), ROW_S)
     busy_s = alone.wall_s - alone.read_s - alone.end_s
     assert busy_s == pytest.approx(alone.shard_s * alone.shards)
-    shared = cost(replace(WORK, actors=8), MEASURED, constants)
+    shared = cost(replace(WORK, actors=8), ROW_S)
     assert shared.wall_s - shared.read_s - shared.end_s == pytest.approx(shared.shard_s * math.ceil(100 / 8))
-    crowded = cost(replace(WORK, actors=1000), MEASURED, constants)
+    crowded = cost(replace(WORK, actors=1000), ROW_S)
     assert crowded.wall_s - crowded.read_s - crowded.end_s == pytest.approx(crowded.shard_s)
 
 
-def test_shards_too_small_wait_for_the_driver() -> None:
-    constants = Constants(start_s=0, shard_s=0, encode_s_per_byte=0)
+def test_shards_too_small_wait_for_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("START_S", "SHARD_S", "ENCODE_S_PER_BYTE"):
+        monkeypatch.setattr(costs, name, 0)
     work = replace(WORK, rows_per_shard=1, actors=1000)
-    found = cost(work, Measured(row_s=0.001), constants)
-    assert found.wall_s - found.read_s - found.end_s == found.driver_s == 10_000 * constants.driver_s_per_shard
-    assert cost(replace(work, on_ray=False), Measured(row_s=0.001), constants).driver_s == 0
+    found = cost(work, 0.001)
+    assert found.wall_s - found.read_s - found.end_s == found.driver_s == 10_000 * costs.DRIVER_S_PER_SHARD
+    assert cost(replace(work, on_ray=False), 0.001).driver_s == 0
 
 
-def test_a_resume_loses_a_shard_and_a_start() -> None:
-    constants = Constants(look_s_per_shard=0.001)
-    found = cost(WORK, MEASURED, constants)
-    assert found.resume_s == pytest.approx(constants.start_s + 100 * 0.001 + found.shard_s)
+def test_a_resume_loses_a_shard_and_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "LOOK_S_PER_SHARD", 0.001)
+    found = cost(WORK, ROW_S)
+    assert found.resume_s == pytest.approx(costs.START_S + 100 * 0.001 + found.shard_s)
 
 
 def plan_json(capsys: pytest.CaptureFixture[str], *overrides: str) -> dict[str, object]:
@@ -129,14 +133,14 @@ def test_the_errors_are_those_of_the_run(inputs: Inputs, tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("cluster", "expected"),
     [
-        (ClusterConfig(name="none"), 1),
-        (ClusterConfig(name="local", actors=3), 3),
-        (ClusterConfig(name="address", address="auto"), None),
-        (ClusterConfig(name="address", address="auto", max_actors=64), 64),
+        (chosen("cluster", "none"), 1),
+        (chosen("cluster", "local", actors=3), 3),
+        (chosen("cluster", "address", address="auto"), None),
+        (chosen("cluster", "address", address="auto", max_actors=64), 64),
     ],
 )
 def test_actors_follow_from_the_settings_where_they_can(cluster: ClusterConfig, expected: int | None) -> None:
-    assert actors_of(cluster, "cpu", 1) == expected
+    assert executor_of(Config(cluster=cluster)).n_actors("cpu") == expected
 
 
 def test_sizes_in_words() -> None:

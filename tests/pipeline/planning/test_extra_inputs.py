@@ -1,4 +1,4 @@
-"""Further inputs of the model: what reaches it, what the store holds, what a run that goes on refuses."""
+"""Extra inputs of the model: what reaches it, what the store holds, what a run that goes on refuses."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ import pipeline
 from dlshap_core.engine import attribute
 from dlshap_core.references import shuffle_codes
 from dlshap_core.sequences import one_hot
-from pipeline.args import other_strand
-from pipeline.cli import compose_config, dispatch
-from pipeline.commits import RunDirectory
-from pipeline.driver import audit_config
-from pipeline.errors import RunError, UserError
-from pipeline.estimate import estimate_config
-from pipeline.models import load_model
-from pipeline.repair import repair
-from pipeline.store import LAYOUT
-from pipeline.verify import verify
+from pipeline.cli.main import dispatch
+from pipeline.cli.settings import repeat_config
+from pipeline.config.compose import compose_config
+from pipeline.execution.audit import audit_config
+from pipeline.execution.cost_estimate import estimate_config
+from pipeline.execution.verify import verify
+from pipeline.messages.errors import RunError, UserError
+from pipeline.models.load import load_model
+from pipeline.planning.extra_inputs import other_strand
+from pipeline.store.run_directory import RunDirectory
+from pipeline.store.schema import LAYOUT
+from pipeline.store.verify.repair import repair
 from tests.pipeline.conftest import LENGTH, N_ROWS, ROWS_PER_SHARD, Inputs, random_sequences, values, write_fasta
 from tests.pipeline.damage import copy_of, flip
 from tests.pipeline.gated import FORMS, Scaled, Values, run_with
 from tests.pipeline.gated import values as drawn
+from tests.pipeline.inputs.test_variants import GENOME, files, line, other
 from tests.pipeline.plug import PulledPlug, plugged
-from tests.pipeline.sources.test_variants import GENOME, files, line, other
-from tests.pipeline.test_repair import check_same
+from tests.pipeline.store.verify.test_repair import check_same
 
 N_LINES = 3
 TARGETS = "engine.targets=[1,0]"
@@ -52,7 +54,7 @@ def command(inputs: Inputs, given: Values, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def whole(command: list[str]) -> Path:
-    """A finished store of a model with further inputs, not to be changed."""
+    """A finished store of a model with extra inputs, not to be changed."""
     summary = pipeline.run(command)
     assert summary.complete
     return Path(summary.store)
@@ -63,7 +65,7 @@ def elsewhere(command: list[str], store: Path, *more: str) -> list[str]:
 
 
 def with_args(command: list[str], dose: str, kind: str) -> str:
-    """The setting of the further inputs with others for the first two, and the tracks of the command."""
+    """The setting of the extra inputs with others for the first two, and the tracks of the command."""
     tracks = next(item for item in command if item.startswith("dataset.args")).rpartition(",")[2]
     return f"dataset.args=[{dose},{kind},{tracks}"
 
@@ -119,7 +121,9 @@ def test_the_store_holds_them_for_every_reader(whole: Path, given: Values) -> No
     assert store.to_xarray()["arg_1"].shape == (N_ROWS, 1)
     assert store.attrs["dataset"]["args"] == ["dose", "kind", "tracks.npy"]
     assert store.plan.args[2] == {"shape": [2, LENGTH], "dtype": "float32"}
-    assert Path(compose_config([], store=str(whole)).dataset.args[2]).is_absolute(), "to be repeated from anywhere"
+    assert Path(repeat_config(str(whole), [], is_trusted=True).dataset.args[2]).is_absolute(), (
+        "to be repeated from anywhere"
+    )
 
 
 def test_the_same_command_goes_on_and_another_file_of_values_is_refused(
@@ -166,10 +170,10 @@ def test_damage_is_found_named_and_repaired(
     store = copy_of(whole, tmp_path / "a.zarr", with_run)
     flip(store / key, random.Random(0))
     directory = RunDirectory(store)
-    verdict = verify(directory)
-    assert [problem.key for problem in verdict.problems] == [key]
-    assert [problem.shard for problem in verdict.problems] == [int(key.split(".")[1]) if "/c." in key else None]
-    repair(directory, verdict)
+    findings = verify(directory)
+    assert [problem.key for problem in findings.problems] == [key]
+    assert [problem.shard for problem in findings.problems] == [int(key.split(".")[1]) if "/c." in key else None]
+    repair(directory, findings)
     n = {"arg_0/c.1.0": ROWS_PER_SHARD, "arg_2/c.3.0.0": N_ROWS - 3 * ROWS_PER_SHARD}.get(key, 0)
     assert pipeline.run(elsewhere(command, store)).rows_computed == n
     check_same(store, whole)
@@ -181,9 +185,9 @@ def test_a_store_whose_records_are_lost_is_begun_again(whole: Path, command: lis
     flip(store / "shard_crc32/c.0.0", random.Random(0))
     flip(store / "arg_2/c.0.0.0", random.Random(0))
     directory = RunDirectory(store)
-    verdict = verify(directory)
-    assert "arg_2/c.0.0.0" in {problem.key for problem in verdict.problems}
-    repair(directory, verdict)
+    findings = verify(directory)
+    assert "arg_2/c.0.0.0" in {problem.key for problem in findings.problems}
+    repair(directory, findings)
     assert pipeline.run(elsewhere(command, store)).rows_computed == N_ROWS
     check_same(store, whole)
 
@@ -210,14 +214,14 @@ def test_audit_and_plan_take_them(command: list[str], tmp_path: Path, capsys: py
         for what in ("audit", "plan", "run"):
             assert dispatch([what, *elsewhere(command, tmp_path / "a.zarr", problem)]) == 2
             err = capsys.readouterr().err
-            assert err.count("\n") == 1
-            assert "Gated.forward(x, dose, kind, tracks) needs 3 further inputs and dataset.args gives " in err
+            assert err.count("dlshap: error: ") == 1
+            assert "Gated.forward(x, dose, kind, tracks) needs 3 extra inputs and dataset.args gives " in err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_without_further_inputs_says_so(inputs: Inputs, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((N_ROWS, 1)))
-    with pytest.raises(UserError, match=r"ExampleNet\.forward\(x\) takes no further input and dataset\.args gives 1 "):
+    with pytest.raises(UserError, match=r"ExampleNet\.forward\(x\) takes no extra input and dataset\.args gives 1 "):
         pipeline.run(inputs.overrides(tmp_path / "a.zarr", f"dataset.args=[{tmp_path / 'x.npy'}]"))
 
 
@@ -298,9 +302,8 @@ def test_alleles_share_the_values_of_their_line(inputs: Inputs, tmp_path: Path, 
         *(f"model._target_={Scaled.__module__}.Scaled", f"model.checkpoint={tmp_path / 'scaled.safetensors'}"),
     ]
     if len(shape) > 1:
-        with pytest.raises(
-            UserError, match=r"shape .*; dataset\.args gives \S+scale\.npy as float32 \(N, 1\): is that"
-        ):
+        said = r"mixes the sequences .*; dataset\.args gives \S+scale\.npy as float32 \(N, 1\): is that"
+        with pytest.raises(UserError, match=said):
             pipeline.run(settings)
         return
     assert pipeline.run(settings).complete

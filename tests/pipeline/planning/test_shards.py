@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
-from pipeline.shards import Shard, n_shards, remaining, select, shard_at
+from pipeline.messages.errors import UserError
+from pipeline.planning.shards import Shard, n_shards, remaining, select, shard_at
 
 sizes = st.tuples(st.integers(1, 500), st.integers(1, 60))
 

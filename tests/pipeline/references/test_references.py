@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,23 @@ import zarr
 
 from dlshap_core.references import permute_codes, shuffle_codes, shuffle_codes_locally
 from dlshap_core.sequences import decode, one_hot
-from pipeline.config import DRAWN, FIXED, ReferencesConfig
-from pipeline.errors import UserError
-from pipeline.fingerprint import InputFacts
-from pipeline.plan import Plan
-from pipeline.references import Draw, Settled, genomic, open_references, require_files, settle, unused
+from pipeline.config import limits
+from pipeline.config.registry import names, schema
+from pipeline.config.schema import LimitsConfig
+from pipeline.config.validate import from_mapping
+from pipeline.inputs.facts import InputFacts
+from pipeline.messages.errors import UserError
+from pipeline.planning.plan import Plan
+from pipeline.references import genomic
+from pipeline.references.base import Draw, ResolvedReferences
+from pipeline.references.resolve import load_references, resolve_references, unused
+from tests.pipeline.conftest import chosen
 
 N, R, L, SEED = 7, 3, 24, 5
 CODES = np.random.RandomState(0).randint(0, 4, (N, L)).astype(np.uint8)
 CODES[2, 4:7] = 4
 SEEDS = [SEED + k for k in range(R)]
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "references.json").read_text())
 
 
 def known(n_rows: int = N, length: int = L) -> InputFacts:
@@ -31,20 +40,20 @@ def known(n_rows: int = N, length: int = L) -> InputFacts:
     return InputFacts("", n_rows, length, np.bincount(CODES.ravel(), minlength=5)[:4].tolist())
 
 
-def plan_of(settled: Settled) -> Plan:
+def plan_of(settled: ResolvedReferences) -> Plan:
     values: dict[str, Any] = dict.fromkeys(Plan.__dataclass_fields__)
-    own = {"references": settled.plan, "n_references": settled.n, "seed": SEED, "length": L, "rows_per_group": 1}
-    return Plan(**{**values, **own})
+    own = {"references": settled.plan, "n_references": settled.n, "random_state": SEED, "length": L}
+    return Plan(**{**values, **own, "rows_per_group": 1})
 
 
-def opened(**config: Any) -> tuple[Settled, Draw]:
-    settled = settle(ReferencesConfig(**{"n_shuffles": R, **config}), known())
+def opened(**config: Any) -> tuple[ResolvedReferences, Draw]:
+    settled = resolve_references(chosen("references", **{"n_shuffles": R, **config}), known())
 
     def pool() -> np.ndarray:
         assert settled.pool is not None
         return settled.pool
 
-    return settled, open_references(plan_of(settled), pool)
+    return settled, load_references(plan_of(settled), pool)
 
 
 def whole(draw: Draw) -> np.ndarray:
@@ -152,6 +161,10 @@ def test_arrays_are_taken_as_they_are(tmp_path: Path, what: str, form: str) -> N
     settled, draw = opened(name="array", path=str(saved(tmp_path, array, form)))
     np.testing.assert_array_equal(whole(draw), expected)
     assert settled.n == expected.shape[1]
+    kind = "shares of the bases" if "freq" in what else "codes" if "codes" in what else "one-hot"
+    whose = "the same for all rows" if "all" in what or "as rows" in what else "each row's own"
+    (note,) = settled.notes
+    assert note.endswith(f"shape {array.shape} read as {kind}, {settled.n} references, {whose}")
     is_hard = "frequencies" not in what
     rows = np.where(expected.any(axis=2), expected.argmax(axis=2), 4).astype(np.uint8) if is_hard else expected
     np.testing.assert_array_equal(
@@ -166,6 +179,24 @@ def test_the_content_of_an_array_decides_its_fingerprint_and_its_file_does_not(t
     array[-1, -1, -1] = (array[-1, -1, -1] + 1) % 5
     changed = opened(name="array", path=str(saved(tmp_path, array, "npy")))[0]
     assert changed.fingerprint != found["npy"].fingerprint
+
+
+def test_arrays_that_become_far_larger_than_their_file_are_refused(tmp_path: Path) -> None:
+    limit = LimitsConfig(held_mb=1, streamed_mb=1, block_mb=1)
+    np.savez_compressed(tmp_path / "x.npz", np.zeros((2, 4, 150_000), np.uint8))
+    with limits.using(limit), pytest.raises(UserError, match=r"x\.npz takes 1\.2 MB of memory once it is read"):
+        opened(name="array", path=str(tmp_path / "x.npz"))
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 4, L)})
+        file.truncate(file.tell() + 10**6 * 4 * L)
+    with limits.using(limit), pytest.raises(UserError, match=r"x\.npy unpacks to .* or more"):
+        opened(name="array", path=str(tmp_path / "x.npy"))
+    zarr.create_array(tmp_path / "x.zarr", shape=(10**15, 4, L), chunks=(1, 4, L), dtype="u1")
+    with limits.using(limit), pytest.raises(UserError, match=r"x\.zarr unpacks to .* TB or more"):
+        opened(name="array", path=str(tmp_path / "x.zarr"))
+    np.save(tmp_path / "y.npy", np.ones((2, 4, 300_000), np.uint8))
+    with limits.using(limit), pytest.raises(UserError, match=r"y\.npy: each item of its first axis has 1\.2 MB"):
+        opened(name="array", path=str(tmp_path / "y.npy"))
 
 
 WRONG: list[tuple[np.ndarray, str]] = [
@@ -204,52 +235,49 @@ def test_files_that_hold_no_array_are_refused(tmp_path: Path) -> None:
         "folder": "no Zarr array lies there",
     }.items():
         with pytest.raises(UserError, match=rf"^references\.path=[^\n]*{message}[^\n]*$"):
-            require_files(ReferencesConfig(name="array", path=str(tmp_path / name)))
+            chosen("references", "array", path=str(tmp_path / name)).require_files()
     with pytest.raises(UserError, match=r"references\.genome=.*: no such file"):
-        require_files(ReferencesConfig(name="genomic", genome=str(tmp_path / "nothing")))
-
-
-def test_windows_of_a_genome_have_the_nearest_gc_content(tmp_path: Path) -> None:
-    path = genome(tmp_path)
-    text = {line for line in path.read_text().splitlines() if len(line) > L}
-    settled, draw = opened(name="genomic", genome=str(path))
-    rows = [[decode(codes) for codes in row] for row in whole(draw).argmax(axis=2).astype(np.uint8)]
-    assert settled.pool is not None
-    percents = np.array([round(genomic.gc_percent(window)) for window in settled.pool])
-    assert len(percents) == 5 * 20
-    assert not (settled.pool == 4).any()
-    for sequence, row in zip(CODES, rows, strict=True):
-        wanted = genomic.gc_percent(sequence)
-        nearest = np.abs(percents - wanted).min()
-        for reference in row:
-            assert any(reference in chromosome for chromosome in text)
-            gc = 100 * sum(base in "CG" for base in reference) / L
-            assert abs(round(gc) - wanted) == pytest.approx(nearest)
-    assert len({reference for row in rows for reference in row}) > R
-
-
-def test_windows_are_drawn_by_the_legacy_generator_from_the_bin(tmp_path: Path) -> None:
-    settled, draw = opened(name="genomic", genome=str(genome(tmp_path)))
-    assert settled.pool is not None
-    percent = genomic.gc_percent(CODES[0])
-    _, start, stop = min(settled.plan["bins"], key=lambda bin_: (abs(bin_[0] - percent), bin_[0]))
-    expected = [settled.pool[start + np.random.RandomState(seed).randint(stop - start)] for seed in SEEDS]
-    np.testing.assert_array_equal(draw(CODES, 0)(slice(0, 1), slice(None))[0].numpy(), np.stack(expected))
+        chosen("references", "genomic", genome=str(tmp_path / "nothing")).require_files()
 
 
 def test_windows_are_thinned_evenly_and_known_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = ReferencesConfig(name="genomic", genome=str(genome(tmp_path)), n_shuffles=R)
-    every = settle(config, known())
-    assert settle(config, known()).fingerprint == every.fingerprint
+    config = chosen("references", "genomic", genome=str(genome(tmp_path)), n_shuffles=R)
+    every = resolve_references(config, known())
+    assert resolve_references(config, known()).fingerprint == every.fingerprint
     monkeypatch.setattr(genomic, "MAX_POOL_BYTES", 35 * L)
-    thinned = settle(config, known())
+    thinned = resolve_references(config, known())
     assert every.pool is not None
     assert thinned.pool is not None
     assert len(thinned.pool) == 34  # every third of 5 * 20 windows that can be used and 5 that cannot
     assert {row.tobytes() for row in thinned.pool} < {row.tobytes() for row in every.pool}
     assert thinned.fingerprint != every.fingerprint
-    with pytest.raises(UserError, match="has no window of 9999 known bases"):
-        settle(config, known(length=9999))
+    with pytest.raises(UserError, match=r"has 0 different windows of 9999 known bases; .* give a larger genome$"):
+        resolve_references(config, known(length=9999))
+
+
+@pytest.mark.parametrize("random_state", [0, 123456])
+def test_references_are_those_of_all_versions(tmp_path: Path, random_state: int) -> None:
+    """Checksums that dlshap 0.1 gave for these seeds, and for `genomic` those of the first version that draws so."""
+    generator, length, n = np.random.RandomState(77), 60, 3
+    codes = generator.randint(0, 4, (4, length)).astype(np.uint8)
+    codes[1, 20:26], codes[3] = 4, 0
+    given = generator.randint(0, 5, (4, n, length)).astype(np.uint8)
+    path = tmp_path / "genome.fa"
+    path.write_text(f">chr1\n{decode(np.random.RandomState(78).randint(0, 4, 100 * length).astype(np.uint8))}\n")
+    own: dict[str, dict[str, Any]] = {
+        "local_dinucleotide_shuffle": {"window": 20},
+        "array": {"path": str(saved(tmp_path, given, "npy"))},
+        "genomic": {"genome": str(path)},
+    }
+    facts = InputFacts("", 4, length, np.bincount(codes.ravel(), minlength=5)[:4].tolist())
+    assert set(GOLDEN) == set(names("references"))
+    for name, checksums in GOLDEN.items():
+        settled = resolve_references(
+            chosen("references", **{"name": name, "n_shuffles": n, **own.get(name, {})}), facts
+        )
+        plan = replace(plan_of(settled), random_state=random_state, length=length)
+        found = load_references(plan, lambda settled=settled: settled.pool)(codes, 0).checksums()
+        assert found.tolist() == checksums[str(random_state)], name
 
 
 def every_kind(folder: Path) -> list[dict[str, Any]]:
@@ -258,7 +286,7 @@ def every_kind(folder: Path) -> list[dict[str, Any]]:
         "array": {"path": str(saved(folder, given_codes(N, R, L), "npy"))},
         "genomic": {"genome": str(genome(folder))},
     }
-    return [{"name": name, **own.get(name, {})} for name in (*DRAWN, *FIXED, "array")]
+    return [{"name": name, **own.get(name, {})} for name in names("references")]
 
 
 def test_the_row_alone_decides_its_references(tmp_path: Path) -> None:
@@ -272,12 +300,27 @@ def test_the_row_alone_decides_its_references(tmp_path: Path) -> None:
             np.testing.assert_array_equal(part.checksums(), together.checksums()[start:stop])
 
 
+def test_two_seeds_share_no_reference(tmp_path: Path) -> None:
+    """Of those of seed 0, the next seed shared all but one."""
+    for config in every_kind(tmp_path):
+        if config["name"] not in ("dinucleotide_shuffle", "dinucleotide_shuffle_uniform", "shuffle"):
+            continue  # shuffles of short windows, and windows of a short genome, may be equal by chance
+        settled, _ = opened(**config, n_shuffles=20)
+        sets = []
+        for seed in (0, 1):
+            run = from_mapping({"seed": seed, "dataset": {"name": "fasta", "path": "x.fa"}})
+            draw = load_references(replace(plan_of(settled), random_state=run.random_state), lambda: CODES)
+            sets.append({row.tobytes() for row in draw(CODES[:1], 0)(slice(0, 1), slice(0, 20))[0].numpy()})
+        assert [len(found) for found in sets] == [20, 20]
+        assert not sets[0] & sets[1]
+
+
 def test_numbers_that_are_not_used_are_said_to_be(tmp_path: Path) -> None:
     for config in every_kind(tmp_path):
-        said = unused(ReferencesConfig(n_shuffles=9, **config))
-        if config["name"] in DRAWN:
+        said = unused(chosen("references", n_shuffles=9, **config))
+        if schema("references", config["name"]).is_drawn:
             assert said is None
         else:
             assert said is not None
             assert "references.n_shuffles=9 is not used" in said
-            assert unused(ReferencesConfig(n_shuffles=None, **config)) is None
+            assert unused(chosen("references", n_shuffles=None, **config)) is None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +17,16 @@ import pipeline
 from dlshap_core.engine import attribute
 from dlshap_core.references import permute_codes, shuffle_codes, shuffle_codes_locally
 from dlshap_core.sequences import one_hot
-from pipeline.cli import compose_config, dispatch
-from pipeline.commits import RunDirectory
-from pipeline.errors import UserError
-from pipeline.models import load_model
-from pipeline.store import POOL, read_array
+from pipeline.cli.main import dispatch
+from pipeline.config.compose import compose_config
+from pipeline.messages.errors import RunError, UserError
+from pipeline.messages.progress import shown_on_stderr
+from pipeline.models.load import load_model
+from pipeline.references import array, genomic
+from pipeline.report.facts import run_facts
+from pipeline.store.codec import read_array
+from pipeline.store.run_directory import RunDirectory
+from pipeline.store.schema import POOL
 from tests.pipeline.conftest import LENGTH, N_ROWS, Inputs, random_sequences, values, write_fasta
 
 SEEDS = [0, 1, 2]
@@ -85,6 +92,7 @@ def test_background_frequencies_are_those_of_the_input(inputs: Inputs, in_folder
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_instance")
 def test_windows_of_a_genome_reach_actors_and_later_commands(
     inputs: Inputs, in_folder: Path, tmp_path_factory: pytest.TempPathFactory
@@ -134,6 +142,40 @@ def test_a_changed_array_is_another_run(inputs: Inputs, in_folder: Path) -> None
         pipeline.run(overrides)
 
 
+def write_over(path: Path, array: np.ndarray) -> None:
+    """Other values into the same file, whose size and time of its content stay."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        np.save(file, array)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+
+
+def test_an_array_that_is_written_over_is_another_run_whatever_its_time_says(inputs: Inputs, in_folder: Path) -> None:
+    np.save("given.npy", GIVEN)
+    pipeline.run([*overrides_of("array", inputs), "run.shards=0-0"])
+    other = GIVEN.copy()
+    other[8:12] = 3 - other[8:12]  # of rows in between, which no probe looks at
+    write_over(Path("given.npy"), other)
+    with pytest.raises(UserError, match=r"belongs to another run: settings\.references\.array is"):
+        pipeline.run(overrides_of("array", inputs))
+
+
+def test_an_array_that_changes_during_a_run_fails_its_shards(
+    inputs: Inputs, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save("given.npy", GIVEN)
+    commit = RunDirectory.commit
+
+    def commit_and_replace(directory: RunDirectory, record: Any) -> None:
+        commit(directory, record)
+        np.save("given.npy", 3 - GIVEN)
+
+    monkeypatch.setattr(RunDirectory, "commit", commit_and_replace)
+    with pytest.raises(RunError, match=r"given\.npy was written to during the run"):
+        pipeline.run(overrides_of("array", inputs))
+
+
 def test_a_number_that_is_not_used_is_said_to_be(
     inputs: Inputs, in_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,3 +183,57 @@ def test_a_number_that_is_not_used_is_said_to_be(
     assert "dlshap: references=zeros compares with one reference; references.n_shuffles=9 is not used\n" in (
         capfd.readouterr().err
     )
+
+
+@pytest.mark.parametrize(("setting", "first"), [("seed=0", 0), ("seed=1", 65536), ("references.random_state=7", 7)])
+def test_a_run_draws_with_the_numbers_of_its_seed(inputs: Inputs, in_folder: Path, setting: str, first: int) -> None:
+    assert pipeline.run(inputs.overrides("a.zarr", setting)).complete
+    store = pipeline.open_store("a.zarr")
+    references = shuffle_codes(np.asarray(store.codes[:]), [first, first + 1, first + 2])
+    assert [zlib.crc32(row.tobytes()) for row in references] == list(store["reference_checksum"][:])
+    for other in ("seed=2", "references.random_state=8"):
+        with pytest.raises(UserError, match="belongs to another run"):
+            pipeline.run(inputs.overrides("a.zarr", other))
+
+
+def test_few_windows_are_said_once_and_files_are_read_once(
+    inputs: Inputs, in_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_fasta(Path("genome.fa"), random_sequences(1, 20 * LENGTH, seed=9))
+    overrides = overrides_of("genomic", inputs, "references.genome=genome.fa")
+    line = "references.genome=genome.fa has 20 different windows of 40 known bases, fewer than 30"
+    assert dispatch(["plan", *overrides]) == 0
+    assert capfd.readouterr().err.count(f"dlshap: warning: {line}") == 1
+    assert dispatch(["run", *overrides, "run.shards=0-1"]) == 0
+    assert capfd.readouterr().err.count(f"dlshap: warning: {line}") == 1
+
+    def read_again(*_: object) -> None:
+        raise AssertionError("the files are those that were read before")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(genomic.Genomic, "resolve", read_again)
+        with shown_on_stderr():
+            assert pipeline.run(overrides).complete
+            assert pipeline.run(overrides).rows_computed == 0
+        assert line not in capfd.readouterr().err
+        store = pipeline.open_store("a.zarr")
+        assert sum(note.startswith(f"warning: {line}") for note in store.attrs["notes"]) == 1
+        assert sum(fact[1].startswith(f"warning: {line}") for group in run_facts(store).values() for fact in group) == 1
+        os.utime("genome.fa")
+        with pytest.raises(AssertionError, match="read before"):
+            pipeline.run(overrides)
+    assert pipeline.run(overrides).rows_computed == 0
+    with pytest.raises(UserError, match=r"settings\.references\.n_shuffles is 3 there and 4 here"):
+        pipeline.run([*overrides, "references.n_shuffles=4"])
+
+
+def test_an_array_is_hashed_once(inputs: Inputs, in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save("given.npy", GIVEN)
+    overrides = overrides_of("array", inputs)
+    assert not pipeline.run([*overrides, "run.shards=0-1"]).complete
+    with monkeypatch.context() as patched:
+        patched.setattr(array.Array, "resolve", lambda *_: pytest.fail("the array is that which was hashed before"))
+        assert pipeline.run(overrides).complete
+    other = write_fasta(Path("other.fa"), random_sequences(seed=1))
+    with pytest.raises(UserError, match=r"belongs to another run: input\.sha256 is "):
+        pipeline.run([*overrides, f"dataset.path={other}"])

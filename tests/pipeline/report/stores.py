@@ -11,10 +11,10 @@ import numpy as np
 import zarr
 
 from dlshap_core.sequences import encode
-from pipeline import deltas
-from pipeline.plan import Plan
-from pipeline.store import StagedStore
-from tests.pipeline.exports.stores import record_sizes
+from pipeline.planning import convergence
+from pipeline.planning.plan import Plan
+from pipeline.store.template import StagedStore
+from tests.pipeline.exports.stores import complete
 
 THRESHOLD = 1e-3
 
@@ -56,7 +56,7 @@ class Synthetic:
             staged.append(
                 codes=self.codes[row], source_row=row, name=name, chrom=chrom, start=start, end=end, strand=strand
             )
-        staged.finish(self._plan(), self._attributes(), None)
+        files = staged.finish(self._plan(), self._attributes(), None)
         group = zarr.open_group(path, mode="r+")
         for start in range(0, n, self.rows_per_shard):
             rows = slice(start, min(start + self.rows_per_shard, n))
@@ -70,14 +70,14 @@ class Synthetic:
                 assert isinstance(array, zarr.Array)
                 of_variants = name.endswith("_difference")
                 array[slice(rows.start // 2, rows.stop // 2) if of_variants else rows] = values
-        total = deltas.summarise(np.asarray(group["convergence_delta"][:]), 0, THRESHOLD)
+        pairs = (np.asarray(group[name][:]) for name in ("convergence_delta", "prediction", "reference_prediction"))
+        total = convergence.summarise(*pairs, 0, convergence.Thresholds.of(self._plan()))
         worst = {"largest": total["largest"], "worst": f"s{total['worst_row']}", "worst_row": total["worst_row"]}
         over = {"share_over": total["n_over"] / total["n"], "n_not_finite": total["n_not_finite"]}
+        over |= {"relative_threshold": 0.01, "share_over_relative": total["n_over_relative"] / total["n"]}
         judged = {"judged": True, "head": "none", "threshold": THRESHOLD}
-        group.attrs["run"] = {"deltas": judged | over | worst, "shard_seconds": 1234.5, "rows": n}
-        group.attrs["convergence"] = "failed" if total["n_over"] else "passed"
-        record_sizes(path, self._plan())
-        group.attrs["complete"] = True
+        passed = "failed" if total["n_over"] or total["n_over_relative"] else "passed"
+        complete(path, self._plan(), files, judged | over | worst, passed)
         return path
 
     def _plan(self) -> Plan:
@@ -88,6 +88,7 @@ class Synthetic:
             references={"name": "dinucleotide_shuffle"},
             n_references=self.n_references,
             seed=7,
+            random_state=7 << 16,
             batch_size=64,
             rows_per_shard=self.rows_per_shard,
             dtype="float32",
@@ -95,7 +96,7 @@ class Synthetic:
             deterministic=True,
             device="cpu",
             device_kind="x86_64 AVX2",
-            judged=True,
+            completeness=True,
             warning_threshold=THRESHOLD,
             fingerprint={"model.weights": "ab" * 32, "input.sha256": "cd" * 32},
             folds=list(self.folds),
@@ -104,7 +105,7 @@ class Synthetic:
         )
 
     def _attributes(self) -> dict[str, Any]:
-        plan = {name: value for name, value in vars(self._plan()).items() if name != "fingerprint"}
+        plan = {name: value for name, value in self._plan().to_values().items() if name != "fingerprint"}
         audited = {"module": "model.relu (ReLU)", "operation": "relu", "treatment": "elementwise: secant", "count": 2}
         return {
             "format_version": 1,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import pipeline
-from pipeline.agreement import agreement, of_row
-from pipeline.variants import difference, strongest_change
+from pipeline.analysis.fold_agreement import agreement, of_row
+from pipeline.analysis.variant_effects import difference, strongest_change
 from tests.pipeline.report.stores import Synthetic, random_codes
 from tests.pipeline.report.test_page import assert_stands_alone, page_of
 

@@ -2,7 +2,6 @@
 
 import matplotlib
 import numpy as np
-import pytest
 
 matplotlib.use("Agg")
 
@@ -33,10 +32,3 @@ def test_a_letter_is_as_high_as_its_attribution_and_one_position_wide():
 
 def test_unknown_bases_and_zeros_draw_nothing():
     assert drawn_boxes(encode("ANT"), np.array([1.0, 3.0, 0.0])) == [(0, 0, 1, 1)]
-
-
-def test_different_lengths_are_refused():
-    _, axes = plt.subplots()
-    with pytest.raises(ValueError, match="expected the same"):
-        draw_logo(axes, encode("ACG"), np.ones(2))
-    plt.close("all")

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import time
+import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -16,14 +17,16 @@ import pytest
 import zarr
 
 import pipeline
-from pipeline.cli import dispatch
-from pipeline.export_command import KINDS
-from pipeline.kmers import strongest_kmers
-from pipeline.places import open_place
+from pipeline.analysis.kmers import strongest_kmers
+from pipeline.cli.main import dispatch
+from pipeline.exports.registry import export_steps, exports
+from pipeline.messages.visible import is_visible, visible
+from pipeline.report.formatting import MINUS, TIMES, number, share, tick
 from pipeline.report.measure import RUN_ROWS, sample
-from pipeline.report.numbers import MINUS, TIMES, number, share, tick
 from pipeline.report.steps import next_steps
+from pipeline.store.backends.registry import open_backend
 from tests.pipeline.conftest import Inputs
+from tests.pipeline.exports.stores import relabel
 from tests.pipeline.object_store import Bucket
 from tests.pipeline.report.stores import Synthetic, codes_of, random_codes
 
@@ -142,16 +145,16 @@ def test_a_page_says_what_was_run(finished: Path, tmp_path: Path) -> None:
     text = page_of(finished, tmp_path).text
     attrs = pipeline.open_store(finished).attrs
     prints = attrs["fingerprint"]
-    for said in [prints["model.weights"], prints["model.code"], prints["input.sha256"], "dinucleotide shuffle"]:
+    for said in [prints["model.weights"], prints["input.sha256"], "dinucleotide shuffle"]:
         assert said in text
     assert "pipeline.models.example.ExampleNet" in text
-    assert "0 to 2, one for each" in text
+    assert "seeds of numpy 0 to 2, one for each" in text
     assert f"torch {attrs['versions']['torch']}" in text
     for line in attrs["audit"]["operations"]:
         assert f"{line['operation']} {line['module']} {line['treatment']} {line['count']}" in text
     commands = re.findall(r"dlshap export (\w+)", text)
     assert commands
-    assert set(commands) <= set(KINDS)
+    assert set(commands) <= set(exports())
 
 
 def test_a_page_says_what_is_unusual_of_the_model(finished: Path, tmp_path: Path) -> None:
@@ -175,8 +178,8 @@ def test_exports_that_lie_beside_a_page_are_linked(two_targets: Path, tmp_path: 
     page = page_of(two_targets, tmp_path, "--link", str(tmp_path / "a b#1.tsv"))
     assert page.links == [
         "./a%20b%231.tsv",
-        *(f"./two_modisco/{name}" for name in ("ohe.npz", "attr.npz", "rows.tsv")),
         "./two.bw",
+        *(f"./two_modisco/{name}" for name in ("ohe.npz", "attr.npz", "rows.tsv")),
     ]
     assert all((tmp_path / unquote(link)).is_file() for link in page.links)
     assert f"Made already: {tmp_path}/a b#1.tsv" in page.text
@@ -187,7 +190,19 @@ def test_the_commands_of_a_page_write_what_it_links_to(
     two_targets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for step in next_steps(pipeline.open_store(two_targets), "3"):
+    store = pipeline.open_store(two_targets)
+    steps = next_steps(store, "3", export_steps(store, "3"))
+    assert [step.command.split()[:3] for step in steps] == [
+        ["dlshap", "export", "bigwig"],
+        ["dlshap", "export", "finemo"],
+        ["dlshap", "export", "modisco"],
+        ["modisco", "motifs", "-s"],
+        ["modisco", "report", "-i"],
+        ["dlshap", "export", "tsv"],
+        ["dlshap", "logo", str(two_targets)],
+        ["dlshap", "verify", str(two_targets)],
+    ]
+    for step in steps:
         command, *arguments = shlex.split(step.command)
         if command == "dlshap" and step.files:
             assert dispatch(arguments) == 0
@@ -239,6 +254,47 @@ def test_names_are_text(tmp_path: Path) -> None:
     assert left_out[0] in page.text
     assert page.value("n-left-out") == 5
     assert dispatch(["logo", str(store), names[0], "-o", str(tmp_path / "l.svg")]) == 0
+
+
+ACTING = [
+    "\x1b]8;;http://localhost\x07\x9b31m",
+    "a\u202egnp\u2066",
+    "z\u200b\ufeff\x00",
+    "p\x1b[201~\ntouch x\n",
+    "-oX.png",
+]
+
+
+def test_names_do_not_act(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Control characters, directions of text and what is not seen are escapes; very long names are cut."""
+    names = [*ACTING, "N" * 100_000]
+    loci = [(name[:200], 100 * i, "+") for i, name in enumerate(names)]
+    store = Synthetic(random_codes(len(names), 40), names=names, loci=loci).write(tmp_path / "a\u202eb.zarr")
+    relabel(store, ["0\x1b[2J\u2067"])
+    group = zarr.open_group(store, mode="r+")
+    evil = "".join(ACTING)
+    changed = {"target_names": [evil], "not_exact": [evil], "head": evil, "versions": {"dlshap": evil}}
+    group.attrs.update(changed | {"config": {evil: [evil]}, "notes": [evil]})
+    page = page_of(store, tmp_path)
+    assert [line for line in page.text.split("\n") if not is_visible(line)] == []
+    assert [label for label in page.labels if label and not is_visible(label.replace("\n", ""))] == []
+    assert r"a\u202egnp\u2066" in page.text
+    assert f"{'N' * 200}... (100,000 characters)" in page.text
+    assert len(page.text) < 1_000_000
+    for name in names[:1]:
+        assert dispatch(["logo", str(store), name, "-o", str(tmp_path / "l.svg")]) == 0
+        drawn = (tmp_path / "l.svg").read_text()
+        assert is_visible(drawn.replace("\n", ""))
+        assert visible(name) in drawn
+        ElementTree.fromstring(drawn)  # XML holds no control characters
+    told = capfd.readouterr()
+    assert is_visible((told.out + told.err).replace("\n", ""))
+
+
+def test_a_step_takes_no_name_for_an_option(tmp_path: Path) -> None:
+    store = pipeline.open_store(Synthetic(random_codes(1, 40), names=["-oX.png"]).write(tmp_path / "-oX.zarr"))
+    (logo,) = [step for step in next_steps(store, "0", []) if step.command.startswith("dlshap logo")]
+    assert logo.command == f"dlshap logo {store.url} -o ./-oX.png -- -oX.png"
 
 
 @pytest.mark.parametrize(("n_rows", "length"), [(1, 1), (2, 5), (1, 6), (2, 21)])
@@ -360,7 +416,7 @@ def test_large_stores_are_read_in_runs_spread_evenly() -> None:
 def test_a_sample_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.report.page.sample", lambda rows, length: rows[:10])
     page = page_of(Synthetic(random_codes(20, 30)).write(tmp_path / "s.zarr"), tmp_path)
-    assert "comes from 10 rows, in runs spread evenly over the store: 50.0% of it" in page.text
+    assert "come from 10 rows, in runs spread evenly over the store: 50.0% of it" in page.text
     assert page.value("n-attributed") == 10
     assert page.value("n-pairs") == 60
 
@@ -415,10 +471,10 @@ def test_a_hundred_thousand_rows_in_a_minute(tmp_path: Path) -> None:
 
 def test_a_store_in_an_object_store(finished: Path, bucket: Bucket, tmp_path: Path) -> None:
     url = f"{bucket.url}/whole.zarr"
-    place = open_place(url, bucket.options)
+    backend = open_backend(url, bucket.options)
     for path in finished.rglob("*"):
         if path.is_file():
-            place.write(path.relative_to(finished).as_posix(), path.read_bytes())
+            backend.write(path.relative_to(finished).as_posix(), path.read_bytes())
     options = [part for name, value in bucket.options.items() for part in ("--option", f"{name}={value}")]
     out = tmp_path / "page.html"
     assert dispatch(["report", url, "-o", str(out), *options]) == 0

@@ -11,23 +11,23 @@ import pytest
 from matplotlib.image import imread
 
 import pipeline
-from pipeline.cli import dispatch
-from pipeline.errors import UserError
+from pipeline.cli.main import dispatch
+from pipeline.messages.errors import UserError
 from pipeline.report.picture import BASES_IN_A_LINE, Stretch, _lines, choose
 from pipeline.report.sites import on_genome
 from tests.pipeline.report.stores import Synthetic, random_codes
 
-LOCI = [("chr1", 100, "+"), ("chr1", 120, "-"), ("chr1", 100, "+"), ("chr2", 500, ".")]
+LOCI = [("chr1", 100, "+"), ("chr1", 120, "-"), ("chr1", 100, "+"), ("chr2", 500, "."), ("chr3", 500, ".")]
 
 
 @pytest.fixture(scope="module")
 def located(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four rows of 60 bases; the second is the reverse complement of its locus. The last one has no finite values."""
-    names = ["one", "two", "one", "chr2:500-510"]
-    values = {"attribution": np.ones((4, 2, 60), np.float32)}
+    """Five rows of 60 bases; the second is the reverse complement of its locus. The fourth has no finite values."""
+    names = ["one", "two", "one", "chr2:500-510", "chr1:1-9"]
+    values = {"attribution": np.ones((5, 2, 60), np.float32)}
     values["attribution"][3] = np.nan
     dataset = {"kind": "loci", "strand": "apply"}
-    made = Synthetic(random_codes(4, 60), (0, 5), loci=LOCI, names=names, dataset=dataset, values=values)
+    made = Synthetic(random_codes(5, 60), (0, 5), loci=LOCI, names=names, dataset=dataset, values=values)
     return made.write(tmp_path_factory.mktemp("located") / "a.zarr")
 
 
@@ -42,7 +42,9 @@ def located(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("chr1:150-170", None, None, Stretch(1, 10, 30, n_others=2)),
         ("chr1:1-1,000", None, None, Stretch(1, 0, 60, n_others=2)),
         ("chr1:140-150", None, None, Stretch(1, 30, 40, n_others=2)),
-        ("chr2:500-510", None, None, Stretch(3, 0, 60)),  # the name, not the region
+        ("chr2:500-510", None, None, Stretch(3, 0, 10, chrom="chr2")),  # the region of the row that is called so
+        ("chr2:500-510", 3, 50, Stretch(3, 3, 50, chrom="chr2")),
+        ("chr1:1-9", None, None, Stretch(4, 0, 60)),  # a name that lies nowhere near its row
         ("chr2:520-530", None, None, Stretch(3, 20, 30, chrom="chr2")),
     ],
 )

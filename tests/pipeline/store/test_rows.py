@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from pipeline.errors import UserError
-from pipeline.lookup import Region, rows_overlapping
-from pipeline.reader import Store, _runs
-from pipeline.store import LAYOUT, TABLE
+from pipeline.messages.errors import UserError
+from pipeline.store.reader import Store, _runs
+from pipeline.store.rows import Region, rows_overlapping
+from pipeline.store.schema import LAYOUT, TABLE
 from tests.pipeline.exports.stores import make_store, random_codes
 
 N, LENGTH = 20, 31
@@ -131,7 +131,7 @@ def test_runs_tile_the_rows_and_leave_gaps_out(chunks: list[int], most: int) -> 
 
 
 def test_blocks_are_of_a_bounded_size(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.reader.BLOCK_BYTES", 1)
+    monkeypatch.setattr("pipeline.store.reader.BLOCK_BYTES", 1)
     sizes = [len(block.rows) for block in store.blocks(["hypothetical"])]
     assert sizes == [6, 6, 6, 2]
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 import pipeline
 from dlshap_core.references import shuffle_codes
 from dlshap_core.sequences import decode
-from pipeline.errors import UserError
-from pipeline.store import CHUNK_ROWS, FORMAT_VERSION, LAYOUT, TABLE, chunk_rows, shard_key
+from pipeline.messages.errors import UserError
+from pipeline.store.schema import FORMAT_VERSION, LAYOUT, TABLE, shard_key
+from pipeline.store.template import CHUNK_ROWS, chunk_rows
 from tests.pipeline.conftest import LENGTH, N_ROWS, ROWS_PER_SHARD, random_sequences
 
 SIZES = {"sequence": N_ROWS, "target": 1, "base": 4, "position": LENGTH, "reference": 3}
@@ -69,7 +70,7 @@ def test_arrays_agree_with_each_other(finished: Path) -> None:
 
 def test_references_can_be_drawn_again_and_checked(finished: Path) -> None:
     store = pipeline.open_store(finished)
-    references = shuffle_codes(np.asarray(store.codes[:]), [store.attrs["seed"] + k for k in range(3)])
+    references = shuffle_codes(np.asarray(store.codes[:]), [store.attrs["random_state"] + k for k in range(3)])
     assert [zlib.crc32(row.tobytes()) for row in references] == list(store["reference_checksum"][:])
 
 
@@ -115,6 +116,6 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         pipeline.open_store(tmp_path / "nothing.zarr")
     (tmp_path / "file").write_text("x")
-    for place in (tmp_path, tmp_path / "file"):
+    for backend in (tmp_path, tmp_path / "file"):
         with pytest.raises(UserError, match="is not a dlshap store"):
-            pipeline.open_store(place)
+            pipeline.open_store(backend)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +18,18 @@ import numpy as np
 import pytest
 
 import pipeline
-from pipeline.cli import dispatch
-from pipeline.commits import Failure, RunDirectory
-from pipeline.errors import EXIT_STOPPED, Stopped
-from pipeline.plan import Plan
-from pipeline.status import N_NAMED, WINDOW_S, Ended, Status, look, standing
+from pipeline.cli.main import dispatch
+from pipeline.messages.errors import EXIT_STOPPED, Stopped
+from pipeline.planning.plan import Plan
+from pipeline.store.presence import SILENT_S, Command, this_command
+from pipeline.store.records import Failure
+from pipeline.store.run_directory import RunDirectory
+from pipeline.store.status import N_NAMED, WINDOW_S, Status, read_status, status_of
 from tests.pipeline.conftest import N_ROWS, Inputs
 from tests.pipeline.damage import copy_of
 
 NOW = 1e9
+NO_PROCESS = 2**22 + 1  # above the largest number that Linux gives
 
 
 def plan(n_rows: int = 1000, rows_per_shard: int = 100) -> Plan:
@@ -40,20 +47,22 @@ def plan(n_rows: int = 1000, rows_per_shard: int = 100) -> Plan:
         deterministic=True,
         device="cpu",
         device_kind="cpu",
-        judged=True,
+        completeness=True,
         warning_threshold=1e-3,
         fingerprint={},
     )
 
 
-def stand(ages: list[float], rows: list[int] | None = None, in_work: int = 0, **sizes: int) -> Status:
+def stand(
+    ages: list[float], rows: list[int] | None = None, in_work: int = 0, is_at_work: bool = True, **sizes: int
+) -> Status:
     """Shards that were committed so many seconds ago."""
     times = NOW - np.array(ages, dtype=float)
-    return standing("a.zarr", plan(**sizes), times, np.array(rows or [100] * len(ages)), in_work, [], NOW)
+    return status_of("a.zarr", plan(**sizes), times, np.array(rows or [100] * len(ages)), in_work, [], NOW, is_at_work)
 
 
 def test_nothing_done() -> None:
-    status = stand([])
+    status = stand([], is_at_work=False)
     assert (status.state, status.shards_done, status.rows_done) == ("stopped", 0, 0)
     assert status.rows_per_second is status.seconds_left is status.seconds_since_last is None
     assert status.text() == "a.zarr: stopped, 0 of 10 shards (0 of 1000 rows)"
@@ -84,9 +93,9 @@ def test_a_run_that_got_slower_is_not_flattered() -> None:
     assert speeds == [pytest.approx(200 / (20 + idle)) for idle in (0.0, 100.0, 500.0)]
 
 
-def test_long_ago_is_stopped() -> None:
+def test_long_ago_gives_no_speed() -> None:
     status = stand([5000.0, 4000.0, 700.0])
-    assert (status.state, status.rows_per_second, status.seconds_left) == ("stopped", None, None)
+    assert (status.state, status.rows_per_second, status.seconds_left) == ("under way", None, None)
     assert status.seconds_since_last == 700.0
     assert "the last shard 11 min 40 s ago" in status.text()
 
@@ -120,26 +129,20 @@ def test_shards_of_the_same_instant_give_no_nonsense() -> None:
 
 def test_failures_are_named_and_the_rest_counted() -> None:
     failures = [f"shard {index} failed" for index in range(N_NAMED + 3)]
-    lines = standing("a.zarr", plan(), np.array([]), np.array([], dtype=int), 0, failures, NOW).text().splitlines()
+    lines = (
+        status_of("a.zarr", plan(), np.array([]), np.array([], dtype=int), 0, failures, NOW, True).text().splitlines()
+    )
     assert lines[1] == "failed: shard 0 failed"
     assert lines[-1] == "failed: 3 more"
     assert len(lines) == N_NAMED + 2
 
 
-@pytest.mark.parametrize(
-    ("ended_ago", "in_work", "state"),
-    [(None, 0, "under way"), (5.0, 0, "stopped"), (15.0, 0, "under way"), (5.0, 1, "under way")],
-    ids=["has not ended", "ended after the last shard", "a shard since", "another one at work"],
-)
-def test_a_command_that_ended_is_no_longer_under_way(ended_ago: float | None, in_work: int, state: str) -> None:
-    times, rows = np.array([NOW - 20.0, NOW - 10.0]), np.array([100, 100])
-    ended = None if ended_ago is None else Ended(NOW - ended_ago, "the disk is full")
-    status = standing("a.zarr", plan(), times, rows, in_work, [], NOW, ended)
-    assert status.state == state
-    assert (status.rows_per_second is None) == (state == "stopped")
-    assert (status.error is not None) == (ended_ago == 5.0)
-    if ended_ago == 5.0:
-        assert status.text().splitlines()[-1] == "the last command ended: the disk is full"
+def test_without_a_command_at_work_it_has_stopped_however_lately() -> None:
+    status = status_of(
+        "a.zarr", plan(), NOW - np.array([2.0, 1.0]), np.array([100, 100]), 2, [], NOW, False, "the disk is full"
+    )
+    assert (status.state, status.rows_per_second, status.seconds_left, status.in_work) == ("stopped", None, None, 0)
+    assert status.text().splitlines()[1:] == ["the last command ended: the disk is full"]
 
 
 # --- stores in every state ------------------------------------------------------------------------------------------
@@ -173,18 +176,107 @@ def test_an_unfinished_store(inputs: Inputs, tmp_path: Path, capsys: pytest.Capt
     assert (found["state"], found["shards_done"], found["rows_done"]) == ("stopped", 2, 10), "its command has ended"
     assert (found["rows_per_second"], found["error"]) == (None, None)
     directory = RunDirectory(store)
-    directory.run.delete("result.json")
-    found = ask(store, capsys)
-    assert found["state"] == "under way"
-    assert found["rows_per_second"] > 0
-    later = look(directory, time.time() + 2 * WINDOW_S)
-    assert (later.state, later.rows_per_second) == ("stopped", None)
     plan = directory.read_plan()
     assert plan is not None
-    attempts = [directory.begin(plan.shard(index)) for index in (0, 0, 1)]
-    assert look(directory, time.time() + 2 * WINDOW_S).in_work == 2
-    for attempt in attempts:
-        directory.end(attempt)
+    with directory.at_work():
+        found = ask(store, capsys)
+        assert (found["state"], found["error"]) == ("under way", None)
+        assert found["rows_per_second"] > 0
+        later = read_status(directory, time.time() + 2 * WINDOW_S)
+        assert (later.state, later.rows_per_second) == ("under way", None), "its process is there"
+        for index in (0, 0, 1):
+            directory.begin(plan.shard(index))
+        assert read_status(directory).in_work == 2
+    assert (read_status(directory).state, read_status(directory).in_work) == ("stopped", 0)
+    assert list(Path(f"{store}.run/commands").iterdir()) == []
+
+
+KILLED = """
+import sys, time
+from pipeline.store.run_directory import RunDirectory
+directory = RunDirectory(sys.argv[1])
+with directory.at_work():
+    if sys.argv[2] == "attributing":
+        directory.begin_result()
+    print("at work", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("doing", ["comparing the input", "attributing", "preparing"])
+def test_a_command_that_was_killed_is_gone_at_once(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str], doing: str
+) -> None:
+    """Also where nobody has asked yet how its process ended."""
+    store = tmp_path / "a.zarr"
+    if doing != "preparing":
+        pipeline.run(inputs.overrides(store, "run.shards=0"))
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(store), doing], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"at work\n"
+        under_way = "preparing" if doing == "preparing" else "under way"
+        if doing == "preparing":
+            RunDirectory(store).run.write("claim", b"")
+        assert ask(store, capsys)["state"] == under_way
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the table of processes
+        found = ask(store, capsys)
+    said = f"process {process.pid} on {socket.gethostname()} was killed, or its machine stopped"
+    assert (found["state"], found["error"], found["rows_per_second"]) == ("stopped", said, None)
+    dispatch(["status", str(store)])
+    assert capsys.readouterr().out.splitlines()[-1] == f"the last command ended: {said}"
+    assert pipeline.run(inputs.overrides(store, "run.shards=1")).shards_done == 1 + (doing != "preparing")
+    assert (ask(store, capsys)["state"], ask(store, capsys)["error"]) == ("stopped", None), "of the last one"
+
+
+def elsewhere(**changes: Any) -> Command:
+    return replace(this_command(), machine="another", **changes)
+
+
+@pytest.mark.parametrize(
+    ("command", "silent_s", "is_gone"),
+    [
+        (this_command(), 1e6, False),
+        (replace(this_command(), born="1"), 0.0, True),
+        (replace(this_command(), process=NO_PROCESS), 0.0, True),
+        (elsewhere(), SILENT_S - 1, False),
+        (elsewhere(), SILENT_S + 1, True),
+        (elsewhere(process=NO_PROCESS), 0.0, False),
+        (replace(this_command(), machine=""), 0.0, False),
+        (replace(this_command(), machine=""), SILENT_S + 1, True),
+    ],
+    ids=["here", "another process of that number", "no such", "there", "silent", "not seen", "unknown", "unknown old"],
+)
+def test_who_is_gone(command: Command, silent_s: float, is_gone: bool) -> None:
+    assert command.is_gone(silent_s) == is_gone
+
+
+def test_a_command_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.store.presence.HEARTBEAT_S", 0.02)
+    directory = RunDirectory(tmp_path / "a.zarr")
+    with directory.claim(pytest.fail), directory.at_work(), directory.at_work():
+        (path,) = Path(f"{directory.run.url}/commands").iterdir()
+        os.utime(path, (0, 0))
+        assert read_status(directory).state == "preparing"
+        deadline = time.monotonic() + 20
+        while path.stat().st_mtime == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert not path.exists()
+
+
+def test_of_two_commands_one_is_killed(inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As tasks of a job array are."""
+    store = tmp_path / "a.zarr"
+    pipeline.run(inputs.overrides(store, "run.shards=0"))
+    directory = RunDirectory(store)
+    dead = replace(this_command(), process=NO_PROCESS)
+    directory.run.write(f"commands/{dead.id}", json.dumps(asdict(dead)).encode())
+    with directory.at_work():
+        assert (ask(store, capsys)["state"], ask(store, capsys)["error"]) == ("under way", None)
+    assert ask(store, capsys)["error"] == f"process {NO_PROCESS} on {dead.host} was killed, or its machine stopped"
+    assert pipeline.run(inputs.overrides(store)).complete
+    assert list(Path(f"{store}.run").glob("commands/*")) == []
 
 
 def test_a_command_that_failed_says_why(
@@ -194,19 +286,12 @@ def test_a_command_that_failed_says_why(
     pipeline.run(inputs.overrides(store, "run.shards=0"))
     for error, said in [(OSError("no space left"), "no space left"), (Stopped(EXIT_STOPPED), "stopped by SIGTERM")]:
         with monkeypatch.context() as patch:
-            patch.setattr("pipeline.driver._work_through", failing(error))
+            patch.setattr("pipeline.execution.run._work_through", failing(error))
             with pytest.raises(type(error)):
                 pipeline.run(inputs.overrides(store, "run.shards=1"))
         found = ask(store, capsys)
         assert (found["state"], found["error"]) == ("stopped", said)
-    directory, planned = RunDirectory(store), RunDirectory(store).read_plan()
-    assert planned is not None
-    result = Path(f"{store}.run/result.json")
-    os.utime(result, (result.stat().st_mtime - 5, result.stat().st_mtime - 5))
-    attempt = directory.begin(planned.shard(2))
-    assert ask(store, capsys)["state"] == "under way", "a shard was begun since"
-    directory.end(attempt)
-    result.write_text("[")
+    Path(f"{store}.run/result.json").write_text("[")
     assert ask(store, capsys)["error"] is None
 
 
@@ -228,10 +313,10 @@ def test_a_shard_that_failed_is_named(inputs: Inputs, tmp_path: Path, capsys: py
 
 def test_a_run_that_reads_its_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = RunDirectory(tmp_path / "a.zarr")
-    with directory.claim(lambda who: None):
+    with directory.claim(lambda who: None), directory.at_work():
         found = ask(tmp_path / "a.zarr", capsys)
+        dispatch(["status", str(tmp_path / "a.zarr")])
     assert (found["state"], found["rows"], found["shards"], found["rows_done"]) == ("preparing", None, None, 0)
-    dispatch(["status", str(tmp_path / "a.zarr")])
     assert capsys.readouterr().out == f"{tmp_path / 'a.zarr'}: preparing\n"
 
 

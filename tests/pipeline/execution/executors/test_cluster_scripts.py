@@ -22,7 +22,7 @@ import pytest
 import pipeline
 from tests.pipeline.conftest import Inputs, values
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 SCRIPTS = ROOT / "scripts" / "cluster"
 BIN = Path(sys.executable).parent
 
@@ -53,13 +53,13 @@ if [ "$1" = status ]; then
     exit
 fi
 [ -z "${FAKE_RAY_FAILS:-}" ] || { echo "no room for Ray"; exit 1; }
+trap 'echo "ray stopped" >> "$LOG"; exit 1' TERM
 echo "ray $*" >> "$LOG"
 echo "auth $RAY_AUTH_MODE ${#RAY_AUTH_TOKEN}" >> "$LOG"
 for argument in "$@"; do
     case $argument in --temp-dir=*) folder=${argument#*=} ;; esac
 done
 [ -n "${FAKE_RAY_HANGS:-}" ] || case " $* " in *" --head "*) echo 10.0.0.1:1234 > "$folder/ray_current_cluster" ;; esac
-trap 'echo "ray stopped" >> "$LOG"; exit 1' TERM
 while :; do sleep 0.05; done
 """
 DLSHAP = """
@@ -237,10 +237,11 @@ def test_a_job_is_not_queued_for_ever(slurm: Slurm) -> None:
 
 
 def test_a_head_that_does_not_answer_is_given_up(slurm: Slurm) -> None:
-    code, said = slurm.run("slurm.sbatch", FAKE_RAY_HANGS="1", DLSHAP_START_S="1")
+    code, said = slurm.run("slurm.sbatch", FAKE_RAY_HANGS="1", DLSHAP_START_S="2")
     assert code == 1
-    assert "Ray's head on n1 did not start within 1 s" in said
-    assert slurm.log.count("ray stopped") == 1
+    assert "Ray's head on n1 did not start within 2 s" in said
+    # none to stop where the machine was too busy to begin one in that time
+    assert slurm.log.count("ray stopped") == sum(line.startswith("ray start") for line in slurm.log)
 
 
 def test_a_head_that_ends_at_once_is_reported_with_its_words(slurm: Slurm) -> None:

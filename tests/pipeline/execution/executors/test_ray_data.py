@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import ray.data
+import ray.exceptions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.actor import Outcome
-from pipeline.blocks import MAX_BLOCKS, MAX_SINGLE, blocks
-from pipeline.cluster import Pool
-from pipeline.config import ClusterConfig
-from pipeline.job import _actors, _context, report
+from pipeline.cli.main import signals_stop
+from pipeline.execution.executors import ray_data
+from pipeline.execution.executors.ray_cluster import Pool
+from pipeline.execution.executors.ray_data import MAX_BLOCKS, MAX_SINGLE, _actors, _context, blocks, report
+from pipeline.execution.work import ShardResult
+from pipeline.messages.errors import RunError, Stopped
 
 STAND_IN = """
 import os, random, signal, sys, time
@@ -24,19 +32,22 @@ from types import SimpleNamespace
 import numpy as np
 import ray
 from ray.cluster_utils import Cluster
-from pipeline import job
-from pipeline.actor import Outcome
-from pipeline.config import ClusterConfig
+from pipeline.execution.executors.local import Local
+from pipeline.execution.executors import ray_data
+from pipeline.execution.executors.ray_cluster import size_pool
+from pipeline.execution.work import ShardResult
 
 class StandIn:
     def __init__(self, work):
         self.work = work
 
     def __call__(self, batch):
-        yield from job.report(self.work.do(int(index)) for index in batch["shards"][0])
+        yield from ray_data.report(self.work.do(int(index)) for index in batch["shards"][0])
 
-def work(do):
-    return SimpleNamespace(plan=SimpleNamespace(device="cpu", threads=1), do=do)
+def results(do, shards, cluster):
+    work = SimpleNamespace(plan=SimpleNamespace(device="cpu"), do=do)
+    pool = size_pool(cluster, "cpu", 1, len(shards))
+    return ray_data.run_shards(work, shards, pool, cluster.wait_for_actors_s, StandIn)
 """
 
 
@@ -66,15 +77,15 @@ def test_many_shards_are_grouped_and_the_last_ones_single(n: int) -> None:
     assert type(made[0][0]) is int
 
 
-def test_outcomes_are_reported_one_by_one_and_quick_ones_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_reported_one_by_one_and_quick_ones_together(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 1.0, 1.1, 1.2, 3.0, 3.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     taken = []
 
-    def work() -> Iterator[Outcome]:
+    def work() -> Iterator[ShardResult]:
         for index in range(4):
             taken.append(index)
-            yield Outcome(index, 5, "", False)
+            yield ShardResult(index, 5, "", False)
 
     reports = report(work())
     assert next(reports) == {"shard": [0], "n_rows": [5], "error": [""], "fatal": [False]}
@@ -93,7 +104,37 @@ def test_what_ray_is_asked_for() -> None:
         2,
     )
     assert (growing["compute"].min_size, growing["compute"].max_size, growing["num_gpus"]) == (1, 5, 0)
-    assert _context(ClusterConfig(wait_for_actors_s=7)).wait_for_min_actors_s == 7
+    assert _context(7).wait_for_min_actors_s == 7
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A run on a Ray that has just died."""
+
+    class Dead:
+        def map_batches(self, *args: Any, **options: Any) -> Dead:
+            return self
+
+        def iter_batches(self, **options: Any) -> Iterator[Any]:
+            raise ray.exceptions.ActorDiedError
+            yield
+
+    monkeypatch.setattr(ray.data, "from_items", lambda *args, **options: Dead())
+    work: Any = SimpleNamespace(plan=SimpleNamespace(device="cpu"))
+    return ray_data.run_shards(work, [0], Pool(1, 1, {"CPU": 1}), 5)
+
+
+def test_the_end_of_ray_is_a_failure(failing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_data, "NOTICE_S", 0)
+    with pytest.raises(RunError, match="Ray failed: The actor died"), signals_stop():
+        list(failing)
+
+
+def test_the_end_of_ray_is_a_stop_where_whoever_stops_us_began_with_ray(failing: Any) -> None:
+    threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    with pytest.raises(Stopped) as caught, signals_stop():
+        list(failing)
+    assert caught.value.exit_code == 75
 
 
 @pytest.mark.ray
@@ -107,15 +148,15 @@ def do(index):
         open(marker, "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.2)
-    return Outcome(index, 1, "", False)
+    return ShardResult(index, 1, "", False)
 
 cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1}})
 other = cluster.add_node(num_cpus=1)
 cluster.wait_for_nodes()
 ray.init(address=cluster.address, log_to_driver=False)
 seen = []
-for outcome in job.run_shards(work(do), np.arange(40), ClusterConfig(actors=2), StandIn):
-    seen.append(outcome.shard)
+for result in results(do, np.arange(40), Local(actors=2)):
+    seen.append(result.shard)
     if len(seen) == 20:
         cluster.remove_node(other)
         cluster.add_node(num_cpus=1)
@@ -134,12 +175,12 @@ def test_shares_of_gpus_and_custom_resources_are_reserved() -> None:
 def do(index):
     time.sleep(0.3)
     share = ray.get_runtime_context().get_assigned_resources()
-    return Outcome(index, os.getpid(), f"{share.get('GPU')} {share.get('tpu')}", False)
+    return ShardResult(index, os.getpid(), f"{share.get('GPU')} {share.get('tpu')}", False)
 
 ray.init(num_cpus=4, num_gpus=1, resources={"tpu": 2}, log_to_driver=False, include_dashboard=False)
-config = ClusterConfig(gpus_per_actor=0.5, resources={"tpu": 1})
-found = list(job.run_shards(work(do), np.arange(12), config, StandIn))
-print(len({outcome.n_rows for outcome in found}), {outcome.error for outcome in found})
+config = Local(gpus_per_actor=0.5, resources={"tpu": 1})
+found = list(results(do, np.arange(12), config))
+print(len({result.n_rows for result in found}), {result.error for result in found})
 """)
     assert out.splitlines()[-1] == "2 {'0.5 1.0'}"
 
@@ -148,13 +189,13 @@ print(len({outcome.n_rows for outcome in found}), {outcome.error for outcome in 
 @pytest.mark.slow
 def test_actors_that_do_not_start_are_given_up() -> None:
     out = run_script("""
-from pipeline.errors import RunError
+from pipeline.messages.errors import RunError
 ray.init(num_cpus=1, log_to_driver=False, include_dashboard=False)
 hog = ray.remote(num_cpus=1)(lambda: time.sleep(60)).remote()
 time.sleep(2)
 started = time.time()
 try:
-    list(job.run_shards(work(None), np.arange(3), ClusterConfig(actors=1, wait_for_actors_s=3), StandIn))
+    list(results(None, np.arange(3), Local(actors=1, wait_for_actors_s=3)))
 except RunError as error:
     print(error, time.time() - started < 20)
 """)
@@ -167,14 +208,16 @@ except RunError as error:
 def test_the_users_own_code_is_found_by_actors(tmp_path: Path) -> None:
     (tmp_path / "sent_along.py").write_text("ANSWER = 42\n")
     out = run_script(f"""
-from pipeline.cluster import connected
+from pipeline.config.schema import EngineConfig
+from pipeline.execution.executors.local import LocalRayExecutor
 
 def do(index):
     import sent_along
-    return Outcome(index, sent_along.ANSWER, sent_along.__file__, False)
+    return ShardResult(index, sent_along.ANSWER, sent_along.__file__, False)
 
-with connected(ClusterConfig(actors=1, code={str(tmp_path)!r}), 1):
-    found = next(job.run_shards(work(do), [3], ClusterConfig(), StandIn))
+with LocalRayExecutor(Local(actors=1, code={str(tmp_path)!r}), EngineConfig()) as executor:
+    executor.connect()
+    found = next(results(do, [3], Local()))
     print(found.n_rows, found.error.startswith({str(tmp_path)!r}))
 """)
     assert out.splitlines()[-1] == "42 False", "found, and in the copy that was sent"

@@ -1,0 +1,78 @@
+"""The compiled kernel of softmax; rows and constants as in `secants`."""
+
+import math
+
+import numba
+import numpy as np
+
+# Up to this difference of logits (1 - exp(-t)) / t is summed up as a series: its ten terms are exact to float64's last
+# digits there, and beyond it the difference of exponentials has lost no more than one digit.
+SERIES_BELOW = 0.1
+# (1 - exp(-t)) / t = 1 - t/2 + t^2/6 - ...
+SERIES = np.array([(-1) ** k / math.factorial(k + 1) for k in range(10)])
+
+
+@numba.njit(inline="always")
+def _exp_secant(a_x: float, a_r: float, apart: float, below: float, series: tuple[float, ...]) -> float:
+    """As `softmaxes._exp_secant`."""
+    s_0, s_1, s_2, s_3, s_4, s_5, s_6, s_7, s_8, s_9 = series  # written out: a loop over them is not vectorised
+    close = ((((s_9 * apart + s_8) * apart + s_7) * apart + s_6) * apart + s_5) * apart + s_4
+    close = (((close * apart + s_3) * apart + s_2) * apart + s_1) * apart + s_0
+    return max(a_x, a_r) * close if apart < below else abs(a_x - a_r) / apart
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def times_softmax(
+    gradient: np.ndarray,
+    x: np.ndarray,
+    r: np.ndarray,
+    p_x: np.ndarray,
+    p_r: np.ndarray,
+    n_inner: int,
+    series: tuple[float, ...],
+    out: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
+    """Rows first to last of the rule of `softmaxes.softmax`; x, r are logits, p_x, p_r their softmax over the row."""
+    kind = r.dtype.type
+    zero, one, below = kind(0), kind(1), kind(SERIES_BELOW)
+    n_repeats = r.shape[0] // x.shape[0]
+    for row in range(first, last):
+        source = row // (n_repeats * n_inner) * n_inner + row % n_inner
+        top_x, top_r = np.argmax(x[source]), np.argmax(r[row])
+        # c = logsumexp = z - log p, best known where p is largest
+        c_x, c_r = x[source, top_x] - np.log(p_x[source, top_x]), r[row, top_r] - np.log(p_r[row, top_r])
+        step, shift = c_x - c_r, max(c_x, c_r)
+        s_x, s_r = np.exp(c_x - shift), np.exp(c_r - shift)
+        of_log = one if step == zero else kind(abs(step) / -np.expm1(-abs(step)))
+        logits_x, logits_r, probable_x, probable_r, result = x[source], r[row], p_x[source], p_r[row], out[row]
+        for i in range(result.shape[0]):
+            change = logits_x[i] - logits_r[i]
+            change = change if change == change else zero  # both masked by -inf
+            result[i] = gradient[row, i] * _exp_secant(probable_x[i], probable_r[i], abs(change - step), below, series)
+        scale = kind(_sum(result)) * of_log
+        for i in range(result.shape[0]):
+            change = logits_x[i] - logits_r[i]
+            change = change if change == change else zero
+            result[i] -= scale * _exp_secant(probable_x[i] * s_x, probable_r[i] * s_r, abs(change), below, series)
+
+
+@numba.njit(nogil=True, cache=True)
+def _sum(values: np.ndarray) -> float:
+    """In float64, by eight partial sums, whose order is the same on every processor."""
+    n = values.shape[0] - values.shape[0] % 8
+    s_0 = s_1 = s_2 = s_3 = s_4 = s_5 = s_6 = s_7 = 0.0
+    for i in range(0, n, 8):
+        s_0 += values[i]
+        s_1 += values[i + 1]
+        s_2 += values[i + 2]
+        s_3 += values[i + 3]
+        s_4 += values[i + 4]
+        s_5 += values[i + 5]
+        s_6 += values[i + 6]
+        s_7 += values[i + 7]
+    total = ((s_0 + s_1) + (s_2 + s_3)) + ((s_4 + s_5) + (s_6 + s_7))
+    for i in range(n, values.shape[0]):
+        total += values[i]
+    return total

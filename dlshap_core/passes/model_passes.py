@@ -1,0 +1,238 @@
+"""Passes over a borrowed model: observed on sequences, replayed on references, and plain.
+
+Shape legend: S sequences and K references of each in a batch, B rows, T outputs of the model, A alphabet, L length.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dlshap_core.errors import DecisionError, UnsupportedModelError
+from dlshap_core.kernels.memory_format import FormatChoice, FormatMatters
+from dlshap_core.passes.borrowed_model import State, borrowed
+from dlshap_core.passes.decisions import Decided, Decisions
+from dlshap_core.passes.recorder import ForwardPass, Seen
+from dlshap_core.passes.row_trace import RowTrace
+from dlshap_core.passes.tape import Overwritten, Tape
+from dlshap_core.passes.targets import Targets, as_rows_by_targets
+from dlshap_core.passes.tolerance import Lowered
+from dlshap_core.rules.gradients import find_custom_function
+from dlshap_core.rules.rows import PassesDiffer, Rows
+
+_HOOKS_REFUSED = (
+    "the model uses activation checkpointing (or other hooks on saved tensors), which recomputes what cannot be seen; "
+    "switch it off for attribution"
+)
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of the model's first floating-point parameter or buffer, float32 if it has none."""
+    tensors = (*model.parameters(), *model.buffers())
+    return next((x.dtype for x in tensors if x.is_floating_point()), torch.float32)
+
+
+def uses_autocast(model: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a model is computed in half precision by autocasting, its parameters staying float32."""
+    return dtype in (torch.float16, torch.bfloat16) and model_dtype(model) == torch.float32
+
+
+class ModelPasses:
+    """Calls a borrowed model.
+
+    Args:
+        model: lent by `borrowed`.
+        state: what `borrowed` gave.
+        device: where the model is.
+        dtype: of the computation, as in `attribute`.
+        targets: outputs to explain.
+        allow_tf32: whether a GPU may round products.
+        args: extra inputs of the model, N rows each.
+        seen: filled by an audit.
+        may_change_format: whether activations may lie in memory in another format than the model's own.
+        decisions: what the model is expected to decide; None takes the first batch for it.
+
+    Attributes:
+        dtype: of inputs and results: float32 under autocast.
+        computed_in: the dtype that was asked for.
+        uses_autocast: see the function.
+        modules: the names of the model's modules by id.
+        formats, decisions: see there.
+        custom_function: a custom autograd function of the model, known after the first batch.
+        lowered: where the model first computes with fewer digits than its input has, once met.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        state: State,
+        device: torch.device,
+        dtype: torch.dtype,
+        targets: Targets,
+        allow_tf32: bool = False,
+        args: tuple[Tensor, ...] = (),
+        seen: Seen | None = None,
+        may_change_format: bool = True,
+        decisions: Decisions | None = None,
+    ) -> None:
+        self.model = model
+        self.device = device
+        self.computed_in = dtype
+        self.uses_autocast = uses_autocast(model, dtype)
+        self.dtype = torch.float32 if self.uses_autocast else dtype
+        self._allows_tf32 = allow_tf32
+        self.args = args
+        self.targets = targets
+        self.modules = {id(module): name for name, module in model.named_modules()}
+        self.formats = FormatChoice.of(device, dtype) if may_change_format else FormatChoice(may_change=False)
+        self.decisions = decisions or Decisions()
+        self.custom_function: str | None = None
+        self.lowered: Lowered | None = None
+        self._state = state
+        self._seen = seen
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether products are rounded to fewer digits than the results have, as was asked for."""
+        return self.uses_autocast or self._allows_tf32
+
+    def leave_formats(self) -> None:
+        """From now on activations lie in memory in the model's own format."""
+        self.formats.give_up()
+        if self._seen is not None:
+            self._seen.refusals.clear()
+
+    @contextlib.contextmanager
+    def in_float64(self) -> Iterator["ModelPasses"]:
+        """The same model and inputs, in float64."""
+        with borrowed(self.model, self.device, torch.float64) as state:
+            yield ModelPasses(
+                self.model, state, self.device, torch.float64, self.targets, args=self.args, may_change_format=False
+            )
+
+    def observe(
+        self, sequences: Tensor, rows: slice, n_repeats: int, tape: Tape, layout: Rows, is_first: bool
+    ) -> tuple[Tensor, Decided]:
+        """First pass: predictions (S n_repeats, T) of the sequences, and what was decided; fills the tape.
+
+        Args:
+            sequences: (S, A, L).
+            rows: theirs, among those of the extra inputs.
+            n_repeats: rows of each sequence in the batch.
+            tape, layout: of the two passes.
+            is_first: look for buffers written to, as until a batch is found good.
+        """
+        x = sequences.repeat_interleave(n_repeats, 0).requires_grad_()
+        forward = ForwardPass(tape, layout, False, self.modules, self.formats, self._seen, self.decisions)
+        y = self._observed(x, rows, n_repeats, forward).detach()
+        if is_first and (written := self._state.written()):
+            raise UnsupportedModelError(
+                f"forward writes to the buffer {written[0]!r} in eval mode: what the model returns then depends on the "
+                f"other sequences of a batch, or on how often it was called; write to it only if self.training"
+            )
+        return y, forward.decided
+
+    def replay(
+        self, leaf: Tensor, rows: slice, n_references: int, tape: Tape, layout: Rows, is_first: bool
+    ) -> tuple[Tensor, bool]:
+        """Second pass: predictions (S K, T) of the references with multipliers in place of gradients, and whether
+        every rule used has completeness. The arguments are those of `observe`; the first time it looks for custom
+        autograd functions."""
+        forward = ForwardPass(tape, layout, True, self.modules, self.formats, self._seen, self.decisions)
+        y = self._observed(leaf, rows, n_references, forward)
+        self.lowered = self.lowered or forward.lowered
+        tape.check_consumed()
+        if is_first:
+            self.custom_function = find_custom_function(y)
+            if self.custom_function == "CheckpointFunction":
+                raise UnsupportedModelError(_HOOKS_REFUSED)
+        return y, forward.is_complete
+
+    def trace(self, x: Tensor, extra: list[Tensor], layout: Rows, trace: RowTrace, decisions: Decisions | None) -> None:
+        """A pass that follows the rows of x (B, A, L), B being sequences of the layout."""
+        forward = ForwardPass(Tape(), layout, False, self.modules, self.formats, None, decisions, trace)
+        with self.formats.watching():
+            self._call(x.clone().requires_grad_(), extra, forward)
+
+    def plain(self, x: Tensor, extra: list[Tensor]) -> Tensor:
+        """The model's output (B, T) on (B, A, L), unobserved."""
+        self._state.rewind()
+        with torch.no_grad(), self._autocast():
+            return as_rows_by_targets(self.model(x.detach().clone(), *[arg.clone() for arg in extra]), len(x))
+
+    def plain_targets(self, x: Tensor, rows: slice, n_repeats: int) -> Tensor:
+        """The outputs to explain, unobserved, of sequences whose extra inputs are those of `rows`, repeated."""
+        return self.targets.select(self.plain(x, self._extra(rows, n_repeats)))
+
+    def predict(self, X: Tensor, args: Sequence[Tensor]) -> Tensor:
+        """(N, targets) predictions of (N, A, L), each in a batch of its own and unobserved; `args` have N rows each."""
+        x = X.detach().to(self.device).to(self.dtype)
+        extra = [self.as_input(arg) for arg in args]
+        y = torch.cat([self.plain(x[i : i + 1], [arg[i : i + 1] for arg in extra]) for i in range(len(x))])
+        return self.targets.select(y).to(self.dtype).cpu()
+
+    def as_input(self, arg: Tensor) -> Tensor:
+        """A extra input as the model gets it."""
+        arg = arg.detach().to(self.device)
+        return arg if arg.dtype in (torch.int32, torch.int64) else arg.to(self.dtype)
+
+    def _extra(self, rows: slice, n_repeats: int) -> list[Tensor]:
+        """The extra inputs of some sequences, each row as often as it is needed."""
+        return [self.as_input(arg[rows]).repeat_interleave(n_repeats, 0) for arg in self.args]
+
+    def _observed(self, x: Tensor, rows: slice, n_repeats: int, forward: ForwardPass) -> Tensor:
+        """One of the two passes, in which every sequence has so many rows."""
+        extra = self._extra(rows, n_repeats)
+        if self._seen is not None:
+            self._seen.operations.clear()  # an audit lists those of its last pass
+        try:
+            with self.formats.watching():
+                return self._call(x, extra, forward)
+        except DecisionError as error:
+            raise DecisionError(error.text, None if error.row is None else error.row // n_repeats) from error
+
+    def _call(self, x: Tensor, extra: list[Tensor], forward: ForwardPass) -> Tensor:
+        """The model's output (B, T) on (B, A, L) and B rows of each extra input, with every operation going through
+        `forward`."""
+        x = x.clone()  # not a leaf, so that the model may work in place on its input
+        self._state.rewind()
+        try:
+            with (
+                torch.enable_grad(),
+                self._autocast(),
+                torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS_REFUSED),
+                forward,
+            ):
+                y = self.model(x, *extra)
+        except (PassesDiffer, Overwritten, FormatMatters, UnsupportedModelError):
+            raise
+        except Exception as error:
+            self._explain(error, x, extra)
+            raise
+        if self._seen is not None and self._seen.refusals:
+            raise UnsupportedModelError(self._seen.refusals[0])
+        forward.finish(y)
+        return as_rows_by_targets(y, x.shape[0])
+
+    def _explain(self, error: Exception, x: Tensor, extra: list[Tensor]) -> None:
+        """Tell a model that fails only under observation from one that fails by itself.
+
+        Raises:
+            UnsupportedModelError: it runs by itself.
+        """
+        if str(error) == _HOOKS_REFUSED:
+            raise UnsupportedModelError(_HOOKS_REFUSED) from error
+        self._state.rewind()
+        runs_by_itself = False
+        with torch.enable_grad(), self._autocast(), contextlib.suppress(Exception):
+            self.model(x.detach().clone(), *extra)
+            runs_by_itself = True
+        if runs_by_itself:
+            reason = " ".join(str(error).split())
+            raise UnsupportedModelError(
+                f"the model runs by itself but not when its operations are followed: {type(error).__name__}: {reason}"
+            ) from error
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.computed_in, enabled=self.uses_autocast)

@@ -1,0 +1,101 @@
+"""Everything of torch that its documentation does not promise, in one place: what for, and what breaks when it goes.
+
+`tests/core/test_torch_private.py` has a test of each by name; `scripts/test_torch_range` runs it with other versions.
+libgomp, which torch brings along, is called in `kernels.threads` alone.
+"""
+
+import contextlib
+import sys
+import types
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
+
+_OVERRIDE_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+# How often a tensor was written to in place. Without it a model that overwrites what a rule kept gets wrong
+# attributions instead of a copy or an error.
+version: Callable[[Tensor], int] = attrgetter("_version")
+
+# The buffers of one module, by name, as a dictionary that can be put back whole: a model may replace, add or delete
+# them in forward. Without it such a model is given back changed.
+buffers_of: Callable[[nn.Module], dict[str, Tensor | None]] = attrgetter("_buffers")
+
+# Float32 precision of one operation of one backend, since torch 2.9: the documented properties refuse to be read where
+# old and new settings contradict each other. Without them TF32 of the host would change attributions.
+get_precision: Callable[[str, str], str] | None = getattr(torch._C, "_get_fp32_precision_getter", None)
+set_precision: Callable[[str, str, str], Any] | None = getattr(torch._C, "_set_fp32_precision_setter", None)
+
+# `torch.backends.cudnn.allow_tf32`, without the check that refuses to read it.
+get_cudnn_allow_tf32: Callable[[], bool] = torch._C._get_cudnn_allow_tf32
+set_cudnn_allow_tf32: Callable[[bool], None] = torch._C._set_cudnn_allow_tf32
+
+
+def traceable(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """A copy of a Python function of torch that does not hand itself to the overrides again, so that the operations in
+    its body are seen; None where it is no such function.
+
+    It is rebuilt from its `__code__` with the checks replaced by a "no". Without it every function of
+    torch.nn.functional would need a rule of its own, and is integrated or refused.
+    """
+    if not isinstance(function, types.FunctionType):
+        return None
+    if not any(name in function.__code__.co_names for name in _OVERRIDE_CHECKS):
+        return None
+    scope = {**function.__globals__, **dict.fromkeys(_OVERRIDE_CHECKS, lambda *_: False)}
+    body = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    body.__kwdefaults__ = function.__kwdefaults__
+    return body
+
+
+def node_class(function: type[torch.autograd.Function]) -> type:
+    """Of the node that a custom autograd function leaves in a graph, to tell our own from the model's. Without it every
+    model is watched as if it had custom functions."""
+    return function._backward_cls
+
+
+def innermost_mode() -> Any:
+    """The function mode that sees a call first, or None: a hook on a module has no other way to find the pass it is in.
+    Without it users' rules for modules are never applied."""
+    stack = _get_current_function_mode_stack()
+    return stack[-1] if stack else None
+
+
+def is_wrapped_by_functorch(x: Any) -> bool:
+    """Whether a value is a tensor inside torch.func (vmap, grad), where function modes see no gradient. Without it such
+    a model is refused by its missing sum alone, with a vague message."""
+    return isinstance(x, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def set_modes_aside(stack: contextlib.ExitStack) -> None:
+    """Take the host's modes off until the stack is left: they see, and may change, every operation, and a default
+    device is one of them. Without it the engine's tensors may be made on another device, or be counted and changed."""
+    stack.enter_context(torch._C._EnableTorchFunction())
+    for _ in range(torch._C._len_torch_function_stack()):
+        stack.callback(_push_mode, _pop_mode())
+    if _get_current_dispatch_mode_stack():
+        stack.enter_context(_disable_current_modes())
+
+
+def set_hooks_aside(stack: contextlib.ExitStack) -> None:
+    """Take the host's hooks on saved tensors off until the stack is left (torch.autograd.graph.save_on_cpu, say).
+    Without it a call within such a context is refused as if the model used checkpointing."""
+    autograd = torch._C._autograd
+    while (hooks := autograd._top_saved_tensors_default_hooks(False)) is not None:
+        stack.callback(autograd._push_saved_tensors_default_hooks, *hooks)
+        autograd._pop_saved_tensors_default_hooks()
+
+
+def compiled_from(model: nn.Module) -> Any:
+    """The module inside one that torch.compile returned, or None. Without it compiled models are not seen into."""
+    return getattr(model, "_orig_mod", None)
+
+
+def is_compiler_loaded() -> bool:
+    """Whether anything can be compiled yet: asking torch.compiler would load it, which takes seconds."""
+    return "torch._dynamo" in sys.modules

@@ -1,0 +1,130 @@
+"""One tree of parsers: the command line, its commands, and the arguments that several commands take."""
+
+import argparse
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from pipeline.config.registry import choices
+from pipeline.messages.errors import UserError
+from pipeline.messages.secrets import refuse_options
+
+DESCRIPTION = """DeepLIFT/SHAP attributions of DNA sequence models, for many sequences, as a pipeline on Ray.
+
+  dlshap run                                 the packaged example
+  dlshap run model=bpnet model.checkpoint=ctcf.torch \\
+      dataset=loci dataset.genome=hg38.fa dataset.loci=peaks.narrowPeak store.path=ctcf.zarr
+"""
+LISTED = ("model", "dataset")  # groups whose choices the first help names
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is an error like any other of the user's: one line, or JSON where that is asked for.
+
+    Attributes:
+        commands: the parsers of its subcommands, if it has any.
+    """
+
+    def __init__(self, prog: str | None = None, **kwargs: Any) -> None:
+        super().__init__(prog, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self.commands: argparse._SubParsersAction[Parser] | None = None
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(f"{message}; `{self.prog} --help` says what there is")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse a command line whose options may stand anywhere after the names of its subcommands.
+
+        argparse intermixes options and positional arguments only in a parser without subparsers, so these are chosen
+        first.
+        """
+        if self.commands is None:
+            return self.parse_intermixed_args(arguments)
+        if arguments and arguments[0] in self.commands.choices:
+            return self.commands.choices[arguments[0]].parse(arguments[1:])
+        return self.parse_args(arguments)
+
+
+def build(commands: Mapping[str, ModuleType], chosen: str | None) -> Parser:
+    """The parser of the whole command line.
+
+    Args:
+        commands: by name, modules with HELP, DESCRIPTION, PARENTS (parsers of shared arguments), `run(options)`, which
+            returns the exit code and is kept as `options.run`, and `add_arguments(parser)` if they have own arguments.
+        chosen: the only one whose arguments are added: some come from libraries that take a second to load.
+    """
+    groups = "\n".join(f"  {group + '=':9}{', '.join(choices(group))}" for group in LISTED)
+    root = Parser(
+        "dlshap",
+        usage="dlshap [-h] [--version] COMMAND ...",
+        description=DESCRIPTION,
+        epilog=f"what `run` can be given:\n{groups}\n\n"
+        "`dlshap COMMAND --help` describes a command; that of `run` says what each of these is.",
+    )
+    root.add_argument("--version", action="version", version=f"dlshap {importlib.metadata.version('dlshap')}")
+    root.commands = root.add_subparsers(title="commands", prog="dlshap", metavar="command")
+    for name, command in commands.items():
+        parser = root.commands.add_parser(
+            name, help=command.HELP, description=command.DESCRIPTION, parents=command.PARENTS
+        )
+        parser.set_defaults(run=command.run)
+        if name == chosen and hasattr(command, "add_arguments"):
+            command.add_arguments(parser)
+    return root
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """A type of argparse's: whole numbers from `least` on."""
+
+    def number(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {least} on")
+        return int(text)
+
+    return number
+
+
+def path_on_disk(*suffixes: str) -> Callable[[str], Path]:
+    """A type of argparse's: paths of what a command writes, which end with one of the suffixes if any are given."""
+
+    def path(text: str) -> Path:
+        if "://" in text:
+            raise argparse.ArgumentTypeError(f"{text} is written to a disk; give a path")
+        if suffixes and Path(text).suffix not in suffixes:
+            raise argparse.ArgumentTypeError(f"{text}: expected a name that ends with {', '.join(suffixes)}")
+        return Path(text)
+
+    return path
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign:  # it is not repeated: it may be a secret
+        raise argparse.ArgumentTypeError("expected name=value, such as region=eu-central-1")
+    refuse_options([name], "--option ")
+    return name, value
+
+
+SETTINGS = Parser(add_help=False)
+SETTINGS.add_argument("--config-dir", metavar="DIR", help="a folder with further choices for the groups")
+SETTINGS.add_argument("overrides", nargs="*", metavar="name=value", help="settings, in Hydra's syntax")
+
+STORE = Parser(add_help=False)
+STORE.add_argument("store", metavar="STORE", help="path or URL of the store")
+_HELP = "of an object store, such as endpoint=...; may be repeated"
+STORE.add_argument(
+    "--option", dest="options", metavar="NAME=VALUE", type=_name_and_value, action="append", default=[], help=_HELP
+)
+
+TRUST = "take also those settings of the store that run code or connect to something; they are printed first"
+
+INCOMPLETE = Parser(add_help=False)
+INCOMPLETE.add_argument(
+    "--allow-incomplete", action="store_true", help="of a store that is not complete, take the rows that are finished"
+)
+
+JSON = Parser(add_help=False)
+JSON.add_argument("--json", action="store_true", help="print the answer, or the error, as a JSON object")

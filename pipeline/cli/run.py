@@ -1,0 +1,60 @@
+"""`dlshap run`: attribute every sequence of an input."""
+
+import argparse
+from dataclasses import asdict
+
+from omegaconf import OmegaConf
+
+from pipeline.cli.parser import JSON, SETTINGS, TRUST, Parser
+from pipeline.cli.settings import config_of
+from pipeline.cli.streams import stdout_to_stderr
+from pipeline.config.registry import listing
+from pipeline.messages import errors
+from pipeline.messages.visible import to_json
+
+HELP = "attribute every sequence of an input"
+DESCRIPTION = """Attribute every sequence of an input, and write one Zarr store.
+
+The same command again goes on where it stopped, and does nothing when the store is finished. With no settings it is the
+packaged example.
+
+  dlshap run model=bpnet model.checkpoint=ctcf.torch \\
+      dataset=loci dataset.genome=hg38.fa dataset.loci=peaks.narrowPeak store.path=ctcf.zarr
+
+Of each group one is chosen, as in dataset=fasta; its own settings come after a dot, as in dataset.path=x.fa.
+"""
+EPILOG = """Other settings that are often needed:
+  engine.targets=[0,3]|all   engine.device=auto|cpu|cuda   engine.batch_size=auto   engine.reverse_complement=average
+  seed=0   store.path=attributions.zarr   store.rows_per_shard=128   store.per_fold=true   run.shards=0-9
+  dataset.args=[column,x.npy]: extra inputs of the model
+
+`dlshap run --cfg job` prints every setting with its value, and the README and pipeline/config/schema.py describe them.
+"""
+EXPLAINED = ("model", "dataset", "references", "cluster", "experiment")  # groups whose choices the help explains
+PARENTS = (SETTINGS, JSON)
+
+
+def add_arguments(parser: Parser) -> None:
+    groups = "\n\n".join(f"{group}=\n{listing(group)}" for group in EXPLAINED)
+    parser.epilog = f"{groups}\n\n{EPILOG}"
+    parser.add_argument("--cfg", choices=["job"], help="print the whole configuration and stop")
+    parser.add_argument("--config-from", metavar="STORE", help="repeat the run that made a store, but for the settings")
+    parser.add_argument("--trust-config", action="store_true", help=TRUST)
+
+
+def run(options: argparse.Namespace) -> int:
+    given = ["--config-dir", options.config_dir] if options.config_dir else []
+    command = ["run", "--config-from", str(options.config_from), *given, *options.overrides]
+    config = config_of(options.overrides, options.config_dir, options.config_from, command, options.trust_config)
+    if options.cfg:
+        print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
+        return errors.EXIT_DONE
+
+    from pipeline.execution.host import keep_freed_memory
+    from pipeline.execution.run import run_config  # torch, Zarr: seconds that a mistyped setting need not wait for
+
+    keep_freed_memory()  # this process computes: the first sequences, or all of them
+    with stdout_to_stderr():
+        summary = run_config(config)
+    print(to_json(asdict(summary)) if options.json else summary.text())
+    return errors.EXIT_DONE

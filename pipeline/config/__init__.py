@@ -1,0 +1,1 @@
+"""What a run is: schemas, checks across their fields, and composing with Hydra."""

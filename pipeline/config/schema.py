@@ -1,0 +1,392 @@
+"""What a run is: one schema for each group of the configuration, with what all choices of the group have.
+
+The settings of one choice alone lie beside the code that reads them, in a subclass (see registry.py); the YAML files
+under conf/ hold the defaults of each choice. `None` means not given.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pipeline.config.dataset_args import absolute, entry_problems
+from pipeline.config.model_output import normal, output_problem
+from pipeline.config.settings import absolute_path, setting, settings_of, to_dict
+from pipeline.messages.visible import brief
+
+DTYPES = ("float32", "float64", "tf32", "float16", "bfloat16")
+LAYOUTS = ("ncl", "nc1l", "ncl1", "n1cl", "nlc")  # axes of a model's input
+SEED_STEP = 1 << 16  # numpy's seeds that belong to one seed of a run, so that two runs share none
+AUTO = "auto"  # as a model's name: nobody chose one
+
+
+@dataclass
+class Group:
+    """The settings of one group."""
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the values of this group alone, each with the fix."""
+        yield from ()
+
+
+@dataclass
+class ModelConfig(Group):
+    """Which model, and which of its outputs is explained."""
+
+    name: str = setting("the family; auto: example for dataset=example", AUTO, fingerprint="resolved", is_plain=True)
+    checkpoint: Any = setting(
+        "file of weights; a list or a pattern of files where the model has folds",
+        None,
+        fingerprint="resolved",
+        is_file=True,
+        is_plain=True,
+    )
+    head: str = setting(
+        "what turns the output into one value for each target; recorded in the store",
+        "none",
+        fingerprint="resolved",
+        is_plain=True,
+    )
+    output: Any = setting(
+        "what is explained of what the model returns: an entry, or such as [:, mid4].mean(1); see "
+        "pipeline/config/model_output.py",
+        None,
+        fingerprint="resolved",
+        is_plain=True,
+    )
+    target_names: str | None = setting(
+        "file with the names of the targets, one a line, for engine.targets and as labels",
+        None,
+        fingerprint="resolved",
+        is_file=True,
+        is_plain=True,
+    )
+    init: dict[str, Any] = setting("arguments of the class", dict, fingerprint="resolved", is_plain=True)
+    prefix: str | None = setting(
+        "taken off the names of weights, others being left out; null: the one that fits",
+        None,
+        fingerprint="resolved",
+        is_plain=True,
+    )
+    input_layout: str = setting(
+        "axes that the model takes: ncl is (N, 4, L); nc1l, ncl1, n1cl, nlc", "ncl", choices=LAYOUTS, is_plain=True
+    )
+    bases: str = setting("the base of each of its channels; AGCT for models of DeepSEA's family", "ACGT", is_plain=True)
+    trust_pickle: bool = setting("allow a checkpoint that runs code when it is loaded", False, fingerprint="none")
+
+    def problems(self) -> Iterator[str]:
+        if sorted(self.bases) != sorted("ACGT"):
+            yield f"model.bases={self.bases}; expected A, C, G and T in the order of the model's channels, such as AGCT"
+        if self.output is not None and (isinstance(self.output, bool) or not isinstance(self.output, str | int)):
+            yield f"model.output={self.output}; expected a text: in YAML in quotes, such as output: '[:, 5]'"
+        elif (problem := output_problem(self.output_text)) is not None:
+            yield f"model.output={brief(str(self.output))}: {problem}"
+
+    @property
+    def output_text(self) -> str | None:
+        """`output`, written in one way; None: all that the model returns."""
+        return None if self.output is None else normal(str(self.output))
+
+
+@dataclass
+class DatasetConfig(Group):
+    """Which sequences, and what makes one unusable."""
+
+    has_columns: ClassVar[bool] = False  # or arrays, whose values can be extra inputs of the model, by name
+    is_of_genome: ClassVar[bool] = False  # its sequences are windows, `length` wide
+    rows_per_group: ClassVar[int] = 1  # rows that belong together, such as the alleles of a variant
+    has_repeats: ClassVar[bool] = True  # whether repeated rows are reported
+
+    name: str = setting("the form of the input", "example", is_plain=True)
+    args: list[Any] = setting(
+        "extra inputs of the model, in order; see pipeline/config/dataset_args.py", list, is_plain=True
+    )
+    length: int | None = setting("bases in a sequence", None, least=1, is_plain=True)
+    timeout_s: int = setting("give up when the input gives nothing for this many seconds", 300, least=1, is_plain=True)
+    on_bad: str = setting(
+        "rows that cannot be used: error stops before anything is computed, skip leaves them out",
+        "error",
+        choices=("error", "skip"),
+        is_plain=True,
+    )
+    min_known: float = setting("the least share of a sequence's bases that must be known (not N)", 0.5, is_plain=True)
+
+    def problems(self) -> Iterator[str]:
+        if not 0 <= self.min_known <= 1:
+            yield f"dataset.min_known={self.min_known}; expected a share between 0 and 1"
+        yield from entry_problems(self.name, self.args, self.has_columns, self.is_of_genome)
+
+
+@dataclass
+class ReferencesConfig(Group):
+    """What sequences are compared with."""
+
+    is_drawn: ClassVar[bool] = False  # any number of references can be drawn, from a seed
+
+    name: str = setting("how references are made", "dinucleotide_shuffle", is_plain=True)
+    n_shuffles: int | None = setting(
+        "references of each sequence, where any number can be drawn", 20, fingerprint="resolved", least=1, is_plain=True
+    )
+    random_state: int | None = setting(
+        "numpy's seed of reference 0, and one more for each; null: seed * 65536", None, is_plain=True
+    )
+
+    def require_files(self) -> None:
+        """Raise UserError for a missing file at once, rather than after the pass over the input."""
+
+    def problems(self) -> Iterator[str]:
+        n, given = self.n_shuffles or 1, self.random_state
+        if self.is_drawn and self.n_shuffles is None:
+            yield f"references={self.name} needs references.n_shuffles; add references.n_shuffles=... to the command"
+        if n > SEED_STEP:
+            yield f"references.n_shuffles={n}; expected at most {SEED_STEP}: so many belong to one seed"
+        if given is not None and not 0 <= given <= 2**32 - n:
+            yield f"references.random_state={given}; expected 0 or more, at most 2**32 - references.n_shuffles"
+        if given is not None and not self.is_drawn:
+            yield (
+                f"references={self.name} and references.random_state contradict each other: nothing is drawn; "
+                f"leave references.random_state out"
+            )
+
+
+@dataclass
+class EngineConfig(Group):
+    """How attributions are computed."""
+
+    batch_size: Any = setting(
+        "sequence-reference pairs in a batch, or auto: from sequence length and device",
+        "auto",
+        fingerprint="resolved",
+        choices=("auto",),
+        least=1,
+        is_plain=True,
+    )
+    targets: Any = setting(
+        "which targets to explain: their indices, or names (model.target_names), or all",
+        lambda: [0],
+        fingerprint="resolved",
+        is_plain=True,
+    )
+    device: str = setting(
+        "cpu, cuda, cuda:1, or auto: a GPU if there is one", "auto", fingerprint="resolved", is_plain=True
+    )
+    dtype: str = setting(
+        "numbers of the computation (tf32: on NVIDIA GPUs); results are stored as float32",
+        "float32",
+        choices=DTYPES,
+        is_plain=True,
+    )
+    threads: int = setting(
+        "CPU threads of one actor; more cores are better used by more actors", 1, least=1, is_plain=True
+    )
+    reverse_complement: str = setting(
+        "average: attribute both strands, and average in the frame of the given one",
+        "none",
+        choices=("none", "average"),
+        is_plain=True,
+    )
+    deterministic: bool = setting("refuse operations whose result changes from call to call", True, is_plain=True)
+    spot_check: bool = setting(
+        "predict a sequence and a reference of every shard alone too, and compare",
+        True,
+        fingerprint="none",
+        is_plain=True,
+    )
+    warning_threshold: float = setting(
+        "convergence deltas above it, in units of the output, are counted", 0.001, fingerprint="none", is_plain=True
+    )
+    relative_threshold: float = setting(
+        "deltas over this share of the difference of predictions, too", 0.01, fingerprint="none", is_plain=True
+    )
+    on_nonconvergence: str = setting(
+        "deltas over the limit: warn says so, fail also ends with exit code 1",
+        "warn",
+        fingerprint="none",
+        choices=("warn", "fail"),
+        is_plain=True,
+    )
+
+    def problems(self) -> Iterator[str]:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            yield f"engine.device={self.device}; expected auto, cpu, cuda or cuda:<number>"
+        for key in ("warning_threshold", "relative_threshold"):
+            if not getattr(self, key) > 0:
+                yield f"engine.{key}={getattr(self, key)}; expected a number above 0"
+        targets = self.targets
+        is_list = isinstance(targets, list) and all(
+            (type(target) is int and target >= 0) or (isinstance(target, str) and target) for target in targets
+        )
+        if targets != "all" and not (is_list and targets and len(set(targets)) == len(targets)):
+            yield (
+                f"engine.targets={targets}; expected a list of different indices such as [0,2], of names such as "
+                f"[K562_CTCF], or all"
+            )
+
+
+@dataclass
+class ClusterConfig(Group):
+    """Where the work is done."""
+
+    name: str = setting("where the work is done", "local", is_plain=True)
+    code: str | None = setting(
+        "a folder of your own modules, sent to the nodes of a cluster; null: nothing is sent", None, is_file=True
+    )
+    mixed_devices: str = setting(
+        "allow: devices of different kinds, giving up bit-identical results",
+        "refuse",
+        choices=("refuse", "allow"),
+        is_plain=True,
+    )
+
+    @property
+    def gpu_share(self) -> float:
+        """Of a GPU, that a worker has for itself."""
+        return 1.0
+
+    def contradictions(self, device: str) -> Iterator[str]:
+        """What does not go with `engine.device`."""
+        yield from ()
+
+
+@dataclass
+class StoreConfig(Group):
+    """Where the result goes."""
+
+    path: str = setting(
+        "the Zarr store to make or go on with: a path, s3://, gs:// or az://",
+        "attributions.zarr",
+        fingerprint="none",
+        is_file=True,
+        is_plain=True,
+    )
+    options: dict[str, str] = setting(
+        "of an object store: endpoint, region, ...; no credentials", dict, fingerprint="none"
+    )
+    rows_per_shard: int = setting(
+        "sequences in a shard, the unit of work; give it more where a shard takes below 10 s",
+        128,
+        least=1,
+        is_plain=True,
+    )
+    per_fold: bool = setting("keep the values of each fold beside their mean", False, is_plain=True)
+    precision_bits: int | None = setting(
+        "mantissa bits kept of attributions, 1 to 23; null: all 23", None, fingerprint="resolved", is_plain=True
+    )
+    lock_timeout_s: int = setting(
+        "give up when another command holds this store for so many seconds",
+        21600,
+        fingerprint="none",
+        least=1,
+        is_plain=True,
+    )
+
+    def problems(self) -> Iterator[str]:
+        scheme, found, rest = self.path.partition("://")
+        if not self.path or (found and not rest.strip("/")):  # opening the store checks the scheme
+            yield (
+                f"store.path={self.path!r}; expected a path, or s3://bucket/prefix, gs://bucket/prefix, "
+                f"az://container/prefix"
+            )
+        if self.options and (not found or scheme == "file"):
+            yield (
+                f"store.path={self.path} and store.options contradict each other; options are those of an object "
+                f"store: give an s3://, gs:// or az:// path, or leave store.options out"
+            )
+        if not 1 <= (bits := 23 if self.precision_bits is None else self.precision_bits) <= 23:
+            yield f"store.precision_bits={bits}; expected 1 to 23 mantissa bits, or null for all of them"
+
+
+@dataclass
+class RunConfig(Group):
+    """Which part of the work this process does."""
+
+    shards: str | None = setting(
+        "a-b: these shards alone, both ends included, for job arrays without Ray", None, is_plain=True
+    )
+
+    def problems(self) -> Iterator[str]:
+        if self.shards is None:
+            return
+        if not re.fullmatch(r"\d+(-\d+)?", self.shards):
+            yield f"run.shards={self.shards}; expected first-last, such as 0-9 (both included, counted from 0)"
+        elif (ends := [int(end) for end in self.shards.split("-")]) != sorted(ends):
+            yield f"run.shards={self.shards} ends before it begins; expected first-last, such as 0-9"
+
+
+@dataclass
+class LimitsConfig(Group):
+    """What a file may make of itself before it is refused: see pipeline/config/limits.py."""
+
+    record_mb: int = setting(
+        "megabytes of one record of the input: a line of text, a cell of a table, the values of a row", 64, least=1
+    )
+    header_mb: int = setting(
+        "megabytes of a checkpoint beside its tensors: a pickle, the header of safetensors, config.json", 8, least=1
+    )
+    sequence: int = setting("bases of one sequence of the input", 1 << 21, least=1)
+    block_mb: int = setting("megabytes that a file has read at once: a chunk of Zarr, a batch of Arrow", 512, least=1)
+    held_mb: int = setting(
+        "megabytes in memory of what is held as a whole: weights, references, chromosomes of a compressed genome",
+        1024,
+        least=1,
+    )
+    held_ratio: int = setting("beyond these, how many times as large as the file", 4, least=1)
+    streamed_mb: int = setting("megabytes that come out of a file that is read bit by bit", 256, least=1)
+    streamed_ratio: int = setting("beyond these, how many times as large as the file", 100, least=1)
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = setting("which model, and which of its outputs is explained", ModelConfig)
+    dataset: DatasetConfig = setting("which sequences", DatasetConfig, fingerprint="resolved")
+    references: ReferencesConfig = setting("what sequences are compared with", ReferencesConfig)
+    engine: EngineConfig = setting("how attributions are computed", EngineConfig)
+    cluster: ClusterConfig = setting("where the work is done", ClusterConfig, fingerprint="none")
+    store: StoreConfig = setting("where the result goes", StoreConfig)
+    run: RunConfig = setting("which part of the work this process does", RunConfig, fingerprint="none")
+    limits: LimitsConfig = setting("what a file may hold before it is refused", LimitsConfig, fingerprint="none")
+    seed: int = setting("reference k of every sequence is drawn with numpy's seed 65536 * seed + k", 0, is_plain=True)
+
+    def problems(self) -> Iterator[str]:
+        """What contradicts each other in different groups, each with the fix."""
+        given = self.references.random_state
+        if not 0 <= self.seed < SEED_STEP:
+            yield (
+                f"seed={self.seed}; expected 0 or more, below {SEED_STEP}; references.random_state takes any seed of "
+                f"numpy's"
+            )
+        if given is not None and self.seed:
+            yield (
+                f"seed={self.seed} and references.random_state={given} contradict each other: each says what "
+                f"references are drawn with; leave one of them out"
+            )
+        targets = self.engine.targets if isinstance(self.engine.targets, list) else []
+        if self.model.target_names is None and any(isinstance(target, str) for target in targets):
+            yield (
+                f"engine.targets={targets} has names, and model.target_names is not set; add "
+                f"model.target_names=names.txt, a file with one name a line for all targets of the model"
+            )
+        yield from self.cluster.contradictions(self.engine.device)
+        if self.store.rows_per_shard % self.dataset.rows_per_group:
+            yield (
+                f"dataset={self.dataset.name} and store.rows_per_shard={self.store.rows_per_shard} contradict each "
+                f"other; use an even number: both alleles of a variant are in one shard"
+            )
+
+    def absolute(self) -> dict[str, Any]:
+        """Plain values, fit for JSON, with the paths of files as they are from anywhere."""
+        found = to_dict(self)
+        for each in settings_of(self):
+            if each.is_file:
+                group, _, key = each.key.partition(".")
+                found[group][key] = absolute_path(each.value)
+        found["dataset"]["args"] = absolute(self.dataset.args)
+        return found
+
+    @property
+    def random_state(self) -> int:
+        """What reference 0 of every sequence is drawn with; reference k is drawn with k more."""
+        given = self.references.random_state
+        return self.seed * SEED_STEP if given is None else given

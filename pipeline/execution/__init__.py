@@ -1,0 +1,1 @@
+"""A run from its configuration to a finished store: preflight, workers, shards."""

@@ -1,0 +1,22 @@
+"""The audit of a configuration's model."""
+
+from dlshap_core.audit import Audit
+from pipeline.config import limits
+from pipeline.config.schema import Config
+from pipeline.execution.executor import executor_of
+from pipeline.execution.preflight import audit_model
+from pipeline.inputs.ingest import first_good
+from pipeline.inputs.open import open_source
+from pipeline.models.load import load_chosen
+
+
+def audit_config(config: Config) -> Audit:
+    """A new audit, on the first sequence of the input that can be used.
+
+    Raises:
+        UserError: bad input or configuration, or the model fails.
+    """
+    with limits.using(config.limits):
+        device, loaded = executor_of(config).device_here(), load_chosen(config)
+        codes, name, extra_inputs = first_good(open_source(config.dataset), config.dataset)
+    return audit_model(loaded, codes, name, config, device, extra_inputs)

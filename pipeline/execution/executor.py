@@ -1,0 +1,70 @@
+"""Executors: where the shards of a run are computed; `cluster=NAME` chooses one (see config/registry.py)."""
+
+import abc
+import contextlib
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from pipeline.config.schema import ClusterConfig, Config, EngineConfig
+from pipeline.execution.device import Machine, resolve_device
+from pipeline.execution.work import ShardResult, WorkSpec
+
+
+class Executor(contextlib.ExitStack, abc.ABC):
+    """Where the shards of a run are computed. A context: what was started or connected is let go at its end.
+
+    Attributes:
+        uses_ray: whether Ray hands out the shards, which takes time of its own (see planning/cost.py).
+    """
+
+    uses_ray: ClassVar[bool] = True
+
+    def __init__(self, engine: EngineConfig) -> None:
+        super().__init__()
+        self.engine = engine
+
+    def device_here(self) -> str:
+        """The device on which this process tries the model. Raises UserError for a GPU that is not there."""
+        return resolve_device(self.engine.device)
+
+    def machine(self) -> Machine:
+        """Where the shards will be computed.
+
+        Raises:
+            UserError: there is no such device, or the cluster cannot be reached.
+        """
+        return Machine.here(self.device_here())
+
+    @abc.abstractmethod
+    def n_actors(self, device: str) -> int | None:
+        """How many workers compute at a time on such a device; None where only the cluster knows."""
+
+    @abc.abstractmethod
+    def work(self, spec: WorkSpec, shards: np.ndarray) -> Generator[ShardResult, None, None]:
+        """Start what is needed, and work on shards (indices, ascending, at least one).
+
+        Returns:
+            What becomes of each, as it comes, in no particular order. When it is closed, nothing is at work any more.
+
+        Raises:
+            UserError: there is no room for the workers, or a machine cannot do the work.
+            RunError: the workers did not start in time, or the cluster failed.
+        """
+
+
+@dataclass
+class ExecutorConfig(ClusterConfig, abc.ABC):
+    """The settings of one executor; a new executor is a subclass in a module of its own (see config/registry.py)."""
+
+    @abc.abstractmethod
+    def executor(self, engine: EngineConfig) -> Executor:
+        """What computes the shards; nothing is started or connected yet."""
+
+
+def executor_of(config: Config) -> Executor:
+    """The executor that a configuration chooses."""
+    assert isinstance(config.cluster, ExecutorConfig)
+    return config.cluster.executor(config.engine)

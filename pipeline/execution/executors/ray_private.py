@@ -1,0 +1,179 @@
+"""What dlshap needs of Ray that Ray does not promise, each with the reason and with what breaks when it goes.
+
+tests/pipeline/execution/executors/test_ray_private.py has a test for each, by its name.
+"""
+
+import contextlib
+import faulthandler
+import functools
+import logging
+import os
+import resource
+import secrets
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+
+from ray._private import ray_constants, services, utils
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.data import DataContext
+from ray.job_config import JobConfig
+
+from pipeline.execution.host import environment
+from pipeline.messages.progress import LOG
+
+# Environment variables of Ray. Without them: its native part writes to stderr what Ray Data does on purpose; usage is
+# reported to the makers of Ray; a warning of a default to come; a terminal's Ctrl-C ends the workers, which are not in
+# groups of their own; and tracebacks of Ray Data's statistics, whose actor may be killed as any other.
+QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
+STARTED_WITH = {
+    **QUIET,
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_process_group_cleanup_enabled": "true",
+}
+
+# What Ray puts below its folder for its sockets, at the longest, and the longest path that a socket may have.
+SOCKET = "/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+LONGEST_PATH = 107
+
+
+def report_at_once(context: DataContext) -> None:
+    """An actor's output leaves it when it exists, not with the next ones: no block reaches the least size, one byte.
+
+    Without `target_max_block_size`, progress comes in lumps, and a killed command has told nobody of finished shards.
+    """
+    context.target_max_block_size = 1
+
+
+class _SearchedFirst(list[str]):
+    """Folders that workers search for modules before all others, without the working folder."""
+
+    def extend(self, folders: Iterable[str]) -> None:
+        super().extend(folder for folder in folders if folder != os.getcwd())
+
+
+def without_working_folder() -> JobConfig:
+    """Ray adds the working folder to those that workers search first (`JobConfig._py_driver_sys_path`), where any
+    zarr.py would be imported in place of the library. Workers of ours find the user's modules in another way
+    (models/own_modules.py)."""
+    config = JobConfig()
+    config._py_driver_sys_path = _SearchedFirst()
+    return config
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """A Ray that is started within this context is reached from this machine alone, as Ray has it on Macs and Windows.
+
+    Otherwise its nodes get the address by which other machines reach them, and eight ports listen on all interfaces.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def own_process_groups() -> Iterator[None]:
+    """A Ray that is started within this context is not in the process group of this command.
+
+    A signal to that group (from `timeout`, a shell, a terminal) is for this command, which stops Ray in good order.
+    Where Ray ends first, its native part ends this process with exit code 1 and without a word. Ray itself does so on
+    Windows; as there, only where its processes are sure to end with this one.
+    """
+    before = services.ConsolePopen
+    if utils.detect_fate_sharing_support():
+        services.ConsolePopen = functools.partial(before, process_group=0)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def own_token() -> Iterator[None]:
+    """A Ray that is started within this context refuses whoever does not have its token, which is in no file.
+
+    Ray keeps tokens in ~/.ray/auth_token, with the permissions that the umask leaves. The environment of a process is
+    read by its own user alone.
+    """
+    try:
+        with environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}, replace=True):
+            _read_authentication_again()
+            yield
+    finally:
+        _read_authentication_again()
+
+
+def _read_authentication_again() -> None:
+    """Ray reads these variables once, when it is imported or first connected. The mode first: a thread that Ray leaves
+    behind ends the process where it finds that a token is asked for and there is none."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def own_folder() -> str:
+    """Make the folder, closed to others, that Ray's own goes into, which Ray opens to all.
+
+    It lies where RAY_TMPDIR or TMPDIR says, or in /tmp where the paths of Ray's sockets would be too long.
+    """
+    parent, name = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "/dlshap-12345678/ray"
+    length, most = len(os.fsencode(parent)), LONGEST_PATH - len(name) - len(SOCKET)
+    if length > most:
+        LOG.info(f"Ray's files go to /tmp: for its sockets {parent} is too long ({length} bytes, more than {most})")
+        parent = "/tmp"
+    return tempfile.mkdtemp(prefix="dlshap-", dir=parent)
+
+
+@contextlib.contextmanager
+def process_restored() -> Iterator[None]:
+    """Put back what Ray changes in this process for good: its own loggers, the number of files that may be open, and
+    whether tracebacks are printed at a crash."""
+    logger = logging.getLogger("ray")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    files, prints = resource.getrlimit(resource.RLIMIT_NOFILE), faulthandler.is_enabled()
+    try:
+        yield
+    finally:
+        logger.level, logger.propagate, logger.handlers = before
+        logger.setLevel(before[0])  # also forgets what was worked out from the other level
+        resource.setrlimit(resource.RLIMIT_NOFILE, files)
+        if not prints:
+            faulthandler.disable()
+
+
+@contextlib.contextmanager
+def quiet_start() -> Iterator[None]:
+    """Keep `ray.init` from replacing our handlers of signals, which end a command in good order, and from announcing
+    the log level of its native part on stderr. Its failures are exceptions, and are seen."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    replaced, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = replaced
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.getsignal(number))  # its native part replaced what Python knows nothing of
+
+
+@contextlib.contextmanager
+def errors_alone(name: str) -> Iterator[None]:
+    """Within this context a logger of Ray's speaks of errors alone."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,167 @@
+"""A run from beginning to end: agree on the plan, compute the shards that are left, and complete the store."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.config import limits
+from pipeline.config.schema import Config
+from pipeline.config.settings import settings_of
+from pipeline.execution.agree import Request
+from pipeline.execution.executor import Executor, executor_of
+from pipeline.execution.finalize import finalize, finished
+from pipeline.execution.store_access import attributes_of, present_attributes
+from pipeline.execution.summary import Summary
+from pipeline.execution.work import WorkSpec
+from pipeline.messages.errors import RunError
+from pipeline.messages.progress import LOG, RowProgress
+from pipeline.messages.secrets import one_line
+from pipeline.messages.words import counted
+from pipeline.models.folds import fold_paths
+from pipeline.models.load import load_chosen, require_chosen
+from pipeline.planning.convergence import complaint, exceed
+from pipeline.planning.plan import Plan
+from pipeline.planning.shards import remaining, select
+from pipeline.store.done_shards import recorded_shards
+from pipeline.store.event_log import EventLog, event_log
+from pipeline.store.run_directory import RunDirectory
+
+ROUNDS = 2  # the second for shards whose records turn out to be wrong
+MAX_FAILURES = 10  # shards that may fail before the first succeeds
+
+
+def run_config(config: Config) -> Summary:
+    """Do what a configuration describes, or what is left of it.
+
+    Raises:
+        UserError: bad input or configuration; nothing is left behind.
+        RunError: the work failed, and what is committed stays; or convergence deltas are over the threshold, and
+            engine.on_nonconvergence=fail.
+    """
+    with limits.using(config.limits):
+        summary = _run(config)
+    if summary.failures:
+        raise RunError(failed(summary))
+    if not summary.complete and config.run.shards is None:
+        raise RunError(
+            f"{summary.store}: all shards were worked on, but only {summary.shards_done} of {summary.shards} are done: "
+            f"something else removes or changes its files, or those of {summary.store}.run; run the same command again"
+        )
+    threshold = config.engine.warning_threshold
+    if summary.deltas is not None and exceed(summary.deltas, threshold):
+        if config.engine.on_nonconvergence == "fail":
+            raise RunError(f"{summary.store} is complete, but {complaint(summary.deltas, threshold)}")
+        LOG.warning(complaint(summary.deltas, threshold))
+    return summary
+
+
+def failed(summary: Summary) -> str:
+    """What to say of shards that failed."""
+    n, more = len(summary.failures), ""
+    if n > 1:
+        more = f"; and {n - 1} more, which `dlshap status {summary.store}` lists"
+    return (
+        f"{n} of {summary.shards} shards failed, {summary.shards_done} are done, and the same command tries the others "
+        f"again: {summary.failures[0]}{more}"
+    )
+
+
+def _run(config: Config) -> Summary:
+    started = time.monotonic()
+    executor = executor_of(config)
+    require_chosen(config)
+    directory = RunDirectory(config.store.path, config.store.options, config.store.lock_timeout_s)
+    known = attributes_of(directory)  # refuses what is not a store before anything is loaded
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(executor)
+        if directory.prepared and not (known and known["complete"]):
+            stack.enter_context(directory.at_work())
+        plan = Request(config, executor.machine(), load_chosen(config), directory).agree_on_plan()
+        chosen = select(plan.n_shards, config.run.shards)
+        attributes = present_attributes(directory)
+        if n_left_out := attributes["dataset"]["n_left_out"]:
+            LOG.info(f"left out, as dataset.on_bad=skip says: {counted(n_left_out, 'bad row')}; the store lists them")
+        if attributes["complete"]:
+            return finished(directory, plan, attributes, started)
+        stack.enter_context(directory.at_work())
+        log = stack.enter_context(event_log(directory.run, store=directory.url, rows=plan.n_rows, shards=plan.n_shards))
+        stack.enter_context(_result(directory))
+        directory.forget_failures(chosen)
+        spec, todo = work_spec(config, plan, directory), remaining(chosen, recorded_shards(directory, plan))
+        n_rows, seconds = 0, 0.0
+        for _ in range(ROUNDS):
+            log.note("stock", chosen=len(chosen), todo=len(todo))
+            n_done, took = _work_through(executor, spec, chosen, todo, log)
+            n_rows, seconds = n_rows + n_done, seconds + took
+            summary, damaged = finalize(directory, plan, chosen, n_rows, seconds, started)
+            todo = damaged[(damaged >= chosen.start) & (damaged < chosen.stop)]
+            if not len(todo):
+                break
+        return summary
+
+
+@contextlib.contextmanager
+def _result(directory: RunDirectory) -> Iterator[None]:
+    """Programs are told that this command is the last from now on, and why where it does not come to its end."""
+    directory.begin_result()
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the backend may be what failed
+            reason = one_line(error) or type(error).__name__
+            directory.write_result({"store": directory.url, "complete": False, "error": reason})
+        raise
+
+
+def work_spec(config: Config, plan: Plan, directory: RunDirectory) -> WorkSpec:
+    """What the workers of a run are given."""
+    settings = config.absolute()
+    model = settings["model"]
+    for each in settings_of(config.model):
+        if each.is_file:
+            paths = fold_paths(model[each.key], f"model.{each.key}")  # a pattern may match other files elsewhere
+            model[each.key] = paths if len(paths) > 1 else paths[0]
+    model["target_names"] = None  # the plan has them
+    search = [*filter(None, [settings["cluster"]["code"]]), os.getcwd()]
+    mixed = config.cluster.mixed_devices == "allow"
+    return WorkSpec(
+        directory.url, config.store.options, plan, model, search, mixed, config.store.lock_timeout_s, config.limits
+    )
+
+
+def _work_through(
+    executor: Executor, spec: WorkSpec, chosen: range, todo: np.ndarray, log: EventLog
+) -> tuple[int, float]:
+    """Have shards computed, and stop where going on makes no sense.
+
+    Returns:
+        The rows that were committed, and the seconds from the first shard's begin.
+
+    Raises:
+        RunError: the storage or a machine fails, or shards fail and none succeeds.
+    """
+    n_chosen = spec.plan.n_rows_in(np.arange(chosen.start, chosen.stop))
+    n_done = n_failed = 0
+    with contextlib.ExitStack() as stack:
+        # Closed, so that nothing is still at work when the executor is let go after an error.
+        results = stack.enter_context(contextlib.closing(executor.work(spec, todo))) if len(todo) else ()
+        started = time.monotonic()
+        progress = stack.enter_context(RowProgress("attributing", n_chosen, n_chosen - spec.plan.n_rows_in(todo)))
+        for result in results:
+            if not result.error:
+                n_done += result.n_rows
+                progress.advance(result.n_rows)
+                log.note("shard", shard=result.shard, rows=result.n_rows)
+                continue
+            n_failed += 1
+            log.note("failure", shard=result.shard, error=result.error, fatal=result.fatal)
+            if result.fatal:
+                raise RunError(result.error)
+            if n_failed >= MAX_FAILURES and not n_done:
+                raise RunError(f"the first {n_failed} shards failed, and none succeeded: {result.error}")
+            if n_failed < MAX_FAILURES:
+                LOG.warning(result.error)
+        return n_done, time.monotonic() - started

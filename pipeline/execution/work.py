@@ -1,0 +1,50 @@
+"""What a worker is given and what it gives back: plain values that travel between processes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.config.schema import LimitsConfig
+from pipeline.planning.plan import Plan
+from pipeline.store.backends.base import LOCK_TIMEOUT_S
+
+
+@dataclass(frozen=True)
+class WorkSpec:
+    """What a worker is given.
+
+    Attributes:
+        store: url of the store.
+        options: of its storage backend.
+        plan: of the run.
+        model: the model's configuration.
+        search: folders in which to look for the user's own modules.
+        mixed_devices: whether a device of another kind than the plan's may compute.
+        lock_timeout_s: how long another worker is waited for.
+        limits: what a file may hold.
+    """
+
+    store: str
+    options: dict[str, str]
+    plan: Plan
+    model: dict[str, Any]
+    search: list[str]
+    mixed_devices: bool
+    lock_timeout_s: float = LOCK_TIMEOUT_S
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What became of one shard.
+
+    Attributes:
+        shard: its index.
+        n_rows: sequences in it.
+        error: one line; "" where the shard is committed.
+        fatal: whether the error is the storage's or the machine's rather than the shard's, so that others will meet it.
+    """
+
+    shard: int
+    n_rows: int
+    error: str = ""
+    fatal: bool = False

@@ -1,0 +1,1 @@
+"""The store and the protocol files beside it: schema, codec, reader, commits."""

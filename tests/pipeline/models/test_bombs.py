@@ -1,0 +1,221 @@
+"""Small checkpoints that would become large: refused before they fill the memory, with the setting to raise."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from pipeline.config import limits
+from pipeline.config.schema import LimitsConfig
+from pipeline.messages.errors import UserError
+from pipeline.models.bpnet import load_bpnet
+from pipeline.models.checkpoint import read_checkpoint
+from pipeline.models.folder import folder_arguments, read_folder
+from pipeline.models.load import load_model
+from tests.pipeline.conftest import chosen
+
+MB = 10**6
+SMALL = LimitsConfig(header_mb=1, held_mb=1)
+
+
+def refusal(path: Path, **settings: Any) -> str:
+    with limits.using(SMALL), pytest.raises(UserError) as caught:
+        (read_folder if path.is_dir() else read_checkpoint)(path, **settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def repacked(path: Path, name: str, data: bytes) -> Path:
+    """A checkpoint of two numbers with another file of such a name in its archive, compressed."""
+    torch.save({"w": torch.zeros(2)}, path)
+    with zipfile.ZipFile(path) as archive:
+        files = {each: archive.read(each) for each in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for each, content in files.items():
+            archive.writestr(each, data if each.endswith(name) else content)
+    return path
+
+
+@pytest.mark.parametrize("trust_pickle", [False, True])
+def test_an_archive_that_unpacks_to_far_more_than_it_is(tmp_path: Path, trust_pickle: bool) -> None:
+    message = refusal(repacked(tmp_path / "x.pt", "data/0", bytes(2 * MB)), trust_pickle=trust_pickle)
+    assert "x.pt takes 2 MB of memory once it is read, and " in message
+    assert message.endswith("more than the limit of 1 MB; if the file is honest, add limits.held_mb=3 to the command")
+
+
+def test_an_archive_whose_pickle_is_long(tmp_path: Path) -> None:
+    path = repacked(tmp_path / "x.pt", "data.pkl", b"\x80\x02" + b"]" * 1_100_000 + b".")
+    with limits.using(LimitsConfig(header_mb=1)), pytest.raises(UserError, match=r"data\.pkl has 1\.1 MB, more than"):
+        read_checkpoint(path)
+
+
+def test_a_pickle_without_an_archive_that_is_long(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(b"\x80\x02X" + struct.pack("<I", 1_100_000) + b"x" * 1_100_000 + b".")
+    assert "x.pt: its pickle is more than the limit of 1 MB" in refusal(tmp_path / "x.pt")
+
+
+def test_weights_that_are_large_are_no_part_of_the_pickle(tmp_path: Path) -> None:
+    state = {"w": torch.arange(3 * MB, dtype=torch.uint8), "v": torch.ones(2)}
+    for is_zip in (True, False):
+        torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=is_zip)
+        with limits.using(SMALL):
+            read = read_checkpoint(tmp_path / "x.pt")
+        assert isinstance(read, dict)
+        assert all(torch.equal(read[name], values) for name, values in state.items())
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_tensors_that_share_their_values(tmp_path: Path, is_zip: bool) -> None:
+    one = torch.zeros(1)
+    for state in ({"w": one.expand(10**10)}, {str(i): one.expand(10**5) for i in range(20)}):
+        torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=is_zip)
+        assert "x.pt: the state dict takes " in refusal(tmp_path / "x.pt")
+    torch.save({"model_ema": state, "model": {"w": one}}, tmp_path / "x.pt", _use_new_zipfile_serialization=is_zip)
+    assert "x.pt: the state dict takes 8 MB" in refusal(tmp_path / "x.pt", prefix="model_ema.")
+
+
+class Array:
+    """A bytearray of any size, which torch makes when it reads weights alone."""
+
+    def __reduce__(self) -> Any:
+        return bytearray, (10**12,)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_byte_array_of_any_size_is_not_made(tmp_path: Path, is_zip: bool) -> None:
+    torch.save(OrderedDict(w=torch.zeros(1), x=Array()), tmp_path / "x.pt", _use_new_zipfile_serialization=is_zip)
+    assert "x.pt holds Python objects beside tensors" in refusal(tmp_path / "x.pt")
+
+
+def test_a_trusted_module_may_hold_a_byte_array(tmp_path: Path) -> None:
+    module = torch.nn.Linear(1, 1)
+    module.extra = bytearray(b"abc")  # type: ignore[assignment]
+    torch.save(module, tmp_path / "x.pt")
+    read = read_checkpoint(tmp_path / "x.pt", trust_pickle=True)
+    assert isinstance(read, torch.nn.Linear)
+
+
+def test_members_that_lie_about_their_size(tmp_path: Path) -> None:
+    path = repacked(tmp_path / "x.pt", "data/0", bytes(5 * MB))
+    data = path.read_bytes()
+    path.write_bytes(data.replace(struct.pack("<I", 5 * MB), struct.pack("<I", 8)))
+    with limits.using(SMALL):
+        read = read_checkpoint(path)
+    assert isinstance(read, dict)
+    assert read["w"].tolist() == [0, 0]
+
+
+def test_a_damaged_archive(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(2)}, tmp_path / "x.pt")
+    data = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(data.replace(b"PK\x01\x02", b"PK\x01\x03"))
+    assert "x.pt" in refusal(tmp_path / "x.pt")
+
+
+def test_a_header_of_safetensors_that_is_long(tmp_path: Path) -> None:
+    head = b'{"a":' + b" " * 1_100_000 + b"1}"
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(head)) + head)
+    assert "x.safetensors: its header has 1.1 MB, more than the limit of 1 MB" in refusal(tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").rename(tmp_path / "model.safetensors")
+    assert "model.safetensors: its header has 1.1 MB" in refusal(tmp_path)
+
+
+def test_safetensors_of_holes(tmp_path: Path) -> None:
+    head = json.dumps({"a": {"dtype": "U8", "shape": [10**9], "data_offsets": [0, 10**9]}}).encode()
+    with (tmp_path / "x.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        file.truncate(8 + len(head) + 10**9)
+    assert "x.safetensors takes 1 GB of memory once it is read" in refusal(tmp_path / "x.safetensors")
+
+
+def test_settings_of_a_folder_that_are_long(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"a": "x" * MB}))
+    with limits.using(SMALL), pytest.raises(UserError, match=r"config\.json has 1 MB, more than the limit of 1 MB"):
+        folder_arguments(tmp_path)
+
+
+def test_a_bpnet_whose_first_layer_says_that_it_is_wide(tmp_path: Path) -> None:
+    state = {
+        "iconv.weight": torch.zeros(1000, 4, 3),
+        "rconvs.0.weight": torch.zeros(1),
+        "fconv.weight": torch.zeros(1, 1000, 1),
+        "linear.weight": torch.zeros(1),
+    }
+    save_file(state, tmp_path / "x.safetensors")
+    with limits.using(SMALL), pytest.raises(UserError, match=r"the BPNet of these sizes takes 12\.\d MB of memory"):
+        load_bpnet(tmp_path / "x.safetensors", {"trimming": 1})
+
+
+def test_a_pickle_reads_no_more_than_it_may(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    pickle.dump("x", buffer, protocol=2)
+    (tmp_path / "x.pt").write_bytes(b"\x80\x02X" + struct.pack("<I", 2**32 - 1) + b"x" * 100)
+    assert "x.pt" in refusal(tmp_path / "x.pt")
+
+
+class Sized(nn.Module):
+    def __init__(self, n: int, how: str) -> None:
+        super().__init__()
+        values = {
+            "layer": lambda: nn.Linear(n, n, bias=False).weight,
+            "zeros": lambda: torch.zeros(n, n),
+            "ones": lambda: torch.ones((n, n), dtype=torch.float32),
+            "size": lambda: torch.empty(size=(n, n)),
+            "eye": lambda: torch.eye(n),
+            "range": lambda: torch.arange(n * n),
+            "new": lambda: torch.zeros(1).new_zeros((n, n)),
+        }[how]()
+        self.register_buffer("values", values)
+
+
+@pytest.mark.parametrize("how", ["layer", "zeros", "ones", "size", "eye", "range", "new"])
+def test_a_folder_that_says_how_large_a_layer_is(tmp_path: Path, how: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"n": 1000, "how": how}))
+    save_file({"values": torch.zeros(1)}, tmp_path / "model.safetensors")
+    given = {"_target_": f"{__name__}.Sized", "checkpoint": str(tmp_path)}
+    with (
+        limits.using(SMALL),
+        pytest.raises(UserError, match=r"Sized with the sizes in .*config\.json takes 4 MB of mem"),
+    ):
+        load_model(chosen("model", "module", **given))
+    with limits.using(SMALL), pytest.raises(UserError, match="does not fit Sized"):  # what a person says is made
+        load_model(chosen("model", "module", **given, init={"n": 1000, "how": how}))
+
+
+@pytest.mark.slow
+def test_memory_of_a_command_that_is_given_a_large_archive(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.zeros(2)}, path)
+    with zipfile.ZipFile(path) as archive:
+        files = {each: archive.read(each) for each in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for each, content in files.items():
+            with archive.open(each, "w", force_zip64=True) as file:
+                for _ in range(3000 if each.endswith("data/0") else 0):
+                    file.write(bytes(MB))
+                file.write(content)
+    command = [sys.executable, "-m", "pipeline", "audit", "cluster=none", "model=bpnet", f"model.checkpoint={path}"]
+    process = subprocess.Popen([*command, "model.init.trimming=1"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    with process.stderr as errors:
+        message = errors.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 2
+    assert "takes 3 GB of memory once it is read" in message
+    assert used.ru_maxrss * 1024 < 10**9

@@ -1,0 +1,144 @@
+"""Names of targets from a file: in engine.targets, in the store's labels, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pipeline
+from pipeline.config.compose import compose_config
+from pipeline.messages.errors import UserError
+from pipeline.models.target_names import places, read_names
+from tests.pipeline.conftest import Inputs
+
+NAMES = ("K562_CTCF", "K562_POLR2A", "GM12878_CTCF")
+
+
+def tracks() -> nn.Module:
+    """What model._target_ names: (N, 4, 3) of sequences of any length, bins and then tracks."""
+    torch.manual_seed(0)
+    layers = [nn.Conv1d(4, 6, 5, padding=2), nn.ReLU(), nn.AdaptiveAvgPool1d(4), nn.Conv1d(6, 3, 1)]
+    return nn.Sequential(*layers, Swapped())
+
+
+class Swapped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+OF_TRACKS = ["model=module", f"model._target_={__name__}.tracks", "model.checkpoint=null"]
+
+
+def written(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "K562_CTCF\nK562_POLR2A\nGM12878_CTCF\n",
+        "\ufeffK562_CTCF\r\nK562_POLR2A \r\nGM12878_CTCF\r\n\r\n",
+        "\tidentifier\tfile\n0\tK562_CTCF\ta\n1\tK562_POLR2A\tb\n2\tGM12878_CTCF\tc\n",
+    ],
+)
+def test_names_are_read(tmp_path: Path, text: str) -> None:
+    assert read_names(written(tmp_path / "names.txt", text)) == NAMES
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\nb\na\n", "a is on lines 1 and 3"),
+        ("a\n\nb\n", "line 2: '' is no name"),
+        ("a\nb\x1b[31m\n", "line 2: "),
+        ("a\n" + "x" * 201, "is no name"),
+        ("", "is empty"),
+        ("index\tname\n0\ta\n", "none is called identifier; give one name a line: cut -f2"),
+        ("identifier\tfile\na\tx\na\ty\n", "a is on lines 2 and 3"),
+    ],
+)
+def test_files_that_are_no_names_are_refused(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_names(written(tmp_path / "names.txt", text))
+    assert expected in str(caught.value)
+    assert "names.txt" in str(caught.value)
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "names.npy").write_bytes(b"\x93NUMPY\xff")
+    for path in (tmp_path, tmp_path / "nowhere.txt", tmp_path / "names.npy"):
+        with pytest.raises(UserError, match=r"one name a line"):
+            read_names(str(path))
+    assert read_names(None) == ()
+
+
+def test_targets_by_name() -> None:
+    assert places([2, "K562_CTCF"], NAMES) == [2, 0]
+    assert places("all", NAMES) == "all"
+    for targets, expected in [
+        (["K562_CTCf"], "there is no target K562_CTCf; nearest are K562_CTCF"),
+        (["k562"], "nearest are K562_CTCF"),
+        (["zzz"], "there is no target zzz among 3: K562_CTCF, "),
+        ([0, "K562_CTCF"], "0 and K562_CTCF are the same target"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            places(targets, NAMES)
+        assert expected in str(caught.value)
+
+
+def test_names_need_their_file() -> None:
+    with pytest.raises(UserError, match=r"model\.target_names is not set; add model\.target_names=names\.txt"):
+        compose_config(["engine.targets=[K562_CTCF]"])
+
+
+def test_a_run_by_name_is_the_run_by_place(inputs: Inputs, tmp_path: Path) -> None:
+    """The differences of two outputs, chosen by name, labelled in the store, and continued by place alone."""
+    names = written(tmp_path / "names.txt", "left\nmiddle over left\n")
+    output = "model.output=([:, :, 0:2] - [:, :, 2:3])[:, mid2].mean(1)"
+    by_name = [output, f"model.target_names={names}", "engine.targets=[middle over left]"]
+    alone = "model.output=[:, mid2].mean(1)"
+    for store, given in [("a", by_name), ("b", [output, "engine.targets=[1]"]), ("c", [alone, "engine.targets=all"])]:
+        assert pipeline.run(overrides(inputs, tmp_path / f"{store}.zarr", *given)).complete
+    a, b, c = (pipeline.open_store(tmp_path / f"{name}.zarr") for name in "abc")
+    assert a.targets == a.target_names == ["middle over left"]
+    assert (b.targets, b.target_names) == (["1"], [f"{output[13:]}, target 1"])
+    assert a.attrs["model"]["output"] == a.attrs["fingerprint"]["model.output"] == output[13:]
+    assert (
+        f"of what the model returns, a single tensor of shape (N, 4, 3), {output[13:]} is taken (model.output), "
+        f"2 targets" in a.attrs["notes"]
+    )
+    assert a.attrs["fingerprint"]["settings.engine.targets"] == [1]
+    for name in ("hypothetical", "prediction"):
+        ours, both = np.asarray(a[name][:]), np.asarray(c[name][:])
+        np.testing.assert_array_equal(ours, np.asarray(b[name][:]))
+        np.testing.assert_allclose(ours[:, 0], both[:, 1] - both[:, 2], atol=1e-5 * np.abs(both).max())
+    again = overrides(inputs, tmp_path / "a.zarr", *by_name[:2], "engine.targets=[1]")
+    assert pipeline.run(again).complete
+    with pytest.raises(UserError, match=r"model\.output is"):
+        pipeline.run(overrides(inputs, tmp_path / "a.zarr", "model.output=[:, 0, 0:2]", *by_name[1:]))
+
+
+def overrides(inputs: Inputs, store: Path, *more: str) -> list[str]:
+    given = inputs.overrides(store, *OF_TRACKS, *more)
+    return [each for each in given if not each.startswith("model.init.")]
+
+
+@pytest.mark.parametrize(
+    ("names", "targets", "expected"),
+    [
+        ("left\n", "[left]", "has 1 name, and the model 2 targets"),
+        ("a\nb\nc\n", "[c]", "model.target_names has 3 names"),
+    ],
+)
+def test_counts_must_fit(inputs: Inputs, tmp_path: Path, names: str, targets: Any, expected: str) -> None:
+    path = written(tmp_path / "names.txt", names)
+    given = ["model.output=[:, 0, 0:2]", f"model.target_names={path}", f"engine.targets={targets}"]
+    with pytest.raises(UserError) as caught:
+        pipeline.run(overrides(inputs, tmp_path / "a.zarr", *given))
+    assert expected in str(caught.value)
