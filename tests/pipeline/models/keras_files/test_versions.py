@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -18,10 +17,11 @@ from torch import Tensor
 
 from pipeline.models.keras_files.load import load_keras
 from pipeline.models.keras_files.model import KerasModel
+from tests.conftest import real_data_directory
 from tests.pipeline.models.keras_files.oracle import keras, one_hot, predictions, randomised, save
 from tests.pipeline.models.keras_files.test_files import LAYERS, WEIGHTS, model, write
 
-REAL = Path(os.environ.get("DLSHAP_REAL_DATA", "/nowhere")) / "keras"
+REAL = real_data_directory() / "keras"
 
 
 def chain(*calls: tuple[str, int]) -> dict[str, Any]:
@@ -102,9 +102,6 @@ def test_an_archive_of_keras_2_13(tmp_path: Path) -> None:
     assert torch.equal(load_keras(old).module(sequences), load_keras(path).module(sequences))
 
 
-real = [pytest.mark.real, pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}; DLSHAP_REAL_DATA names the folder")]
-
-
 def trained(name: str, description: str | None = None, **layers: str) -> KerasModel:
     return load_keras(REAL / name, REAL / description if description else None, layers).module
 
@@ -113,7 +110,7 @@ def trained(name: str, description: str | None = None, **layers: str) -> KerasMo
     ("name", "length", "more"), [("mmsplice_Donor", 18, 0), ("mmsplice_Intron3", 80, 0), ("xpresso", 10_500, 6)]
 )
 class TestTrained:
-    pytestmark = real
+    pytestmark = pytest.mark.real
 
     def test_predictions_are_those_of_keras(self, name: str, length: int, more: int) -> None:
         with warnings.catch_warnings():
@@ -148,7 +145,6 @@ def convolved(x: Tensor, weights: dict[str, Tensor], name: str, norm: str, paddi
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}; DLSHAP_REAL_DATA names the folder")
 def test_trained_files_that_keras_3_does_not_read() -> None:
     x = torch.from_numpy(one_hot(145, 2)).transpose(1, 2).double()
     weights = weights_of("mpra_dragonn_conv.weights.h5")
