@@ -80,6 +80,11 @@ def sequence_problem(n_bases: int) -> str | None:
     return None if n_bases <= limit else f"has {n_bases} bases, {_over('sequence', str(limit), str(n_bases))}"
 
 
+def long_name_problem(n_characters: int) -> str:
+    """What is wrong with a name that is longer than `limits.name`."""
+    return f"has a name of {n_characters} characters, {_over('name', str(current().name), str(n_characters))}"
+
+
 def require_held(n_bytes: int, on_disk: int, what: str) -> None:
     """For what is in memory as a whole, from a file of so many bytes on disk.
 

@@ -323,6 +323,7 @@ class LimitsConfig(Group):
     header_mb: int = setting(
         "megabytes of a checkpoint beside its tensors: a pickle, the header of safetensors, config.json", 8, least=1
     )
+    name: int = setting("characters of the name of a row of the input, or of its chromosome", 4096, least=1)
     sequence: int = setting("bases of one sequence of the input", 1 << 21, least=1)
     block_mb: int = setting("megabytes that a file has read at once: a chunk of Zarr, a batch of Arrow", 512, least=1)
     held_mb: int = setting(
@@ -331,7 +332,7 @@ class LimitsConfig(Group):
         least=1,
     )
     held_ratio: int = setting("beyond these, how many times as large as the file", 4, least=1)
-    streamed_mb: int = setting("megabytes that come out of a file that is read bit by bit", 256, least=1)
+    streamed_mb: int = setting("megabytes that come out of a file that is read bit by bit", 64, least=1)
     streamed_ratio: int = setting("beyond these, how many times as large as the file", 100, least=1)
 
 

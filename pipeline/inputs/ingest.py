@@ -53,6 +53,7 @@ class Ingested:
         extra_inputs: shape and type of each extra input of the model, as in the plan.
         of_file: what errors about a row say of its file.
         notes: lines about choices and repeated rows.
+        longest_name: characters that a name or a chromosome may have.
     """
 
     n_rows: int = 0
@@ -64,6 +65,7 @@ class Ingested:
     extra_inputs: list[dict[str, Any]] = field(default_factory=list)
     of_file: str = ""
     notes: list[str] = field(default_factory=list)
+    longest_name: int = field(default_factory=lambda: limits.current().name)
 
     @staticmethod
     def begun(source: Source, dataset: DatasetConfig) -> "Ingested":
@@ -167,6 +169,8 @@ def _problem(rows: Rows, i: int, found: Ingested, dataset: DatasetConfig) -> str
         return rows.problem[i]
     if codes is None or len(codes) == 0:
         return f"{where} has no sequence"
+    if (n_characters := max(len(rows.name[i]), len(rows.chrom[i]))) > found.longest_name:
+        return f"{where}{found.of_file} {limits.long_name_problem(n_characters)}"
     if (strange := name_problem(rows.name[i]) or chrom_problem(rows.chrom[i])) is not None:
         return f"{where}{found.of_file}: {strange}"
     if found.length and len(codes) != found.length:

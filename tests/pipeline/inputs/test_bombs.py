@@ -24,6 +24,7 @@ from pipeline.config.compose import compose_config
 from pipeline.config.schema import LimitsConfig
 from pipeline.inputs.base import Rows
 from pipeline.inputs.genome import StreamedGenome, open_genome
+from pipeline.inputs.ingest import Nowhere, ingest
 from pipeline.inputs.open import open_source
 from pipeline.messages.errors import UserError
 
@@ -115,6 +116,22 @@ def test_a_sequence_that_is_too_long_is_a_bad_row_whose_length_is_told(tmp_path:
         assert [codes is None for codes in rows.codes] == [False, True, False]
         assert f"'b' (x.fa.gz, line 3) has {number} bases, more than the limit of 500000" in str(rows.problem[1])
         assert f"add limits.sequence={number} to the command" in str(rows.problem[1])
+
+
+@pytest.mark.parametrize("column", ["name", "chrom"])
+def test_a_name_that_is_too_long_is_a_bad_row(tmp_path: Path, column: str) -> None:
+    line = {"name": "a", "chrom": "chr1"} | {column: "x" * 5000}
+    (tmp_path / "x.tsv").write_text(
+        f"name\tchrom\tstart\tend\tsequence\n{line['name']}\t{line['chrom']}\t0\t8\tACGTACGT\nb\tchr1\t0\t8\tACGTACGT\n"
+    )
+    config = compose_config(["dataset=table", f"dataset.path={tmp_path / 'x.tsv'}", "dataset.on_bad=skip"])
+    found = ingest(open_source(config.dataset), config.dataset, lambda *_: Nowhere(), lambda _: None)
+    assert (found.n_rows, found.n_bad) == (1, 1)
+    assert "has a name of 5000 characters, more than the limit of 4096" in found.problems[0]
+    assert len(found.problems[0]) < 400
+    with limits.using(LimitsConfig(name=5000)):
+        found = ingest(open_source(config.dataset), config.dataset, lambda *_: Nowhere(), lambda _: None)
+    assert (found.n_rows, found.n_bad) == (2, 0)
 
 
 @pytest.mark.parametrize("members", [1, 300])
