@@ -15,6 +15,7 @@ from pipeline.models.hashing import sha256
 KEY = "model.target_names"
 _MOST_BYTES = 1 << 26
 _LONGEST = 200  # characters of a name
+_MOST_NAMES = 1 << 18  # forty times as many as the largest published models have outputs
 _COLUMN = "identifier"
 _N_SHOWN = 3
 
@@ -33,10 +34,12 @@ def read_names(path: str | None) -> tuple[str, ...]:
     if (n_bytes := found.stat().st_size) > _MOST_BYTES:
         raise UserError(f"{KEY}={path} has {n_bytes:,} bytes; expected one name a line")
     try:
-        lines = found.read_bytes().decode("utf-8-sig").rstrip().splitlines()
+        text = found.read_bytes().decode("utf-8-sig").rstrip()
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{KEY}={path} cannot be read: {error}; expected text (UTF-8), one name a line") from None
-    first = 1
+    if (n_lines := text.count("\n") + 1) > _MOST_NAMES + 1:
+        raise UserError(f"{KEY}={path} has {n_lines:,} lines; expected one name a line, {_MOST_NAMES:,} at most")
+    lines, first = text.splitlines(), 1
     if lines and "\t" in lines[0]:
         lines, first = _column(lines, path), 2
     names = [line.strip() for line in lines]

@@ -1,20 +1,29 @@
 """What a configuration may call by its import path (`_target_`), and calling it.
 
-Called are classes and functions that make a model or a part of one: subclasses of `torch.nn.Module`, and what is
-defined in the user's own modules or in an installed package that defines such subclasses itself. torch's own functions
-read files and run code, so that of these only operations on tensors are called, as arguments of a model.
+Called are
+- what the user's own modules define, also as methods;
+- subclasses of `torch.nn.Module`: of torch the layers in `torch.nn`, and of packages those that have none of torch's
+  other modules as a base, which run code that they are given or open connections;
+- functions of an installed package that make such a class of it, and its settings (dataclasses, enumerations, named
+  tuples, the `config_class` of a model);
+- torch's operations on tensors, as arguments of a model.
+
+Nothing else that is installed is: packages of models have functions and methods that read pickles, download, or run
+what they are given, and which these are cannot be told. Python's own library is not even imported.
 
 An argument that is a mapping with `_target_` is called in turn. `_args_` are positional arguments, `_partial_: true`
 gives a function that calls it later, and with `_recursive_: false` its own arguments are taken as they are.
 """
 
+import dataclasses
+import enum
 import functools
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -31,6 +40,8 @@ from pipeline.models.nesting import require_tree
 TARGET = "_target_"
 WORDS = (TARGET, "_args_", "_partial_", "_recursive_", "_convert_")  # the keys that call something
 _DATA: tuple[Callable[..., Any], ...] = (torch.tensor, np.array, tuple, slice, OrderedDict)
+_OF_DATA = ("builtins", "collections")  # where those of Python are
+_TORCH, _LAYERS = "torch", "torch.nn.modules."
 
 
 def make(target: str, init: Mapping[str, Any]) -> nn.Module:
@@ -54,6 +65,9 @@ def find(target: str, setting: str = f"model.{TARGET}") -> Callable[..., Any]:
     Raises:
         UserError: it cannot be imported, or is nothing that is called here.
     """
+    package = _top(target)
+    if package in sys.stdlib_module_names and package not in _OF_DATA:
+        raise _refused(f"{setting}={target} is of Python's own library")
     try:
         with own_modules.asked_for(target):
             found = _locate(target)
@@ -62,24 +76,32 @@ def find(target: str, setting: str = f"model.{TARGET}") -> Callable[..., Any]:
         raise UserError(
             f"{setting}={target} cannot be imported: {reason}; expected package.module.Class, importable from here"
         ) from error
-    if not (callable(found) and _is_allowed(found)):
-        what = f"{type(found).__name__} of {_home(found) or 'Python'}"
-        raise UserError(
-            f"{setting}={target} is a {what} and is not called: a target is a torch.nn.Module's class, or a class "
-            f"or function of your own modules or of a package of models; write a function that calls it, such as "
-            f"def model(): ..., in a module my_model, and give {setting}=my_model.model"
-        )
+    if not (callable(found) and _is_allowed(found, package)):
+        raise _refused(f"{setting}={target} is a {type(found).__name__} of {_home(found) or 'Python'}")
     return found
 
 
-def _is_allowed(found: Any) -> bool:
-    home = _home(found)
-    return (
-        _is_module(_judged(found))
-        or (is_own(home) or _defines_modules(home.partition(".")[0]))
-        or any(found is data for data in _DATA)
-        or any(found is operation for each in get_overridable_functions().values() for operation in each)
+def _refused(what: str) -> UserError:
+    return UserError(
+        f"{what} and is not called: a target is a class of torch.nn's layers or of a package's modules, a function of "
+        f"that package that makes one, or a class or function of your own modules; write a function that calls it, "
+        f"such as def model(): ..., in a module my_model, and give {what.partition('=')[0]}=my_model.model"
     )
+
+
+def _is_allowed(found: Any, package: str) -> bool:
+    home = _home(found)
+    if is_own(home):
+        return not isinstance(found, MethodType) or is_own(_home(found.__func__))
+    if is_ours(home):
+        return _is_module(found)
+    if any(found is each for each in (*_DATA, *_operations())):
+        return True
+    if isinstance(found, type) and _is_layer(found):
+        return True
+    if _top(home) != package or package == _TORCH:
+        return False
+    return _is_settings(found) if isinstance(found, type) else _makes_module(found, package)
 
 
 def _judged(found: Any) -> Any:
@@ -100,16 +122,51 @@ def _is_module(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, nn.Module)
 
 
-def _defines_modules(package: str) -> bool:
-    """Whether an installed package, as far as it was imported, defines subclasses of torch's."""
-    if is_ours(package) or package == _home(nn.Module).partition(".")[0]:
+def _is_layer(found: Any) -> bool:
+    """Whether it is a class of modules none of whose bases is one of torch's that is no plain layer."""
+    homes = [base.__module__ for base in getattr(found, "__mro__", ())]
+    of_torch = [home for home in homes if _top(home) == _TORCH]
+    return _is_module(found) and all(f"{home}.".startswith(_LAYERS) for home in of_torch)
+
+
+def _is_settings(found: type) -> bool:
+    """Whether it is a class of plain values, by which a package's modules are configured."""
+    modules = list(_modules_of(_top(found.__module__)))
+    is_tuple = issubclass(found, tuple) and hasattr(found, "_fields")
+    is_plain = dataclasses.is_dataclass(found) or issubclass(found, enum.Enum) or is_tuple
+    return any(is_plain or getattr(each, "config_class", None) is found for each in modules)
+
+
+def _makes_module(found: Any, package: str) -> bool:
+    """Whether it is a function that names a class of its package's modules: makes one, or says that it returns one."""
+    function = inspect.unwrap(found)
+    if not (isinstance(found, FunctionType) and isinstance(function, FunctionType)):
         return False
-    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == package]
-    return any(
-        _is_module(each) and _home(each).partition(".")[0] == package
-        for module in modules
-        for each in list(getattr(module, "__dict__", {}).values())
-    )
+    named = [function.__globals__.get(name) for name in function.__code__.co_names]
+    named.append(returned := function.__annotations__.get("return"))
+    if isinstance(returned, str):
+        named.append(function.__globals__.get(returned))
+    return any(_is_layer(each) and _top(each.__module__) == package for each in named)
+
+
+def _modules_of(package: str) -> Iterator[type]:
+    """The classes of modules that a package defines, as far as it was imported."""
+    for name, module in list(sys.modules.items()):
+        if _top(name) == package:
+            found = filter(_is_module, list(getattr(module, "__dict__", {}).values()))
+            yield from (each for each in found if _top(each.__module__) == package)
+
+
+@functools.cache
+def _operations() -> tuple[Any, ...]:
+    """torch's functions on tensors; methods are none, since they also pickle, and call what they are given."""
+    found = get_overridable_functions()
+    spaces = (torch, torch.functional, nn.functional, torch.linalg, torch.fft, torch.special)
+    return tuple(each for space in spaces for each in found.get(space, ()) if not each.__name__.startswith("_"))
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _call(given: Mapping[str, Any], key: str, arguments: str) -> Any:

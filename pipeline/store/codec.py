@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import zarr
 
+from pipeline.config import limits
 from pipeline.planning.plan import Plan
 from pipeline.planning.shards import Shard
 from pipeline.store.backends.base import Backend
 from pipeline.store.backends.tree import MOST_BYTES
+from pipeline.store.bounded import bounded, few_at_once
 from pipeline.store.records import FileRecord
 from pipeline.store.schema import (
     ARRAYS,
@@ -28,6 +30,7 @@ from pipeline.store.schema import (
 from pipeline.store.zarr_private import memory_store, to_buffer
 
 _INDEX = re.compile("0|[1-9][0-9]{0,15}")
+_SHARD_BYTES, _SHARD_RATIO = 1 << 30, 16  # beyond these no shard is so many times as large as its file
 _MOST_GROWTH = 1100  # of equal values that are unpacked: 255 times by the codec, 4 bytes of a length to 16 of a text
 _CHUNK_OR_METADATA = re.compile(r"zarr\.json|c(\.\d+)*")
 
@@ -59,8 +62,11 @@ class ShardCodec:
             if not data:
                 raise ValueError("it is empty")  # which Zarr would fill
             array = self._array(name, files)
+            if (n_bytes := shard_bytes(array)) > _SHARD_BYTES + _SHARD_RATIO * len(data):
+                raise ValueError(f"its {len(data)} bytes cannot hold the {n_bytes} that it says it has")
             files[chunk_key(shard.index, array.ndim)] = to_buffer(data)
-            found = np.asarray(array[rows_in(name, shard)])
+            with few_at_once(array):
+                found = np.asarray(array[rows_in(name, shard)])
             require_values(name, found)
         except Exception as error:  # whatever the codecs make of damaged data
             raise ValueError(f"{name} of {shard} in {self._backend.url} is damaged ({error})") from error
@@ -74,7 +80,7 @@ class ShardCodec:
             ValueError: it is damaged.
         """
         array = self._array(name, {})
-        most = MOST_BYTES + 2 * array.dtype.itemsize * math.prod(array.shards or array.chunks)
+        most = MOST_BYTES + 2 * shard_bytes(array)
         return self.decode(name, shard, self._backend.read(shard_key(name, shard.index, layout), most))
 
     def _array(self, name: str, files: dict[str, Any]) -> zarr.Array:
@@ -82,9 +88,15 @@ class ShardCodec:
             self._metadata[name] = self._backend.read(f"{name}/{ROOT}")
         files[ROOT] = to_buffer(self._metadata[name])
         try:
-            return zarr.open_array(memory_store(files), mode="r+").with_config({"write_empty_chunks": True})
+            array = zarr.open_array(memory_store(files), mode="r+").with_config({"write_empty_chunks": True})
+            return bounded(array, name)
         except Exception as error:  # whatever Zarr makes of damaged metadata
             raise ValueError(f"{name}/{ROOT} in {self._backend.url} is damaged ({error})") from error
+
+
+def shard_bytes(array: zarr.Array) -> int:
+    """Bytes of the values of one file of an array."""
+    return array.dtype.itemsize * math.prod(array.shards or array.chunks)
 
 
 def write_shard(
@@ -130,7 +142,7 @@ def names_of_rows(backend: Backend, rows: Iterable[int]) -> list[str]:
     for chunk in {row // TABLE_CHUNK_ROWS for row in wanted}:
         column[f"c.{chunk}"] = to_buffer(backend.read(f"name/c.{chunk}"))
     try:
-        names = zarr.open_array(memory_store(column), mode="r")
+        names = bounded(zarr.open_array(memory_store(column), mode="r"), "name")
         return [str(names[row]) for row in wanted]
     except Exception as error:  # whatever the codecs make of damaged data
         raise ValueError(f"name in {backend.url} is damaged ({error})") from error
@@ -139,14 +151,16 @@ def names_of_rows(backend: Backend, rows: Iterable[int]) -> list[str]:
 def read_array(backend: Backend, name: str) -> np.ndarray:
     """A whole array that is not sharded; ValueError where it is damaged or missing."""
     prefix = f"{name}/"
-    keys = [entry.key for entry in backend.files(prefix) if _CHUNK_OR_METADATA.fullmatch(entry.key, len(prefix))]
-    files = {key.removeprefix(prefix): to_buffer(backend.read(key)) for key in keys}
+    entries = [entry for entry in backend.files(prefix) if _CHUNK_OR_METADATA.fullmatch(entry.key, len(prefix))]
     try:
-        array = zarr.open_array(memory_store(files), mode="r")
+        limits.require_held(sum(entry.n_bytes for entry in entries), 0, "it")
+        files = {entry.key.removeprefix(prefix): to_buffer(backend.read(entry.key)) for entry in entries}
+        array = bounded(zarr.open_array(memory_store(files), mode="r"), name)
         if len(files) != array.nchunks + 1:  # Zarr fills what is missing
             raise ValueError(f"{len(files) - 1} of {array.nchunks} chunks exist")
         if array.nbytes > (1 << 24) + _MOST_GROWTH * sum(map(len, files.values())):
             raise ValueError(f"its files cannot hold the {array.nbytes} bytes that it says it has")
+        limits.require_held(array.nbytes, sum(map(len, files.values())), "it")
         found = np.asarray(array[:])
         require_values(name, found)
         return found

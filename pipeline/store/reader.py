@@ -19,6 +19,7 @@ from pipeline.planning.plan import Plan
 from pipeline.store.attributes import plan_of, read_attributes
 from pipeline.store.backends.base import Backend
 from pipeline.store.backends.zarr_folder import FolderStore
+from pipeline.store.bounded import bounded, few_at_once
 from pipeline.store.rows import Region, rows_named, rows_overlapping
 from pipeline.store.run_directory import RunDirectory
 from pipeline.store.schema import TABLE, array_shapes, arrays_of, layout_of, most_bytes, require_values
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 CHUNK_RATIO, CHUNK_BYTES = 4, 1 << 16  # what a chunk may unpack to: filters may make its values wider
 MOST_CHUNKS = 1 << 16  # of a row or a shard of an array that another program made
 BLOCK_BYTES = 32 << 20  # of a block of rows, all arrays of it together; never less than one inner chunk
+MOST_OF_A_ROW = 1 << 30  # bytes, all arrays of a block together; one inner chunk may have more rows than fit
+MANY_ROWS = 10**5
+_TABLE_BYTES = 3 * 8 + 3 * 16  # of a row: numbers and short texts
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,13 @@ class Store:
     group: zarr.Group
     n_done: int
     done: Sequence[int] | None = None  # indices of the finished shards, None for all
+    n_bytes: int = 0  # of the files of the sequences, where there are many rows
 
     def __getitem__(self, name: str) -> zarr.Array:
         """One array, read lazily."""
         array = self.group[name]
         assert isinstance(array, zarr.Array)  # `open_store` has looked
-        return array
+        return bounded(array, name)
 
     def __len__(self) -> int:
         return int(self["codes"].shape[0])
@@ -78,7 +83,8 @@ class Store:
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
         """The row table: source_row, name, chrom, start, end, strand, each (N,)."""
-        return {name: self._read(name, (slice(0, len(self)),)) for name in TABLE}
+        whole = (slice(0, len(self)),)
+        return {name: self._texts(name) if kind is str else self._read(name, whole) for name, kind in TABLE.items()}
 
     @property
     def codes(self) -> zarr.Array:
@@ -186,10 +192,17 @@ class Store:
         Raises:
             UserError: a file is damaged.
         """
-        chosen = np.arange(len(self)) if rows is None else np.asarray(rows, dtype=np.int64)
+        chosen, n_bytes = (
+            np.arange(len(self)) if rows is None else np.asarray(rows, dtype=np.int64),
+            self._row_bytes(names, target),
+        )
+        if n_bytes > MOST_OF_A_ROW:
+            raise UserError(
+                f"{self.url}: {' and '.join(names)} have {n_bytes / 10**9:.3g} GB in each row; read one target at once"
+            )
         kept = {name: _kept(self._layout[name][0][1:], target, window) for name in names}
-        chunk = int(self["codes"].chunks[0])
-        for start, stop in _runs(chosen // chunk, max(1, BLOCK_BYTES // (chunk * self._row_bytes(names, target)))):
+        chunk = min(int(self["codes"].chunks[0]), max(1, MOST_OF_A_ROW // n_bytes))
+        for start, stop in _runs(chosen // chunk, max(1, BLOCK_BYTES // (chunk * n_bytes))):
             some = chosen[start:stop]
             first = int(some[0])
             values = {
@@ -210,7 +223,9 @@ class Store:
     def _read(self, name: str, part: tuple[Any, ...]) -> np.ndarray:
         """Part of an array. Raises UserError where its bytes are damaged."""
         try:
-            found = np.asarray(self[name][part])
+            array = self[name]
+            with few_at_once(array):
+                found = np.asarray(array[part])
             require_values(name, found)
             return found
         except (OSError, MemoryError):
@@ -220,6 +235,15 @@ class Store:
                 f"{self.url}: {name} is damaged in rows {part[0].start} to {part[0].stop - 1}; "
                 f"`dlshap verify {self.url}` names what is, with --repair its run makes that again"
             ) from error
+
+    def _texts(self, name: str) -> np.ndarray:
+        """A whole column of texts, chunk by chunk: equal ones take no room in a file."""
+        step, n_bytes, found = int(self[name].chunks[0]), 0, []
+        for start in range(0, len(self), step):
+            found.append(self._read(name, (slice(start, min(start + step, len(self))),)))
+            n_bytes += 4 * int(np.strings.str_len(found[-1]).sum())  # at most, of a character
+            limits.require_held(n_bytes, self.n_bytes, f"{self.url}: {name}")
+        return np.concatenate(found)
 
     def _row_bytes(self, names: Sequence[str], target: int | None) -> int:
         """Bytes of one row of all of these arrays together."""
@@ -323,6 +347,8 @@ def open_store(path: str | Path, allow_incomplete: bool = False, options: Mappin
         group = zarr.open_group(directory.store.zarr_store(most_bytes(plan)), mode="r", zarr_format=3)
         for problem in _wrong_arrays(group, plan, directory.store):
             raise ValueError(problem)
+        n_bytes = sum(e.n_bytes for e in directory.store.files("codes/c.")) if plan.n_rows > MANY_ROWS else 0
+        limits.require_held(plan.n_rows * _TABLE_BYTES, n_bytes, "its row table")
     except (OSError, MemoryError):
         raise
     except Exception as error:  # whatever Zarr makes of metadata that is none
@@ -330,7 +356,7 @@ def open_store(path: str | Path, allow_incomplete: bool = False, options: Mappin
             f"{directory.url} is damaged: {error}; `dlshap verify {directory.url}` names what is, with --repair its "
             f"run makes that anew"
         ) from error
-    return Store(directory.url, group, n_done, done)
+    return Store(directory.url, group, n_done, done, n_bytes)
 
 
 def _wrong_arrays(group: zarr.Group, plan: Plan, backend: Backend) -> Iterator[str]:
@@ -345,6 +371,7 @@ def _wrong_arrays(group: zarr.Group, plan: Plan, backend: Backend) -> Iterator[s
         kinds = np.dtype(layout[name][1]).kind if name in layout else "i" if TABLE.get(name) is np.int64 else "OT"
         if array.dtype.kind not in kinds:
             yield f"{name} has values of type {array.dtype}"
+        bounded(array, name)
         rows = plan.rows_per_shard * shape[0] // plan.n_rows  # half as many of variants
         if name in layout and array.shards != (rows, *shape[1:]):
             yield f"{name} is in shards of {array.shards}; expected {(rows, *shape[1:])}, as the plan says"

@@ -8,6 +8,7 @@ import lzma
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,22 +20,36 @@ Packed = bytes | memoryview
 _SIZES_OF_ZSTD = (0, 2, 4, 8)  # bytes of the content's size, by the first two bits of a frame's flags
 
 
-def bound(codec: Any, most: int, where: str) -> None:
-    """Have a codec of numcodecs unpack no more than `most` bytes of a chunk, and raise UserError for larger ones."""
-    if (unpack := _BOUNDED.get(codec.codec_id)) is None:
-        return
-    own = codec.decode
+def bound(codec: Any, most: int, where: str, n_texts: int | None = None) -> None:
+    """Have a codec of numcodecs unpack no more than `most` bytes of a chunk, and raise UserError for larger ones.
 
-    def decode(data: Any, out: Any = None) -> Any:
-        found = unpack(memoryview(data).cast("B"), most)
+    So it does for those that say that they have another number of texts than `n_texts`, where that is given.
+    """
+    if codec.codec_id in _BOUNDED:
+        codec.decode = _Bounded(codec, most, where, n_texts)
+
+
+@dataclass(frozen=True)
+class _Bounded:
+    """What decodes instead; it can be pickled, as arrays are for other processes."""
+
+    codec: Any
+    most: int
+    where: str
+    n_texts: int | None
+
+    def __call__(self, data: Any, out: Any = None) -> Any:
+        found = _BOUNDED[self.codec.codec_id](memoryview(data).cast("B"), self.most)
         n_bytes = found if isinstance(found, int) else len(found)
-        if n_bytes > most:
+        if n_bytes > self.most:
             raise UserError(
-                f"{where}: a chunk unpacks to more than {most} bytes, which its shape and type leave no room for"
+                f"{self.where}: a chunk unpacks to more than {self.most} bytes, which its shape and type leave no room "
+                f"for"
             )
-        return own(data, out) if isinstance(found, int) else found
-
-    codec.decode = decode
+        content = type(self.codec).decode(self.codec, data, out) if isinstance(found, int) else found
+        if self.n_texts is not None and (n_texts := _number_at(0, content, 0)) != self.n_texts:
+            raise UserError(f"{self.where}: a chunk has {n_texts} texts; expected {self.n_texts}")
+        return content
 
 
 def _inflated(data: Packed, most: int) -> bytes:

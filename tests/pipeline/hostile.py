@@ -156,9 +156,14 @@ def respell(store: Path, name: str, rows: slice | int, value: Any) -> None:
     values[rows if isinstance(rows, slice) else rows % len(values)] = value
     with zarr.config.set({"array.write_empty_chunks": True}):
         group[name][:] = values  # type: ignore[index]
-    root = json.loads((store / ROOT).read_bytes())
-    plan = plan_of(root["attributes"])
-    if name not in ("shard_bytes", "shard_crc32", "file_bytes", "file"):
+    mend(store, with_files=name not in ("shard_bytes", "shard_crc32", "file_bytes", "file"))
+
+
+def mend(store: Path, with_files: bool = True) -> None:
+    """Have a store say the sizes and checksums that its files have; of the group's own records alone, or of all."""
+    root, group = json.loads((store / ROOT).read_bytes()), zarr.open_group(store, mode="r+", use_consolidated=False)
+    if with_files:
+        plan = plan_of(root["attributes"])
         layout = layout_of(plan)
         shards = [[_record(store / shard_key(n, i, layout)) for n in layout] for i in range(plan.n_shards)]
         small = [_record(store / key) for key in np.asarray(group["file"][:]).tolist()]  # type: ignore[index]

@@ -75,7 +75,8 @@ def _open_archive(path: Path, description: Path | None) -> Iterator[KerasFile]:
             info = _member(archive, _WEIGHTS, path)
             if info.compress_type != zipfile.ZIP_STORED:
                 raise UserError(f"{path}: {_WEIGHTS} is compressed, which Keras does not do; save the model again")
-            with archive.open(info) as stored, open_hdf5(stored, f"{_WEIGHTS} of {path}", info.file_size) as weights:
+            size = min(info.file_size, limits.bytes_on_disk(path))
+            with archive.open(info) as stored, open_hdf5(stored, f"{_WEIGHTS} of {path}", size) as weights:
                 yield KerasFile(config, _major(metadata.get("keras_version"), config), weights)
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise UserError(f"{path} is a damaged .keras archive: {error}") from None

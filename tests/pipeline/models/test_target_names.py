@@ -70,6 +70,11 @@ def test_files_that_are_no_names_are_refused(tmp_path: Path, text: str, expected
     assert "names.txt" in str(caught.value)
 
 
+def test_more_names_than_any_model_has_outputs_are_not_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has 300,000 lines; expected one name a line, 262,144 at most"):
+        read_names(written(tmp_path / "names.txt", "\n" * 299_999 + "a"))
+
+
 def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "names.npy").write_bytes(b"\x93NUMPY\xff")
     for path in (tmp_path, tmp_path / "nowhere.txt", tmp_path / "names.npy"):

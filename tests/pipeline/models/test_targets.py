@@ -16,10 +16,10 @@ from pipeline.messages.errors import UserError
 from pipeline.models.targets import make
 
 OWN = """
-import functools, os, pickle
+import functools, operator, os, pickle
 from dataclasses import dataclass
 
-import joblib, torch
+import hub_of_models, joblib, torch
 from torch import load, nn
 
 @dataclass
@@ -50,14 +50,48 @@ cached, partly, zoo = functools.lru_cache(plain), functools.partial(plain, 3), Z
 @torch.no_grad()
 def decorated(): return Net()
 dangerous, system = functools.partial(os.system, "touch RAN"), os.system
+class Reads(hub_of_models.Model): read_any = hub_of_models.Model.load_from_checkpoint
+caller = operator.methodcaller("system", "touch RAN")
 """
 PACKAGE = """
+import operator, os
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
 import torch
-class Model(torch.nn.Module): pass
+class Config:
+    def __init__(self, width=1): self.width = width
+class Model(torch.nn.Module):
+    config_class = Config
+    def __init__(self, config=None): super().__init__(); self.config = config
+    @classmethod
+    def load_from_checkpoint(cls, path): open("RAN", "w")
+    @staticmethod
+    def read(path): open("RAN", "w")
+    def connect(self): open("RAN", "w")
+class Runs(torch.fx.GraphModule): pass
+class Scripted(torch.jit.ScriptModule): pass
 class AutoModel:
     @classmethod
     def from_pretrained(cls, name): return Model()
+@dataclass
+class Widths:
+    width: int = 1
+class Kind(Enum):
+    ONE = 1
+class Pair(NamedTuple):
+    one: int = 1
+class Loader:
+    def __init__(self, path="RAN"): open(path, "w")
+    def __call__(self, path="RAN"): open(path, "w")
 def create_model(name): return Model()
+def named(name) -> Model: return registry[name]()
+def said(name) -> "Model": return registry[name]()
+def load(path="RAN"): open(path, "w")
+def is_module(each): return isinstance(each, torch.nn.Module) and open("RAN", "w")
+@torch.no_grad()
+def wrapped(): open("RAN", "w")
+registry, loader, call = {"a": Model}, object.__new__(Loader), operator.methodcaller("load")
 """
 
 
@@ -95,7 +129,9 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("my_models.zoo.get", {"name": "a"}),
         ("my_models.Either", {}),
         ("hub_of_models.create_model", {"name": "a"}),
-        ("hub_of_models.AutoModel.from_pretrained", {"name": "a"}),
+        ("hub_of_models.Model", {"config": {"_target_": "hub_of_models.Config", "width": 2}}),
+        ("hub_of_models.named", {"name": "a"}),
+        ("hub_of_models.said", {"name": "a"}),
         ("pipeline.models.example.ExampleNet", {}),
     ],
 )
@@ -140,6 +176,42 @@ def test_models_are_made(target: str, init: dict[str, Any]) -> None:
         "pipeline.models.load.load_model",
         "dlshap_core.heads.head",
         "anything.load",
+        "antigravity.fly",
+        "hub_of_models.AutoModel.from_pretrained",
+        "hub_of_models.Model.load_from_checkpoint",
+        "hub_of_models.Model.read",
+        "hub_of_models.Model.connect",
+        "hub_of_models.Runs",
+        "hub_of_models.Scripted",
+        "hub_of_models.Loader",
+        "hub_of_models.loader",
+        "hub_of_models.load",
+        "hub_of_models.is_module",
+        "hub_of_models.wrapped",
+        "hub_of_models.call",
+        "hub_of_models.registry.__getitem__",
+        "hub_of_models.os.system",
+        "torch.fx.GraphModule",
+        "torch.fx.graph_module._CodeOnlyModule",
+        "torch.jit.ScriptModule",
+        "torch.jit.RecursiveScriptModule",
+        "torch.distributed.nn.RemoteModule",
+        "torch.nn.DataParallel",
+        "torch.nn.parallel.DistributedDataParallel",
+        "torch.Tensor.__setstate__",
+        "torch.Tensor.__reduce_ex__",
+        "torch.Tensor.apply_",
+        "torch.Tensor.map_",
+        "torch.Tensor.register_hook",
+        "torch.Tensor.grad.__get__",
+        "torch.nn.Module.apply",
+        "torch.nn.Module.register_forward_hook",
+        "torch.utils.data.DataLoader",
+        "torch.distributed.rpc.BackendType",
+        "captum.attr.IntegratedGradients",
+        "captum.insights.AttributionVisualizer",
+        "my_models.Reads.read_any",
+        "my_models.caller",
         "my_models.load",
         "my_models.os.system",
         "my_models.system",
@@ -179,6 +251,9 @@ def test_arguments_may_be_parts_of_a_model() -> None:
     assert isinstance(given(layers={**layer, "_partial_": True}).layers, functools.partial)
     gelu = given(activation={"_target_": "torch.nn.functional.gelu", "_partial_": True, "approximate": "tanh"})
     assert torch.equal(gelu.activation(torch.ones(1)), nn.functional.gelu(torch.ones(1), approximate="tanh"))
+    assert given(settings={"_target_": "hub_of_models.Pair", "one": 2}).settings == (2,)
+    assert given(settings={"_target_": "hub_of_models.Widths", "width": 2}).settings.width == 2
+    assert given(settings={"_target_": "hub_of_models.Kind", "value": 1}).settings.name == "ONE"
     names = {"_target_": "my_models.Settings", "width": 1, "names": {"_target_": "builtins.tuple", "_args_": [[1, 2]]}}
     assert given(settings=names).settings.names == (1, 2)
     kept = given(settings={"_target_": "my_models.Settings", "width": layer, "_recursive_": False})

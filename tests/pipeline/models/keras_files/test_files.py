@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.config import limits
+from pipeline.config.schema import LimitsConfig
 from pipeline.messages.errors import UserError
 from pipeline.models.keras_files.load import load_keras
 from tests.pipeline.models.keras_files.oracle import keras, randomised, save
@@ -205,6 +207,38 @@ def _missing(file: h5py.File) -> None:
     del file["model_weights/dense/dense/bias:0"]
 
 
+def _names_that_are_one_text(file: h5py.File, key: str = "weight_names", n: int = 2000) -> None:
+    """Texts of any length are references to a heap: here all to the same, which is written once."""
+    group, kind = file["model_weights/dense"], h5py.string_dtype()
+    group.attrs.pop(key, None)
+    group.attrs.create(key, ["a" * 600_000] + ["b"] * (n - 1), dtype=kind)
+    file.flush()
+
+
+def _names_in_pieces(file: h5py.File) -> None:
+    del file["model_weights/dense"].attrs["weight_names"]
+    for index in range(4):
+        _names_that_are_one_text(file, f"weight_names{index}", 250)
+
+
+def _names_of_lists(file: h5py.File) -> None:
+    group = file["model_weights/dense"]
+    lists = np.empty(2, dtype=object)
+    lists[:] = [np.zeros(3, "u1"), np.zeros(4, "u1")]
+    group.attrs.create("weight_names", lists, dtype=h5py.vlen_dtype("u1"))
+
+
+def _compressed_by_another(file: h5py.File) -> None:
+    del file["model_weights/dense/dense/bias:0"]
+    file.create_dataset("model_weights/dense/dense/bias:0", data=np.zeros(1, "f4"), chunks=(1,), compression="lzf")
+
+
+def _large_chunk(file: h5py.File) -> None:
+    del file["model_weights/dense/dense/bias:0"]
+    bias = file.create_dataset("model_weights/dense/dense/bias:0", (1,), "f4", chunks=(1,), compression="gzip")
+    bias.id.write_direct_chunk((0,), zlib.compress(b"1234") + bytes(1 << 25))
+
+
 def _names_of_numbers(file: h5py.File) -> None:
     file["model_weights/dense"].attrs["weight_names"] = np.zeros((3, 2))
 
@@ -228,7 +262,14 @@ def _a_circle(file: h5py.File) -> None:
         (_compressed_twice, r"bias of layer 'dense' .*is compressed in an unusual way \(filters \[1, 1\]\)"),
         (_of_text, "holds values of type object; expected numbers"),
         (_missing, r"it has no values for bias of layer 'dense' \(Dense\); is the file whole"),
-        (_names_of_numbers, r"it has 6 weights in the file \(0\.0, .*expected 2 \(kernel, bias\)"),
+        (_names_of_numbers, "its attribute weight_names holds no names"),
+        (
+            _names_that_are_one_text,
+            r"its attribute weight_names, with those before, has 1\.\d+ GB, more than the limit",
+        ),
+        (_names_in_pieces, r"its attribute weight_names\d, with those before, has \d+ MB, more than the limit of 512"),
+        (_names_of_lists, "its attribute weight_names holds no names"),
+        (_compressed_by_another, r"bias of layer 'dense' .*is compressed otherwise than by gzip \(filter 32000\)"),
         (_a_circle, "it has no values for bias of layer 'dense'"),
     ],
 )
@@ -237,6 +278,19 @@ def test_weights(tmp_path: Path, change: Callable[[h5py.File], None], message: s
     with pytest.raises(UserError, match=message) as raised:
         load_keras(path)
     assert "\n" not in str(raised.value)
+
+
+def test_a_chunk_and_texts_in_a_hole(tmp_path: Path) -> None:
+    content = write(tmp_path / "m.h5", change=_large_chunk).read_bytes()
+    start = content.index(bytes(1 << 25))
+    with (tmp_path / "m.h5").open("wb") as file:
+        file.write(content[:start])
+        file.seek(start + (1 << 25))
+        file.write(content[start + (1 << 25) :])
+    with limits.using(LimitsConfig(block_mb=30)), pytest.raises(UserError, match=r"with those before, has \d"):
+        load_keras(tmp_path / "m.h5")  # that of the model's description may be as long as the hole
+    with pytest.raises(UserError, match=r"has a chunk of \d+ bytes, more than the file"):
+        load_keras(tmp_path / "m.h5")
 
 
 def test_weights_of_another_model(tmp_path: Path) -> None:
