@@ -62,6 +62,7 @@ class Columnar:
         streamed, are_shared = limits.Streamed(self.path), any(_is_shared(self.types[name]) for name in columns)
         with self._user_errors():
             for batch in self._parquet(columns) if self._is_parquet else self._arrow(columns):
+                batch.validate(full=True)  # offsets within the values, and UTF-8
                 n_bytes = sum(map(_nbytes, batch.columns)) if are_shared else batch.nbytes
                 streamed.add(max(n_bytes, _ROW_BYTES * len(batch)))
                 if not are_shared and n_bytes <= limits.record_bytes():

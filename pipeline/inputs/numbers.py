@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -62,7 +63,7 @@ def open_numbers(
                 yield _npy(file, where), where
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, TokenError, zlib.error, zipfile.BadZipFile) as error:
         reason = one_line(error) or type(error).__name__
         raise UserError(f"{where} cannot be read: {reason}; copy or download it again") from error
 

@@ -433,3 +433,24 @@ def test_long_sequences_are_within_the_defaults(tmp_path: Path) -> None:
     for given in (["dataset=fasta", f"dataset.path={tmp_path / 'x.fa'}"], of_parquet(tmp_path)):
         (rows,) = read(*given)
         assert [decode(codes) for codes in rows.codes if codes is not None] == [sequence]
+
+
+# --- files that are damaged on purpose ------------------------------------------------------------------------------
+
+
+def test_a_header_of_npy_that_is_no_python(tmp_path: Path) -> None:
+    header = b"{'descr': '|u1', 'shape': (2, ("
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    assert "x.npy cannot be read" in refusal("dataset=array", f"dataset.path={tmp_path / 'x.npy'}")
+
+
+@pytest.mark.parametrize("spoiled", [b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f"])
+def test_text_of_arrow_that_is_no_text_or_lies_elsewhere(tmp_path: Path, spoiled: bytes) -> None:
+    table = pa.table({"sequence": ["ACGT"] * 3, "name": ["name", "eman", "mane"]})
+    pa.feather.write_feather(table, tmp_path / "x.arrow", compression="uncompressed")
+    data = (tmp_path / "x.arrow").read_bytes()
+    where = b"name" if spoiled == b"\xff" * 4 else struct.pack("<4i", 0, 4, 8, 12)
+    at = data.rindex(b"nameemanmane") if where == b"name" else data.rindex(where) + 8
+    (tmp_path / "x.arrow").write_bytes(data[:at] + spoiled + data[at + 4 :])
+    message = refusal("dataset=table", f"dataset.path={tmp_path / 'x.arrow'}", "dataset.columns.name=name")
+    assert "x.arrow" in message

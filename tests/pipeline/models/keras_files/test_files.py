@@ -287,6 +287,7 @@ def test_a_chunk_and_texts_in_a_hole(tmp_path: Path) -> None:
         file.write(content[:start])
         file.seek(start + (1 << 25))
         file.write(content[start + (1 << 25) :])
+        file.truncate(len(content))
     with limits.using(LimitsConfig(block_mb=30)), pytest.raises(UserError, match=r"with those before, has \d"):
         load_keras(tmp_path / "m.h5")  # that of the model's description may be as long as the hole
     with pytest.raises(UserError, match=r"has a chunk of \d+ bytes, more than the file"):
