@@ -6,15 +6,23 @@ libgomp, which torch brings along, is called in `kernels.threads` alone.
 
 import contextlib
 import sys
+import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch._functorch import apis
+from torch._functorch.vmap import _broadcast_to_and_flatten, _process_batched_inputs
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+_Mode = TypeVar("_Mode")
 
 _OVERRIDE_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
@@ -59,11 +67,10 @@ def node_class(function: type[torch.autograd.Function]) -> type:
     return function._backward_cls
 
 
-def innermost_mode() -> Any:
-    """The function mode that sees a call first, or None: a hook on a module has no other way to find the pass it is in.
-    Without it users' rules for modules are never applied."""
-    stack = _get_current_function_mode_stack()
-    return stack[-1] if stack else None
+def innermost_mode(of_class: type[_Mode]) -> _Mode | None:
+    """The function mode of a class that sees a call first, or None: a hook on a module has no other way to find the
+    pass it is in. Without it users' rules for modules are never applied, and vmap is refused."""
+    return next((mode for mode in reversed(_get_current_function_mode_stack()) if isinstance(mode, of_class)), None)
 
 
 def is_wrapped_by_functorch(x: Any) -> bool:
@@ -99,3 +106,52 @@ def compiled_from(model: nn.Module) -> Any:
 def is_compiler_loaded() -> bool:
     """Whether anything can be compiled yet: asking torch.compiler would load it, which takes seconds."""
     return "torch._dynamo" in sys.modules
+
+
+# Nested arguments as torch.vmap takes them apart and puts them together again; the number of slices, and the axis of
+# each argument; the axis of each output. Without them vmap is refused.
+flattened: Callable[[Any], tuple[list[Any], Any]] = tree_flatten
+unflattened: Callable[[list[Any], Any], Any] = tree_unflatten
+batched_inputs: Callable[..., tuple[int, list[int | None], list[Any], Any]] = _process_batched_inputs
+broadcast_dims: Callable[[Any, Any], list[int | None] | None] = _broadcast_to_and_flatten
+
+
+class _Applied:
+    """In place of a custom autograd function, of which `apply` alone is used."""
+
+    def __init__(self, apply: Callable[..., Any]) -> None:
+        self.apply = apply
+
+
+_CHECKPOINT = torch.utils.checkpoint
+_ORIGINALS = (
+    (apis, "vmap_impl", apis.vmap_impl),
+    (_CHECKPOINT, "_checkpoint_without_reentrant_generator", _CHECKPOINT._checkpoint_without_reentrant_generator),
+    (_CHECKPOINT, "CheckpointFunction", _CHECKPOINT.CheckpointFunction),
+)
+_substituting = threading.Lock()
+_n_substituting = 0
+
+
+@contextlib.contextmanager
+def substituted(vmap: Callable[..., Any], checkpoint: Callable[..., Any], reentrant: Callable[..., Any]) -> Iterator[None]:
+    """Have other functions called, each with the original before its arguments, where torch.vmap and
+    torch.utils.checkpoint do their work: neither asks a function mode. Without it a model that uses them is refused.
+
+    They are there for all threads while one is within, and must leave alone what others call.
+    """
+    global _n_substituting
+    (*_, vmap_impl), (*_, generator), (*_, function) = _ORIGINALS
+    ours = partial(vmap, vmap_impl), partial(checkpoint, generator), _Applied(partial(reentrant, function.apply))
+    with _substituting:
+        _n_substituting += 1
+        for (home, name, _), own in zip(_ORIGINALS, ours, strict=True):
+            setattr(home, name, own)
+    try:
+        yield
+    finally:
+        with _substituting:
+            _n_substituting -= 1
+            if _n_substituting == 0:
+                for home, name, original in _ORIGINALS:
+                    setattr(home, name, original)

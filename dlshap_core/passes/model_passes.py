@@ -18,12 +18,13 @@ from dlshap_core.passes.row_trace import RowTrace
 from dlshap_core.passes.tape import Overwritten, Tape
 from dlshap_core.passes.targets import Targets, as_rows_by_targets
 from dlshap_core.passes.tolerance import Lowered
+from dlshap_core.passes.transforms import called_plainly
 from dlshap_core.rules.gradients import find_custom_function
 from dlshap_core.rules.rows import PassesDiffer, Rows
 
 _HOOKS_REFUSED = (
-    "the model uses activation checkpointing (or other hooks on saved tensors), which recomputes what cannot be seen; "
-    "switch it off for attribution"
+    "the model keeps or recomputes activations by hooks or functions of its own (save_on_cpu, or checkpointing other "
+    "than torch.utils.checkpoint), which cannot be seen; switch it off for attribution"
 )
 
 
@@ -202,6 +203,7 @@ class ModelPasses:
                 torch.enable_grad(),
                 self._autocast(),
                 torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS_REFUSED),
+                called_plainly(),
                 forward,
             ):
                 y = self.model(x, *extra)

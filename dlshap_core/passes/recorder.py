@@ -41,6 +41,11 @@ from dlshap_core.rules.rows import PassesDiffer, Rows
 from dlshap_core.rules.table import look_up
 from dlshap_core.torch_private import is_wrapped_by_functorch, version
 
+_UNDER_TORCH_FUNC = (
+    "it runs under torch.func.grad, jvp or a function made of these, which differentiate in forward; write the "
+    "derivative out as a function of its own (torch.vmap is followed)"
+)
+
 
 @dataclass
 class Seen:
@@ -85,7 +90,7 @@ class ForwardPass(TorchFunctionMode):
         self._decisions = decisions or Decisions()
         self._trace = trace
         self.decided: Decided = {}
-        self._has_derived = False
+        self.has_derived = False
         self.is_suspended = False
         self.lowered: Lowered | None = None  # where the model first computes with fewer digits than its input has
         self.is_complete = True
@@ -121,7 +126,7 @@ class ForwardPass(TorchFunctionMode):
     ) -> Any:
         if name in names.RANDOM:
             self.refuse(name, "it draws random numbers in forward, so no two passes agree")
-        if self._has_derived:
+        if self.has_derived:
             if (
                 name in names.CONVERTS_MASKS
                 and (number := number_of(args[0])) is not None
@@ -264,16 +269,43 @@ class ForwardPass(TorchFunctionMode):
         finally:
             self.is_suspended = before
 
+    @contextlib.contextmanager
+    def listing(self) -> Iterator[Counter[tuple[str, str, str]]]:
+        """Operations seen within, as an audit lists them.
+
+        Raises:
+            UnsupportedModelError: one was refused, and this is no audit.
+        """
+        outer, self._seen = self._seen, Seen()
+        inner = self._seen
+        try:
+            yield inner.operations
+        finally:
+            self._seen = outer
+            if outer is not None:
+                outer.operations.update(inner.operations)
+                outer.refusals += inner.refusals
+            elif inner.refusals:
+                raise UnsupportedModelError(inner.refusals[0])
+
+    def do_as_one(self, name: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Do what is linear in all that varies as a single operation, and let nothing within be seen."""
+        with self.suspended(), torch.enable_grad():
+            output = function(*args)
+            if self._trace is not None:
+                self._trace.note(function, name, self.module_path(), args, {}, output)
+        return output
+
     def _without_gradient(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A call on nothing that carries a gradient: a constant, or a test of a mask that decides a branch."""
         if any(map(is_wrapped_by_functorch, args)):
-            self.refuse(name, "it runs under torch.func (vmap, grad), where it cannot be followed")
+            self.refuse(name, _UNDER_TORCH_FUNC)
         output = func(*args, **kwargs)
         if name in SHARES_OR_COPIES and self.formats.is_changed and not self.replaying:
             self.formats.watch(*(x for x in (*args[:1], output) if isinstance(x, Tensor)))
-        if self._has_derived and any(map(is_derived, (*args, *kwargs.values()))):
+        if self.has_derived and any(map(is_derived, (*args, *kwargs.values()))):
             if name in names.KEEPS_MASKS and not isinstance(output, Tensor):
                 self.check_branch(name, output, args, kept_by_row(args[0]))
             else:
@@ -284,5 +316,5 @@ class ForwardPass(TorchFunctionMode):
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, keeps_constants: bool = False
     ) -> None:
         """See the use of what depends on the sequence without carrying a gradient."""
-        self._has_derived |= mark(name, output, keeps_constants, self.refuse)
+        self.has_derived |= mark(name, output, keeps_constants, self.refuse)
         keep_by_row(name, args, kwargs, output, self.n_rows)

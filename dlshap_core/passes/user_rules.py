@@ -44,8 +44,7 @@ def user_rules_active(rules: dict[type[nn.Module], UserRule] | None) -> Iterator
 
 
 def _current_pass() -> ForwardPass | None:
-    mode = innermost_mode()
-    return mode if isinstance(mode, ForwardPass) else None
+    return innermost_mode(ForwardPass)
 
 
 def _enter(module: nn.Module, args: tuple[Any, ...]) -> None:

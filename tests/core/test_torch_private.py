@@ -97,9 +97,9 @@ def test_node_class_tells_our_functions_in_a_graph() -> None:
 
 
 def test_innermost_mode_is_the_one_that_sees_a_call_first() -> None:
-    assert torch_private.innermost_mode() is None
+    assert torch_private.innermost_mode(_Names) is None
     with _Names(), _Names() as inner:
-        assert torch_private.innermost_mode() is inner
+        assert torch_private.innermost_mode(_Names) is inner
 
 
 def test_tensors_of_torch_func_are_told() -> None:
