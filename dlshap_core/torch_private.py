@@ -5,6 +5,7 @@ libgomp, which torch brings along, is called in `kernels.threads` alone.
 """
 
 import contextlib
+import itertools
 import sys
 import threading
 import types
@@ -96,6 +97,22 @@ def set_hooks_aside(stack: contextlib.ExitStack) -> None:
     while (hooks := autograd._top_saved_tensors_default_hooks(False)) is not None:
         stack.callback(autograd._push_saved_tensors_default_hooks, *hooks)
         autograd._pop_saved_tensors_default_hooks()
+
+
+def move(model: nn.Module, device: torch.device, dtype: torch.dtype | None) -> None:
+    """As `model.to(device, dtype)`, which makes complex parameters and buffers real where a dtype is given: without it
+    they lose their imaginary part."""
+
+    def converted(x: Tensor) -> Tensor:
+        if x.is_complex():
+            return x.to(device, torch.complex128 if dtype == torch.float64 else torch.complex64)
+        return x.to(device, dtype if x.is_floating_point() else None)
+
+    has_complex = any(x.is_complex() for x in itertools.chain(model.parameters(), model.buffers()))
+    if dtype is not None and has_complex:
+        model._apply(converted)
+    else:
+        model.to(device=device, dtype=dtype)
 
 
 def compiled_from(model: nn.Module) -> Any:

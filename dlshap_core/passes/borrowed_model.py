@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dlshap_core.errors import UnsupportedModelError
-from dlshap_core.torch_private import buffers_of, compiled_from, is_compiler_loaded, version
+from dlshap_core.torch_private import buffers_of, compiled_from, is_compiler_loaded, move, version
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -201,7 +201,8 @@ def borrowed(model: nn.Module, device: torch.device, dtype: torch.dtype | None =
             for parameter in model.parameters():
                 parameter.grad = None  # or it would be moved along
                 parameter.requires_grad_(False)
-            model.to(device=device, dtype=dtype).eval()
+            move(model, device, dtype)
+            model.eval()
             yield State(model)
         finally:
             loan.give_back()

@@ -38,7 +38,7 @@ from dlshap_core.rules.call import Call, varying_tensors
 from dlshap_core.rules.kinds import Kind
 from dlshap_core.rules.masks import number_of
 from dlshap_core.rules.rows import PassesDiffer, Rows
-from dlshap_core.rules.table import look_up
+from dlshap_core.rules.table import look_up, of_complex
 from dlshap_core.torch_private import is_wrapped_by_functorch, version
 
 _UNDER_TORCH_FUNC = (
@@ -90,7 +90,8 @@ class ForwardPass(TorchFunctionMode):
         self._decisions = decisions or Decisions()
         self._trace = trace
         self.decided: Decided = {}
-        self.has_derived = False
+        self.has_derived = False  # values that depend on the sequence without a gradient were met
+        self._has_complex = False
         self.is_suspended = False
         self.lowered: Lowered | None = None  # where the model first computes with fewer digits than its input has
         self.is_complete = True
@@ -139,6 +140,8 @@ class ForwardPass(TorchFunctionMode):
             return self._without_gradient(name, func, args, kwargs)
         if kwargs.get("out") is not None:
             self.refuse(name, "it writes into out=, which autograd cannot follow")
+        if self._has_complex and any(x.is_complex() for x in inputs):
+            kind = of_complex(name, kind)
         call = Call(func, name, in_place, args, kwargs, inputs)
         with contextlib.nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
             output = kind.run(self, call)
@@ -157,8 +160,9 @@ class ForwardPass(TorchFunctionMode):
 
     def _note_precision(self, name: str, before: Tensor, after: Tensor) -> None:
         """Remember the first operation that gives numbers of fewer digits."""
-        if after.is_floating_point() and after.dtype.itemsize < before.dtype.itemsize:
-            self.lowered = Lowered(self.module_path(), name, after.dtype)
+        is_smaller = after.dtype.itemsize < before.dtype.itemsize if after.is_floating_point() else after.is_complex()
+        if is_smaller and after.dtype.to_real().itemsize < before.dtype.to_real().itemsize:
+            self.lowered = Lowered(self.module_path(), name, after.dtype.to_real())
 
     def record(self, call: Call, tensors: list[Tensor] | None = None, breaks_ties: bool = False) -> None:
         """Keep the varying inputs of a call (or the tensors given) for the replaying pass.
@@ -316,5 +320,7 @@ class ForwardPass(TorchFunctionMode):
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, keeps_constants: bool = False
     ) -> None:
         """See the use of what depends on the sequence without carrying a gradient."""
-        self.has_derived |= mark(name, output, keeps_constants, self.refuse)
+        is_derived, is_complex = mark(name, output, keeps_constants, self.refuse)
+        self.has_derived |= is_derived
+        self._has_complex |= is_complex
         keep_by_row(name, args, kwargs, output, self.n_rows)

@@ -26,7 +26,8 @@ _WAY_OUT = "use an axis of each sequence alone, dim=1 or later, or torch.where()
 _ALONG = {
     "roll": 2,
     **dict.fromkeys(("flip", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort"), 1),
-    **dict.fromkeys(("softmax", "log_softmax", "softmin", "diff", "fft", "ifft"), 1),
+    **dict.fromkeys(("softmax", "log_softmax", "softmin", "diff"), 1),
+    **dict.fromkeys(("fft_fft", "fft_ifft"), 2),
 }
 
 
@@ -196,7 +197,8 @@ def _differ(of_rows: list[int], before: Tensor, after: Tensor, changed: int) -> 
     if len(of_rows) != 1 or before.shape[of_rows[0]] != N_ROWS[1] or before.shape != after.shape:
         return False
     others = [row for row in range(N_ROWS[1]) if row != changed]
-    a, b = (x.movedim(of_rows[0], 0)[others].to(torch.float64) for x in (before, after))
+    a, b = (x.movedim(of_rows[0], 0)[others] for x in (before, after))
+    a, b = ((torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).to(torch.float64) for x in (a, b))
     return not torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(a.abs().nan_to_num(0, 0, 0).max()), equal_nan=True)
 
 
@@ -210,6 +212,6 @@ def _dims(args: Any, kwargs: Any, step: _Step) -> list[int]:
     dims = next((kwargs[name] for name in ("dim", "dims", "axis") if name in kwargs), None)
     if dims is None:
         given = args[place:] if step.name == "flip" else args[place : place + 1]
-        dims = given[0] if len(given) == 1 else given or (-1 if step.name in ("sort", "argsort", "diff") else ())
+        dims = given[0] if len(given) == 1 else given or (-1 if step.name in ("sort", "argsort", "diff", "fft_fft", "fft_ifft") else ())
     dims = dims if isinstance(dims, (tuple, list)) else (dims,)
     return [dim % n_axes for dim in dims if isinstance(dim, int) and n_axes]

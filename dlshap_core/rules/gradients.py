@@ -76,8 +76,11 @@ def gauss_legendre(n_nodes: int) -> tuple[tuple[float, float], ...]:
 
 def between(r: Tensor, x: Tensor, t: float) -> Tensor:
     """r + t (x - r), with infinities (masked logits) made finite: 0 flows back there, and 0 times inf is not 0."""
+    point = (1 - t) * r + t * x
+    if point.is_complex():
+        return point
     largest = min(1e30, torch.finfo(r.dtype).max)
-    return ((1 - t) * r + t * x).clamp_(-largest, largest)
+    return point.clamp_(-largest, largest)
 
 
 def path_gradient(

@@ -125,6 +125,8 @@ class Select(Kind):
         condition, chosen, other = self._operands(forward, call)
         if not is_varying(condition):
             return call.plain()
+        if any(isinstance(x, Tensor) and x.is_complex() for x in (chosen, other)):
+            return call.finish(self._by_parts(forward, condition, chosen, other))
         dtype = next((x.dtype for x in (chosen, other) if isinstance(x, Tensor)), condition.dtype)
         dtype = dtype if dtype.is_floating_point else condition.dtype
         operands = [torch.as_tensor(x, dtype=dtype, device=condition.device) for x in (condition, chosen, other)]
@@ -161,6 +163,12 @@ class Select(Kind):
         return call.finish(path_gradient(select, [x for x, _ in varying_ends], [r for _, r in varying_ends], value))
 
     @staticmethod
+    def _by_parts(forward: Pass, condition: Tensor, chosen: Any, other: Any) -> Tensor:
+        with forward:
+            real = torch.where(condition, chosen.real, other.real)
+            return torch.complex(real, torch.where(condition, _imaginary(chosen), _imaginary(other)))
+
+    @staticmethod
     def _operands(forward: Pass, call: Call) -> tuple[Tensor, Any, Any]:
         """(condition, value where it holds, value elsewhere) of where, x.where, masked_fill or x[mask] = value."""
         if len(call.args) + len(call.kwargs) != 3:
@@ -172,6 +180,10 @@ class Select(Kind):
         else:
             other, condition, chosen = call.named("input", "mask", "value")
         return condition, chosen, other
+
+
+def _imaginary(x: Any) -> Any:
+    return 0.0 if isinstance(x, Tensor) and not x.is_complex() else x.imag
 
 
 def _finite(x: Tensor) -> Tensor:
@@ -194,7 +206,7 @@ class SelectOrAssign(Kind):
         if not is_varying(place):
             if varying_tensors((place,)):
                 forward.refuse(call.name, "its index is made from the input, so where it writes jumps with the input")
-            if not target.is_floating_point():
+            if not (target.is_floating_point() or target.is_complex()):
                 forward.refuse(call.name, f"it writes what depends on the input into a tensor of {target.dtype}")
             return call.plain()
         if isinstance(value, Tensor) and value.ndim > 0:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from dlshap_core.kernels import fused
 from dlshap_core.kernels.memory_format import CONVERSIONS, SHARES_OR_COPIES
-from dlshap_core.rules import arithmetic, attention, maxima, names, normalization, recurrent, secants, softmaxes
+from dlshap_core.rules import arithmetic, attention, complex_numbers, maxima, names, normalization, recurrent, secants, softmaxes
 from dlshap_core.rules.call import Call, is_varying
 from dlshap_core.rules.convolutions import Convolution
 from dlshap_core.rules.elementwise import Elementwise, Power
@@ -118,6 +118,7 @@ _COMPOSITES = {
     "linalg_vector_norm": Composite(normalization.vector_norm, "normalisation: spelled out"),
     "linalg_matrix_norm": Composite(normalization.matrix_norm, "normalisation: spelled out"),
     **_composites("attention: spelled out", attention, "scaled_dot_product_attention"),
+    "polar": Composite(complex_numbers.polar, complex_numbers.LABEL),
     **_composites("recurrent: unrolled", recurrent, "lstm gru rnn_tanh rnn_relu"),
     **_composites("recurrent: unrolled", recurrent, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     "maximum": Composite(arithmetic.maximum, "maximum: ramp"),
@@ -203,9 +204,27 @@ TABLE = _joined(
     },
 )
 
+# Of complex numbers that vary; what is linear, or a product, is treated as of real ones.
+_COMPLEX = _joined(
+    _composites(complex_numbers.LABEL, complex_numbers, "angle exp square reciprocal"),
+    _each("abs absolute", Composite(complex_numbers.absolute, complex_numbers.LABEL)),
+    _each("pow float_power", Composite(complex_numbers.power, complex_numbers.LABEL)),
+    _each("div divide true_divide", complex_numbers.ComplexQuotient()),
+    _each("linalg_vector_norm", Composite(complex_numbers.vector_norm, complex_numbers.LABEL)),
+)
+_LIKE_REAL = (Linear, Constant, Branch, Detached, OnlyIf, Refused, Select, SelectOrAssign, Traced)
+_OF_REAL_ALONE = Refused("no rule is known for it of complex numbers; write it with .real and .imag")
+
 # These call the method of the same name, and would be traced for ever; or read values.
 _NEVER_TRACED = {name for name, kind in TABLE.items() if kind.is_linear} - {*names.DERIVED, "embedding"}
 _NEVER_TRACED |= {"__contains__", "__deepcopy__", "unique"}
+
+
+def of_complex(name: str, kind: Kind) -> Kind:
+    """The treatment where what varies is complex, of an operation that has `kind` where it is real."""
+    if isinstance(kind, Multilinear):
+        return Multilinear()
+    return _COMPLEX.get(name, kind if isinstance(kind, _LIKE_REAL) else _OF_REAL_ALONE)
 
 
 @lru_cache(maxsize=4096)
