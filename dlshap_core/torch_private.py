@@ -130,7 +130,7 @@ def is_compiler_loaded() -> bool:
 flattened: Callable[[Any], tuple[list[Any], Any]] = tree_flatten
 unflattened: Callable[[list[Any], Any], Any] = tree_unflatten
 batched_inputs: Callable[..., tuple[int, list[int | None], list[Any], Any]] = _process_batched_inputs
-broadcast_dims: Callable[[Any, Any], list[int | None] | None] = _broadcast_to_and_flatten
+broadcast_dims: Callable[[Any, Any], Any] = _broadcast_to_and_flatten
 
 
 class _Applied:
@@ -141,7 +141,7 @@ class _Applied:
 
 
 _CHECKPOINT = torch.utils.checkpoint
-_ORIGINALS = (
+_ORIGINALS: tuple[tuple[Any, str, Any], ...] = (
     (apis, "vmap_impl", apis.vmap_impl),
     (_CHECKPOINT, "_checkpoint_without_reentrant_generator", _CHECKPOINT._checkpoint_without_reentrant_generator),
     (_CHECKPOINT, "CheckpointFunction", _CHECKPOINT.CheckpointFunction),
@@ -151,7 +151,9 @@ _n_substituting = 0
 
 
 @contextlib.contextmanager
-def substituted(vmap: Callable[..., Any], checkpoint: Callable[..., Any], reentrant: Callable[..., Any]) -> Iterator[None]:
+def substituted(
+    vmap: Callable[..., Any], checkpoint: Callable[..., Any], reentrant: Callable[..., Any]
+) -> Iterator[None]:
     """Have other functions called, each with the original before its arguments, where torch.vmap and
     torch.utils.checkpoint do their work: neither asks a function mode. Without it a model that uses them is refused.
 

@@ -17,11 +17,30 @@ def module_path(modules: dict[int, str]) -> str:
     """Name and class of the innermost module whose code is running; `modules` are the names by id."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        owner = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames[:1] else None
-        if isinstance(owner, nn.Module) and id(owner) in modules:
-            return f"{modules[id(owner)] or 'the model'} ({type(owner).__name__})"
+        if (path := _owner_of(frame, modules)) is not None:
+            return path
         frame = frame.f_back
     return "the model's forward"
+
+
+def decorated_by(context: type, modules: dict[int, str]) -> str | None:
+    """Name and class of the innermost module of which a method that is running is decorated by a context of torch."""
+    frame: FrameType | None = sys._getframe(1)
+    inner = frame
+    while frame is not None:
+        factory = frame.f_locals.get("ctx_factory") if frame.f_code.co_name == "decorate_context" else None
+        if inner is not None and isinstance(getattr(factory, "__self__", None), context):
+            return _owner_of(inner, modules)
+        frame, inner = frame.f_back, frame
+    return None
+
+
+def _owner_of(frame: FrameType, modules: dict[int, str]) -> str | None:
+    """Name and class of the module whose method a frame is of."""
+    owner = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames[:1] else None
+    if not isinstance(owner, nn.Module) or id(owner) not in modules:
+        return None
+    return f"{modules[id(owner)] or 'the model'} ({type(owner).__name__})"
 
 
 def place_of_decision() -> tuple[str, str]:

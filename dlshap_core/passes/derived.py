@@ -29,27 +29,25 @@ def is_activation(x: Any) -> bool:
 
 
 _Refuse = Callable[[str, str], NoReturn]
-_INFERENCE = (
-    "it runs in torch.inference_mode, in which nothing can be followed; remove @torch.inference_mode (or `with "
-    "torch.inference_mode()`) from this forward or from what calls it; torch.no_grad may stay"
-)
 
 
-def mark(name: str, output: Any, keeps_constants: bool, refuse: _Refuse) -> tuple[bool, bool]:
+def mark(
+    name: str, output: Any, keeps_constants: bool, refuse_inference: Callable[[str], NoReturn]
+) -> tuple[bool, bool]:
     """Mark what an operation returned that carries no gradient, and say if there is any, and if any is complex.
 
     Args:
         name: of the operation.
         output: a tensor, or a list or tuple in which there are some.
         keeps_constants: whether a floating-point output without a gradient is one of the constants among its inputs.
-        refuse: called with the name and a reason where it cannot be followed.
+        refuse_inference: called with the name where it was made in inference mode, and cannot be followed.
     """
     is_any = is_complex = False
     for x in output if isinstance(output, (list, tuple)) else (output,):
         if not isinstance(x, Tensor):
             continue
         if x.is_inference():
-            refuse(name, _INFERENCE)
+            refuse_inference(name)
         is_complex |= x.is_complex()
         if not x.requires_grad and not (keeps_constants and (x.is_floating_point() or x.is_complex())):
             setattr(x, _MADE_BY, name)

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.kernels.memory_format import READS_FORMAT, SHARES_OR_COPIES, FormatChoice, keep_format_of_gradients
-from dlshap_core.passes.call_stack import module_path, place_of_decision
+from dlshap_core.passes.call_stack import decorated_by, module_path, place_of_decision
 from dlshap_core.passes.decisions import Decided, Decisions
 from dlshap_core.passes.derived import (
     ask_by_row,
@@ -260,6 +260,15 @@ class ForwardPass(TorchFunctionMode):
         """Stop: this operation cannot be attributed."""
         raise UnsupportedModelError(f"operation {name!r} in {self.module_path()} is not supported: {reason}")
 
+    def _refuse_inference(self, name: str) -> NoReturn:
+        decorated = decorated_by(torch.inference_mode, self._modules)
+        remove = (
+            f"@torch.inference_mode from forward of {decorated}" if decorated else "torch.inference_mode from forward"
+        )
+        self.refuse(
+            name, f"it runs in torch.inference_mode, where nothing can be followed; remove {remove} (no_grad may stay)"
+        )
+
     def module_path(self) -> str:
         """Name of the innermost module whose code is running, from the call stack."""
         return module_path(self._modules)
@@ -320,7 +329,7 @@ class ForwardPass(TorchFunctionMode):
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, keeps_constants: bool = False
     ) -> None:
         """See the use of what depends on the sequence without carrying a gradient."""
-        is_derived, is_complex = mark(name, output, keeps_constants, self.refuse)
+        is_derived, is_complex = mark(name, output, keeps_constants, self._refuse_inference)
         self.has_derived |= is_derived
         self._has_complex |= is_complex
         keep_by_row(name, args, kwargs, output, self.n_rows)

@@ -81,8 +81,8 @@ class RowTrace:
             return
         place = len(self.steps) - 1
         before = self.smaller.steps[place] if place < len(self.smaller.steps) else None
-        if before is None or not before.is_like(step):
-            self._is_alike = False  # it goes through the rows one by one
+        if before is None or not before.is_like(step) or (name == "_pack_padded_sequence" and _lengths_differ(args[1])):
+            self._is_alike = False  # it goes through the rows one by one, or packs them by their lengths
             return
         mixed = next((getattr(x, _MIXED) for x in inputs if hasattr(x, _MIXED)), None)
         if mixed is not None and mixed.undone_by == (order := _order(name, args, kwargs)) and order is not None:
@@ -108,6 +108,10 @@ class RowTrace:
     def _use(self, how: str, values: Any) -> None:
         for x in tensors_among(values, lambda x: hasattr(x, _MIXED)):
             self.problems.append(f"{getattr(x, _MIXED).text}, and {how}: it mixes the sequences of a batch; {_WAY_OUT}")
+
+
+def _lengths_differ(lengths: Tensor) -> bool:
+    return bool((lengths != lengths[0]).any())
 
 
 def _depends(x: Tensor) -> bool:
@@ -212,6 +216,10 @@ def _dims(args: Any, kwargs: Any, step: _Step) -> list[int]:
     dims = next((kwargs[name] for name in ("dim", "dims", "axis") if name in kwargs), None)
     if dims is None:
         given = args[place:] if step.name == "flip" else args[place : place + 1]
-        dims = given[0] if len(given) == 1 else given or (-1 if step.name in ("sort", "argsort", "diff", "fft_fft", "fft_ifft") else ())
+        dims = (
+            given[0]
+            if len(given) == 1
+            else given or (-1 if step.name in ("sort", "argsort", "diff", "fft_fft", "fft_ifft") else ())
+        )
     dims = dims if isinstance(dims, (tuple, list)) else (dims,)
     return [dim % n_axes for dim in dims if isinstance(dim, int) and n_axes]

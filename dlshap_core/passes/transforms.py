@@ -81,9 +81,7 @@ def _vmap(
 def _slices(function: Callable[..., Any], in_dims: Any, args: tuple[Any, ...]) -> tuple[int, Iterator[Any]]:
     """How many there are, and the arguments of each."""
     n, dims, values, structure = torch_private.batched_inputs(in_dims, args, function)
-    parts = [
-        itertools.repeat(x, n) if dim is None else x.unbind(dim) for x, dim in zip(values, dims, strict=True)
-    ]
+    parts = [itertools.repeat(x, n) if dim is None else x.unbind(dim) for x, dim in zip(values, dims, strict=True)]
     return n, (torch_private.unflattened(list(of_slice), structure) for of_slice in zip(*parts, strict=True))
 
 

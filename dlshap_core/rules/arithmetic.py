@@ -4,6 +4,8 @@ These functions run in place of the torch function of the same name, with every 
 turn. A quotient is a product with a reciprocal; a maximum of two tensors is a ramp; order statistics come from a sort.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -74,6 +76,18 @@ def logit(input: Tensor, eps: float | None = None) -> Tensor:
 def logaddexp(input: Tensor, other: Tensor) -> Tensor:
     """log sum exp of two."""
     return torch.logsumexp(torch.stack(torch.broadcast_tensors(input, other)), 0)
+
+
+def logaddexp2(input: Tensor, other: Tensor) -> Tensor:
+    """The same to the base of 2."""
+    return logaddexp(input * math.log(2), other * math.log(2)) / math.log(2)
+
+
+def aminmax(input: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """amin and amax."""
+    if dim is None:
+        raise ValueError("over all axes it mixes the sequences of a batch; give dim=")
+    return torch.return_types.aminmax((torch.amin(input, dim, keepdim), torch.amax(input, dim, keepdim)))
 
 
 def hypot(input: Tensor, other: Tensor) -> Tensor:

@@ -88,6 +88,13 @@ class Split(Linear):
 
 
 @dataclass(frozen=True)
+class Packing(Linear):
+    """pack_padded_sequence and back: linear; the number of rows at each step follows from the lengths alone."""
+
+    reads_values = False
+
+
+@dataclass(frozen=True)
 class Index(Linear):
     """Indexing: linear in what is picked from, the first argument; where to pick must not depend on the sequence."""
 

@@ -287,6 +287,22 @@ def amin(
     return -amax(rows, -observed, -reference, dim, keepdim)
 
 
+def cummax(rows: Rows, observed: Tensor, reference: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The maximum of each place and all before: values and places."""
+
+    def find(z: Tensor) -> tuple[Tensor, Tensor]:
+        return z.cummax(-1)
+
+    value, places = _max_over_windows(rows, observed.movedim(dim, -1), reference.movedim(dim, -1), find, 1)
+    return torch.return_types.cummax((value.movedim(-1, dim), places.movedim(-1, dim)))
+
+
+def cummin(rows: Rows, observed: Tensor, reference: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """-cummax(-x)."""
+    value, places = cummax(rows, -observed, -reference, dim)
+    return torch.return_types.cummin((-value, places))
+
+
 class _SumsOfLargest:
     """S_k, the sums of the k largest of n, as maxima over subsets; the last axis holds the n.
 

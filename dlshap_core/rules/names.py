@@ -72,7 +72,7 @@ LINEAR = words(
     flipud roll rot90 narrow select slice diagonal diag diag_embed tril triu as_strided unfold atleast_1d
     atleast_2d atleast_3d index_add index_copy index_fill scatter_add select_scatter slice_scatter
     diagonal_scatter meshgrid clone type type_as alias copy fill zero resolve_conj resolve_neg pad
-    constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+    constant_pad_nd pad_sequence reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
     replication_pad3d im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from dlshap_core.rules import recurrences
 
@@ -56,8 +57,8 @@ def rnn_relu_cell(
     return torch.relu(F.linear(input, w_ih, b_ih) + F.linear(hx, w_hh, b_hh))
 
 
-def lstm(input: Tensor, hx: tuple[Tensor, Tensor], *rest: Any, **named: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """As torch.lstm on padded input: (output, last hidden states, last memories)."""
+def lstm(input: Tensor, hx: Any, *rest: Any, **named: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """As torch.lstm: (output, last hidden states, last memories)."""
     outputs, (hidden, memory) = _unroll(lstm_cell, recurrences.lstm, input, hx, *rest, **named)
     return outputs, hidden, memory
 
@@ -69,7 +70,11 @@ def _unroll_single_state(
         return (cell(input, state[0], *parameters),)
 
     def layer(input: Tensor, hx: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
-        outputs, (hidden,) = _unroll(one_state_cell, at_once, input, (hx,), *rest, **named)
+        if rest and isinstance(rest[0], Tensor):  # packed: `hx` is the number of rows at each step
+            states = (hx, (rest[0],), *rest[1:])
+        else:
+            states = ((hx,), *rest)
+        outputs, (hidden,) = _unroll(one_state_cell, at_once, input, *states, **named)
         return outputs, hidden
 
     return layer
@@ -80,7 +85,18 @@ rnn_tanh = _unroll_single_state(rnn_tanh_cell)
 rnn_relu = _unroll_single_state(rnn_relu_cell)
 
 
-def _unroll(
+def _unroll(cell: _Cell, at_once: _Layer | None, input: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, _State]:
+    """The arguments after `input` are those of torch.lstm: states, parameters and settings; of a packed sequence the
+    number of rows at each step comes first, and there is no batch_first."""
+    if len(rest) < 2 or not isinstance(rest[1], tuple):
+        return _unroll_padded(cell, at_once, input, *rest, **named)
+    batch_sizes, states, *settings = rest
+    padded, lengths = pad_packed_sequence(PackedSequence(input, batch_sizes))
+    output, final = _unroll_padded(cell, at_once, padded, states, *settings, False, lengths)
+    return pack_padded_sequence(output, lengths).data, final
+
+
+def _unroll_padded(
     cell: _Cell,
     at_once: _Layer | None,
     input: Tensor,
@@ -92,10 +108,10 @@ def _unroll(
     train: bool,
     bidirectional: bool,
     batch_first: bool,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, _State]:
-    """The arguments after `initial` are those of torch.lstm after its states."""
-    if isinstance(has_biases, list):
-        raise ValueError("packed sequences are not supported in recurrent layers; pad them and mask the output")
+    """The arguments after `initial` are those of torch.lstm after its states; `lengths` are of the rows, which the
+    steps beyond are no part of."""
     steps = input.transpose(0, 1) if batch_first else input
     per_cell = 4 if has_biases else 2
     if len(params) % per_cell or len(params) // per_cell != num_layers * (2 if bidirectional else 1):
@@ -107,19 +123,46 @@ def _unroll(
             index = len(final)
             parameters = params[index * per_cell : (index + 1) * per_cell]
             state = tuple(part[index] for part in initial)
-            in_order = steps.flip(0) if backwards else steps
-            if at_once is not None and recurrences.fits(steps, state, parameters):
-                states = at_once(in_order, *parameters).chunk(len(state), -1)
-                final.append(tuple(part[-1] for part in states))
-                seen = states[0]
-            else:
-                outputs: list[Tensor] = []
-                for step in in_order.unbind():
-                    state = cell(step, state, *parameters)
-                    outputs.append(state[0])
-                final.append(state)
-                seen = torch.stack(outputs)
-            directions.append(seen.flip(0) if backwards else seen)
+            in_order = _reversed(steps, lengths) if backwards else steps
+            seen, last = _one_direction(cell, at_once, in_order, state, parameters, lengths)
+            final.append(last)
+            directions.append(_reversed(seen, lengths) if backwards else seen)
         steps = torch.cat(directions, -1)
     output = steps.transpose(0, 1) if batch_first else steps
     return output, tuple(torch.stack(parts) for parts in zip(*final, strict=True))
+
+
+def _one_direction(
+    cell: _Cell,
+    at_once: _Layer | None,
+    steps: Tensor,
+    state: _State,
+    parameters: list[Tensor],
+    lengths: Tensor | None,
+) -> tuple[Tensor, _State]:
+    """Outputs of all steps, and the states after the last step of each row."""
+    if at_once is not None and recurrences.fits(steps, state, parameters):
+        states = at_once(steps, *parameters).chunk(len(state), -1)
+        return states[0], tuple(_last(part, lengths) for part in states)
+    of_steps: list[_State] = []
+    for step in steps.unbind():
+        state = cell(step, state, *parameters)
+        of_steps.append(state)
+    outputs = torch.stack([states[0] for states in of_steps])
+    if lengths is not None:
+        state = tuple(_last(torch.stack(part), lengths) for part in zip(*of_steps, strict=True))
+    return outputs, state
+
+
+def _last(states: Tensor, lengths: Tensor | None) -> Tensor:
+    """(B, H) of (T, B, H)."""
+    return states[-1] if lengths is None else states[lengths - 1, torch.arange(len(lengths))]
+
+
+def _reversed(steps: Tensor, lengths: Tensor | None) -> Tensor:
+    """Each row's own steps in the opposite order; those beyond stay."""
+    if lengths is None:
+        return steps.flip(0)
+    place = torch.arange(len(steps)).unsqueeze(1)
+    order = torch.where(place < lengths, lengths - 1 - place, place)
+    return steps[order.to(steps.device), torch.arange(len(lengths))]

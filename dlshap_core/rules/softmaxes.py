@@ -126,3 +126,33 @@ def logsumexp(
         return (weights * gradient.reshape(kept_shape)).to(reference_dtype)
 
     return pull_back(reference, value, pullback)
+
+
+def logcumsumexp(rows: Rows, observed: Tensor, reference: Tensor, dim: int) -> Tensor:
+    """c_k = log sum exp of z_1 to z_k, with the multipliers of logsumexp for each k.
+
+    Under the shift C_k, the larger of both sides' c_k, they are S_j exp(-C_k) L_k for j <= k: S_j is the secant of exp
+    at z_j, L_k that of log. Sums over k are made of logarithms, of the positive and the negative gradients apart, as
+    neither factor need be a number that can be written.
+    """
+    value = reference.detach().logcumsumexp(dim)
+    x, r = (_finite(z, value.dtype) for z in (observed, reference))
+    c_x, c_r = rows.paired(x.logcumsumexp(dim), r.logcumsumexp(dim))
+    z_x, z_r = rows.paired(x, r)
+    one = torch.ones((), dtype=r.dtype, device=r.device)
+    apart, larger = (z_x - z_r).abs(), torch.maximum(z_x, z_r)
+    of_exp = larger + _exp_secant(one, (-apart).exp(), apart).log()
+    apart = (c_x - c_r).abs()
+    of_log = torch.where(apart == 0, 0.0, (apart / -torch.expm1(-apart)).log()) - torch.maximum(c_x, c_r)
+    of_exp, of_log = of_exp.reshape(reference.shape), of_log.reshape(reference.shape)
+    reference_dtype = reference.dtype
+
+    def one_sign(gradient: Tensor) -> Tensor:
+        terms = gradient.clamp_min(0).log() + of_log
+        return (of_exp + terms.flip(dim).logcumsumexp(dim).flip(dim)).exp()
+
+    def pullback(gradient: Tensor) -> Tensor:
+        gradient = gradient.to(of_exp.dtype)
+        return (one_sign(gradient) - one_sign(-gradient)).to(reference_dtype)
+
+    return pull_back(reference, value, pullback)

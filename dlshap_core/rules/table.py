@@ -17,7 +17,17 @@ import torch.nn.functional as F
 
 from dlshap_core.kernels import fused
 from dlshap_core.kernels.memory_format import CONVERSIONS, SHARES_OR_COPIES
-from dlshap_core.rules import arithmetic, attention, complex_numbers, maxima, names, normalization, recurrent, secants, softmaxes
+from dlshap_core.rules import (
+    arithmetic,
+    attention,
+    complex_numbers,
+    maxima,
+    names,
+    normalization,
+    recurrent,
+    secants,
+    softmaxes,
+)
 from dlshap_core.rules.call import Call, is_varying
 from dlshap_core.rules.convolutions import Convolution
 from dlshap_core.rules.elementwise import Elementwise, Power
@@ -33,6 +43,7 @@ from dlshap_core.rules.kinds import (
     LinearBy,
     MaxOf,
     OnlyIf,
+    Packing,
     PairRule,
     Refused,
     Split,
@@ -108,8 +119,9 @@ def _composites(label: str, module: types.ModuleType, functions: str) -> dict[st
 _COMPOSITES = {
     **_composites("spelled out", arithmetic, "lerp addcdiv logit hypot cosine_similarity pairwise_distance cdist"),
     **_composites("product: midpoint", arithmetic, "glu"),
-    **_composites("logsumexp", arithmetic, "logaddexp"),
+    **_composites("logsumexp", arithmetic, "logaddexp logaddexp2"),
     **_composites("order statistics", arithmetic, "topk kthvalue median"),
+    **_composites("maximum", arithmetic, "aminmax"),
     **_composites(
         "normalisation: spelled out",
         normalization,
@@ -134,6 +146,8 @@ _MAXIMA: dict[str, Callable[..., Any]] = {
     **{f"adaptive_max_pool{d}d_with_indices": maxima.adaptive_max_pool(d, True) for d in (1, 2, 3)},
     "amax": maxima.amax,
     "amin": maxima.amin,
+    "cummax": maxima.cummax,
+    "cummin": maxima.cummin,
 }
 
 
@@ -160,6 +174,7 @@ TABLE = _joined(
     _each("mul multiply", Product()),
     _each("matmul mm bmm", Product(is_of_matrices=True)),
     _each("__getitem__ index_select gather take take_along_dim masked_select embedding", Index()),
+    _each("_pack_padded_sequence _pad_packed_sequence", Packing()),
     _each("split split_with_sizes chunk tensor_split unbind", Split()),
     dict.fromkeys(names.DERIVED, Linear("no gradient")),
     dict.fromkeys(names.LEAVES_TORCH, Refused("the value leaves torch, so nothing can be followed through it")),
@@ -173,6 +188,7 @@ TABLE = _joined(
     _each("softmax special_softmax", PairRule(softmaxes.softmax, "softmax")),
     _each("log_softmax special_log_softmax", PairRule(softmaxes.log_softmax, "softmax")),
     _each("logsumexp", PairRule(softmaxes.logsumexp, "softmax")),
+    _each("logcumsumexp", PairRule(softmaxes.logcumsumexp, "softmax")),
     _each("div divide true_divide", Quotient()),
     _each("dropout feature_dropout alpha_dropout feature_alpha_dropout", _DROPOUT),
     dict.fromkeys(names.COMPARISONS, Comparison()),
