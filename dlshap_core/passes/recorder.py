@@ -115,6 +115,10 @@ class ForwardPass(TorchFunctionMode):
                 raise
             self._seen.refusals.append(str(error))
             return func(*args, **kwargs)
+        except RuntimeError as error:
+            if "functorch transforms" not in str(error):
+                raise
+            self.refuse(name, _UNDER_TORCH_FUNC)
 
     def _treat(
         self,
@@ -303,7 +307,7 @@ class ForwardPass(TorchFunctionMode):
 
     def do_as_one(self, name: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Do what is linear in all that varies as a single operation, and let nothing within be seen."""
-        with self.suspended(), torch.enable_grad():
+        with torch.enable_grad(), self.suspended():
             output = function(*args)
             if self._trace is not None:
                 self._trace.note(function, name, self.module_path(), args, {}, output)

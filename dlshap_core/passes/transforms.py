@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from dlshap_core import torch_private
 from dlshap_core.passes.recorder import ForwardPass
@@ -72,8 +73,9 @@ def _vmap(
         first = function(*next(slices), **kwargs)
     is_written_to = versions != [torch_private.version(x) for x in tensors]
     if n > 1 and not is_written_to and not forward.has_derived and {treatment for *_, treatment in listed} <= _AS_ONE:
-        output = forward.do_as_one("vmap", at_once, args)
-        if _gradients_of(output) == _gradients_of(first):
+        grad_mode = _GradMode()
+        output = forward.do_as_one("vmap", lambda *values: grad_mode.watch(at_once, values), args)
+        if not grad_mode.is_switched:
             return output
     return _stacked([first, *(function(*values, **kwargs) for values in slices)], out_dims)
 
@@ -94,5 +96,19 @@ def _stacked(outputs: list[Any], out_dims: Any) -> Any:
     return torch_private.unflattened(stacked, structure)
 
 
-def _gradients_of(output: Any) -> list[bool]:
-    return [isinstance(x, Tensor) and x.requires_grad for x in torch_private.flattened(output)[0]]
+class _GradMode(TorchFunctionMode):
+    """Whether something within switches gradients off or on: a pass follows what it does all the same, torch does
+    not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_switched = False
+
+    def watch(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Call a function."""
+        with self:
+            return function(*args)
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        self.is_switched |= getattr(func, "__name__", None) == "_set_grad_enabled"
+        return func(*args, **(kwargs or {}))

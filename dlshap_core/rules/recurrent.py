@@ -70,10 +70,8 @@ def _unroll_single_state(
         return (cell(input, state[0], *parameters),)
 
     def layer(input: Tensor, hx: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
-        if rest and isinstance(rest[0], Tensor):  # packed: `hx` is the number of rows at each step
-            states = (hx, (rest[0],), *rest[1:])
-        else:
-            states = ((hx,), *rest)
+        is_packed = bool(rest) and isinstance(rest[0], Tensor)  # then `hx` is the number of rows at each step
+        states = (hx, (rest[0],), *rest[1:]) if is_packed else ((hx,), *rest)
         outputs, (hidden,) = _unroll(one_state_cell, at_once, input, *states, **named)
         return outputs, hidden
 
@@ -89,16 +87,18 @@ def _unroll(cell: _Cell, at_once: _Layer | None, input: Tensor, *rest: Any, **na
     """The arguments after `input` are those of torch.lstm: states, parameters and settings; of a packed sequence the
     number of rows at each step comes first, and there is no batch_first."""
     if len(rest) < 2 or not isinstance(rest[1], tuple):
-        return _unroll_padded(cell, at_once, input, *rest, **named)
+        return _unroll_padded(cell, at_once, None, input, *rest, **named)
     batch_sizes, states, *settings = rest
     padded, lengths = pad_packed_sequence(PackedSequence(input, batch_sizes))
-    output, final = _unroll_padded(cell, at_once, padded, states, *settings, False, lengths)
+    arguments = (padded, states, *settings, False)
+    output, final = _unroll_padded(cell, at_once, lengths, *arguments)
     return pack_padded_sequence(output, lengths).data, final
 
 
 def _unroll_padded(
     cell: _Cell,
     at_once: _Layer | None,
+    lengths: Tensor | None,
     input: Tensor,
     initial: _State,
     params: list[Tensor],
@@ -108,10 +108,9 @@ def _unroll_padded(
     train: bool,
     bidirectional: bool,
     batch_first: bool,
-    lengths: Tensor | None = None,
 ) -> tuple[Tensor, _State]:
-    """The arguments after `initial` are those of torch.lstm after its states; `lengths` are of the rows, which the
-    steps beyond are no part of."""
+    """The arguments after `initial` are those of torch.lstm after its states; `lengths` are of the rows, where these
+    end before the last step."""
     steps = input.transpose(0, 1) if batch_first else input
     per_cell = 4 if has_biases else 2
     if len(params) % per_cell or len(params) // per_cell != num_layers * (2 if bidirectional else 1):
