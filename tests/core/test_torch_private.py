@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -158,3 +160,48 @@ def test_what_torch_compile_returns_is_looked_into_and_the_compiler_not_loaded_f
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_substituted_functions_are_called_until_the_last_one_leaves() -> None:
+    called: list[str] = []
+
+    def note(name: str) -> Callable[..., Any]:
+        def replacement(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            called.append(name)
+            return original(*args, **kwargs)
+
+        return replacement
+
+    def use_all() -> list[str]:
+        called.clear()
+        x = torch.ones(2, requires_grad=True)
+        torch.vmap(torch.exp)(x)
+        for use_reentrant in (False, True):
+            torch.utils.checkpoint.checkpoint(torch.exp, x, use_reentrant=use_reentrant)
+        return called
+
+    names = ["vmap", "checkpoint", "reentrant"]
+    with torch_private.substituted(*map(note, names)):
+        assert use_all() == names
+        with torch_private.substituted(*map(note, names)):
+            assert use_all() == names
+        assert use_all() == names
+    assert use_all() == []
+
+
+def test_nested_arguments_are_taken_apart_as_vmap_does() -> None:
+    x = torch.zeros(2, 3)
+    n, dims, values, structure = torch_private.batched_inputs((1, None), (x, {"a": 5}), abs)
+    assert (n, dims, values[1]) == (3, [1, None], 5)
+    assert torch_private.unflattened([1, 2], structure) == (1, {"a": 2})
+    leaves, of_two = torch_private.flattened([x, x])
+    assert len(leaves) == 2
+    assert torch_private.broadcast_dims(-1, of_two) == [-1, -1]
+
+
+def test_move_keeps_complex_numbers_complex() -> None:
+    module = torch.nn.Linear(2, 2)
+    module.register_buffer("turns", torch.tensor([1j]))
+    torch_private.move(module, torch.device("cpu"), torch.float64)
+    assert module.weight.dtype == torch.float64
+    assert torch.equal(module.turns, torch.tensor([1j], dtype=torch.complex128))

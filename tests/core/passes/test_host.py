@@ -80,6 +80,11 @@ def state() -> dict[str, Any]:
         "function modes": [id(mode) for mode in torch.overrides._get_current_function_mode_stack()],
         "dispatch modes": [id(mode) for mode in torch.utils._python_dispatch._get_current_dispatch_mode_stack()],
         "saved tensors": torch._C._autograd._top_saved_tensors_default_hooks(False),
+        "functions": [
+            torch._functorch.apis.vmap_impl,
+            torch.utils.checkpoint.CheckpointFunction,
+            torch.utils.checkpoint._checkpoint_without_reentrant_generator,
+        ],
         "autocast": [
             (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled())
             for kind in ("cpu", "cuda")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from dlshap_core import UnsupportedModelError
 from dlshap_core.rules import recurrences
 from tests.core.toolbox import explain, multipliers, relative_difference, seeded, sequences, shuffled, worst_delta
 
@@ -229,3 +232,60 @@ def test_float32_keeps_its_digits_where_nothing_or_little_changes(name: str) -> 
     exact = multipliers(seeded(lambda: Tokens(LAYERS[name])), X, references)
     in_float32 = multipliers(seeded(lambda: Tokens(LAYERS[name]), dtype=torch.float32), X, references)
     assert relative_difference(in_float32, exact) < 1e-4
+
+
+class Packed(nn.Module):
+    """A recurrent layer on rows of their own lengths, packed or one after another."""
+
+    def __init__(self, layer: nn.Module, is_packed: bool, has_states: bool) -> None:
+        super().__init__()
+        self.layer, self.is_packed, self.has_states = layer, is_packed, has_states
+
+    def _states(self, n: int, dtype: torch.dtype) -> Any:
+        if not self.has_states:
+            return None
+        n_states = self.layer.num_layers * (1 + self.layer.bidirectional)
+        state = torch.linspace(-1, 1, n_states * 3, dtype=dtype).view(n_states, 1, 3).repeat(1, n, 1)
+        return (state, state.cos()) if isinstance(self.layer, nn.LSTM) else state
+
+    def _run(self, z: Any, n: int, dtype: torch.dtype) -> tuple[Any, Tensor]:
+        output, last = self.layer(z, self._states(n, dtype))
+        return output, torch.cat(last if isinstance(last, tuple) else (last,), -1).transpose(0, 1).flatten(1)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        z, is_sorted = 1.5 * x.mT, lengths is None
+        lengths = torch.full((len(x),), LENGTH) if lengths is None else lengths
+        if self.is_packed:
+            packed = pack_padded_sequence(z, lengths, batch_first=True, enforce_sorted=is_sorted)
+            output, last = self._run(packed, len(x), z.dtype)
+            output, _ = pad_packed_sequence(output, batch_first=True, total_length=LENGTH)
+        else:
+            rows = [self._run(row[None, :n], 1, z.dtype) for row, n in zip(z, lengths.tolist(), strict=True)]
+            output = torch.cat([F.pad(row, (0, 0, 0, LENGTH - row.shape[1])) for row, _ in rows])
+            last = torch.cat([row for _, row in rows])
+        weights = torch.arange(output[0].numel(), dtype=z.dtype).cos()
+        return (output.flatten(1) @ weights + last.sin().sum(1))[:, None]
+
+
+@pytest.mark.parametrize("has_lengths", [False, True], ids=["of one length", "of other lengths"])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_packed_rows_are_the_rows_alone(name: str, has_lengths: bool, pairs: tuple[Tensor, Tensor]) -> None:
+    args = (torch.tensor([LENGTH - 6, LENGTH, LENGTH - 13]),) if has_lengths else ()
+    X, references = pairs[0], pairs[1][:, :2]
+    layer = partial(getattr(nn, name), 4, 3, 2 if name == "LSTM" else 1, batch_first=True, bidirectional=True)
+    for has_states in (False, True):
+        first, second = (seeded(lambda p=p: Packed(layer(), p, has_states)) for p in (True, False))  # noqa: B023
+        found, expected = explain(first, X, references, args=args), explain(second, X, references, args=args)
+        assert worst_delta(found) < 1e-12
+        assert relative_difference(found.hypothetical, expected.hypothetical) < 1e-12
+    alone = explain(first, X, references, args=args, batch_size=1)
+    assert relative_difference(alone.hypothetical, expected.hypothetical) < 1e-12
+
+
+def test_lengths_made_from_the_input_are_refused(pairs: tuple[Tensor, Tensor]) -> None:
+    def forward(lstm: nn.Module, x: Tensor) -> Tensor:
+        lengths = (x.sum(1) > 0.5).sum(1).long()
+        return lstm(pack_padded_sequence(x.mT, lengths, batch_first=True))[0].data.sum(1)
+
+    with pytest.raises(UnsupportedModelError, match="jumps with it"):
+        explain(Own(nn.LSTM(4, 3, batch_first=True), forward), *pairs)

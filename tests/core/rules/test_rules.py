@@ -29,6 +29,11 @@ from tests.core.toolbox import (
 Function = Callable[[Tensor], Tensor]
 
 
+def so_far(z: Tensor, function: Function) -> Tensor:
+    """Of the places up to each."""
+    return torch.stack([function(z[..., : k + 1]) for k in range(z.shape[-1])], -1)
+
+
 def standardised(z: Tensor, eps: float = 1e-5) -> Tensor:
     centred = z - z.mean(-1, keepdim=True)
     return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + eps)
@@ -59,6 +64,29 @@ TWINS: dict[str, tuple[Function, Function]] = {
     "logsumexp": (lambda z: torch.logsumexp(z, -1), lambda z: z.exp().sum(-1).log()),
     "logsumexp of two axes": (lambda z: torch.logsumexp(z, (1, 2)), lambda z: z.exp().sum((1, 2)).log()),
     "logaddexp": (lambda z: torch.logaddexp(z, z.flip(-1)), lambda z: (z.exp() + z.flip(-1).exp()).log()),
+    "logaddexp2": (
+        lambda z: torch.logaddexp2(z, z.flip(-1)),
+        lambda z: (torch.exp2(z) + torch.exp2(z.flip(-1))).log2(),
+    ),
+    "logcumsumexp": (lambda z: z.logcumsumexp(-1), lambda z: so_far(z, lambda part: part.logsumexp(-1))),
+    "logcumsumexp of a wide range": (
+        lambda z: torch.logcumsumexp(300 * z, -1),
+        lambda z: so_far(300 * z, lambda part: part.logsumexp(-1)),
+    ),
+    "logcumsumexp of what is masked": (
+        lambda z: z.masked_fill(torch.arange(36) < 3, -math.inf).logcumsumexp(-1)[..., 3:],
+        lambda z: so_far(z[..., 3:], lambda part: part.logsumexp(-1)),
+    ),
+    "cummax": (lambda z: z.cummax(-1).values, lambda z: so_far(z, lambda part: part.amax(-1))),
+    "cummax of many zeros": (
+        lambda z: torch.cummax(z.relu(), -1)[0],
+        lambda z: so_far(z.relu(), lambda part: part.amax(-1)),
+    ),
+    "cummin over channels": (lambda z: z.cummin(1).values, lambda z: so_far(z.mT, lambda part: part.amin(-1)).mT),
+    "aminmax": (
+        lambda z: torch.cat(torch.aminmax(z, dim=-1), 1),
+        lambda z: torch.cat([z.amin(-1), z.amax(-1)], 1),
+    ),
     "softmax of merged rows": (
         lambda z: z.reshape(-1, z.shape[-1]).softmax(-1).reshape(z.shape),
         lambda z: z.softmax(-1),
