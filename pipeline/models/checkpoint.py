@@ -7,24 +7,21 @@ is told by the file's content.
 """
 
 import pickle
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.messages.errors import UserError
 from pipeline.messages.words import some
 from pipeline.models import own_modules
-from pipeline.models.fitting import NAMES_SHOWN, Weights
-from pipeline.models.folder import read_folder, read_safetensors
+from pipeline.models.fitting import Weights
+from pipeline.models.folder import is_index, read_folder, read_safetensors
 from pipeline.models.formats import directory_problem, is_safetensors, require_torch_file
-from pipeline.models.shells import UNREADABLE, Shell, family_of, names_in, quietly, read_with, require_tensors
-
-_NESTED_KEYS = ("state_dict", "model_state_dict", "model")
-_LIGHTNING = "pytorch-lightning_version"
+from pipeline.models.sets import chosen
+from pipeline.models.shells import UNREADABLE, family_of, is_module, names_in, quietly, read_inert, read_with
 
 
 def checkpoint_path(path: str | Path | None, folders: bool = False) -> Path:
@@ -41,69 +38,103 @@ def checkpoint_path(path: str | Path | None, folders: bool = False) -> Path:
     return found
 
 
-def read_checkpoint(path: Path, trust_pickle: bool = False, prefix: str | None = None) -> Weights | nn.Module:
-    """The state dict in a file or folder, or the whole module where one was pickled and is trusted.
+def read_checkpoint(
+    path: Path,
+    trust_pickle: bool = False,
+    prefix: str | None = None,
+    *,
+    whole: bool = False,
+    undecided: bool = False,
+) -> Weights | nn.Module:
+    """The state dict in a file or folder, or the whole module where one was pickled, is trusted and is wanted.
 
     Args:
         path: of the file or folder.
-        trust_pickle: whether a pickled whole module may be read, which runs code from the file.
+        trust_pickle: whether a pickle may be read that runs code, where that is needed.
         prefix: of the names; where it begins with a key of a file that holds several state dicts (`model_ema.`), the
             state dict under that key is read, with the key before its names.
+        whole: whether a pickled module is wanted, and not its weights alone.
+        undecided: whether any of several sets of weights may be returned where none is the usual one.
 
     Raises:
-        UserError: the file is no checkpoint, is damaged, or holds a pickled module that is not trusted.
+        UserError: the file is no checkpoint, is damaged, or holds what is not read without trust.
     """
-    if path.is_dir():
-        return read_folder(path)
+    ran: list[Path] = []
+    if path.is_dir() or is_index(path):
+        folder, index = (path, None) if path.is_dir() else (path.parent, path.name)
+        of_parts = read_folder(folder, lambda file: read_torch_file(file, trust_pickle, ran), index)
+        of_parts.is_trusted = bool(ran)
+        return of_parts
     if is_safetensors(path):
-        if not (state := read_safetensors(path)):
+        if not (tensors := read_safetensors(path)):
             raise UserError(f"{path} holds no tensors")
-        return Weights(state)
+        return Weights(tensors)
+    content = read_torch_file(path, trust_pickle, ran)
+    if is_module(content) and whole:
+        if not trust_pickle:
+            raise UserError(_refusal(path, content.origin))
+        content = _unpickle(path)
+    if isinstance(content, nn.Module) and whole:
+        return content
+    state = chosen(content, path, prefix, undecided)
+    for each in (state, *state.others.values()):
+        each.is_trusted = bool(ran)
+    return state
+
+
+def read_torch_file(path: Path, trust_pickle: bool, ran: list[Path]) -> Any:
+    """The content of what `torch.save` wrote, with shells in place of all objects of classes; where code must run to
+    read it, and may, what that makes, and `ran` gets the path. Raises UserError as `read_checkpoint` does."""
     require_torch_file(path)
     try:
-        content = read_with(path, {})
+        try:
+            return read_with(path, {})
+        except pickle.UnpicklingError:
+            return read_inert(path)
     except UserError:
         raise
     except pickle.UnpicklingError as error:
-        content = _lightning_checkpoint(path)
-        if content is None:
-            if not trust_pickle:
-                raise UserError(_refusal(path, error)) from None
-            content = _unpickle(path)
+        if trust_pickle:
+            ran.append(path)
+            return _unpickle(path)
+        raise UserError(_unreadable(path, error)) from None
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as a torch checkpoint: {_first_line(error)}") from None
-    return content if isinstance(content, nn.Module) else _state_dict_in(content, path, prefix)
 
 
-def _lightning_checkpoint(path: Path) -> dict[str, Any] | None:
-    """A checkpoint of Lightning whose settings are objects of other libraries, which are not created; or None."""
-    if not (names := names_in(path)):
-        return None
-    try:
-        content = read_with(path, dict.fromkeys(names, Shell))
-    except (pickle.UnpicklingError, *UNREADABLE):
-        return None
-    is_one = isinstance(content, dict) and _LIGHTNING in content and isinstance(content.get("state_dict"), Mapping)
-    return content if is_one else None
-
-
-def _refusal(path: Path, error: Exception) -> str:
+def _refusal(path: Path, origin: str) -> str:
+    """Of a whole module."""
     if (family := family_of(path)) is not None:
         return (
             f"{path} is a whole model of bpnet-lite; use model={family} model.checkpoint=..., which runs nothing from "
             f"the file"
         )
-    first = sorted(names_in(path))[:3]
-    if not first and "operand" in str(error):
+    module, _, name = origin.rpartition(".")
+    target = f"path/to/the/script.py:{name}" if module == "__main__" else origin
+    return (
+        f"{path} is a whole model pickled by torch.save(model), of the class {origin}; making it would run code from "
+        f"the file. Give the class, and only weights are read: model._target_={target}, with its arguments as "
+        f"model.init.NAME=...; or, if you trust the file, set model.trust_pickle=true"
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    names = names_in(path)
+    if not names and "operand" in str(error):
         return (
             f"{path} is written in a form of pickle that cannot be read safely (protocol 2 can, which torch.save "
             f"writes); write it again with torch.save(model.state_dict(), ...)"
         )
-    holds = f" ({', '.join(first)})" if first else ""
+    if "persistent_load" in str(error):
+        return (
+            f"{path} is a whole model in the form of torch before 1.6, which cannot be read safely; write "
+            f"torch.save(model.state_dict(), ...) instead, or, if you trust the file, set model.trust_pickle=true"
+        )
+    holds = f" ({some(sorted(names), 3)})" if names else ""
     return (
-        f"{path} holds Python objects beside tensors{holds}, probably a whole model pickled by torch.save(model); "
-        f"reading it would run code from the file. Write torch.save(model.state_dict(), ...) instead and give its "
-        f"class as model._target_, or, if you trust the file, set model.trust_pickle=true"
+        f"{path} holds Python objects beside tensors{holds} that cannot be left out: {_first_line(error)}; reading it "
+        f"would run code from the file. Write torch.save(model.state_dict(), ...) instead, or, if you trust the file, "
+        f"set model.trust_pickle=true"
     )
 
 
@@ -126,65 +157,13 @@ def _unpickle(path: Path) -> Any:
             return torch.load(file, map_location="cpu", pickle_module=_TRUSTED, weights_only=False)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"{path} is a pickled model whose class cannot be imported here: {_first_line(error)}; install its package"
+            f"{path} is a pickled model whose class is not found here: {_first_line(error)}; install its package, "
+            f"or give the class as model._target_=path/to/file.py:Class, and its weights are read without"
         ) from None
     except (pickle.UnpicklingError, *UNREADABLE) as error:
         raise UserError(f"{path} cannot be read, although it is trusted: {_first_line(error)}") from None
 
 
-def _state_dict_in(content: Any, path: Path, prefix: str | None) -> Weights:
-    whole, taken = content, ""
-    beside: dict[Any, Any] = {}
-    for key in _NESTED_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            taken, beside = key, beside | {other: value for other, value in content.items() if other != key}
-            content = content[key]
-    if prefix and isinstance(whole, Mapping) and not any(str(name).startswith(prefix) for name in content):
-        head = prefix.partition(".")[0]
-        if isinstance(whole.get(head), Mapping) and (own := dict(_flat(whole[head], head))):
-            require_tensors(own.values(), path)
-            return Weights(own)
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}; expected a state dict, names and tensors")
-    odd = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if odd or not content:
-        what = f"entries that are not tensors: {some(odd, NAMES_SHOWN)}" if odd else "no tensors"
-        hint = "".join(f"; model.prefix={key}. takes those under {key}" for key in _like(content, None)[:1])
-        raise UserError(f"{path} holds {what}; expected a state dict, alone or under {' or '.join(_NESTED_KEYS)}{hint}")
-    require_tensors(content.values(), path)
-    state = Weights({name: value.detach() for name, value in content.items()})
-    if others := _like(beside, state):
-        listed = " or ".join(map(repr, others))
-        state.notes = (
-            f"{path} holds several sets of weights: those under {taken!r} are taken, not those under {listed} "
-            f"(model.prefix={others[0]}. takes these)",
-        )
-    return state
-
-
-def _like(content: Mapping[Any, Any], state: Mapping[str, Tensor] | None) -> list[str]:
-    """The keys of weights (no optimizer's) that share a shape with a state dict, if one is given."""
-    shapes = None if state is None else {values.shape for values in state.values() if values.ndim}
-    return [
-        str(key)
-        for key, value in content.items()
-        if isinstance(value, Mapping)
-        and "optim" not in str(key).lower()
-        and "param_groups" not in value
-        and any(shapes is None or values.shape in shapes for _, values in _flat(value, ""))
-    ]
-
-
-def _flat(content: Mapping[Any, Any], head: str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a mapping of mappings, by their keys, joined by dots."""
-    for key, value in content.items():
-        name = f"{head}.{key}" if head else str(key)
-        if isinstance(value, Tensor):
-            yield name, value.detach()
-        elif isinstance(value, Mapping):
-            yield from _flat(value, name)
-
-
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    lines = str(error).rpartition("WeightsUnpickler error: ")[2].strip().splitlines()
     return lines[0] if lines else type(error).__name__

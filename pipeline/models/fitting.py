@@ -1,25 +1,63 @@
-"""Weights into a module: by name, without the prefix that a training framework put before the names, or not at all."""
+"""Weights into a module: by name, in the only way that makes all names and shapes fit (see names.py), or not at all."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pipeline.messages.errors import UserError
 from pipeline.messages.words import some
+from pipeline.models import lazy, own_loading
+from pipeline.models.names import COUNTER, Expected, Match, find_prefix, is_same_shape, matches
+from pipeline.models.own_loading import current_versions, with_versions
+from pipeline.models.shells import Shell
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NAMES_SHOWN = 5
-_COUNTER = "num_batches_tracked"  # of batch norm: what torch before 0.4.1 did not write, and inference does not read
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Weights(dict[str, Tensor]):
-    """A state dict, and lines about other weights that its file holds too."""
+    """A state dict of a file, and what is known of it.
+
+    Attributes:
+        notes: lines about other weights that its file holds too.
+        key: where in the file it is; "" for the whole of it.
+        whole: the class of the pickled module that it was taken from, if any.
+        odd: its entries that are no tensors.
+        extra: those among them that are the state of modules beside tensors (`_extra_state`).
+        versions: of its modules, by their names, as torch writes them.
+        others: other sets of weights in the file, by their keys.
+        is_trusted: whether code of the file ran to read it.
+        is_joined: whether it is made of several state dicts, those of parts of a model.
+    """
 
     notes: tuple[str, ...] = ()
+    key: str = ""
+    whole: str = ""
+    odd: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = _NOTHING
+    versions: Mapping[str, Any] = _NOTHING
+    others: Mapping[str, "Weights"] = _NOTHING
+    is_trusted: bool = False
+    is_joined: bool = False
+
+    def everything(self) -> dict[str, Any]:
+        """The tensors, and the state of modules beside them."""
+        return {**self, **self.extra}
+
+    def under(self, prefix: str, path: Path) -> "Weights":
+        """What lies under a prefix, without it. Raises UserError where there is nothing."""
+        own = Weights(without_prefix(self, prefix, path))
+        own.extra, own.versions = _under(self.extra, prefix), _versions_under(self.versions, prefix)
+        own.odd = tuple(name.removeprefix(prefix) for name in self.odd if name.startswith(prefix))
+        own.whole = self.whole
+        return own
 
 
 @dataclass(frozen=True)
@@ -50,28 +88,38 @@ class Fitted:
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path, prefix: str | None = None) -> Fitted:
-    """Load the state dict of a file into a module.
+    """Load the state dict of a file into a module, as torch does under the names that fit.
 
-    `prefix` is removed from the names, and names without it are left out; None: the only prefix that makes them fit.
+    `prefix` is removed from the names, and names without it are left out; None: the only way that makes them fit.
 
     Raises:
         UserError: names that are missing or not expected, shapes that differ, or values that cannot be used, by name.
     """
-    expected = {name: values for name, values in module.state_dict().items() if isinstance(values, Tensor)}
-    if hollow := [name for name, values in expected.items() if values.is_meta]:
+    weights = state if isinstance(state, Weights) else Weights(state)
+    _refuse_flat(weights, path)
+    expected = expected_of(module)
+    given = weights if prefix is None else weights.under(prefix, path)
+    if (fitted := _loaded_by_module(module, given, path)) is None:
+        match = _only_match(expected, given, path)
+        if match is None:
+            raise UserError(_misfit(module, expected, given, path, prefix or ""))
+        fitted = _load(module, expected, given, match, path)
+    lazy.finish(module)
+    return _told(fitted, weights, given, prefix or "", path)
+
+
+def fits(module: nn.Module, state: Weights) -> bool:
+    """Whether all names and shapes of a set of weights fit a module in some way."""
+    return bool(matches(expected_of(module), state.everything()))
+
+
+def expected_of(module: nn.Module) -> Expected:
+    """What a module's state dict asks for. Raises UserError where it was made without values."""
+    state = module.state_dict()
+    values = {name: value for name, value in state.items() if isinstance(value, Tensor) and not is_lazy(value)}
+    if hollow := [name for name, value in values.items() if value.is_meta]:
         raise UserError(f"parameter {hollow[0]!r} of {type(module).__name__} was made without values (a meta tensor)")
-    found = _common_prefix(expected, state, path) if prefix is None else prefix
-    own = _completed(expected, without_prefix(state, found, path))
-    left_out = tuple(name for name in state if not name.startswith(found))
-    if differences := _differences(expected, own):
-        without = f" without the prefix {found!r}" if found else ""
-        raise UserError(f"{path}{without} does not fit {type(module).__name__}: {'; '.join(differences)}")
-    require_usable(own, path)
-    _require_types(expected, own, path)
-    _require_ties(expected, own, path)
-    module.load_state_dict(dict(own), strict=False)  # the names were compared
-    types = {_type(values) for values in own.values() if values.is_floating_point() and values.dtype != torch.float32}
-    return Fitted(found, left_out, tuple(sorted(types)), state.notes if isinstance(state, Weights) else ())
+    return Expected(state)
 
 
 def without_prefix(state: Mapping[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
@@ -81,12 +129,6 @@ def without_prefix(state: Mapping[str, Tensor], prefix: str, path: Path) -> dict
             f"model.prefix={prefix}: no name in {path} begins so; there are {some(list(state), NAMES_SHOWN)}"
         )
     return own
-
-
-def find_prefix(state: Mapping[str, Any], name: str) -> list[str]:
-    """The prefixes, each empty or with a dot at its end, under which a state dict has this name."""
-    found = [known.removesuffix(name) for known in state if known.endswith(name)]
-    return [prefix for prefix in found if prefix == "" or prefix.endswith(".")]
 
 
 def require_usable(state: Mapping[str, Any], origin: Path | str) -> None:
@@ -116,62 +158,153 @@ def _problem(values: Tensor) -> str | None:
     return None
 
 
-def _common_prefix(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> str:
-    """The only prefix that makes all names and shapes fit; else one that all names share and that some fit under."""
-    if not expected or not _misfits(expected, state):
-        return ""
-    first = next(iter(expected))
-    candidates = find_prefix(state, first)
-    fitting = [prefix for prefix in candidates if prefix and not _misfits(expected, _under(state, prefix))]
-    if len(fitting) > 1:
-        raise UserError(f"{path} fits under several prefixes, {', '.join(fitting)}; choose one with model.prefix=...")
-    if fitting:
-        return fitting[0]
-    return candidates[0] if len(candidates) == 1 and all(name.startswith(candidates[0]) for name in state) else ""
+def _loaded_by_module(module: nn.Module, state: Weights, path: Path) -> Fitted | None:
+    """Of a module that has its own way of loading, what it made of the state dict; None of others, and where it refuses
+    all."""
+    if not own_loading.is_own(module):
+        return None
+    require_usable(state, path)
+    _require_types(module.state_dict(), state, path)
+    match = own_loading.load(module, state.everything(), None if state.whole else state.versions)
+    return None if match is None else Fitted(match.removed, (), _stored_as(state), _notes_of(match, path))
 
 
-def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _only_match(expected: Expected, state: Weights, path: Path) -> Match | None:
+    """None where nothing fits. Raises UserError where names fit in several ways that give other values."""
+    found = matches(expected, state.everything())
+    different = [match for match in found[1:] if not _is_same(found[0], match, state)]
+    if different:
+        prefixes = ", ".join(match.removed or "none" for match in (found[0], *different))
+        raise UserError(f"{path} fits under several prefixes, {prefixes}; choose one with model.prefix=...")
+    return found[0] if found else None
+
+
+def _is_same(one: Match, other: Match, state: Weights) -> bool:
+    """Whether two ways to take weights from a file give the same values."""
+    pairs = [(state.get(source), state.get(other.sources.get(name, ""))) for name, source in one.sources.items()]
+    return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
+
+
+def _load(module: nn.Module, expected: Expected, state: Weights, match: Match, path: Path) -> Fitted:
+    own = {name: state[source] for name, source in match.sources.items() if source in state}
+    own = _completed(expected, own)
+    require_usable(own, path)
+    _require_types(expected.values, own, path)
+    _require_ties(expected, own, path)
+    extra = {name: state.extra[source] for name, source in match.sources.items() if source in state.extra}
+    _refuse_objects(extra, path)
+    versions = current_versions(module) if state.whole else match.renamed(state.versions)
+    module.load_state_dict(with_versions({**own, **extra}, versions), strict=False)  # the names were compared
+    return Fitted(match.removed, match.left_out, _stored_as(own), _notes_of(match, path))
+
+
+def _stored_as(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    others = [values for values in state.values() if values.is_floating_point() and values.dtype != torch.float32]
+    return tuple(sorted({_type(values) for values in others}))
+
+
+def _told(fitted: Fitted, weights: Weights, given: Weights, prefix: str, path: Path) -> Fitted:
+    """With the prefix that was asked for, and the notes of the file."""
+    outside = tuple(name for name in weights.everything() if not name.startswith(prefix))
+    odd = [f"left out of {path}, as they are no tensors: {some(given.odd, NAMES_SHOWN)}"] if given.odd else []
+    return replace(
+        fitted,
+        prefix=prefix + fitted.prefix,
+        left_out=(*outside, *(prefix + name for name in fitted.left_out)),
+        notes=(*weights.notes, *fitted.notes, *odd),
+    )
+
+
+def _notes_of(match: Match, path: Path) -> tuple[str, ...]:
+    lines = []
+    if match.added:
+        lines.append(f"the weights of {path} fit with {match.added!r} before their names")
+    if match.is_respelled:
+        lines.append(
+            f"the names of {path} were compared without the parts that wrappers put into them, and with weight and "
+            f"spectral norm as newer torch names them"
+        )
+    return tuple(lines)
+
+
+def _refuse_flat(state: Mapping[str, Tensor], path: Path) -> None:
+    if flat := next((name for name in state if name.rpartition(".")[2].startswith("_flat_param")), None):
+        raise UserError(
+            f"{path} holds flattened parameters of FSDP ({flat}), a part of the weights; write them whole: `with "
+            f"FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT): torch.save(model.state_dict(), ...)`"
+        )
+
+
+def _refuse_objects(extra: Mapping[str, Any], path: Path) -> None:
+    for name, value in extra.items():
+        if any(isinstance(each, Shell) for each in _within(value)):
+            raise UserError(f"{path}: {name!r} is or holds an object of a class, and is not made from a file")
+
+
+def _within(value: Any) -> list[Any]:
+    inner = list(value.values()) if isinstance(value, Mapping) else value
+    return [each for one in inner for each in _within(one)] if isinstance(inner, list | tuple) else [value]
+
+
+def _misfit(module: nn.Module, expected: Expected, state: Weights, path: Path, prefix: str) -> str:
+    """What does not fit, under the prefix that all names have and that some fit under."""
+    candidates = find_prefix(state, next(iter(expected.values), ""))
+    found = candidates[0] if len(candidates) == 1 and all(name.startswith(candidates[0]) for name in state) else ""
+    own = {**_completed(expected, _under(state, found)), **_under(state.extra, found)}
+    without = f" without the prefix {prefix + found!r}" if prefix + found else ""
+    odd = f"; no tensors: {some(state.odd, NAMES_SHOWN)}" if state.odd else ""
+    return f"{path}{without} does not fit {type(module).__name__}: {_differences(expected.values, own)}{odd}"
+
+
+def _differences(expected: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} (model: {tuple(values.shape)})"
+        for name, values in expected.items()
+        if name in state and not is_same_shape(values, state[name])
+    ]
+    labelled = [("missing", missing), ("not expected", unexpected), ("of another shape", shapes)]
+    return "; ".join(f"{label}: {some(names, NAMES_SHOWN)}" for label, names in labelled if names)
+
+
+def _under(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): values for name, values in state.items() if name.startswith(prefix)}
 
 
-def _misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
-    own = _completed(expected, state)
-    return any(name not in own or own[name].shape != values.shape for name, values in expected.items())
+def _versions_under(versions: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removesuffix("."): version for name, version in _under(_dotted(versions), prefix).items()}
 
 
-def _completed(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _dotted(versions: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{name}." if name else "": version for name, version in versions.items()}
+
+
+def _completed(expected: Expected, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """With what a file may leave out: all but one name of tied weights, and the counters of batch norm."""
     completed = dict(state)
-    by_place = {_place(expected[name]): values for name, values in state.items() if name in expected}
-    for name, values in expected.items():
-        if name in state:
-            continue
-        if values.numel() and _place(values) in by_place:
-            completed[name] = by_place[_place(values)]
-        elif name.rpartition(".")[2] == _COUNTER:
+    for name, values in expected.values.items():
+        twin = next((twin for twin in expected.twins.get(name, ()) if twin in state), None)
+        if name not in state and twin is not None:
+            completed[name] = state[twin]
+        elif name not in state and name.rpartition(".")[2] == COUNTER:
             completed[name] = values
     return completed
 
 
-def _place(values: Tensor) -> tuple[object, ...]:
-    return (values.data_ptr(), values.shape, values.stride(), values.dtype) if not values.is_meta else (id(values),)
-
-
-def _require_ties(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
-    first: dict[tuple[object, ...], str] = {}
-    for name, values in expected.items():
-        if not values.numel():
-            continue
-        other = first.setdefault(_place(values), name)
-        if not torch.equal(state[other], state[name]):
+def _require_ties(expected: Expected, state: Mapping[str, Tensor], path: Path) -> None:
+    for name, twins in expected.twins.items():
+        if not torch.equal(state[twins[0]], state[name]):
             raise UserError(
-                f"{path}: {other!r} and {name!r} are one parameter in the model, and differ in the file; "
+                f"{path}: {twins[0]!r} and {name!r} are one parameter in the model, and differ in the file; "
                 f"is it of another architecture?"
             )
 
 
-def _require_types(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
+def _require_types(expected: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> None:
     for name, values in expected.items():
+        if name not in state or not isinstance(values, Tensor) or is_lazy(values):
+            continue
         kinds = [(one.is_floating_point(), one.is_complex()) for one in (values, state[name])]
         if kinds[0] != kinds[1]:
             raise UserError(
@@ -182,15 +315,3 @@ def _require_types(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], 
 
 def _type(values: Tensor) -> str:
     return str(values.dtype).removeprefix("torch.")
-
-
-def _differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
-    shapes = [
-        f"{name} {tuple(state[name].shape)} (model: {tuple(values.shape)})"
-        for name, values in expected.items()
-        if name in state and state[name].shape != values.shape
-    ]
-    labelled = [("missing", missing), ("not expected", unexpected), ("of another shape", shapes)]
-    return [f"{label}: {some(names, NAMES_SHOWN)}" for label, names in labelled if names]

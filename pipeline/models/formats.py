@@ -19,9 +19,12 @@ _MAGIC = {
     b"\x93NUMPY": "an array of NumPy",
 }
 _ONNX = (
-    "an ONNX model, whose operations cannot be seen into; give the torch module that it was made from: its class as "
-    "model._target_ and its state dict as model.checkpoint"
+    "an ONNX model, whose operations cannot be seen into; give the torch module that it was made from (its class as "
+    "model._target_, its state dict as model.checkpoint), or convert it (pip install onnx2torch; up to opset 17): "
+    "write `import onnx2torch; model = lambda: onnx2torch.convert({path!r})` into my_model.py, and give "
+    "model._target_=my_model.py:model alone"
 )
+_NO_WEIGHTS = ("optim", "scheduler", "rng_state", "random_states", "training_args", "scaler", "sampler")
 
 
 def is_safetensors(path: Path) -> bool:
@@ -60,16 +63,24 @@ def directory_problem(path: Path) -> str:
             f"model.checkpoint={path} is a SavedModel of TensorFlow; load it there and save it as one file, "
             f"model.save('model.keras'), which model=keras reads"
         )
+    if ".metadata" in found or any(name.endswith(".distcp") for name in found):
+        return (
+            f"model.checkpoint={path} is a distributed checkpoint of torch, in parts; write it as one file: "
+            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} weights.pt"
+        )
     weights = weight_files(path)
     holds = ", ".join((weights or found)[:5]) or "nothing"
     fix = f"; give one of its files, such as model.checkpoint={path / weights[0]}" if weights else ""
-    return f"model.checkpoint={path} is a directory without model.safetensors; it holds {holds}{fix}"
+    return (
+        f"model.checkpoint={path} is a directory without model.safetensors or pytorch_model.bin; it holds {holds}{fix}"
+    )
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The names of a folder's files that end like weights."""
+    """The names of a folder's files that end like weights, without the states of a training's other parts."""
     found = sorted(entry.name for entry in folder.iterdir())
-    return [name for name in found if Path(name).suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".torch")]
+    named = [name for name in found if not name.startswith(_NO_WEIGHTS)]
+    return [name for name in named if Path(name).suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".torch")]
 
 
 def _in_zip(path: Path) -> str | None:
@@ -106,7 +117,7 @@ def _otherwise(head: bytes, path: Path) -> str:
         return "a tar archive; unpack it first"
     is_onnx = head[0] == 8 and head[2:3] in (b"\x12", b"\x3a")  # ir_version, then a name or a graph
     if path.suffix == ".onnx" or is_onnx:
-        return _ONNX
+        return _ONNX.format(path=str(path.absolute()))
     for magic, text in _MAGIC.items():
         if head.startswith(magic):
             return text

@@ -1,8 +1,8 @@
 """Any `torch.nn.Module` by its import path."""
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
@@ -14,7 +14,9 @@ from pipeline.models.checkpoint import checkpoint_path, read_checkpoint
 from pipeline.models.family import ModelFamily, Raw
 from pipeline.models.fitting import Fitted, Weights, load_weights
 from pipeline.models.folder import SETTINGS, folder_arguments
+from pipeline.models.lazy import require_finished
 from pipeline.models.nesting import require_tree
+from pipeline.models.sets import fitting
 from pipeline.models.targets import accepted, find, make
 
 _SHOWN = 8  # arguments of a file that a note names
@@ -41,8 +43,8 @@ class Module(ModelFamily):
         checkpoint is a trusted pickled module. `init` comes before the arguments in a folder's config.json.
         """
         target, path = self._target_, checkpoint_path(checkpoint, folders=True) if checkpoint else None
-        weights = None if path is None else read_checkpoint(path, self.trust_pickle, self.prefix)
-        trusted = isinstance(weights, nn.Module)
+        weights = None if path is None else self._read(path)
+        trusted = isinstance(weights, nn.Module) or (weights is not None and weights.is_trusted)
         if isinstance(weights, nn.Module):
             require_tree(weights)
         if target is None:
@@ -57,16 +59,20 @@ class Module(ModelFamily):
         init = {**from_file, **self.init}
         with bounded(path, f"{target} with the sizes in {path / SETTINGS}") if path and read else nullcontext():
             module, fitted = make(target, init), Fitted()
-        if isinstance(weights, nn.Module):
-            weights = Weights(weights.state_dict())
-        if isinstance(weights, Mapping) and path is not None:
-            fitted = load_weights(module, weights, path, self.prefix)
+        if isinstance(weights, Weights) and path is not None:
+            taken = weights if self.prefix else fitting(module, weights, path)
+            fitted = load_weights(module, taken, path, self.prefix)
         elif isinstance(called, type) and any(True for _ in module.parameters()):
             raise UserError(
                 f"model.checkpoint is not set: the weights of {target} would be random; give a file of weights"
             )
+        require_finished(module, target)
         if read:
             listed = ", ".join(f"{name}={value}" for name, value in list(read.items())[:_SHOWN])
             note = f"arguments of {target} from {path}/{SETTINGS}: {listed}{', ...' if len(read) > _SHOWN else ''}"
             fitted = replace(fitted, notes=(*fitted.notes, note))
         return Raw(module, path, init, trusted, fitted)
+
+    def _read(self, path: Path) -> Weights | nn.Module:
+        whole = self._target_ is None
+        return read_checkpoint(path, self.trust_pickle, self.prefix, whole=whole, undecided=True)

@@ -5,9 +5,13 @@ it calls nothing but these and its own functions that make tensors. Weights and 
 """
 
 import io
+import itertools
 import pickle
+import pickletools
 import warnings
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,18 +23,31 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from pipeline.config import limits
 from pipeline.messages.errors import UserError
+from pipeline.messages.words import some
 from pipeline.models.formats import is_safetensors
+from pipeline.models.nesting import DEEPEST
 
 BPNET, CHROMBPNET = "bpnetlite.bpnet.BPNet", "bpnetlite.chrombpnet.ChromBPNet"
 _OF_BPNET_LITE = ("bpnetlite.", "torch.", "numpy.")  # how all names in its files begin
 _PICKLE = "data.pkl"  # in the zip archive
 _UNBOUNDED = b"bytearray\n"  # torch calls it, with any number
+_N_PICKLES = 4  # of a file without an archive: magic number, protocol, system, content
+_MOST_CONTAINERS = 16  # classes of a file that are dicts or lists of its own
+_MOST_MODULES = 100_000
+# What a file of weights has no honest use for.
+_RUNNING_MODULES = {
+    *("ctypes", "importlib", "marshal", "nt", "os", "pickle", "posix", "pty"),
+    *("runpy", "shutil", "socket", "subprocess", "sys", "webbrowser"),
+}
+_RUNNING = tuple(f"builtins.{name}" for name in ("eval", "exec", "execfile", "compile", "__import__", "open", "input"))
 # What reading a damaged or hostile file may raise.
 UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 class Shell:
     """Stands for any object of a file: holds its attributes, and does nothing."""
+
+    origin = "an object"  # the name of its class in the file
 
     def __init__(self, *_: object) -> None:
         """Only attributes hold weights and sizes; arguments are dropped."""
@@ -42,6 +59,20 @@ class Shell:
 
 def nothing(*_: object) -> None:
     """Stands for any function of a file."""
+
+
+class _Items:
+    """Stands for the classes of a file that are dicts: makes a plain one."""
+
+    def __new__(cls, *_: object) -> Any:
+        return OrderedDict()
+
+
+class _Sequence:
+    """Stands for the classes of a file that are lists: makes a plain one."""
+
+    def __new__(cls, *_: object) -> Any:
+        return []
 
 
 @contextmanager
@@ -107,6 +138,57 @@ def read_with(path: Path, stand_ins: Mapping[str, Any]) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
+def read_inert(path: Path) -> Any:
+    """The content of a pickle, with shells in place of all objects but tensors, dicts, lists and the like.
+
+    Raises:
+        UserError: it is beyond the limits.
+        pickle.UnpicklingError: it names what runs code, or holds unknown operations.
+        UNREADABLE: it is damaged.
+    """
+    require_bounded(path)
+    names = _all_names(path)
+    if bad := sorted(name for name in names if name in _RUNNING or name.partition(".")[0] in _RUNNING_MODULES):
+        raise pickle.UnpicklingError(f"it names {some(bad, 3)}")
+    stand_ins: dict[str, Any] = {
+        name: type(name, (Shell,), {"origin": name, "__module__": "in a file"}) for name in names
+    }
+    for _ in range(_MOST_CONTAINERS):
+        try:
+            return read_with(path, stand_ins)
+        except pickle.UnpicklingError as error:
+            refused = [name for name, stand_in in stand_ins.items() if str(stand_in) in str(error)]
+            if len(refused) != 1:
+                raise
+            stand_ins[refused[0]] = _Items if "SETITEM" in str(error) else _Sequence
+    raise pickle.UnpicklingError(f"it has more than {_MOST_CONTAINERS} classes of dicts or lists")
+
+
+def _all_names(path: Path) -> set[str]:
+    """Of the classes and functions that a pickle names, as torch's unpickler spells them."""
+    names = set()
+    with _pickles(path) as (file, n_pickles):
+        for _ in range(n_pickles):
+            for operation, argument, _ in pickletools.genops(file):
+                if operation.name == "GLOBAL":
+                    module, _, name = str(argument).partition(" ")
+                    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+                    names.add(f"{module}.{name}")
+    return names
+
+
+@contextmanager
+def _pickles(path: Path) -> Iterator[tuple[Any, int]]:
+    """The pickle in an archive, or those of a file without one; and their number."""
+    if not zipfile.is_zipfile(path):
+        with _Pickle(path) as file:
+            yield file, _N_PICKLES
+        return
+    with zipfile.ZipFile(path) as archive:
+        inner = [each for each in archive.namelist() if each.endswith(_PICKLE)]
+        yield io.BytesIO(b"".join(map(archive.read, inner))), len(inner)
+
+
 def _open(path: Path) -> io.BufferedReader:
     if not zipfile.is_zipfile(path):
         return _Pickle(path)
@@ -144,13 +226,33 @@ def _unbounded() -> pickle.UnpicklingError:
     return pickle.UnpicklingError("a bytearray may be of any size")
 
 
-def tensors_of(shell: Shell, prefix: str = "") -> list[tuple[str, Tensor]]:
-    """The state dict of a module that is only a shell: its parameters and buffers, and those of its children."""
-    own = {**_part(shell, "_parameters"), **_part(shell, "_buffers")}
-    found = [(prefix + name, values.detach()) for name, values in own.items() if isinstance(values, Tensor)]
-    for name, child in children_of(shell).items():
-        found += tensors_of(child, f"{prefix}{name}.")
+def tensors_of(shell: Shell) -> list[tuple[str, Tensor]]:
+    """The state dict of a module that is only a shell: its parameters and buffers, and those of its children.
+
+    Raises:
+        UserError: modules are within each other without end.
+    """
+    found: list[tuple[str, Tensor]] = []
+    pending, counter = [(0, "", shell)], itertools.count()
+    while pending:
+        depth, prefix, each = pending.pop()
+        if depth > DEEPEST or next(counter) > _MOST_MODULES:
+            raise UserError(f"a pickled {shell.origin} has modules within modules without end, at {prefix[:80]}")
+        left_out = each.__dict__.get("_non_persistent_buffers_set", ())
+        own = {**_part(each, "_parameters"), **_part(each, "_buffers")}
+        found += [
+            (prefix + name, values.detach())
+            for name, values in own.items()
+            if isinstance(values, Tensor) and name not in left_out
+        ]
+        children = [(depth + 1, f"{prefix}{name}.", child) for name, child in children_of(each).items()]
+        pending += reversed(children)
     return found
+
+
+def is_module(value: object) -> bool:
+    """Whether a shell stands for a module."""
+    return isinstance(value, Shell) and isinstance(value.__dict__.get("_modules"), dict)
 
 
 def children_of(shell: Shell) -> dict[str, Shell]:

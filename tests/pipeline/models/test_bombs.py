@@ -24,7 +24,7 @@ from pipeline.config.schema import LimitsConfig
 from pipeline.messages.errors import UserError
 from pipeline.models.bpnet import load_bpnet
 from pipeline.models.checkpoint import read_checkpoint
-from pipeline.models.folder import folder_arguments, read_folder
+from pipeline.models.folder import folder_arguments
 from pipeline.models.load import load_model
 from tests.pipeline.conftest import chosen
 
@@ -34,7 +34,7 @@ SMALL = LimitsConfig(header_mb=1, held_mb=1)
 
 def refusal(path: Path, **settings: Any) -> str:
     with limits.using(SMALL), pytest.raises(UserError) as caught:
-        (read_folder if path.is_dir() else read_checkpoint)(path, **settings)
+        read_checkpoint(path, **settings)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -106,7 +106,7 @@ def test_a_trusted_module_may_hold_a_byte_array(tmp_path: Path) -> None:
     module = torch.nn.Linear(1, 1)
     module.extra = bytearray(b"abc")  # type: ignore[assignment]
     torch.save(module, tmp_path / "x.pt")
-    read = read_checkpoint(tmp_path / "x.pt", trust_pickle=True)
+    read = read_checkpoint(tmp_path / "x.pt", trust_pickle=True, whole=True)
     assert isinstance(read, torch.nn.Linear)
 
 

@@ -123,7 +123,7 @@ def test_a_lightning_checkpoint(others: dict[str, object], tmp_path: Path) -> No
     require_loaded(module)
 
 
-def loaded(path: Path, target: str = "torch.nn.Linear", **values: Any) -> Any:
+def loaded(path: Path, target: str | None = "torch.nn.Linear", **values: Any) -> Any:
     values = {"name": "module", "_target_": target, "init": {"in_features": 4, "out_features": 1}, **values}
     return load_model(chosen("model", **{"checkpoint": str(path), **values}))
 
@@ -146,7 +146,7 @@ def test_a_prefix_is_said_to_the_person_and_in_the_description(tmp_path: Path) -
 
 def test_trust_is_said_to_the_person_and_in_the_description(tmp_path: Path) -> None:
     torch.save(nn.Linear(4, 1), tmp_path / "whole.pt")
-    found = loaded(tmp_path / "whole.pt", trust_pickle=True)
+    found = loaded(tmp_path / "whole.pt", None, trust_pickle=True)
     assert found.description["trust_pickle"] is True
     (note,) = found.notes
     assert note.startswith("WARNING")
