@@ -26,6 +26,7 @@ from pipeline.inputs.ingest import Ingested, Sink, ingest, signature, to_store
 from pipeline.inputs.open import Source, open_source
 from pipeline.messages.progress import LOG, RowProgress
 from pipeline.models.load import LoadedModel
+from pipeline.models.own_files import named
 from pipeline.models.target_names import digest, places
 from pipeline.planning.batching import auto_batch_size
 from pipeline.planning.bit_rounding import MANTISSA_BITS
@@ -50,6 +51,7 @@ def fingerprint_of(
     batch_size: int,
 ) -> dict[str, Any]:
     """What the values of this run depend on."""
+    values = value_settings(config)
     return make_fingerprint(
         model=loaded.identity,
         data={
@@ -59,7 +61,8 @@ def fingerprint_of(
             **dict(zip(extra_input_names(len(facts.args)), facts.args, strict=True)),
         },
         settings={
-            **value_settings(config),
+            **values,
+            **({"model._target_": named(str(target))} if (target := values.get("model._target_")) else {}),
             "engine.targets": places(config.engine.targets, loaded.target_names),
             **({"model.target_names": digest(loaded.target_names)} if loaded.target_names else {}),
             **references.fingerprint,

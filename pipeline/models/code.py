@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import nn
 
-from pipeline.models import own_modules
+from pipeline.models import own_files, own_modules
 from pipeline.models.hashing import canonical, is_library, name_of, settings_hashes, sha256
 
 _OURS = ("pipeline", "dlshap_core")  # identified as a whole, see device.py
@@ -57,10 +57,16 @@ def code_of(*folds: nn.Module, target: str | None = None) -> Code:
     for cls in sorted(classes, key=name_of):
         if not is_ours(cls.__module__) and _file_of(cls.__module__) is None:
             hashes[name_of(cls)] = sha256(_source(cls).encode())
-    names = {cls.__module__ for cls in classes} | set(_prefixes(target or "")) | set(_of_attributes(folds[0]))
+    names = {cls.__module__ for cls in classes} | set(_of_target(target or "")) | set(_of_attributes(folds[0]))
     for name, path in sorted(_closure(names).items()):
         hashes[name], files[name] = sha256(path.read_bytes()), str(path)
     return Code(hashes, files, settings_hashes(folds[0]))
+
+
+def _of_target(target: str) -> list[str]:
+    """The modules that a target names, by its import path or its file."""
+    of_file = own_files.split(target)
+    return _prefixes(target if of_file is None else own_files.module_name(of_file[0]))
 
 
 def _of_attributes(module: nn.Module) -> Iterator[str]:

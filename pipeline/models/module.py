@@ -29,7 +29,9 @@ class Module(ModelFamily):
     has_own_code: ClassVar[bool] = True
 
     name: str = "module"
-    _target_: str | None = setting("the class or function, by its import path", None)
+    _target_: str | None = setting(
+        "the class or function that makes the model, by its import path or as path/to/file.py:Class", None
+    )
     init: dict[str, Any] = setting("arguments of it", dict, fingerprint="resolved")
 
     @property
@@ -51,7 +53,8 @@ class Module(ModelFamily):
             if isinstance(weights, nn.Module):
                 return Raw(weights, path, {}, trusted)
             raise UserError(
-                "model._target_ is not set; give the import path of the model's class, package.module.Class"
+                "model._target_ is not set; give the model's class, by its import path package.module.Class or as "
+                "path/to/file.py:Class"
             )
         called = find(target)
         from_file = accepted(called, folder_arguments(path))
@@ -59,6 +62,12 @@ class Module(ModelFamily):
         init = {**from_file, **self.init}
         with bounded(path, f"{target} with the sizes in {path / SETTINGS}") if path and read else nullcontext():
             module, fitted = make(target, init), Fitted()
+        if type(module).__module__.partition(".")[0] == "keras":
+            raise UserError(
+                f"model._target_={target} gives a model of Keras, whose weights have other names each time it is read; "
+                f"give its file as model=keras model.checkpoint=..., which reads it without Keras (a layer of your "
+                f"own: model.layers.NAME=package.Class)"
+            )
         if isinstance(weights, Weights) and path is not None:
             taken = weights if self.prefix else fitting(module, weights, path)
             fitted = load_weights(module, taken, path, self.prefix)

@@ -3,7 +3,8 @@
 On `sys.path` such a folder would be asked for whatever a library would like to have (cupy, dill, plugins), and a file
 that a stranger put there would run. Here only two may ask: a configuration, by the name of its target
 (`asked_for`), and the modules that were found so, which import those beside them, also in `forward`. What is installed
-comes first.
+comes first. A configuration may also name a file, wherever it is (own_files.py): what lies beside that comes before the
+folders.
 """
 
 import contextlib
@@ -23,8 +24,9 @@ class _Finder(MetaPathFinder):
 
     def __init__(self) -> None:
         self.folders: list[str] = []
+        self.sent: str | None = None
         self.asked: list[str] = []
-        self.found: set[str] = set()
+        self.found: dict[str, str] = {}  # top-level modules, and the folder of each
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -32,12 +34,19 @@ class _Finder(MetaPathFinder):
         """Of a top-level module; what lies in a package is found by the package."""
         if path is not None or not (fullname in self.asked or _top(_importer()) in self.found):
             return None
-        spec = PathFinder.find_spec(fullname, self.folders)
+        folder, spec = self.look_for(fullname, _top(_importer()))
         if spec is not None:
-            self.found.add(fullname)
+            self.found[fullname] = folder
             if spec.loader is None:  # a folder without an __init__.py, which would follow sys.path otherwise
                 spec.submodule_search_locations = list(spec.submodule_search_locations or [])
         return spec
+
+    def look_for(self, name: str, importer: str) -> tuple[str, ModuleSpec | None]:
+        """Beside the module that imports it, then in the folders: the folder, and what is there."""
+        for folder in [*filter(None, [self.found.get(importer)]), *self.folders]:
+            if (spec := PathFinder.find_spec(name, [folder])) is not None:
+                return folder, spec
+        return "", None
 
 
 _FINDER = _Finder()
@@ -52,6 +61,29 @@ def search(*more: str | None) -> None:
             _FINDER.folders.append(path)
 
 
+def search_sent(folder: str) -> None:
+    """Look for them in a folder that was sent to this machine, also for files that a configuration names by where
+    they are on another."""
+    search(folder)
+    _FINDER.sent = os.path.abspath(folder)
+
+
+def sent() -> str | None:
+    """The folder that was sent here, if any."""
+    return _FINDER.sent
+
+
+def keep(name: str, folder: str) -> None:
+    """Have a top-level module, which a configuration names by its file, import what lies beside it. Modules of the same
+    names from other folders are forgotten."""
+    for other, home in list(_FINDER.found.items()):
+        if home != folder and (other == name or PathFinder.find_spec(other, [folder]) is not None):
+            del _FINDER.found[other]
+            for known in [known for known in sys.modules if _top(known) == other]:
+                del sys.modules[known]
+    _FINDER.found[name] = folder
+
+
 def folders() -> list[str]:
     """Those that are searched."""
     return list(_FINDER.folders)
@@ -60,11 +92,11 @@ def folders() -> list[str]:
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
     """Forget, after this context, the folders that were given in it."""
-    finders, before = list(sys.meta_path), folders()
+    finders, before, was_sent = list(sys.meta_path), folders(), _FINDER.sent
     try:
         yield
     finally:
-        sys.meta_path[:], _FINDER.folders[:] = finders, before
+        sys.meta_path[:], _FINDER.folders[:], _FINDER.sent = finders, before, was_sent
 
 
 @contextlib.contextmanager
@@ -81,7 +113,7 @@ def find(name: str, importer: str) -> ModuleSpec | None:
     """Where a module would import a top-level module from, without importing it."""
     spec = PathFinder.find_spec(name)
     if spec is None and _top(importer) in _FINDER.found:
-        return PathFinder.find_spec(name, _FINDER.folders)
+        return _FINDER.look_for(name, _top(importer))[1]
     return spec
 
 

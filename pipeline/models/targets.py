@@ -21,7 +21,7 @@ import functools
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from types import FunctionType, MethodType
 from typing import Any
@@ -33,11 +33,13 @@ from torch.overrides import get_overridable_functions
 
 from pipeline.messages.errors import UserError
 from pipeline.messages.secrets import one_line
-from pipeline.models import own_modules
+from pipeline.messages.words import some
+from pipeline.models import own_files, own_modules
 from pipeline.models.code import is_ours, is_own
 from pipeline.models.nesting import require_tree
 
 TARGET = "_target_"
+_SHOWN = 8  # classes that an error names
 WORDS = (TARGET, "_args_", "_partial_", "_recursive_", "_convert_")  # the keys that call something
 _DATA: tuple[Callable[..., Any], ...] = (torch.tensor, np.array, tuple, slice, OrderedDict)
 _OF_DATA = ("builtins", "collections")  # where those of Python are
@@ -59,23 +61,34 @@ def find(target: str, setting: str = f"model.{TARGET}") -> Callable[..., Any]:
     """The object of an import path.
 
     Args:
-        target: package.module.name, or package.module.Class.name.
+        target: package.module.name, package.module.Class.name, or path/to/file.py:name.
         setting: that names it.
 
     Raises:
         UserError: it cannot be imported, or is nothing that is called here.
     """
-    package = _top(target)
+    package = "" if own_files.split(target) else _top(target)  # a file is the user's own, or gives nothing
     if package in sys.stdlib_module_names and package not in _OF_DATA:
         raise _refused(f"{setting}={target} is of Python's own library")
     try:
         with own_modules.asked_for(target):
             found = _locate(target)
+    except SystemExit as error:
+        raise UserError(
+            f"{setting}={target}: importing it ends the process; put what the script does under "
+            f"if __name__ == '__main__':"
+        ) from error
     except Exception as error:  # importing a user's module runs the user's code
         reason = one_line(error) or type(error).__name__
         raise UserError(
-            f"{setting}={target} cannot be imported: {reason}; expected package.module.Class, importable from here"
+            f"{setting}={target} cannot be imported: {reason}; expected package.module.Class, importable from here, or "
+            f"path/to/file.py:Class"
         ) from error
+    if isinstance(found, nn.Module):
+        raise UserError(
+            f"{setting}={target} is a {type(found).__name__} that is made already; give its class, or a function that "
+            f"returns it, such as def model(): return ..."
+        )
     if not (callable(found) and _is_allowed(found, package)):
         raise _refused(f"{setting}={target} is a {type(found).__name__} of {_home(found) or 'Python'}")
     return found
@@ -209,18 +222,31 @@ def accepted(target: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[s
 
 
 def _locate(target: str) -> Any:
+    if (of_file := own_files.split(target)) is not None:
+        return _attribute(own_files.import_file(of_file[0]), of_file[1].split("."), of_file[0])
     parts = target.split(".")
     if len(parts) < 2 or not all(parts):
         raise ImportError(f"{target!r} is not a dotted path")
     for n_modules in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:n_modules])
         try:
-            found: Any = import_module(module)
+            found = import_module(module)
         except ModuleNotFoundError as error:
             if n_modules > 1 and f"{module}.".startswith(f"{error.name}."):  # a class within a class, perhaps
                 continue
             raise
-        for name in parts[n_modules:]:
-            found = getattr(found, name)
-        return found
+        return _attribute(found, parts[n_modules:], module)
     raise ImportError(f"no module for {target!r}")
+
+
+def _attribute(module: Any, names: Sequence[str], where: str) -> Any:
+    found = module
+    for name in names:
+        if not hasattr(found, name) and found is module:
+            models = [
+                own for own, value in vars(module).items() if _is_module(value) and _home(value) == module.__name__
+            ]
+            there = f"; it defines {some(models, _SHOWN)}" if models else ""
+            raise AttributeError(f"{where} has no {name}{there}")
+        found = getattr(found, name)
+    return found

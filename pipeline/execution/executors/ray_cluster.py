@@ -76,7 +76,7 @@ def enter_sent() -> None:
     """Have a worker stand in the folder that was sent to its node, if any, and find the user's modules there."""
     if os.path.isdir(SENT):
         os.chdir(SENT)
-        own_modules.search(os.getcwd())
+        own_modules.search_sent(os.getcwd())
 
 
 def nodes() -> list[dict[str, Any]]:
