@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from pipeline.messages.errors import UserError
@@ -29,6 +30,7 @@ class Weights(dict[str, Tensor]):
         notes: lines about other weights that its file holds too.
         key: where in the file it is; "" for the whole of it.
         whole: the class of the pickled module that it was taken from, if any.
+        settings: of torch's modules in that, by their names.
         odd: its entries that are no tensors.
         extra: those among them that are the state of modules beside tensors (`_extra_state`).
         versions: of its modules, by their names, as torch writes them.
@@ -40,6 +42,7 @@ class Weights(dict[str, Tensor]):
     notes: tuple[str, ...] = ()
     key: str = ""
     whole: str = ""
+    settings: Mapping[str, Mapping[str, Any]] = _NOTHING
     odd: tuple[str, ...] = ()
     extra: Mapping[str, Any] = _NOTHING
     versions: Mapping[str, Any] = _NOTHING
@@ -56,7 +59,7 @@ class Weights(dict[str, Tensor]):
         own = Weights(without_prefix(self, prefix, path))
         own.extra, own.versions = _under(self.extra, prefix), _versions_under(self.versions, prefix)
         own.odd = tuple(name.removeprefix(prefix) for name in self.odd if name.startswith(prefix))
-        own.whole = self.whole
+        own.whole, own.settings = self.whole, _versions_under(self.settings, prefix)
         return own
 
 
@@ -193,6 +196,7 @@ def _load(module: nn.Module, expected: Expected, state: Weights, match: Match, p
     _require_ties(expected, own, path)
     extra = {name: state.extra[source] for name, source in match.sources.items() if source in state.extra}
     _refuse_objects(extra, path)
+    _require_settings(module, match.renamed(state.settings), path)
     versions = current_versions(module) if state.whole else match.renamed(state.versions)
     module.load_state_dict(with_versions({**own, **extra}, versions), strict=False)  # the names were compared
     return Fitted(match.removed, match.left_out, _stored_as(own), _notes_of(match, path))
@@ -233,6 +237,18 @@ def _refuse_flat(state: Mapping[str, Tensor], path: Path) -> None:
             f"{path} holds flattened parameters of FSDP ({flat}), a part of the weights; write them whole: `with "
             f"FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT): torch.save(model.state_dict(), ...)`"
         )
+
+
+def _require_settings(module: nn.Module, settings: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Raises UserError where a pickled module has other settings, which its weights do not tell (padding, dilation)."""
+    for name, child in module.named_modules():
+        for setting, value in settings.get(name, {}).items():
+            own = getattr(child, setting, value)
+            if type(own) is type(value) and own != value and not isinstance(child, LazyModuleMixin):
+                raise UserError(
+                    f"{path} is a pickled module in which {name}.{setting} is {value}, and {type(module).__name__} "
+                    f"makes one where it is {own}; give the arguments that it was made with, model.init.NAME=..."
+                )
 
 
 def _refuse_objects(extra: Mapping[str, Any], path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.messages.errors import UserError
 from pipeline.messages.words import some
 from pipeline.models.fitting import NAMES_SHOWN, Weights, fits
-from pipeline.models.shells import Shell, is_module, require_tensors, tensors_of
+from pipeline.models.shells import Shell, is_module, require_tensors, settings_of, tensors_of
 
 USUAL = ("state_dict", "model_state_dict", "model", "module", "net")  # keys of the weights that are meant
 _EXTRA = "_extra_state"  # how names of a module's state beside tensors end
@@ -113,6 +113,7 @@ def _with_keys(sets: Sequence[Weights]) -> Weights:
     joined.versions = {
         f"{state.key}.{name}".removesuffix("."): v for state in sets for name, v in state.versions.items()
     }
+    joined.settings = {f"{state.key}.{name}": v for state in sets for name, v in state.settings.items()}
     joined.whole = next((state.whole for state in sets if state.whole), "")
     return joined
 
@@ -136,7 +137,7 @@ def _sets(content: Any) -> Iterator[tuple[str, Weights]]:
             yield key, state
         elif is_module(each):
             if state := Weights(tensors_of(each)):
-                state.key, state.whole = key, each.origin
+                state.key, state.whole, state.settings = key, each.origin, settings_of(each)
                 yield key, state
         elif isinstance(each, Mapping):
             state = _own(each, key)

@@ -34,6 +34,7 @@ _UNBOUNDED = b"bytearray\n"  # torch calls it, with any number
 _N_PICKLES = 4  # of a file without an archive: magic number, protocol, system, content
 _MOST_CONTAINERS = 16  # classes of a file that are dicts or lists of its own
 _MOST_MODULES = 100_000
+_OF_TRAINING = ("training", "momentum", "p", "dropout", "inplace", "device")  # what inference does not read
 # What a file of weights has no honest use for.
 _RUNNING_MODULES = {
     *("ctypes", "importlib", "marshal", "nt", "os", "pickle", "posix", "pty"),
@@ -248,6 +249,24 @@ def tensors_of(shell: Shell) -> list[tuple[str, Tensor]]:
         children = [(depth + 1, f"{prefix}{name}.", child) for name, child in children_of(each).items()]
         pending += reversed(children)
     return found
+
+
+def settings_of(shell: Shell) -> dict[str, dict[str, Any]]:
+    """Of a module that is only a shell, the plain attributes of each of torch's own modules in it, by their names."""
+    found: dict[str, dict[str, Any]] = {}
+    pending = [("", shell)]
+    while pending and len(found) < _MOST_MODULES:
+        prefix, each = pending.pop()
+        if each.origin.startswith("torch.nn.modules."):
+            found[prefix.removesuffix(".")] = {name: v for name, v in each.__dict__.items() if _is_setting(name, v)}
+        pending += [(f"{prefix}{name}.", child) for name, child in children_of(each).items()]
+    return found
+
+
+def _is_setting(name: str, value: object) -> bool:
+    values = value if isinstance(value, tuple) else (value,)
+    plain = all(each is None or isinstance(each, bool | int | float | str) for each in values)
+    return plain and not name.startswith("_") and name not in _OF_TRAINING
 
 
 def is_module(value: object) -> bool:

@@ -117,6 +117,13 @@ def test_a_pickled_module_gives_its_weights_without_being_made(content: Any, tmp
     require_same(module, trained())
 
 
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel, lambda net: {"ema": net}])
+def test_a_pickled_module_with_other_settings_than_the_class_makes_is_refused(wrap: Any, tmp_path: Path) -> None:
+    saved, made = (nn.Sequential(nn.Conv1d(4, 6, 5, padding=padding), nn.Dropout(padding / 9)) for padding in (2, 1))
+    with pytest.raises(UserError, match=r"in which 0\.padding is \(2,\), and Sequential makes one where it is \(1,\)"):
+        load(wrap(saved), made, tmp_path / "w.pt")
+
+
 def test_a_pickled_module_leaves_out_what_its_state_dict_does(tmp_path: Path) -> None:
     net = nn.BatchNorm1d(3)
     net.register_buffer("table", torch.ones(3), persistent=False)
