@@ -45,6 +45,8 @@ class Tracks:
             try:
                 for strand, file in enumerate(self._files):
                     values[i, strand] = self._window(*file, rows.chrom[i], int(rows.start[i]), int(rows.end[i]))
+            except UserError:
+                raise
             except ValueError as error:
                 problems[i] = str(error)
             if self._is_applied and rows.strand[i] == "-":
@@ -64,7 +66,13 @@ class Tracks:
                 f"the window {start}-{end} leaves {chrom} of {name}, which spans 0-{sizes[chrom]}; is it of another "
                 f"build of the genome?"
             )
-        values: np.ndarray = np.nan_to_num(file.values(chrom, start, end, numpy=True), nan=0.0, posinf=np.inf)
+        try:
+            found = file.values(chrom, start, end, numpy=True)
+        except RuntimeError as error:
+            raise UserError(
+                f"{name} is damaged at {chrom}:{start}-{end} ({one_line(error)}); copy or download it again"
+            ) from None
+        values: np.ndarray = np.nan_to_num(found, nan=0.0, posinf=np.inf)
         if not np.isfinite(values).all():
             at = start + int(np.flatnonzero(~np.isfinite(values))[0])
             raise ValueError(f"{name} is infinite at {chrom}:{at}-{at + 1}; expected finite numbers")

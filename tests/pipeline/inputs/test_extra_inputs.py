@@ -19,6 +19,8 @@ from dlshap_core.sequences import decode
 from pipeline.config.compose import compose_config
 from pipeline.config.dataset_args import absolute, entry_problems, files_of, parse
 from pipeline.config.registry import schema
+from pipeline.inputs.base import Row, batched
+from pipeline.inputs.bigwig import Tracks
 from pipeline.inputs.ingest import Ingested, ingest, signature
 from pipeline.inputs.open import open_source
 from pipeline.messages.errors import UserError
@@ -436,3 +438,16 @@ def test_both_alleles_of_a_variant_have_the_values_of_its_line(tracks: Path) -> 
     assert [float(row["arg_0"]) for row in rows] == [0, 0, 0, 0, 2, 2]
     for row, where in windows(rows):
         np.testing.assert_array_equal(row["arg_1"], filled(PLUS)[None, where])
+
+
+def test_a_bigwig_whose_values_are_damaged(tmp_path: Path) -> None:
+    with pyBigWig.open(str(tmp_path / "x.bw"), "w") as track:
+        track.addHeader([("chr1", 1000)])
+        track.addEntries("chr1", list(range(0, 900, 10)), values=[1.0] * 90, span=5)
+    data = bytearray((tmp_path / "x.bw").read_bytes())
+    start = int.from_bytes(data[16:24], "little")  # of the data
+    data[start + 8 : start + 40] = b"\xff" * 32
+    (tmp_path / "x.bw").write_bytes(data)
+    (rows,) = batched([Row(0, np.zeros(4, np.uint8), None, "a", "chr1", 0, 4)])
+    with pytest.raises(UserError, match=r"x\.bw is damaged at chr1:0-4 .*copy or download it again"):
+        Tracks([tmp_path / "x.bw"], 4, "ignore").take(rows)
