@@ -19,6 +19,7 @@ Of a region that lies in several sequences, the one is drawn that covers most of
 nearest. Coordinates are 0-based, their ends excluded. An existing picture is replaced.
 """
 PARENTS = (STORE, INCOMPLETE)
+FOLDER_FILES = ("matplotlibrc",)  # that Matplotlib would read from the working folder
 
 
 def add_arguments(parser: Parser) -> None:

@@ -29,7 +29,6 @@ COMMANDS = {
     "report": report,
     "logo": logo,
 }
-DRAW = ("report", "logo")  # commands that import Matplotlib
 STOPPED = {signal.SIGTERM: errors.EXIT_STOPPED, signal.SIGINT: errors.EXIT_INTERRUPTED}
 GRACE_S = 20  # for the way out after a signal; what is not finished by then is done again by the same command
 END_S = 5  # for the end of the interpreter after that
@@ -95,7 +94,7 @@ def _require_usable_folder(command: str) -> None:
         os.getcwd()
     except FileNotFoundError:
         raise UserError("the working folder has been removed; run the command in another folder") from None
-    for name in (".numba_config.yaml", *(("matplotlibrc",) if command in DRAW else ())):
+    for name in (".numba_config.yaml", *getattr(COMMANDS.get(command), "FOLDER_FILES", ())):
         if os.path.lexists(name):
             raise UserError(f"{name} lies in the working folder; remove it, or run the command in another folder")
 

@@ -53,7 +53,8 @@ def build(commands: Mapping[str, ModuleType], chosen: str | None) -> Parser:
 
     Args:
         commands: by name, modules with HELP, DESCRIPTION, PARENTS (parsers of shared arguments), `run(options)`, which
-            returns the exit code and is kept as `options.run`, and `add_arguments(parser)` if they have own arguments.
+            returns the exit code and is kept as `options.run`; if they have own arguments, `add_arguments(parser)`; and
+            FOLDER_FILES, if a library of theirs takes settings from such files of the working folder.
         chosen: the only one whose arguments are added: some come from libraries that take a second to load.
     """
     groups = "\n".join(f"  {group + '=':9}{', '.join(choices(group))}" for group in LISTED)

@@ -14,6 +14,7 @@ DESCRIPTION = """Write one HTML page about a store: what was run, predictions, c
 The page needs no network and nothing beside it. An existing page is replaced.
 """
 PARENTS = (STORE, INCOMPLETE)
+FOLDER_FILES = ("matplotlibrc",)  # that Matplotlib would read from the working folder
 
 
 def add_arguments(parser: Parser) -> None:
