@@ -12,6 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from pipeline.messages.errors import UserError
+from pipeline.messages.visible import brief
 from pipeline.messages.words import some
 from pipeline.models import lazy, own_loading
 from pipeline.models.names import COUNTER, Expected, Match, find_prefix, is_same_shape, matches
@@ -20,6 +21,7 @@ from pipeline.models.shells import Shell
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NAMES_SHOWN = 5
+_ARGUMENTS = "give the arguments that it was made with, model.init.NAME=..."
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -30,7 +32,7 @@ class Weights(dict[str, Tensor]):
         notes: lines about other weights that its file holds too.
         key: where in the file it is; "" for the whole of it.
         whole: the class of the pickled module that it was taken from, if any.
-        settings: of torch's modules in that, by their names.
+        settings: of the modules in that, by their names.
         odd: its entries that are no tensors.
         extra: those among them that are the state of modules beside tensors (`_extra_state`).
         versions: of its modules, by their names, as torch writes them.
@@ -196,10 +198,10 @@ def _load(module: nn.Module, expected: Expected, state: Weights, match: Match, p
     _require_ties(expected, own, path)
     extra = {name: state.extra[source] for name, source in match.sources.items() if source in state.extra}
     _refuse_objects(extra, path)
-    _require_settings(module, match.renamed(state.settings), path)
+    odd = _compare_settings(module, match.renamed(state.settings), path)
     versions = current_versions(module) if state.whole else match.renamed(state.versions)
     module.load_state_dict(with_versions({**own, **extra}, versions), strict=False)  # the names were compared
-    return Fitted(match.removed, match.left_out, _stored_as(own), _notes_of(match, path))
+    return Fitted(match.removed, match.left_out, _stored_as(own), (*_notes_of(match, path), *odd))
 
 
 def _stored_as(state: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -239,16 +241,31 @@ def _refuse_flat(state: Mapping[str, Tensor], path: Path) -> None:
         )
 
 
-def _require_settings(module: nn.Module, settings: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Raises UserError where a pickled module has other settings, which its weights do not tell (padding, dilation)."""
+def _compare_settings(module: nn.Module, settings: Mapping[str, Mapping[str, Any]], path: Path) -> list[str]:
+    """A note where a pickled module has other settings, which its weights do not tell.
+
+    Raises:
+        UserError: they are those of a layer of torch's (padding, dilation).
+    """
+    odd = []
     for name, child in module.named_modules():
         for setting, value in settings.get(name, {}).items():
             own = getattr(child, setting, value)
-            if type(own) is type(value) and own != value and not isinstance(child, LazyModuleMixin):
+            if type(own) is not type(value) or own == value or isinstance(child, LazyModuleMixin):
+                continue
+            where = f"{name}.{setting}".removeprefix(".")
+            if type(child).__module__.startswith("torch."):
                 raise UserError(
-                    f"{path} is a pickled module in which {name}.{setting} is {value}, and {type(module).__name__} "
-                    f"makes one where it is {own}; give the arguments that it was made with, model.init.NAME=..."
+                    f"{path} is a pickled module in which {where} is {value}, and {type(module).__name__} makes one "
+                    f"where it is {own}; {_ARGUMENTS}"
                 )
+            odd.append(f"{where} is {brief(str(value))}, not {brief(str(own))}")
+    if not odd:
+        return []
+    return [
+        f"WARNING: {path} is a pickled module that {type(module).__name__} makes otherwise: {some(odd, NAMES_SHOWN)}; "
+        f"where `forward` reads these, {_ARGUMENTS}"
+    ]
 
 
 def _refuse_objects(extra: Mapping[str, Any], path: Path) -> None:

@@ -252,13 +252,12 @@ def tensors_of(shell: Shell) -> list[tuple[str, Tensor]]:
 
 
 def settings_of(shell: Shell) -> dict[str, dict[str, Any]]:
-    """Of a module that is only a shell, the plain attributes of each of torch's own modules in it, by their names."""
+    """Of a module that is only a shell, the plain attributes of each module in it, by their names."""
     found: dict[str, dict[str, Any]] = {}
     pending = [("", shell)]
     while pending and len(found) < _MOST_MODULES:
         prefix, each = pending.pop()
-        if each.origin.startswith("torch.nn.modules."):
-            found[prefix.removesuffix(".")] = {name: v for name, v in each.__dict__.items() if _is_setting(name, v)}
+        found[prefix.removesuffix(".")] = {name: v for name, v in each.__dict__.items() if _is_setting(name, v)}
         pending += [(f"{prefix}{name}.", child) for name, child in children_of(each).items()]
     return found
 

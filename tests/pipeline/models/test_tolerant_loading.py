@@ -124,6 +124,20 @@ def test_a_pickled_module_with_other_settings_than_the_class_makes_is_refused(wr
         load(wrap(saved), made, tmp_path / "w.pt")
 
 
+class Scaled(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale, self.name, self.net = scale, "scaled", nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel, lambda net: {"ema": net}])
+@pytest.mark.parametrize(("within", "where"), [(lambda net: net, "scale"), (nn.Sequential, "0.scale")])
+def test_other_attributes_of_a_class_of_the_users_are_said(wrap: Any, within: Any, where: str, tmp_path: Path) -> None:
+    fitted = load(wrap(within(Scaled(100.0))), within(Scaled(1.0)), tmp_path / "w.pt")
+    assert f"{where} is 100.0, not 1.0; where `forward` reads these" in " ".join(fitted.notes)
+    assert not load(wrap(within(Scaled(1.0))), within(Scaled(1.0)), tmp_path / "w.pt").notes
+
+
 def test_a_pickled_module_leaves_out_what_its_state_dict_does(tmp_path: Path) -> None:
     net = nn.BatchNorm1d(3)
     net.register_buffer("table", torch.ones(3), persistent=False)
