@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.config.dataset_args import absolute, entry_problems
+from pipeline.config.model_input import InputSettings, missing_channels
 from pipeline.config.model_output import normal, output_problem
 from pipeline.config.settings import absolute_path, setting, settings_of, to_dict
 from pipeline.messages.visible import brief
 
 DTYPES = ("float32", "float64", "tf32", "float16", "bfloat16")
-LAYOUTS = ("ncl", "nc1l", "ncl1", "n1cl", "nlc")  # axes of a model's input
 SEED_STEP = 1 << 16  # numpy's seeds that belong to one seed of a run, so that two runs share none
 AUTO = "auto"  # as a model's name: nobody chose one
 
@@ -30,7 +30,7 @@ class Group:
 
 
 @dataclass
-class ModelConfig(Group):
+class ModelConfig(InputSettings, Group):
     """Which model, and which of its outputs is explained."""
 
     name: str = setting("the family; auto: example for dataset=example", AUTO, fingerprint="resolved", is_plain=True)
@@ -68,15 +68,10 @@ class ModelConfig(Group):
         fingerprint="resolved",
         is_plain=True,
     )
-    input_layout: str = setting(
-        "axes that the model takes: ncl is (N, 4, L); nc1l, ncl1, n1cl, nlc", "ncl", choices=LAYOUTS, is_plain=True
-    )
-    bases: str = setting("the base of each of its channels; AGCT for models of DeepSEA's family", "ACGT", is_plain=True)
     trust_pickle: bool = setting("allow a checkpoint that runs code when it is loaded", False, fingerprint="none")
 
     def problems(self) -> Iterator[str]:
-        if sorted(self.bases) != sorted("ACGT"):
-            yield f"model.bases={self.bases}; expected A, C, G and T in the order of the model's channels, such as AGCT"
+        yield from self.input_problems()
         if self.output is not None and (isinstance(self.output, bool) or not isinstance(self.output, str | int)):
             yield f"model.output={self.output}; expected a text: in YAML in quotes, such as output: '[:, 5]'"
         elif (problem := output_problem(self.output_text)) is not None:
@@ -369,6 +364,8 @@ class Config:
                 f"engine.targets={targets} has names, and model.target_names is not set; add "
                 f"model.target_names=names.txt, a file with one name a line for all targets of the model"
             )
+        if (problem := missing_channels(self.model.channels_from, len(self.dataset.args))) is not None:
+            yield problem
         yield from self.cluster.contradictions(self.engine.device)
         if self.store.rows_per_shard % self.dataset.rows_per_group:
             yield (

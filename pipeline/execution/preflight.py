@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ from pipeline.messages.words import counted
 from pipeline.models.bpnet import BPNet
 from pipeline.models.explained import output_notes, target_names, watched
 from pipeline.models.forward_arguments import Filled, wrong_number
+from pipeline.models.input_hints import form_hint
 from pipeline.models.lengths import length_hint
-from pipeline.models.load import LoadedModel, bare
+from pipeline.models.load import LoadedModel, bare, finished
 from pipeline.models.target_names import places
 from pipeline.planning.extra_inputs import ExtraInputs, as_tensors, describe_extra_inputs
 from pipeline.store.backends.local import LocalBackend
@@ -127,7 +128,10 @@ def run_preflight(
     targets = list(range(n_targets)) if isinstance(asked, str) else asked
     labels = [loaded.target_names[target] for target in targets] if _are_named(loaded, n_outputs, config) else []
     names = labels or target_names(loaded.description, targets, n_outputs)
-    notes = [*output_notes(loaded.description, seen, targets, len(codes)), *_control_notes(loaded, extra_inputs)]
+    notes = [
+        *output_notes(loaded.description, seen, targets, config.model.length_of(len(codes))),
+        *_control_notes(loaded, extra_inputs),
+    ]
     expected = [decisions.expected for decisions in decided]
     return Preflight(targets, found, fitting, expected, tuple(names), tuple(labels), tuple(notes))
 
@@ -211,8 +215,9 @@ def _repeated(extra_inputs: ExtraInputs, n: int) -> list[Tensor]:
 
 def _require_number(loaded: LoadedModel, config: Config) -> None:
     """Raises UserError where the model takes another number of extra inputs than the input has."""
-    names = [parse(arg).text for arg in config.dataset.args]
-    if (problem := wrong_number(bare(loaded.module), names)) is not None:
+    given, channels = config.model, config.model.channels_from
+    names = [parse(arg).text for index, arg in enumerate(config.dataset.args) if index not in channels]
+    if (problem := wrong_number(bare(loaded.module), names, given.input, given.forward)) is not None:
         raise UserError(problem)
 
 
@@ -233,13 +238,20 @@ def _as_user_errors(
         fix = ""
         if "deterministic" in str(error):
             fix = " (engine.deterministic=false allows it)"
-        elif hint := length_hint(
-            Filled(loaded.module, _repeated(extra_inputs, 1), len(codes)), len(codes), config.dataset.is_of_genome
-        ):
+        elif hint := form_hint(str(error), config.model) or _length_hint(loaded, len(codes), config, extra_inputs):
             fix = f" ({hint})"
         elif isinstance(error, RuntimeError):  # what torch raises where shapes do not fit
             fix = f" (no length was found that the model takes, {len(codes)} or another; is its input another?)"
         raise UserError(f"{_failure(codes, name)}: {error}{fix}{_extra_inputs_hint(config, extra_inputs)}") from error
+
+
+def _length_hint(loaded: LoadedModel, length: int, config: Config, extra_inputs: ExtraInputs) -> str | None:
+    """The lengths that a model takes, apart from what its sequences are padded with."""
+    given = config.model
+    unpadded = finished(bare(loaded.module), replace(given, length=None, pad=None))
+    filled = Filled(unpadded, _repeated(extra_inputs, 1), length)
+    tried = length if given.length is None else given.length - given.n_flanks
+    return length_hint(filled, tried, config.dataset.is_of_genome, given.n_flanks, given.length is not None)
 
 
 def _extra_inputs_hint(config: Config, extra_inputs: ExtraInputs) -> str:

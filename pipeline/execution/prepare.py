@@ -98,7 +98,7 @@ def resolve_batch_size(
     """Pairs in a batch; auto is resolved once: a resumed run uses what was `planned`. `most` fit the device."""
     if config.engine.batch_size != "auto":
         return int(config.engine.batch_size)
-    return planned or auto_batch_size(facts.length, references.n, machine.device, most)
+    return planned or auto_batch_size(config.model.length_of(facts.length), references.n, machine.device, most)
 
 
 def make_plan(

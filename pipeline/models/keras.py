@@ -30,10 +30,6 @@ class Keras(ModelFamily):
         "what layers of your own are, by their name or class: a layer of Keras's, or package.Class", dict
     )
 
-    tokens: Any = setting(
-        "what stands for A, C, G and T where the model takes whole numbers, such as [1,2,3,4]", None, is_plain=True
-    )
-
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         for key in ("init", "prefix"):
@@ -54,7 +50,15 @@ class Keras(ModelFamily):
         if description is not None and not description.is_file():
             raise UserError(f"model.architecture={self.architecture}: no such file")
         channels_first = self.head.startswith("profile_")
-        return load_keras(checkpoint_path(checkpoint), description, self.layers, channels_first, self.tokens, like)
+        return load_keras(
+            checkpoint_path(checkpoint),
+            description,
+            self.layers,
+            channels_first,
+            like,
+            sequence=self.input,
+            has_channels=bool(self.channels),
+        )
 
     def _raw(self, checkpoint: str | None, loaded: Loaded) -> Raw:
         return Raw(loaded.module, checkpoint_path(checkpoint), {}, fitted=Fitted(stored_as=loaded.stored_as))

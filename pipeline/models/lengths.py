@@ -85,10 +85,14 @@ def wanted_lengths(module: nn.Module, length: int) -> tuple[int, int | None] | N
         return None
 
 
-def length_hint(module: nn.Module, length: int, cuts: bool) -> str | None:
+def length_hint(module: nn.Module, length: int, cuts: bool, n_flanks: int = 0, is_padded: bool = False) -> str | None:
     """A phrase with the length that a model takes and that of the sequences, and the fix; None where none is found.
 
-    `cuts`: whether the input cuts windows of `dataset.length`; other arguments as in `wanted_lengths`.
+    Args:
+        module, length: as in `wanted_lengths`.
+        cuts: whether the input cuts windows of `dataset.length`.
+        n_flanks: bases that `model.flanks` adds to each sequence.
+        is_padded: whether `length` is that of padded sequences, without the flanks.
     """
     wanted = wanted_lengths(module, length)
     if wanted is None:
@@ -103,6 +107,10 @@ def length_hint(module: nn.Module, length: int, cuts: bool) -> str | None:
         if cuts
         else f"give sequences of that length, or windows of a genome: dataset=loci dataset.length={longest}"
     )
+    if is_padded:
+        fix = f"add model.length={longest + n_flanks}"
+    elif longest > length:
+        fix += f", or pad them: model.length={longest + n_flanks} model.pad=zeros (or n)"
     return f"the model takes sequences of {longest if shortest == longest else between} bases, not of {length}; {fix}"
 
 

@@ -17,6 +17,7 @@ from dlshap_core.heads import head as make_head
 from pipeline.config.schema import AUTO, Config, ModelConfig
 from pipeline.messages.errors import UserError
 from pipeline.messages.progress import LOG
+from pipeline.models.adapted import ADAPTERS, adapted
 from pipeline.models.checkpoint import checkpoint_path
 from pipeline.models.code import Code, code_of
 from pipeline.models.family import ModelFamily, Raw
@@ -24,7 +25,6 @@ from pipeline.models.fitting import require_usable
 from pipeline.models.folds import file_names, fold_labels, fold_paths, require_alike
 from pipeline.models.hashing import files_by_content, name_of, settings_hashes, weights_hash
 from pipeline.models.keras_files.files import is_keras
-from pipeline.models.layouts import BASES, InputLayout
 from pipeline.models.outputs import SelectedOutput, WithHead
 from pipeline.models.shells import family_of
 from pipeline.models.target_names import places, read_names
@@ -99,7 +99,7 @@ class LoadedModel:
 
 def bare(module: nn.Module) -> nn.Module:
     """The user's own module within a fold of a `LoadedModel`."""
-    while isinstance(module, (WithHead, SelectedOutput, InputLayout)):
+    while isinstance(module, (WithHead, SelectedOutput, *ADAPTERS)):
         module = module.model
     return module
 
@@ -116,7 +116,7 @@ def load_model(model: ModelConfig) -> LoadedModel:
     raws = [_usable(raw, model) for raw in model.read_folds(paths)]
     modules = [raw.module for raw in raws]
     require_alike(modules, paths)
-    folds = [_finished(module, model) for module in modules]
+    folds = [finished(module, model) for module in modules]
     settings = [settings_hashes(module) for module in modules] if not model.has_own_code else []
     if any(other != settings[0] for other in settings):
         raise UserError(
@@ -141,6 +141,7 @@ def load_model(model: ModelConfig) -> LoadedModel:
             "stored_as": sorted({kind for raw in raws for kind in raw.fitted.stored_as}),
             "input_layout": model.input_layout,
             "bases": model.bases,
+            "input": model.described_input(),
             **model.described(),
         },
         completeness=model.head not in INCOMPLETE,
@@ -213,12 +214,9 @@ def _notes(raw: Raw) -> list[str]:
     return [warning, *lines]
 
 
-def _finished(raw: nn.Module, model: ModelConfig) -> nn.Module:
-    """The module with its input layout, its output selected and its head applied."""
-    module = raw
-    if model.input_layout != "ncl" or model.bases != BASES:
-        module = InputLayout(module, model.input_layout, model.bases)
-    selected = SelectedOutput(module, model.output_text, model.head != "none")
+def finished(raw: nn.Module, model: ModelConfig) -> nn.Module:
+    """The module with its input adapted, its output selected and its head applied."""
+    selected = SelectedOutput(adapted(raw, model), model.output_text, model.head != "none")
     return (WithHead(selected, _head(model.head)) if selected.is_for_head else selected).eval()
 
 

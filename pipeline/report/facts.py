@@ -48,6 +48,7 @@ def _model(store: Store) -> list[Fact]:
         ("bias", _bias(model)),
         ("bases of its channels", model.get("bases") if model.get("bases") != "ACGT" else None),
         ("axes of its input", model.get("input_layout") if model.get("input_layout") != "ncl" else None),
+        *((f"model.{name}", str(value)) for name, value in (model.get("input") or {}).items()),
         ("targets", some(targets, N_NAMED)),
         ("strands", "both, averaged in the forward frame" if plan.reverse_complement else None),
         ("pickle", "trusted: loading it could run code" if model.get("trust_pickle") else None),

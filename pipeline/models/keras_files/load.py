@@ -1,6 +1,6 @@
 """A file of Keras as a torch module."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,9 @@ def load_keras(
     description: Path | None = None,
     layers: Mapping[str, Any] | None = None,
     channels_first: bool = False,
-    tokens: Sequence[int] | None = None,
     like: Architecture | None = None,
+    sequence: str | None = None,
+    has_channels: bool = False,
 ) -> Loaded:
     """The model of a file.
 
@@ -43,7 +44,7 @@ def load_keras(
         path: of the model, or of its weights.
         description: the JSON that goes with weights alone.
         layers: by the names of layers of the user's own, or of their classes: a class of Keras's, or an import path.
-        channels_first, tokens: see `KerasModel`.
+        channels_first, sequence, has_channels: see `KerasModel`.
         like: a model of the same layers, whose names are taken.
 
     Raises:
@@ -66,7 +67,7 @@ def load_keras(
         inputs = [model.nodes[index].layer.name for index in model.inputs]
         net = network(model, weights, makers)
         given_inputs = list(zip(inputs, model.shapes, strict=True))
-        module = KerasModel(net, given_inputs, model.names, channels_first, tokens)
+        module = KerasModel(net, given_inputs, model.names, channels_first, sequence, has_channels)
     return Loaded(module.eval(), model, tuple(sorted(file.weights.stored_as)))
 
 

@@ -16,7 +16,7 @@ _NONE = (-1, -1)  # no axes of a one-hot sequence
 
 
 class KerasModel(nn.Module):
-    """One-hot (N, 4, L), then the other inputs in order -> one output, or a named tuple of several.
+    """One-hot (N, 4, L) or tokens (N, L), then the other inputs in order -> one output, or a named tuple of several.
 
     Outputs have the axes that they have in Keras, (N, positions, features), but for `channels_first`: then they are
     (N, features, positions), as heads of profiles take them.
@@ -28,14 +28,16 @@ class KerasModel(nn.Module):
         inputs: Sequence[tuple[str, Shape | None]],
         names: Sequence[str],
         channels_first: bool = False,
-        tokens: Sequence[int] | None = None,
+        sequence: str | None = None,
+        has_channels: bool = False,
     ) -> None:
         """Args:
         network: the layers.
         inputs: name and shape without the batch, as Keras has it, of each.
         names: of the outputs.
         channels_first: whether outputs are returned so.
-        tokens: of A, C, G and T, where the sequence goes into an embedding.
+        sequence: the input that it is; None: the first that can be.
+        has_channels: whether it has more than those of the bases.
 
         Raises:
             ValueError: no input is a sequence.
@@ -45,11 +47,12 @@ class KerasModel(nn.Module):
         self.names = [name for name, _ in inputs]
         self.shapes = [shape for _, shape in inputs]
         embedded = _embedded(network)
-        self.sequence = _sequence_input(self.names, self.shapes, [*embedded])
-        self.axes = _one_hot_axes(self.shapes[self.sequence])
+        axes = [_one_hot_axes(shape, has_channels) for shape in self.shapes]
+        self.sequence = _sequence_input(self.names, self.shapes, axes, [*embedded], sequence)
+        self.axes = axes[self.sequence]
+        self.n_tokens: int | None = None  # that the sequence goes into an embedding of
         if self.axes == _NONE:
-            for embedding in embedded[self.sequence]:
-                embedding.take_bases(tokens)
+            self.n_tokens = min(len(embedding.weight) for embedding in embedded[self.sequence])
         self.output_names = tuple(names)
 
     @property
@@ -58,10 +61,21 @@ class KerasModel(nn.Module):
         shape = self.shapes[self.sequence]
         return None if shape is None else shape[0 if self.axes == _NONE else self.axes[1]]
 
+    @property
+    def n_channels(self) -> int | None:
+        """Of one-hot sequences; None: of tokens, or not known."""
+        shape = self.shapes[self.sequence]
+        return None if shape is None or self.axes == _NONE else shape[self.axes[0]]
+
     def forward(self, x: Tensor, *others: Tensor) -> Any:
-        """Outputs for one-hot sequences (N, 4, L)."""
+        """Outputs for one-hot sequences (N, 4, L), or tokens (N, L)."""
         if self.length not in (None, x.shape[-1]):
             raise ValueError(f"{x.shape[-1]} bases where its file says {self.length}")
+        if self.n_channels not in (None, x.shape[1]):
+            raise ValueError(
+                f"{x.shape[1]} channels where its file says {self.n_channels}; what lies behind the bases is given by "
+                f"model.channels, such as model.channels=[arg_0]"
+            )
         names = [name for index, name in enumerate(self.names) if index != self.sequence]
         if len(others) != len(names):
             raise ValueError(
@@ -108,7 +122,7 @@ def outputs_type(names: Sequence[str]) -> Any:
     return namedtuple("Outputs", [name.replace("-", "_").replace(" ", "_") for name in names], rename=True)
 
 
-def _one_hot_axes(shape: Shape | None) -> tuple[int, int]:
+def _one_hot_axes(shape: Shape | None, has_channels: bool) -> tuple[int, int]:
     """Which axes of an input, without the batch, have the bases and the positions; others have one place."""
     if shape is None:
         return 1, 0
@@ -116,10 +130,17 @@ def _one_hot_axes(shape: Shape | None) -> tuple[int, int]:
         (bases, positions)
         for bases in reversed(range(len(shape)))
         for positions in range(len(shape))
-        if bases != positions and shape[bases] == _N_BASES and shape[positions] != 1
+        if bases != positions and _are_channels(shape[bases], shape[positions], has_channels) and shape[positions] != 1
         if all(size == 1 for axis, size in enumerate(shape) if axis not in (bases, positions))
     ]
     return found[0] if found else _NONE
+
+
+def _are_channels(size: int | None, length: int | None, has_more: bool) -> bool:
+    """Whether an axis has the bases, and perhaps further channels."""
+    if not has_more or size is None:
+        return size == _N_BASES
+    return size > _N_BASES and (length is None or length > size)
 
 
 def _embedded(network: Network) -> dict[int, list[Embedding]]:
@@ -132,13 +153,24 @@ def _embedded(network: Network) -> dict[int, list[Embedding]]:
     return found
 
 
-def _sequence_input(names: Sequence[str], shapes: Sequence[Shape | None], embedded: Sequence[int]) -> int:
-    """The first input that is a one-hot sequence, or one of tokens."""
+def _sequence_input(
+    names: Sequence[str],
+    shapes: Sequence[Shape | None],
+    axes: Sequence[tuple[int, int]],
+    embedded: Sequence[int],
+    name: str | None,
+) -> int:
+    """The first input that is a one-hot sequence, or one of tokens; the one of this name, where one is given."""
     for index, shape in enumerate(shapes):
-        if _one_hot_axes(shape) != _NONE or (index in embedded and len(shape or ()) == 1):
+        is_sequence = axes[index] != _NONE or (index in embedded and len(shape or ()) == 1)
+        if is_sequence and name in (None, names[index]):
             return index
     listed = ", ".join(
         f"{name}: ({', '.join(['N', *('any' if size is None else str(size) for size in shape or ())])})"
         for name, shape in zip(names, shapes, strict=True)
     )
-    raise ValueError(f"no input is a one-hot sequence; there are {listed}, and expected is one of (N, length, 4)")
+    wanted = "no input" if name is None else f"model.input={name}: no such input"
+    raise ValueError(
+        f"{wanted} is a one-hot sequence; there are {listed}, and expected is one of (N, length, 4), or of "
+        f"(N, length, 5) and more with model.channels, such as 'dataset.args=[track.bw]' 'model.channels=[arg_0]'"
+    )

@@ -104,6 +104,7 @@ def test_a_module_by_its_target(toy_models: Any, tmp_path: Path) -> None:
         "left_out": [],
         "stored_as": ["float64"],
         "input_layout": "ncl",
+        "input": {},
         "bases": "ACGT",
         "with_bias": False,
         "bias": None,

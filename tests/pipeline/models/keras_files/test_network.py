@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from dlshap_core.deep_lift_shap import deep_lift_shap
+from pipeline.config.model_input import InputSettings
 from pipeline.messages.errors import UserError
+from pipeline.models.adapted import adapted
 from pipeline.models.keras_files.load import load_keras
 from tests.pipeline.models.keras_files.oracle import FORMS, keras, one_hot, randomised, read, require_alike, save
 
@@ -131,14 +133,18 @@ def test_tokens_into_an_embedding(tmp_path: Path) -> None:
     k = keras()
     L, x = k.layers, k.Input((20,), name="dna")
     model = randomised(k.Model(x, L.GlobalMaxPooling1D()(L.Conv1D(3, 4)(L.Embedding(6, 5)(x)))))
-    module = read(model, tmp_path, tokens=[2, 1, 4, 3])
+    module = read(model, tmp_path)
     sequences = one_hot(20)
     wanted = model(np.array([2, 1, 4, 3])[sequences.argmax(-1)]).detach()
-    torch.testing.assert_close(module(torch.from_numpy(sequences).transpose(1, 2)), wanted, rtol=1e-6, atol=2e-6)
+    found = adapted(module, InputSettings(tokens=[2, 1, 4, 3]))(torch.from_numpy(sequences).transpose(1, 2))
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=2e-6)
     assert module.length == 20
-    for tokens in (None, [1, 2, 3], [3, 4, 5, 6]):
-        with pytest.raises(UserError, match=r"as whole numbers below 6; say which .*model\.tokens=\[1,2,3,4\]"):
-            read(model, tmp_path, tokens=tokens)
+    for tokens in (None, [3, 4, 5, 6]):
+        with pytest.raises(UserError, match=r"as whole numbers below 6.*; say which .*model\.tokens=\[1,2,3,4\]"):
+            adapted(module, InputSettings(tokens=tokens))
+    one_hot_model = read(k.Sequential([k.Input((20, 4)), L.Flatten()]), tmp_path)
+    with pytest.raises(UserError, match="takes one-hot sequences; leave"):
+        adapted(one_hot_model, InputSettings(tokens=[1, 2, 3, 4]))
 
 
 def test_any_length_and_the_one_in_the_file(tmp_path: Path) -> None:
