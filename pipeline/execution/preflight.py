@@ -89,7 +89,8 @@ def run_preflight(
     if found.refused:
         count = "" if len(found.refused) == 1 else f"{len(found.refused)} reasons: "
         reasons = "; ".join(" ".join(reason.split()) for reason in found.refused)
-        given = _extra_inputs_hint(config, extra_inputs)
+        hint = form_hint(reasons, config.model)
+        given = _extra_inputs_hint(config, extra_inputs) + (f" ({hint})" if hint else "")
         raise UserError(
             f"the model cannot be attributed: {count}{reasons}{given}. `dlshap audit` lists all its operations"
         )

@@ -23,7 +23,7 @@ def adapted(module: nn.Module, given: InputSettings) -> nn.Module:
         UserError: settings that this model does not have.
     """
     tokens = _tokens(module, given)
-    form = InputLayout(nn.Identity(), given.input_layout, given.bases, given.channels)
+    form = InputLayout(nn.Identity(), given.input_layout, given.bases)
     if given.input is not None or given.forward or _needs_names(module):
         module = Called(module, given.input, given.forward, form, tokens)
     if tokens is not None:

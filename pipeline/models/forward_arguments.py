@@ -96,7 +96,7 @@ class Called(nn.Module):
     Args:
         sequence: the argument that the sequence is; None: the first.
         constants: `model.forward`.
-        form: that sequences have in this model.
+        form: that sequences have in this model, without further channels.
         tokens: that the model takes instead, of A, C, G, T and perhaps N.
 
     Raises:

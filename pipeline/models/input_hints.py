@@ -6,7 +6,7 @@ from pipeline.config.model_input import InputSettings
 
 _CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
 _NEEDS_TOKENS = re.compile(
-    r"argument #\d 'indices'.*scalar types: Long|only applicable to index tensor|used as indices"
+    r"argument #\d 'indices'.*scalar types: Long|only applicable to index tensor|operation '(embedding|one_hot)'"
 )
 _NEEDS_TENSOR = re.compile(r"must be Tensor, not (int|float|bool|list)|'(int|float|bool|list)' object")
 

@@ -49,8 +49,8 @@ class InputLayout(nn.Module):
         """Where the positions are in the model's input."""
         return {"nlc": 1, "nc1l": 3, "n1cl": 3}.get(self.layout, 2)
 
-    def placed(self, x: Tensor, args: Sequence[Tensor] | None = None) -> Tensor:
-        """One-hot (N, 4, L) as the model takes it. Without `args`, channels that are extra inputs are zero."""
+    def placed(self, x: Tensor, args: Sequence[Tensor] = ()) -> Tensor:
+        """One-hot (N, 4, L) as the model takes it, with its channels among the extra inputs."""
         if self.channels:
             x = torch.cat([self._channel(item, x, args) for item in self.channels], 1)
         else:
@@ -64,15 +64,15 @@ class InputLayout(nn.Module):
     def _ordered(self, x: Tensor) -> Tensor:
         return x if self.bases == BASES else x.index_select(1, self.order)
 
-    def _channel(self, item: str | float, x: Tensor, args: Sequence[Tensor] | None) -> Tensor:
+    def _channel(self, item: str | float, x: Tensor, args: Sequence[Tensor]) -> Tensor:
         """(N, channels, L) of one item."""
         if item == "bases":
             return self._ordered(x)
         if item == "n":
             return 1 - x.sum(1, keepdim=True)
         index = extra_input_of(item)
-        if index is None or args is None:
-            return x.new_full((len(x), 1, x.shape[2]), 0.0 if index is not None else float(item))
+        if index is None:
+            return x.new_full((len(x), 1, x.shape[2]), float(item))
         return _along(args[index], x, str(item))
 
 

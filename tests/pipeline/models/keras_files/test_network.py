@@ -147,6 +147,31 @@ def test_tokens_into_an_embedding(tmp_path: Path) -> None:
         adapted(one_hot_model, InputSettings(tokens=[1, 2, 3, 4]))
 
 
+def test_further_channels_and_a_second_sequence_that_is_the_same(tmp_path: Path) -> None:
+    k = keras()
+    L, other, x = k.layers, k.Input((20, 4), name="other"), k.Input((20, 5), name="dna-signal")
+    both = L.Concatenate()([L.Conv1D(3, 4)(x), L.Conv1D(2, 4)(other)])
+    model = randomised(k.Model([other, x], L.Dense(2)(L.Flatten()(both))))
+    module = read(model, tmp_path, sequence="dna-signal", has_channels=True)
+    sequences, track = one_hot(16), np.random.rand(3, 16, 1).astype("f4")
+    both = np.concatenate([sequences[:, :, [0, 2, 1, 3]], track], 2)
+    padded = np.pad(both, ((0, 0), (2, 2), (0, 0)))
+    padded[:, [0, 1, 18, 19], :4] = 0.25
+    wanted = model([np.full((3, 20, 4), 0.25, "f4"), padded]).detach()
+    given = InputSettings(channels=["arg_0"], bases="AGCT", length=20, pad="n", forward={"other": {"sequence": "n"}})
+    ours = (torch.from_numpy(one).transpose(1, 2) for one in (sequences, track))
+    torch.testing.assert_close(adapted(module, given)(*ours), wanted, rtol=1e-6, atol=2e-6)
+    with pytest.raises(ValueError, match=r"6 channels where its file says 5; .* is given by model\.channels"):
+        adapted(module, InputSettings(channels=[0, 1], forward={"other": {"sequence": "n"}}))(torch.zeros(1, 4, 20))
+    with pytest.raises(UserError, match=r"no argument 'others'; did you mean other\?"):
+        adapted(module, InputSettings(channels=[0], forward={"others": 1}))
+    for sequence in ("signal", "other"):
+        with pytest.raises(UserError, match=r"model\.input=.*there are other: \(N, 20, 4\), dna-signal: \(N, 20, 5\)"):
+            read(model, tmp_path, sequence=sequence, has_channels=True)
+    with pytest.raises(UserError, match=r"'dataset\.args=\[track\.bw\]' 'model\.channels=\[arg_0\]'"):
+        read(model, tmp_path, sequence="dna-signal")
+
+
 def test_any_length_and_the_one_in_the_file(tmp_path: Path) -> None:
     k = keras()
     L = k.layers
