@@ -201,17 +201,19 @@ def _table(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Co
 
 
 def _looked_up(ids: Coded, table: Tensor) -> Tensor:
-    """Rows of a table (rows, D): (..., D)."""
+    """Rows of a table (rows, D): (..., D); of a list of whole numbers, these in place of the tokens."""
     tokens, n = list(ids.planes), len(table)
     if wrong := [token for token in tokens if not 0 <= token < n]:
         raise UserError(
             f"model.tokens: {wrong[0]} is not in the embedding of {n} rows in {_place()}; expected 0 to {n - 1}"
         )
-    if not table.is_floating_point() or table.grad_fn is not None:
+    if table.grad_fn is not None or not (table.is_floating_point() or table.ndim == 1):
         _refuse("indexing of what is no matrix of weights")
+    if not table.is_floating_point():
+        return _renamed(ids.planes, {token: table[token] for token in tokens})
     rows = torch.stack(list(ids.planes.values()), -1).to(table.dtype)
-    flat = table[torch.tensor(tokens, device=table.device)].flatten(1)
-    return F.linear(rows, flat.T).unflatten(-1, table.shape[1:]) if table.ndim > 2 else F.linear(rows, flat.T)
+    found = F.linear(rows, table[torch.tensor(tokens, device=table.device)].reshape(len(tokens), -1).T)
+    return found if table.ndim == 2 else found.reshape(*ids.shape, *table.shape[1:])
 
 
 def _one_hot(ids: Coded, num_classes: int = -1) -> Tensor:
@@ -229,8 +231,10 @@ def _joined(
         many, rest = (args[0], args[1:]) if args else (kwargs["tensors"], ())
         return list(many), lambda values: func(values, *rest, **named)
     if name == "where":
-        condition, *values = (args[1], args[0], args[2]) if isinstance(func, MethodDescriptorType) else args
-        return values, lambda values: torch.where(condition, *values, **kwargs)
+        order = ("input", "condition") if isinstance(func, MethodDescriptorType) else ("condition", "input")
+        named = dict(zip((*order, "other"), args, strict=False)) | kwargs
+        values = [named[key] for key in ("input", "other") if key in named]
+        return values, lambda values: torch.where(named["condition"], *values)
     if not args:
         return [None], lambda values: None  # all by name: rare enough to be refused
     first, rest = args[0], args[1:]
@@ -251,6 +255,8 @@ def _moved(values: Sequence[Any], call: Callable[[list[Any]], Any]) -> Any:
     tokens = list(dict.fromkeys(token for value in values for token in _tokens_of(value)))
     if len(tokens) > _MOST:
         _refuse(f"joining {len(tokens)} different tokens")
+    if any(isinstance(value, Tensor) and value.is_floating_point() for value in values):
+        _refuse("joining with numbers that have a fraction")
     is_bool = all(value.dtype == torch.bool for value in values if isinstance(value, Tensor))
     kind, like = torch.bool if is_bool else coded[0].dtype, coded[0].plane
     found = {token: call([_plane(value, token, like) for value in values]) for token in tokens}
@@ -277,8 +283,9 @@ def _plane(value: Any, token: Any, like: Tensor) -> Any:
 def _mapped(func: Callable[..., Any], coded: Coded, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The function of each token, in the places of this token; numbers with a fraction as their sum over the planes."""
     others = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf is not coded]
-    if any(other.requires_grad for other in others):
-        _refuse(f"{_name(func)} with what depends on the sequence")
+    if any(other.requires_grad for other in others):  # numbers among others of the model
+        followed = coded.mask() if coded.dtype == torch.bool else _sum_of_tokens(coded)
+        return func(*_replaced(args, lambda _: followed), **_replaced(kwargs, lambda _: followed))
     device = coded.plane.device if others else torch.device("cpu")
 
     def of(token: Any) -> Any:
@@ -299,11 +306,21 @@ def _mapped(func: Callable[..., Any], coded: Coded, args: tuple[Any, ...], kwarg
         return Coded.of({known: _sum(coded.planes, these, shape) for known, these in places.items()}, torch.bool)
     if one.numel() > 1:
         _refuse(f"{_name(func)} with other numbers at each position")
-    planes: dict[Any, Tensor] = {}
-    for token, image in found.items():
-        number, plane = image.item(), coded.planes[token]
-        planes[number] = planes[number] + plane if number in planes else plane
-    return Coded.of(planes, one.dtype)
+    return _renamed(coded.planes, found)
+
+
+def _renamed(planes: Mapping[Any, Tensor], names: Mapping[Any, Tensor]) -> Coded:
+    """Other tokens in the same places; two may become one."""
+    found: dict[Any, Tensor] = {}
+    for token, plane in planes.items():
+        name = names[token].item()
+        found[name] = found[name] + plane if name in found else plane
+    return Coded.of(found, next(iter(names.values())).dtype)
+
+
+def _sum_of_tokens(ids: Coded) -> Tensor:
+    """The tokens as numbers."""
+    return _sum(ids.planes, {token: torch.tensor(token) for token in ids.planes}, ids.plane.shape)
 
 
 def _sum(planes: Mapping[Any, Tensor], values: Mapping[Any, Tensor], shape: torch.Size) -> Tensor:

@@ -342,6 +342,32 @@ def test_a_mask_of_an_unknown_base() -> None:
     require_same(model, InputSettings(tokens=tokens), twin, codes=UNKNOWN)
 
 
+def test_tokens_that_are_renamed_replaced_and_weigh_what_the_model_computes() -> None:
+    complement, weights = torch.tensor([0, 4, 3, 2, 1, 5, 6, 7]), torch.linspace(0.5, 2, 8, dtype=torch.float64)
+    first, last = torch.arange(LENGTH) < 2, torch.arange(LENGTH) > LENGTH - 3
+
+    class Renamed(Embedded):
+        def forward(self, ids: Tensor) -> Tensor:  # type: ignore[override]
+            turned = torch.where(first.expand_as(ids), 5, complement[ids].flip(1))
+            h = self.embedding(turned.where(~last, other=torch.full_like(ids, 7)))
+            h = h * weights[ids].unsqueeze(-1) + h * (ids == 0).unsqueeze(-1) - F.gelu(h) * ids[..., None]
+            return self.rest(torch.where((ids == 0)[..., None], 0.25, h))
+
+    model, tokens = Renamed(), [*TOKENS, 0]
+
+    def twin(x: Tensor) -> Tensor:
+        slots = with_unknown(x).transpose(1, 2)
+        turned = slots.flip(1) @ model.embedding.weight[[4, 3, 2, 1, 0]]
+        around = (model.embedding.weight[[token]] for token in (5, 7))
+        ends = [some.expand(len(x), 2, -1) for some in around]
+        h = torch.cat([ends[0], turned[:, 2:-2], ends[1]], 1)
+        unknown, number = slots[..., 4:] > 0.5, slots @ torch.tensor([[1.0], [2], [3], [4], [0]]).to(x)
+        h = h * (slots @ weights[tokens].to(x)).unsqueeze(-1) + h * unknown - F.gelu(h) * number
+        return model.rest(torch.where(unknown, 0.25, h))
+
+    require_same(model, InputSettings(tokens=tokens), twin, codes=UNKNOWN)
+
+
 MADE_ONE_HOT: list[Callable[[Tensor], Tensor]] = [
     lambda ids: F.one_hot(ids - 1, 5),
     lambda ids: (ids.unsqueeze(-1) == torch.arange(1, 6)).float(),
@@ -395,6 +421,8 @@ def test_numbers_are_moved_and_used_as_numbers() -> None:
         (lambda ids: ids[:, 1:] * 4 + ids[:, :-1], "add"),
         (lambda ids: torch.where(ids == 2, 3, ids), "where"),
         (lambda ids: ids == ids.flip(1), "eq"),
+        (lambda ids: torch.cat([ids, torch.zeros(N, 1)], 1), "joining with numbers that have a fraction"),
+        (lambda ids: torch.where(ids > 2, input=ids, other=1), "where"),
         (lambda ids: torch.zeros(N, 8, LENGTH).scatter_(1, ids.unsqueeze(1), 1), "scatter_"),
         (lambda ids: F.one_hot(ids), "one_hot without num_classes"),
         (lambda ids: F.embedding(ids, torch.ones(8, 2), max_norm=1.0), "embedding with max_norm"),
