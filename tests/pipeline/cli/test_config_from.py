@@ -128,4 +128,4 @@ def test_a_trusted_store_calls_no_more_than_any_other(theirs: Any, capsys: pytes
     for target in ("torch.load", "pandas.read_pickle", "joblib.load", "os.system", "numpy.load"):
         store = theirs(model={"_target_": target, "init": {}, "checkpoint": None})
         assert dispatch(["run", "--config-from", store, "--trust-config", "store.path=new.zarr"]) == 2
-        assert f"model._target_={target} is a " in capsys.readouterr().err
+        assert f"error: model._target_={target} is " in capsys.readouterr().err
