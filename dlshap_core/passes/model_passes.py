@@ -29,6 +29,20 @@ _HOOKS_REFUSED = (
 )
 
 
+def _hooks_refused() -> contextlib.AbstractContextManager[None]:
+    return torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS_REFUSED)
+
+
+def _nothing_saved(forward: ForwardPass) -> torch.autograd.graph.saved_tensors_hooks:
+    """Nothing goes back through the first pass, whose graph only tells what depends on the sequence: what operations
+    would keep for that is as much memory as the second pass takes."""
+
+    def refuse(_: None) -> Tensor:
+        forward.refuse("grad", "forward computes gradients of its own")
+
+    return torch.autograd.graph.saved_tensors_hooks(lambda _: None, refuse)
+
+
 def model_dtype(model: nn.Module) -> torch.dtype:
     """The dtype of the model's first floating-point parameter or buffer, float32 if it has none."""
     tensors = (*model.parameters(), *model.buffers())
@@ -203,7 +217,7 @@ class ModelPasses:
             with (
                 torch.enable_grad(),
                 self._autocast(),
-                torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS_REFUSED),
+                _hooks_refused() if forward.replaying else _nothing_saved(forward),
                 called_plainly(),
                 forward,
             ):

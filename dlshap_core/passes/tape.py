@@ -37,6 +37,7 @@ class Tape:
         if self.position == len(self.entries):
             raise PassesDiffer(f"the references go through one more operation, {name!r}, than the sequence")
         recorded, payload = self.entries[self.position]
+        self.entries[self.position] = recorded, None  # whoever takes it decides how long it is kept
         self.position += 1
         if recorded != name:
             raise PassesDiffer(

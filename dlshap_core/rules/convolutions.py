@@ -1,5 +1,7 @@
-"""Convolutions with constant weights on a CPU: linear, and computed with the channels last in memory."""
+"""Convolutions with constant weights: linear, and so nothing is kept of their input, which torch would keep whatever
+the weights need; on a CPU computed with the channels last in memory."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +24,13 @@ class Convolution(Multilinear):
     """conv1d and conv2d, with the channels last in memory where that is faster."""
 
     def run(self, forward: Pass, call: Call) -> Any:
-        if not forward.formats.may_change or len(call.inputs) > 1:
+        if len(call.inputs) > 1:
             return super().run(forward, call)
         input, weight, *_ = call.named("input", "weight")
-        if input is not call.inputs[0] or not _can_convolve(input, weight):
+        if input is not call.inputs[0]:
             return super().run(forward, call)
+        if not forward.formats.may_change or not _can_convolve(input, weight):
+            return _keeping_nothing(*call.args, **call.kwargs)
         forward.formats.is_changed = True
         return convolve(*call.args, **call.kwargs)
 
@@ -51,7 +55,8 @@ def convolve(
         return _convolve_one_axis(input, weight, bias, sizes, groups)
     collapsed = _collapsed_axis(input, weight, padding, dilation, groups)
     if collapsed is None:
-        return F.conv2d(put_channels_last(input), put_channels_last(weight), bias, stride, padding, dilation, groups)
+        x, w = put_channels_last(input), put_channels_last(weight)
+        return _keeping_nothing(x, w, bias, stride, padding, dilation, groups)
     sizes = [_of_axis(size, 3 - collapsed) for size in (stride, padding, dilation)]
     x, w = (z.movedim(collapsed, 2).flatten(1, 2) for z in (input, weight))
     return _convolve_one_axis(x, w, bias, sizes, groups).unsqueeze(collapsed)
@@ -76,13 +81,39 @@ def _convolve_one_axis(input: Tensor, weight: Tensor, bias: Tensor | None, sizes
     x = input.detach() if goes_back_by_product else input
     x, w = (put_channels_last(z.unsqueeze(2)) for z in (x, weight))
     paddings = padding if isinstance(padding, str) else (0, padding)
-    y = F.conv2d(x, w, bias, (1, stride), paddings, (1, dilation), groups).squeeze(2)
     if not goes_back_by_product:
-        return y
+        return _keeping_nothing(x, w, bias, (1, stride), paddings, (1, dilation), groups).squeeze(2)
+    y = F.conv2d(x, w, bias, (1, stride), paddings, (1, dilation), groups).squeeze(2)
     length = input.shape[-1]
     if isinstance(padding, str):
         padding = dilation * (weight.shape[-1] - 1) // 2 if padding == "same" else 0
     return pull_back(input, y, lambda gradient: _go_back(gradient, weight, length, stride, padding, dilation))
+
+
+def _keeping_nothing(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """conv1d of (B, C, L) or conv2d of (B, C, H, W), of whose input nothing but the shape is kept."""
+    convolution: Callable[..., Tensor] = F.conv1d if weight.ndim == 3 else F.conv2d
+    arguments = (weight, bias, stride, padding, dilation, groups)
+    is_autocast = torch.is_autocast_enabled(input.device.type)
+    if isinstance(padding, str) or input.ndim != weight.ndim or is_autocast:
+        return convolution(input, *arguments)
+    shape, n_axes = input.shape, weight.ndim - 2
+    sizes = [[_of_axis(size, axis) for axis in range(n_axes)] for size in (stride, padding, dilation)]
+
+    def pullback(gradient: Tensor) -> Tensor:
+        nowhere = gradient.new_empty(1).expand(shape)  # as torch.nn.grad.conv2d_input has it: only its shape is read
+        rest = (*sizes, False, [0] * n_axes, groups, [True, False, False])
+        return torch.ops.aten.convolution_backward(gradient, nowhere, weight, None, *rest)[0]
+
+    return pull_back(input, convolution(input.detach(), *arguments), pullback)
 
 
 def _goes_back_by_product(input: Tensor, weight: Tensor, groups: int) -> bool:

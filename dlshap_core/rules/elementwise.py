@@ -40,7 +40,9 @@ class Elementwise(Kind):
         has_tensor_arguments = any(isinstance(x, Tensor) for x in (*args, *kwargs.values()))
         observed, reference_view = forward.observed_pair(call, expand=has_tensor_arguments)
         fits = fused.fits(observed, reference_view) and value.dtype == reference.dtype
-        if fits and self.kernel is not None and not kwargs and forward.rows.goes_back_once:
+        # Of one pair the multipliers take half the memory of what they are made of; of more the sequences take little.
+        keeps_both = forward.rows.goes_back_once and not forward.rows.is_one_pair
+        if fits and self.kernel is not None and not kwargs and keeps_both:
             kept = reference_view.clone() if call.in_place else forward.rows.keep(reference_view)
             pullback = functools.partial(fused.pull_back, self.kernel, rest=args)
             return call.finish(pull_back(reference, value, pullback, observed, kept))

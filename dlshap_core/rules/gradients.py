@@ -43,17 +43,18 @@ _OWN_NODE = node_class(_Pullback)
 def pull_back(source: Tensor, value: Tensor, pullback: Callable[..., Tensor], *kept: Tensor) -> Tensor:
     """`value`, whose gradient g flows to `source` as pullback(g, *kept), a tensor of source's shape and dtype.
 
-    `pullback` must hold no tensor that requires grad, and may be called once per target. Going back raises autograd's
-    RuntimeError where what is kept was overwritten.
+    `pullback` must hold no tensor that requires grad, and may be called once per target. What is kept is let go as soon
+    as nothing goes back through it any more; what `pullback` itself holds stays until the batch is done. Going back
+    raises autograd's RuntimeError where what is kept was overwritten.
     """
     return _Pullback.apply([value.detach()], lambda g, *rest: (pullback(g, *rest),), 1, source, *kept)
 
 
 def pull_back_to_two(
-    first: Tensor, second: Tensor, value: Tensor, pullback: Callable[[Tensor], tuple[Tensor, Tensor]]
+    first: Tensor, second: Tensor, value: Tensor, pullback: Callable[..., tuple[Tensor, Tensor]], *kept: Tensor
 ) -> Tensor:
-    """`value`, whose gradient g flows to two sources as pullback(g), a pair of tensors of their shapes."""
-    return _Pullback.apply([value.detach()], pullback, 2, first, second)
+    """`value`, whose gradient g flows to two sources as pullback(g, *kept), a pair of tensors of their shapes."""
+    return _Pullback.apply([value.detach()], pullback, 2, first, second, *kept)
 
 
 def multiply(source: Tensor, value: Tensor, multiplier: Tensor) -> Tensor:

@@ -224,7 +224,7 @@ def _standardise_rule(
 
     and to x less its mean; q has a mean of 0.
     """
-    axes = tuple(range(-n_axes, 0))
+    axes, dtype = tuple(range(-n_axes, 0)), reference.dtype
     value, s_r, c_r = _parts(reference.detach(), n_axes, eps, centres)
     _, s_x, c_x = _parts(observed, n_axes, eps, centres)
     scale_x, scale_r = rows.paired(s_x, s_r)
@@ -233,13 +233,13 @@ def _standardise_rule(
     bend = bend / (2 * reference.shape[-n_axes:].numel())
     both = torch.add(*rows.paired(c_x, c_r)).reshape(reference.shape)
 
-    def pullback(gradient: Tensor) -> Tensor:
+    def pullback(gradient: Tensor, slope: Tensor, bend: Tensor, both: Tensor) -> Tensor:
         spread = bend * (gradient * both).sum(axes, keepdim=True)
         if centres:
             gradient = gradient - gradient.mean(axes, keepdim=True)
-        return (gradient * slope).addcmul_(both, spread).to(reference.dtype)
+        return (gradient * slope).addcmul_(both, spread).to(dtype)
 
-    return pull_back(reference, value, pullback)
+    return pull_back(reference, value, pullback, slope, bend, both)
 
 
 standardise.dlshap_kind = PairRule(_standardise_rule, "normalisation")  # type: ignore[attr-defined]

@@ -54,12 +54,12 @@ class Product(Multilinear):
         value = call.with_inputs([first.detach(), second.detach()])
         mean_a, mean_b = (self._mean(forward, x, r.detach()) for x, r in zip(observed, call.inputs, strict=True))
 
-        def pullback(gradient: Tensor) -> tuple[Tensor, Tensor]:
+        def pullback(gradient: Tensor, mean_a: Tensor, mean_b: Tensor) -> tuple[Tensor, Tensor]:
             if self.is_of_matrices:
                 return gradient @ mean_b.mT, mean_a.mT @ gradient
             return (gradient * mean_b).sum_to_size(mean_a.shape), (gradient * mean_a).sum_to_size(mean_b.shape)
 
-        return call.finish(pull_back_to_two(first, second, value, pullback))
+        return call.finish(pull_back_to_two(first, second, value, pullback, mean_a, mean_b))
 
     def _fits(self, inputs: list[Tensor]) -> bool:
         """Two tensors of one dtype; matrices without broadcasting."""

@@ -25,6 +25,11 @@ class Rows:
     goes_back_once: bool = True  # for a single target; for several it pays to keep multipliers
     is_careful: bool = False  # copy what is kept for the way back, as the model overwrites its activations
 
+    @property
+    def is_one_pair(self) -> bool:
+        """Whether nothing but one sequence and one reference go through the passes, as where memory is dear."""
+        return self.n_sequences * self.n_references == 1
+
     def axis(self, observed: Tensor, reference: Tensor) -> int | None:
         """The axis of the rows, or None where both have the same rows (R = 1).
 

@@ -80,23 +80,25 @@ def softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: to
     if axis in (0, None) and is_last and fused.takes(observed, reference, value):
         sequences = observed if axis is None else observed.narrow(0, 0, rows.n_sequences)
         n_inner = shape[1:-1].numel() if axis == 0 else 1
-        p_x = torch.softmax(sequences, dim)
 
-        def pull_back_softmax(gradient: Tensor, x: Tensor, r: Tensor, p_r: Tensor) -> Tensor:
+        def pull_back_softmax(gradient: Tensor, x: Tensor, r: Tensor, *both: Tensor) -> Tensor:
+            p_x, p_r = both or (torch.softmax(x, dim), torch.softmax(r, dim))
             return fused.softmax(gradient, x, r, p_x, p_r, n_inner)
 
-        kept = [rows.keep(z) for z in (reference.detach(), value)]
-        return pull_back(reference, value, pull_back_softmax, sequences, *kept)
+        kept = [sequences, rows.keep(reference.detach())]
+        if not rows.is_one_pair:  # for which memory is dear
+            kept += [torch.softmax(sequences, dim), rows.keep(value)]
+        return pull_back(reference, value, pull_back_softmax, *kept)
     x, r = (_finite(z, value.dtype) for z in (observed, reference))
     sides = _sides(rows, x, r, dim)
     outer = sides.of_probabilities().reshape(shape)
     weights = sides.of_logsumexp().reshape(shape)
 
-    def pullback(gradient: Tensor) -> Tensor:
+    def pullback(gradient: Tensor, outer: Tensor, weights: Tensor) -> Tensor:
         through = gradient * outer
         return (through - weights * through.sum(dim, keepdim=True)).to(reference_dtype)
 
-    return pull_back(reference, value, pullback)
+    return pull_back(reference, value, pullback, outer, weights)
 
 
 def log_softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -106,10 +108,10 @@ def log_softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype
     weights = _sides(rows, x, r, dim).of_logsumexp().reshape(reference.shape)
     reference_dtype = reference.dtype
 
-    def pullback(gradient: Tensor) -> Tensor:
+    def pullback(gradient: Tensor, weights: Tensor) -> Tensor:
         return (gradient - weights * gradient.sum(dim, keepdim=True)).to(reference_dtype)
 
-    return pull_back(reference, value, pullback)
+    return pull_back(reference, value, pullback, weights)
 
 
 def logsumexp(
@@ -122,10 +124,10 @@ def logsumexp(
     kept_shape = torch.logsumexp(r, dim, keepdim=True).shape
     reference_dtype = reference.dtype
 
-    def pullback(gradient: Tensor) -> Tensor:
+    def pullback(gradient: Tensor, weights: Tensor) -> Tensor:
         return (weights * gradient.reshape(kept_shape)).to(reference_dtype)
 
-    return pull_back(reference, value, pullback)
+    return pull_back(reference, value, pullback, weights)
 
 
 def logcumsumexp(rows: Rows, observed: Tensor, reference: Tensor, dim: int) -> Tensor:

@@ -104,12 +104,12 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Layer norm and two dense layers with GELU, added to what came in."""
+    """Layer norm and two dense layers with an activation, added to what came in."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, activation: type[nn.Module] = nn.GELU) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), activation(), nn.Linear(2 * width, width)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,6 +129,97 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layers(self.stem(x).transpose(1, 2)).mean(1))
+
+
+class ConvBlock(nn.Module):
+    """Batch norm, Enformer's GELU, x sigmoid(1.702 x), and a convolution."""
+
+    def __init__(self, n_in: int, n_out: int, size: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(n_in)
+        self.conv = nn.Conv1d(n_in, n_out, size, padding=size // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return self.conv(torch.sigmoid(1.702 * x) * x)
+
+
+class AttentionPool(nn.Module):
+    """Two positions as one, by a softmax over learnt logits."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.logits = nn.Conv2d(width, width, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unflatten(-1, (-1, 2))
+        return (x * self.logits(x).softmax(-1)).sum(-1)
+
+
+class Downsampling(nn.Module):
+    """A convolution, another of width 1 added to it, and attention pooling."""
+
+    def __init__(self, n_in: int, n_out: int, first: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.pool = first, ConvBlock(n_out, n_out, 1), AttentionPool(n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.pool(x + self.second(x))
+
+
+class RelativeAttention(nn.Module):
+    """Layer norm and self-attention with keys of relative positions, added to what came in."""
+
+    def __init__(self, width: int, n_heads: int, n_features: int = 32) -> None:
+        super().__init__()
+        self.n_heads, self.n_features = n_heads, n_features
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, 3 * width, bias=False)
+        self.of_position = nn.Linear(n_features, width, bias=False)
+        self.of_content, self.of_place = (nn.Parameter(torch.randn(n_heads, 1, width // n_heads)) for _ in range(2))
+        self.out = nn.Linear(width, width)
+
+    def positions(self, n: int, like: Tensor) -> Tensor:
+        """Features (2 n - 1, F) of distances -n + 1 to n - 1: exponentials and signs."""
+        distance = torch.arange(-n + 1, n, dtype=like.dtype, device=like.device)[:, None]
+        half_life = torch.linspace(1, 10, self.n_features // 2, dtype=like.dtype, device=like.device).exp2()
+        decay = torch.exp2(-distance.abs() / half_life)
+        return torch.cat([decay, decay * distance.sign()], -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[1]
+        split = self.project(self.norm(x)).unflatten(-1, (3, self.n_heads, -1))
+        query, key, value = split.permute(2, 0, 3, 1, 4)
+        query = query * query.shape[-1] ** -0.5
+        places = self.of_position(self.positions(n, x)).unflatten(-1, (self.n_heads, -1)).transpose(0, 1)
+        relative = (query + self.of_place) @ places.mT  # (B, heads, n, 2 n - 1), to be shifted row by row
+        padded = torch.cat([torch.zeros_like(relative[..., :1]), relative], -1).flatten(-2)[..., n:]
+        relative = padded.unflatten(-1, (n, 2 * n - 1))[..., :n]
+        weights = ((query + self.of_content) @ key.mT + relative).softmax(-1)
+        return x + self.out((weights @ value).transpose(1, 2).flatten(2))
+
+
+class Enformer(nn.Module):
+    """Enformer's trunk: seven times half the length by attention pooling, attention over the bins, tracks averaged."""
+
+    def __init__(self, n_targets: int, width: int = 192, n_layers: int = 4, n_heads: int = 8) -> None:
+        super().__init__()
+        widths = [width // 2 + width // 2 * i // 6 // 8 * 8 for i in range(7)]
+        stem = Downsampling(4, widths[0], nn.Conv1d(4, widths[0], 15, padding=7))
+        tower = (Downsampling(a, b, ConvBlock(a, b, 5)) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.tower = nn.Sequential(stem, *tower)
+        self.layers = nn.Sequential(
+            *(
+                module
+                for _ in range(n_layers)
+                for module in (RelativeAttention(width, n_heads), FeedForward(width, nn.ReLU))
+            )
+        )
+        self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, n_targets), nn.Softplus())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(self.tower(x).transpose(1, 2))).mean(1)
 
 
 @dataclass(frozen=True)
