@@ -21,6 +21,7 @@ from typing import Protocol, SupportsIndex
 import torch
 from torch import Tensor, nn
 
+from dlshap_core.passes.blocks import AT_PEAK, best_split
 from dlshap_core.passes.borrowed_model import borrowed, eager, unwrap
 from dlshap_core.passes.decisions import Decisions
 from dlshap_core.passes.host import process_settings, random_states, thread_settings
@@ -99,6 +100,7 @@ def attribute(
     decisions: Decisions | None = None,
     alone: Tensor | None = None,
     alone_args: Sequence[Tensor] = (),
+    split: Sequence[str] = (),
 ) -> Attribution:
     """DeepLIFT/SHAP attributions of sequences with respect to references.
 
@@ -125,6 +127,9 @@ def attribute(
         alone: (M, A, L), further sequences to predict by plain forward passes, each in a batch of its own, after all
             batches.
         alone_args: extra inputs of the model for these, M rows each.
+        split: names of modules of which nothing is kept but their input, and that are computed again on the way back:
+            the same values in less memory and more time (see passes/blocks.py, and `memory_of_pair`). Not with
+            user_rules.
 
     Raises:
         ValueError: shapes that do not fit, or a model output that is not one value for each sequence and target.
@@ -152,7 +157,13 @@ def attribute(
         user_rules_active(user_rules),
     ):
         # A user's rule may write into what it reshaped, which nobody watches.
-        passes = start(tuple(args or ()), seen, may_change_format=not user_rules, decisions=decisions)
+        passes = start(
+            tuple(args or ()),
+            seen,
+            may_change_format=not user_rules,
+            decisions=decisions,
+            split=() if user_rules else split,
+        )
         runner = BatchRunner(passes)
         blocks = plan_blocks(X.shape[0], source.n, batch_size)
         for block, sequences, references in drawn(X, source, blocks, device):
@@ -161,6 +172,37 @@ def attribute(
             runner.checks.check_unchanged()
         found = results.finish()
         return found if alone is None else replace(found, alone=passes.predict(alone, alone_args))
+
+
+@dataclass(frozen=True)
+class PairMemory:
+    """Bytes that one pair takes beside the model, as they are estimated from one pass that keeps nothing.
+
+    Attributes:
+        whole: kept as a whole.
+        split: with the modules in `names` computed again.
+        names: of these; none where that saves nothing.
+    """
+
+    whole: int
+    split: int
+    names: tuple[str, ...]
+
+
+def memory_of_pair(
+    model: nn.Module,
+    X: Tensor,
+    *,
+    args: Sequence[Tensor] = (),
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> PairMemory:
+    """What a pair of one sequence (1, A, L) takes, for the price of one forward pass; arguments as of `attribute`."""
+    with _passes_over(model, "all", resolve_device(device), dtype, False) as start:
+        called = start().measure(X, args)
+    found = best_split(called)
+    whole = int(AT_PEAK * called.kept)
+    return PairMemory(whole, min(whole, found.n_bytes), found.names if found.n_bytes < whole else ())
 
 
 def predict(

@@ -59,6 +59,20 @@ class FormatChoice:
         """From here to the end of the pass these must not be written to."""
         self._watched += [(x, version(x)) for x in tensors]
 
+    @property
+    def n_watched(self) -> int:
+        return len(self._watched)
+
+    def check_from(self, start: int) -> None:
+        """The pass is over for those that are watched from this one on: they are let go.
+
+        Raises:
+            FormatMatters: one was written to.
+        """
+        if any(version(x) != before for x, before in self._watched[start:]):
+            raise self.matters("the model writes in place into what it reshaped")
+        del self._watched[start:]
+
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Around a pass.
@@ -69,11 +83,9 @@ class FormatChoice:
         self._watched.clear()
         self._reason = None
         yield
-        if any(version(x) != before for x, before in self._watched):
-            raise self.matters("the model writes in place into what it reshaped")
+        self.check_from(0)
         if self._reason is not None:
             raise self.matters(self._reason)
-        self._watched.clear()
 
 
 def crop(x: Tensor, index: Any) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dlshap_core.errors import DecisionError, UnsupportedModelError
 from dlshap_core.kernels.memory_format import FormatChoice, FormatMatters
+from dlshap_core.passes.blocks import Blocks, Called, CannotSplit, Measure
 from dlshap_core.passes.borrowed_model import State, borrowed
 from dlshap_core.passes.conversions import FindsHalf
 from dlshap_core.passes.decisions import Decided, Decisions
@@ -68,13 +69,14 @@ class ModelPasses:
         seen: filled by an audit.
         may_change_format: whether activations may lie in memory in another format than the model's own.
         decisions: what the model is expected to decide; None takes the first batch for it.
+        split: names of the modules that are computed again on the way back; see blocks.py.
 
     Attributes:
         dtype: of inputs and results: float32 under autocast.
         computed_in: the dtype that was asked for.
         uses_autocast: see the function.
         modules: the names of the model's modules by id.
-        formats, decisions: see there.
+        formats, decisions, blocks: see there.
         custom_function: a custom autograd function of the model, known after the first batch.
         lowered: where the model first computes with fewer digits than its input has, once met.
     """
@@ -91,6 +93,7 @@ class ModelPasses:
         seen: Seen | None = None,
         may_change_format: bool = True,
         decisions: Decisions | None = None,
+        split: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.device = device
@@ -107,6 +110,7 @@ class ModelPasses:
         self.lowered: Lowered | None = None
         self._state = state
         self._seen = seen
+        self.blocks = Blocks(model, split, self._computing, _nothing_saved)
 
     @property
     def is_rough(self) -> bool:
@@ -141,7 +145,7 @@ class ModelPasses:
         """
         x = sequences.repeat_interleave(n_repeats, 0).requires_grad_()
         forward = ForwardPass(tape, layout, False, self.modules, self.formats, self._seen, self.decisions)
-        y = self._observed(x, rows, n_repeats, forward).detach()
+        y = self._observed(x, rows, n_repeats, forward, layout).detach()
         if is_first and (written := self._state.written()):
             raise UnsupportedModelError(
                 f"forward writes to the buffer {written[0]!r} in eval mode: what the model returns then depends on the "
@@ -156,7 +160,7 @@ class ModelPasses:
         every rule used has completeness. The arguments are those of `observe`; the first time it looks for custom
         autograd functions."""
         forward = ForwardPass(tape, layout, True, self.modules, self.formats, self._seen, self.decisions)
-        y = self._observed(leaf, rows, n_references, forward)
+        y = self._observed(leaf, rows, n_references, forward, layout)
         self.lowered = self.lowered or forward.lowered
         tape.check_consumed()
         if is_first:
@@ -197,32 +201,50 @@ class ModelPasses:
         """The extra inputs of some sequences, each row as often as it is needed."""
         return [self.as_input(arg[rows]).repeat_interleave(n_repeats, 0) for arg in self.args]
 
-    def _observed(self, x: Tensor, rows: slice, n_repeats: int, forward: ForwardPass) -> Tensor:
+    def measure(self, x: Tensor, extra: Sequence[Tensor]) -> Called:
+        """What the rules keep of one sequence (1, A, L) in one of the two passes, by module; nothing is kept."""
+        measure, formats = Measure(self.model), FormatChoice(may_change=False)
+        forward = ForwardPass(Tape(), Rows(1, 1), False, self.modules, formats)
+        x = x.detach().to(self.device).to(self.dtype).requires_grad_()
+        self._call(x, [self.as_input(arg) for arg in extra], forward, measure.installed(forward))
+        return measure.whole
+
+    def _observed(self, x: Tensor, rows: slice, n_repeats: int, forward: ForwardPass, layout: Rows) -> Tensor:
         """One of the two passes, in which every sequence has so many rows."""
+
+        def again(tape: Tape, replaying: bool) -> ForwardPass:
+            return ForwardPass(tape, layout, replaying, self.modules, self.formats, self._seen if replaying else None)
+
         extra = self._extra(rows, n_repeats)
         if self._seen is not None:
             self._seen.operations.clear()  # an audit lists those of its last pass
         try:
             with self.formats.watching():
-                return self._call(x, extra, forward)
+                return self._call(x, extra, forward, self.blocks.installed(forward, again))
         except DecisionError as error:
             raise DecisionError(error.text, None if error.row is None else error.row // n_repeats) from error
 
-    def _call(self, x: Tensor, extra: list[Tensor], forward: ForwardPass) -> Tensor:
+    def _call(
+        self,
+        x: Tensor,
+        extra: list[Tensor],
+        forward: ForwardPass,
+        installed: contextlib.AbstractContextManager[None] | None = None,
+    ) -> Tensor:
         """The model's output (B, T) on (B, A, L) and B rows of each extra input, with every operation going through
-        `forward`."""
+        `forward`, and what is `installed` in the model's modules."""
         x = x.clone()  # not a leaf, so that the model may work in place on its input
         self._state.rewind()
         try:
             with (
                 torch.enable_grad(),
-                self._autocast(),
+                self._computing(),
                 _hooks_refused() if forward.replaying else _nothing_saved(forward),
-                called_plainly(),
+                installed or contextlib.nullcontext(),
                 forward,
             ):
                 y = self.model(x, *extra)
-        except (PassesDiffer, Overwritten, FormatMatters, UnsupportedModelError):
+        except (PassesDiffer, Overwritten, FormatMatters, CannotSplit, UnsupportedModelError):
             raise
         except Exception as error:
             self._explain(error, x, extra)
@@ -252,6 +274,11 @@ class ModelPasses:
             raise UnsupportedModelError(
                 f"the model runs by itself but not when its operations are followed: {type(error).__name__}: {reason}"
             ) from error
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        with self._autocast(), called_plainly():
+            yield
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.computed_in, enabled=self.uses_autocast)

@@ -92,6 +92,8 @@ class PairRunner:
         multipliers = (
             _gradients(y, leaf, passes.targets.places(y)).unflatten(1, (n_sequences, n_references)).transpose(0, 1)
         )
+        is_complete &= passes.blocks.is_complete
+        passes.custom_function = passes.custom_function or passes.blocks.custom_function
         y = y.detach()
         reference_prediction = passes.targets.select(y).to(passes.dtype)
         reference_prediction = reference_prediction.unflatten(0, (n_sequences, n_references)).transpose(1, 2)

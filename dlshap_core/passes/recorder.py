@@ -93,6 +93,9 @@ class ForwardPass(TorchFunctionMode):
         self.has_derived = False  # values that depend on the sequence without a gradient were met
         self._has_complex = False
         self.is_suspended = False
+        self.is_dry = False  # nothing is kept: what is done now is done again later, or only measured
+        self.n_recorded = 0  # bytes that were not kept
+        self._is_second = replaying
         self.lowered: Lowered | None = None  # where the model first computes with fewer digits than its input has
         self.is_complete = True
 
@@ -149,7 +152,7 @@ class ForwardPass(TorchFunctionMode):
         call = Call(func, name, in_place, args, kwargs, inputs)
         with contextlib.nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
             output = kind.run(self, call)
-        if self.replaying and self.lowered is None and isinstance(output, Tensor):
+        if self._is_second and self.lowered is None and isinstance(output, Tensor):
             self._note_precision(name, inputs[0], output)
         if self.replaying and self.formats.is_changed and not kind.is_composite:
             keep_format_of_gradients(inputs, output)
@@ -173,14 +176,46 @@ class ForwardPass(TorchFunctionMode):
 
         What the call itself will overwrite is copied; what the model overwrites later is noticed by `recorded`.
         """
-        copies = call.in_place or self.rows.is_careful
-        kept = [x.detach().clone() if copies else x.detach() for x in (call.inputs if tensors is None else tensors)]
-        self._tape.add(call.name, Kept(kept, list(map(version, kept))))
         self._tape.breaks_ties |= breaks_ties
+        tensors = call.inputs if tensors is None else tensors
+        if self.is_dry:
+            self.n_recorded += sum(x.nbytes for x in tensors)
+        else:
+            self._tape.add(call.name, self._kept(tensors, call.in_place or self.rows.is_careful))
+
+    @staticmethod
+    def _kept(tensors: list[Tensor], copies: bool) -> Kept:
+        kept = [x.detach().clone() if copies else x.detach() for x in tensors]
+        return Kept(kept, list(map(version, kept)))
+
+    def keep_inputs(self, name: str, inputs: list[Tensor]) -> Callable[[], list[Tensor]] | None:
+        """What goes into a block of the model: observing it is kept; replaying, what gives it on the way back."""
+        with self.suspended():
+            if not self.replaying:
+                self._tape.add(name, self._kept(inputs, self.rows.is_careful))
+                return None
+            kept = self._tape.take(name)
+            return lambda: [x.detach() for x in self._unchanged(name, kept, len(inputs))]
+
+    @contextlib.contextmanager
+    def dry(self) -> Iterator[None]:
+        """Compute and keep nothing, as the observing pass does: a block, which is computed again on the way back."""
+        before, watched = (self.replaying, self._seen), self.formats.n_watched
+        self.is_dry, self.replaying = True, False
+        if self._seen is not None:
+            self._seen = Seen(refusals=self._seen.refusals)
+        try:
+            yield
+            self.formats.check_from(watched)
+        finally:
+            self.is_dry, (self.replaying, self._seen) = False, before
 
     def recorded(self, name: str, n: int) -> list[Tensor]:
         """The n tensors that the observing pass recorded at a call of this name, with the rows of that pass."""
-        kept = self._tape.take(name)
+        return self._unchanged(name, self._tape.take(name), n)
+
+    @staticmethod
+    def _unchanged(name: str, kept: Kept, n: int) -> list[Tensor]:
         if len(kept.tensors) != n:
             raise PassesDiffer(f"{name!r} has {len(kept.tensors)} varying inputs in one pass, {n} in the other")
         if list(map(version, kept.tensors)) != kept.versions:
@@ -219,7 +254,7 @@ class ForwardPass(TorchFunctionMode):
             self._decisions.check_rows(by_row, line, where)
         if self._trace is not None:
             self._trace.decide(where, args)
-        if self.replaying:
+        if self._is_second:
             if (recorded := self._tape.take(name)) != value:
                 raise PassesDiffer(
                     f"{name!r} on a value of the input gives {recorded} for the sequence, {value} for a reference, "
@@ -239,7 +274,7 @@ class ForwardPass(TorchFunctionMode):
     def n_rows(self) -> int:
         """Of the batch in this pass."""
         rows = self.rows
-        return rows.n_sequences * rows.n_references if self.replaying else rows.n_sequences + rows.n_padding
+        return rows.n_sequences * rows.n_references if self._is_second else rows.n_sequences + rows.n_padding
 
     def by_row(self, call: Call) -> list[Any] | None:
         """What a question about a whole batch gives for each row alone; None where the first axis is not the rows."""

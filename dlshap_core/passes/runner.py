@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dlshap_core.errors import DecisionError, UnsupportedModelError, is_out_of_memory
 from dlshap_core.kernels.memory_format import FormatMatters
+from dlshap_core.passes.blocks import CannotSplit
 from dlshap_core.passes.checks import Checks, Incomplete
 from dlshap_core.passes.model_passes import ModelPasses
 from dlshap_core.passes.pairs import Batch, PairRunner
@@ -62,6 +63,8 @@ class BatchRunner:
                 if self._pairs.is_careful:
                     raise UnsupportedModelError(str(error)) from error
                 self._pairs.is_careful = True
+            except CannotSplit as error:
+                self._passes.blocks.leave(error.name)
             except DecisionError as error:
                 raise self._with_row(error, sequences, rows) from error
             except (PassesDiffer, Incomplete) as error:

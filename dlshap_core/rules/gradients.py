@@ -37,7 +37,26 @@ class _Pullback(torch.autograd.Function):
         return None, None, None, *ctx.pullback(gradients[0], *kept), *(None for _ in kept)
 
 
-_OWN_NODE = node_class(_Pullback)
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, boxed_values: list[Tensor], go_back: Callable[..., Any], *inputs: Tensor) -> Any:
+        ctx.save_for_backward(*inputs)
+        ctx.go_back = go_back
+        return tuple(boxed_values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        return None, None, *ctx.go_back(gradients, ctx.saved_tensors)
+
+
+_OWN_NODES = (node_class(_Pullback), node_class(_Recomputed))
+
+
+def recomputed(
+    inputs: Sequence[Tensor], values: Sequence[Tensor], go_back: Callable[..., tuple[Tensor | None, ...]]
+) -> tuple[Tensor, ...]:
+    """The values, whose gradients flow to the inputs as go_back(gradients, inputs); None where there is none."""
+    return _Recomputed.apply([value.detach() for value in values], go_back, *inputs)
 
 
 def pull_back(source: Tensor, value: Tensor, pullback: Callable[..., Tensor], *kept: Tensor) -> Tensor:
@@ -116,6 +135,21 @@ def path_gradient(
         return substitute(averaged, value)
 
 
+def reaches_others(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
+    """Whether outputs depend on anything that does not go by way of the inputs."""
+    stops = {x.grad_fn for x in inputs}
+    pending, visited = [y.grad_fn for y in outputs], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited or node in stops:
+            continue
+        if hasattr(node, "variable"):  # a leaf
+            return True
+        visited.add(node)
+        pending.extend(parent for parent, _ in node.next_functions)
+    return False
+
+
 def find_custom_function(output: Tensor) -> str | None:
     """Name of a custom autograd.Function in the graph of a replayed output, if there is one.
 
@@ -127,7 +161,7 @@ def find_custom_function(output: Tensor) -> str | None:
         if node is None or node in visited:
             continue
         visited.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction) and not isinstance(node, _OWN_NODE):
+        if isinstance(node, torch.autograd.function.BackwardCFunction) and not isinstance(node, _OWN_NODES):
             return type(node).__name__.removesuffix("Backward")
         pending.extend(parent for parent, _ in node.next_functions)
     return None

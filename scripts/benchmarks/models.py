@@ -216,7 +216,9 @@ class Enformer(nn.Module):
                 for module in (RelativeAttention(width, n_heads), FeedForward(width, nn.ReLU))
             )
         )
-        self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, n_targets), nn.Softplus())
+        self.head = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, n_targets), nn.Softplus()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layers(self.tower(x).transpose(1, 2))).mean(1)
