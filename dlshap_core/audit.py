@@ -68,6 +68,7 @@ def audit(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     random_state: int = 0,
+    split: Sequence[str] = (),
 ) -> Audit:
     """List how each operation of a model is treated, and try a few pairs.
 
@@ -77,6 +78,7 @@ def audit(
         references: (N, R, A, L); None draws two dinucleotide shuffles of each sequence.
         args, targets, device, dtype: as in `attribute`.
         random_state: seed of the shuffles.
+        split: as in `attribute`.
 
     Returns:
         The audit; a model with refused operations does not raise, but says so in `refused`.
@@ -99,6 +101,7 @@ def audit(
             device=device,
             dtype=dtype,
             seen=seen,
+            split=split,
         )
     except Exception as failure:
         if isinstance(failure, UnsupportedModelError):

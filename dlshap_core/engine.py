@@ -21,7 +21,7 @@ from typing import Protocol, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from dlshap_core.passes.blocks import AT_PEAK, best_split
+from dlshap_core.passes.blocks import best_split
 from dlshap_core.passes.borrowed_model import borrowed, eager, unwrap
 from dlshap_core.passes.decisions import Decisions
 from dlshap_core.passes.host import process_settings, random_states, thread_settings
@@ -201,7 +201,7 @@ def memory_of_pair(
     with _passes_over(model, "all", resolve_device(device), dtype, False) as start:
         called = start().measure(X, args)
     found = best_split(called)
-    whole = int(AT_PEAK * called.kept)
+    whole = called.n_bytes
     return PairMemory(whole, min(whole, found.n_bytes), found.names if found.n_bytes < whole else ())
 
 

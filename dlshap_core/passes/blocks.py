@@ -19,12 +19,15 @@ from dlshap_core.passes.derived import is_derived
 from dlshap_core.passes.recorder import ForwardPass
 from dlshap_core.passes.tape import Tape
 from dlshap_core.rules.call import is_varying, replace_tensors, tensors_among, varying_tensors
-from dlshap_core.rules.gradients import find_custom_function, recomputed, reaches_others
+from dlshap_core.rules.gradients import find_custom_function, reaches_others, recomputed
 from dlshap_core.torch_private import version
 
 _PARTS = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # of what is kept: how large a block may be, to choose among
 _LEAST_GAIN = 2.0  # times its inputs: what the rules keep of a block for which it pays
-AT_PEAK = 1.25  # times what one pass keeps: what the other makes of it, and gradients
+# Of the whole and of a block, times what one pass keeps: what the other makes of it, gradients, and what operations need
+# for themselves, which beside a block is more. Measured on convolutions and attention.
+_OF_WHOLE, _OF_BLOCK = 1.25, 2.25
+_AT_WORK = 4  # times the largest input of a module: beside what is kept
 
 
 class CannotSplit(Exception):
@@ -52,6 +55,15 @@ class Called:
     parts: list["Called"] = field(default_factory=list)
 
     @property
+    def largest_input(self) -> int:
+        return max([self.inputs, *(part.largest_input for part in self.parts)])
+
+    @property
+    def n_bytes(self) -> int:
+        """That a pair takes where all is kept, as it is estimated."""
+        return int(_OF_WHOLE * self.kept) + _AT_WORK * self.largest_input
+
+    @property
     def pays(self) -> bool:
         return self.kept >= _LEAST_GAIN * self.inputs and self.kept > 0
 
@@ -75,7 +87,8 @@ def _split(whole: Called, largest: float) -> Split:
     left = whole.kept - sum(block.kept for block in blocks)
     inputs = 2 * sum(block.inputs for block in blocks)  # of both passes
     most = max((block.kept for block in blocks), default=0)
-    return Split(tuple(dict.fromkeys(block.name for block in blocks)), int(AT_PEAK * (left + most) + inputs))
+    n_bytes = int(_OF_WHOLE * left + _OF_BLOCK * most) + inputs
+    return Split(tuple(dict.fromkeys(block.name for block in blocks)), n_bytes)
 
 
 def _blocks(call: Called, largest: float) -> list[Called]:

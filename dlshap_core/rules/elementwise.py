@@ -16,6 +16,8 @@ from dlshap_core.rules.kinds import Composite, Kind
 from dlshap_core.rules.protocol import Pass
 from dlshap_core.rules.secants import STEPS, average_derivative
 
+_PART = 1 << 18  # elements, a multiple of every vector's length, so that parts have the bits of the whole
+
 
 @dataclass(frozen=True)
 class Elementwise(Kind):
@@ -51,10 +53,24 @@ class Elementwise(Kind):
         elif fits and not has_tensor_arguments and (plain := self.smooth or self.kinked) is not None:
             multiplier = self._in_one_pass(plain, observed, reference_view, value, args, kwargs)
         else:
-            multiplier = self.secant(_at_least_float32(observed), _at_least_float32(reference_view), *args, **kwargs)
+            multiplier = self._by_parts(observed, reference_view, args, kwargs, is_whole=has_tensor_arguments)
         if value.shape != reference.shape:  # broadcast to a tensor argument; autograd adds up what flows back
             reference = reference.expand(value.shape)
         return call.finish(multiply(reference, value, multiplier.reshape(value.shape)))
+
+    def _by_parts(
+        self, observed: Tensor, reference: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], is_whole: bool
+    ) -> Tensor:
+        """The secant; of two large activations of one shape part by part, as it has some ten others beside them."""
+        order = sorted(range(reference.ndim), key=reference.stride().__getitem__, reverse=True)
+        x, r = observed.permute(order) if observed.ndim == reference.ndim else observed, reference.permute(order)
+        is_flat = x.shape == r.shape and x.is_contiguous() and r.is_contiguous()
+        if is_whole or not is_flat or r.numel() <= _PART:
+            return self.secant(_at_least_float32(observed), _at_least_float32(reference), *args, **kwargs)
+        parts = zip(x.view(-1).split(_PART), r.view(-1).split(_PART), strict=True)
+        multipliers = [self.secant(_at_least_float32(x), _at_least_float32(r), *args, **kwargs) for x, r in parts]
+        back = sorted(range(r.ndim), key=order.__getitem__)
+        return torch.cat(multipliers).view(r.shape).permute(back)
 
     def _in_one_pass(
         self,

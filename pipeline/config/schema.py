@@ -162,6 +162,14 @@ class EngineConfig(Group):
         fingerprint="resolved",
         is_plain=True,
     )
+    checkpoint: str = setting(
+        "compute parts of the model again on the way back, for less memory and the same values: auto where a pair of a "
+        "long sequence would not fit, never, always",
+        "auto",
+        fingerprint="none",
+        choices=("auto", "never", "always"),
+        is_plain=True,
+    )
     device: str = setting(
         "cpu, cuda, cuda:1, or auto: a GPU if there is one", "auto", fingerprint="resolved", is_plain=True
     )

@@ -2,7 +2,6 @@
 rest is arithmetic (see cost.py). Nothing is written but, as by a run, the audit's cache.
 """
 
-import math
 import tempfile
 import time
 from collections.abc import Mapping
@@ -17,13 +16,15 @@ from pipeline.config.schema import Config
 from pipeline.execution.device import Machine, shards_in_flight
 from pipeline.execution.ensemble import Attributed, attribute_rows
 from pipeline.execution.executor import executor_of
+from pipeline.execution.pair_memory import LONG
 from pipeline.execution.prepare import ResolvedRun, resolve_run
+from pipeline.execution.probe import N_REFERENCES
 from pipeline.execution.shard import shard_values
 from pipeline.messages.errors import UserError
-from pipeline.messages.progress import duration
+from pipeline.messages.progress import LOG, duration
 from pipeline.messages.secrets import one_line
 from pipeline.messages.visible import in_lines
-from pipeline.messages.words import counted
+from pipeline.messages.words import counted, size
 from pipeline.models.load import LoadedModel, load_chosen
 from pipeline.planning.cost import Cost, Workload, cost
 from pipeline.planning.extra_inputs import extra_input_names
@@ -38,6 +39,7 @@ from pipeline.store.template import StagedStore
 
 TIMED_S = 3.0  # device seconds that timing aims at
 MAX_TIMED_ROWS = 64
+LONGEST_S = 30.0  # that the references of one row may take before two of them stand for all
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class CostEstimate:
         device: where rows were timed, and the device's kind.
         timed_rows: how many.
         row_s: seconds of each, references drawn within.
+        memory: lines about what a pair of long sequences takes.
         actors_are_known: whether their number follows from the settings; else the wall time is of one.
         left_out: bad rows.
     """
@@ -61,6 +64,7 @@ class CostEstimate:
     row_s: float
     actors_are_known: bool
     left_out: int
+    memory: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -84,6 +88,7 @@ class CostEstimate:
             ("shards", f"{cost.shards:,} of {sizes}; {duration(cost.shard_s)} each"),
             ("pairs", f"{' x '.join(pairs)}; {counted(work.n_targets, 'target')}"),
             ("device", f"{hours} of {self.device} ({counted(self.timed_rows, 'row')} timed)"),
+            *(("memory", line) for line in self.memory),
             ("store", f"{size(cost.store_bytes)}, and {size(cost.run_bytes)} of records, in {files}"),
             ("wall", f"{duration(cost.wall_s)} with {actors}; {duration(cost.read_s)} of it to read the input"),
             ("resume", f"{duration(cost.resume_s)} lost by an interruption, at most"),
@@ -131,6 +136,7 @@ def estimate_config(config: Config) -> CostEstimate:
         row_s=row_s,
         actors_are_known=actors is not None,
         left_out=run.ingested.n_bad,
+        memory=run.preflight.fit.notes,
     )
 
 
@@ -147,9 +153,9 @@ def measure(run: ResolvedRun[_FirstRows], loaded: LoadedModel) -> tuple[float, f
     given = {name: run.sink.stacked(name) for name in ("codes", *extra_input_names(len(run.plan.args)))}
     codes, *extra_inputs = given.values()
 
-    def attribute_first(n: int) -> tuple[ShardReferences, Attributed, float]:
+    def attribute_first(n: int, plan: Plan = run.plan) -> tuple[ShardReferences, Attributed, float]:
         started = time.perf_counter()
-        references = draw(codes[:n], 0)
+        references = ShardReferences(draw(codes[:n], 0).values[:, : plan.n_references])
         if shards_in_flight(plan.device) > 1:  # another shard has the device meanwhile
             started = time.perf_counter()
         result = attribute_rows(loaded.folds, plan, codes[:n], references, [values[:n] for values in extra_inputs])
@@ -158,6 +164,15 @@ def measure(run: ResolvedRun[_FirstRows], loaded: LoadedModel) -> tuple[float, f
     group, n_batch = plan.rows_per_group, max(1, plan.batch_size // plan.n_references)
     n_batch = min(len(codes), -(-n_batch // group) * group)
     try:
+        if plan.length >= LONG and plan.n_references > N_REFERENCES:
+            few = replace(plan, n_references=N_REFERENCES)
+            LOG.info(f"timing the first row, with {N_REFERENCES} references")
+            references, result, seconds = attribute_first(group, few)
+            row_s = seconds / group * plan.n_references / N_REFERENCES
+            if row_s > LONGEST_S:
+                values = shard_values(codes[:group], references, result, few)
+                first = {name: rows[:group] for name, rows in given.items()}
+                return row_s, _bytes_of(few, first, values) / group, group
         attribute_first(n_batch)  # what is compiled and cached
         batch_s = attribute_first(n_batch)[2]
         n = max(1, min(len(codes) // n_batch, round(TIMED_S / batch_s))) * n_batch
@@ -198,9 +213,3 @@ def workload(plan: Plan, actors: int, on_ray: bool) -> Workload:
         actors=actors,
         on_ray=on_ray,
     )
-
-
-def size(n_bytes: float) -> str:
-    """An amount of bytes for people: 3.2 MB, 1.4 TB."""
-    unit = min(int(math.log10(max(n_bytes, 1)) // 3), 5)
-    return f"{n_bytes / 1000**unit:.{0 if unit == 0 else 1}f} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[unit]}"

@@ -17,6 +17,7 @@ from dlshap_core.passes.decisions import Decisions
 from dlshap_core.sequences import one_hot, reverse_complement_bases
 from pipeline.execution.determinism import repeatable
 from pipeline.execution.device import numbers
+from pipeline.execution.host import give_back_freed_memory
 from pipeline.execution.spot_check import FoldStrand, SpotCheck
 from pipeline.planning.extra_inputs import ExtraInputs, as_tensors, other_strand
 from pipeline.planning.plan import Plan
@@ -79,6 +80,8 @@ def attribute_rows(
     kept: list[Mean] = []
     total: Mean | None = None
     pairs: list[tuple[Tensor, ...]] = []
+    if plan.split and plan.device == "cpu":
+        give_back_freed_memory()
     with repeatable(plan.threads, plan.deterministic):
         for index, module in enumerate(folds):
             attribute_strand = partial(_attribute, module, plan, check)
@@ -115,6 +118,7 @@ def _attribute(
         args=extra_inputs,
         batch_size=plan.batch_size,
         decisions=None if plan.decisions is None else Decisions(plan.decisions[fold_strand[0]]),
+        split=plan.split,
         alone=None if asked is None else asked.x,
         alone_args=() if asked is None else asked.extra_inputs,
         **of_model,

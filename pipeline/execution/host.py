@@ -53,6 +53,14 @@ def own_numerics(allow_tf32: bool) -> Iterator[None]:
         yield
 
 
+def give_back_freed_memory() -> None:
+    """Have this process give large pieces of memory back as soon as they are free, where memory is dearer than time."""
+    libc = ctypes.CDLL(None)
+    if sys.platform == "linux" and hasattr(libc, "mallopt"):
+        for option, n_bytes in ((_M_TRIM_THRESHOLD, 2**22), (_M_TOP_PAD, 0), (_M_MMAP_THRESHOLD, 2**22)):
+            libc.mallopt(option, n_bytes)
+
+
 def keep_freed_memory() -> None:
     """Have this process keep what it frees for what it allocates next, to its end.
 

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,8 @@ from pipeline.config.schema import Config
 from pipeline.execution.determinism import repeatable
 from pipeline.execution.device import numbers
 from pipeline.execution.gpu_memory import pairs_that_fit
+from pipeline.execution.host import give_back_freed_memory
+from pipeline.execution.pair_memory import LONG, PairFit, fit_of_pair
 from pipeline.execution.versions import installed_code
 from pipeline.messages.errors import UserError
 from pipeline.messages.words import counted
@@ -56,6 +58,7 @@ class Preflight:
         names: of the targets; see models/explained.py.
         labels: of the targets, where these are names; else none.
         notes: lines about what is explained of the model's output.
+        fit: how a pair is computed.
     """
 
     targets: list[int]
@@ -65,10 +68,17 @@ class Preflight:
     names: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    fit: PairFit = PairFit()
 
 
 def run_preflight(
-    loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str, extra_inputs: ExtraInputs = ()
+    loaded: LoadedModel,
+    codes: np.ndarray,
+    name: str,
+    config: Config,
+    device: str,
+    extra_inputs: ExtraInputs = (),
+    step: Callable[[str], None] = lambda _: None,
 ) -> Preflight:
     """Audit a model, and attribute one sequence, so that a model that cannot be attributed is known at once.
 
@@ -79,13 +89,19 @@ def run_preflight(
         config: of the run.
         device: where to try.
         extra_inputs: of the model, for the sequence.
+        step: told what is done next.
 
     Raises:
-        UserError: the model does not take the sequence or its extra inputs, returns something else than one value
-            for each target, has fewer outputs than engine.targets asks for, or holds operations that cannot be
+        UserError: the memory is short, or the model does not take the sequence or its extra inputs, returns something
+            else than one value for each target, has fewer outputs than engine.targets asks for, or holds operations that cannot be
             attributed.
     """
-    found = cached_audit(loaded, codes, name, config, device, extra_inputs)
+    step("trying the model: the memory of one pair")
+    fit = fit_of_pair(loaded, codes, config, device, extra_inputs)
+    if fit.split and device == "cpu":
+        give_back_freed_memory()
+    step("trying the model: its operations")
+    found = cached_audit(loaded, codes, name, config, device, extra_inputs, fit.split)
     if found.refused:
         count = "" if len(found.refused) == 1 else f"{len(found.refused)} reasons: "
         reasons = "; ".join(" ".join(reason.split()) for reason in found.refused)
@@ -107,17 +123,19 @@ def run_preflight(
             batch_size=n,
             device=device,
             decisions=decisions,
+            split=fit.split,
             **numbers(config.engine.dtype),
         )
 
-    decided = [Decisions() for _ in loaded.folds]
+    decided, n_pairs = [Decisions() for _ in loaded.folds], 1 if fit.split else 2
+    step(f"trying the model: {counted(n_pairs, 'pair')} of the first sequence")
     with _as_user_errors(loaded, codes, name, config, extra_inputs):
         with watched(loaded.module) as seen:
-            tried = attribute_pairs(2, decisions=decided[0])
+            tried = attribute_pairs(n_pairs, decisions=decided[0])
         if decided[0].expected:  # other weights may decide otherwise, by the same lines
             for fold, decisions in list(zip(loaded.folds, decided, strict=True))[1:]:
-                attribute_pairs(2, fold, decisions)
-        fitting = pairs_that_fit(attribute_pairs, device, config.cluster.gpu_share)
+                attribute_pairs(n_pairs, fold, decisions)
+        tried_out = None if fit.split else pairs_that_fit(attribute_pairs, device, config.cluster.gpu_share)
     if not bool(torch.isfinite(tried.prediction).all()):
         suspects = "the weights damaged, or dataset.args out of range" if extra_inputs else "the weights damaged"
         output = loaded.description.get("output") or ""
@@ -134,7 +152,7 @@ def run_preflight(
         *_control_notes(loaded, extra_inputs),
     ]
     expected = [decisions.expected for decisions in decided]
-    return Preflight(targets, found, fitting, expected, tuple(names), tuple(labels), tuple(notes))
+    return Preflight(targets, found, tried_out or fit.most, expected, tuple(names), tuple(labels), tuple(notes), fit)
 
 
 def _control_notes(loaded: LoadedModel, extra_inputs: ExtraInputs) -> list[str]:
@@ -146,32 +164,49 @@ def _control_notes(loaded: LoadedModel, extra_inputs: ExtraInputs) -> list[str]:
 
 
 def audit_model(
-    loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str, extra_inputs: ExtraInputs = ()
+    loaded: LoadedModel,
+    codes: np.ndarray,
+    name: str,
+    config: Config,
+    device: str,
+    extra_inputs: ExtraInputs = (),
+    split: Sequence[str] = (),
 ) -> Audit:
-    """The audit on a sequence and a shuffle of it, and keep it in the cache; arguments as of `run_preflight`.
+    """The audit on a sequence and a shuffle of it, or of a long one on one pair, and keep it in the cache; arguments as
+    of `run_preflight`, and `split` as of the engine.
 
     Raises:
         UserError: the model fails for another reason than an operation that is refused.
     """
     random_state = config.random_state
-    both = np.concatenate([codes[None], shuffle_codes(codes[None], [random_state])[0]])
+    shuffled = shuffle_codes(codes[None], [random_state])
+    is_long = len(codes) >= LONG
+    X = one_hot(codes[None] if is_long else np.concatenate([codes[None], shuffled[0]]))
     _require_number(loaded, config)
     with _as_user_errors(loaded, codes, name, config, extra_inputs):
         found = audit(
             loaded.module,
-            one_hot(both),
-            args=_repeated(extra_inputs, 2),
+            X,
+            one_hot(torch.from_numpy(shuffled)) if is_long else None,
+            args=_repeated(extra_inputs, len(X)),
             targets=places(config.engine.targets, loaded.target_names),
             device=device,
             dtype=numbers(config.engine.dtype)["dtype"],
             random_state=random_state,
+            split=split,
         )
     _keep(_cache_file(loaded, len(codes), config, device, extra_inputs), found)
     return found
 
 
 def cached_audit(
-    loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str, extra_inputs: ExtraInputs = ()
+    loaded: LoadedModel,
+    codes: np.ndarray,
+    name: str,
+    config: Config,
+    device: str,
+    extra_inputs: ExtraInputs = (),
+    split: Sequence[str] = (),
 ) -> Audit:
     """The audit from the cache, or a new one; arguments and errors as of `audit_model`."""
     try:
@@ -180,7 +215,7 @@ def cached_audit(
         operations = tuple(AuditedOperation(**operation) for operation in values.pop("operations"))
         return Audit(operations, tuple(values.pop("refused")), **values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # absent, damaged, or of another version
-        return audit_model(loaded, codes, name, config, device, extra_inputs)
+        return audit_model(loaded, codes, name, config, device, extra_inputs, split)
 
 
 def not_exact(found: Audit) -> list[str]:

@@ -139,6 +139,7 @@ def make_plan(
         random_state=config.random_state,
         spot_check=config.engine.spot_check,
         decisions=preflight.decisions if machine.device_here == machine.device else None,
+        split=list(preflight.fit.split),
         fingerprint=fingerprint_of(config, loaded, facts, machine, references, batch_size),
     )
 
@@ -194,7 +195,8 @@ def resolve_run(
 
     def begin(codes: np.ndarray, name: str, extra_inputs: ExtraInputs) -> S:
         started = time.perf_counter()
-        preflight = run_preflight(loaded, codes, name, config, machine.device_here, extra_inputs)
+        preflight = run_preflight(loaded, codes, name, config, machine.device_here, extra_inputs, progress.step)
+        progress.step(None)
         begun.append((preflight, open_sink(codes, extra_inputs), time.perf_counter() - started))
         return begun[0][1]
 
@@ -209,7 +211,7 @@ def resolve_run(
     select(n_shards(ingested.n_rows, config.store.rows_per_shard), config.run.shards)
     references = resolve_references(config.references, ingested.facts)
     plan = make_plan(config, loaded, ingested, machine, references, preflight)
-    notes = [*preflight.notes, *references.notes, *_setting_notes(config, plan)]
+    notes = [*preflight.notes, *preflight.fit.notes, *references.notes, *_setting_notes(config, plan)]
     for line in notes:
         LOG.info(line)
     return ResolvedRun(plan, source, references, preflight, ingested, sink, notes, read_s)

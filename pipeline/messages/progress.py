@@ -28,6 +28,7 @@ from pipeline.messages.secrets import without_credentials
 from pipeline.messages.visible import VisibleStream, line
 
 SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BEFORE_STEPS = 3.0
 
 
 class _OneLine(logging.Filter):
@@ -113,6 +114,7 @@ class RowProgress:
     def __init__(self, doing: str, total: int | None, done: int = 0) -> None:
         self.doing, self.total, self.done = doing, total, done
         self._new = 0
+        self._step_from: float | None = None
         self._started = self._last_line = time.monotonic()
         self._bar = _Bar(BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
         self._task = self._bar.add_task(doing, total=total, completed=done, speed="")
@@ -136,6 +138,16 @@ class RowProgress:
         if self._bar.disable and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             LOG.info(f"{self.doing}: {self.line()}")
+
+    def step(self, doing: str | None) -> None:
+        """Something else is done before the next row; None: it is over. Off a terminal it is told where this takes
+        long, with the first step that begins after some seconds."""
+        now = time.monotonic()
+        self._step_from = None if doing is None else self._step_from or now
+        self._bar.update(self._task, description=doing or self.doing)
+        if self._bar.disable and self._step_from is not None and now - self._step_from > SECONDS_BEFORE_STEPS:
+            self._last_line = now
+            LOG.info(str(doing))
 
     @property
     def rows_per_second(self) -> float:

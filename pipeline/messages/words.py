@@ -1,6 +1,7 @@
 """Words: of errors about settings, and of counts."""
 
 import difflib
+import math
 from collections.abc import Sequence
 
 from pipeline.messages.visible import brief
@@ -32,3 +33,9 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
         if "." in word
         else ""
     )
+
+
+def size(n_bytes: float) -> str:
+    """An amount of bytes for people: 3.2 MB, 1.4 TB."""
+    unit = min(int(math.log10(max(n_bytes, 1)) // 3), 5)
+    return f"{n_bytes / 1000**unit:.{0 if unit == 0 else 1}f} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[unit]}"

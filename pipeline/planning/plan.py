@@ -56,6 +56,7 @@ class Plan:
         spot_check: whether a sequence and a reference of every shard are predicted alone too; see spot_check.py.
         decisions: what each fold decided from its input in Python when it was tried, by the line that decides, and what
             every shard must; None where it was tried on another kind of device, and each shard is its own measure.
+        split: names of the model's modules that are computed again on the way back, as a pair would not fit the memory.
     """
 
     n_rows: int
@@ -86,6 +87,7 @@ class Plan:
     decisions: list[dict[str, list[Any]]] | None = None
     relative_threshold: float = 0.01
     target_labels: list[str] = field(default_factory=list)
+    split: list[str] = field(default_factory=list)
 
     @property
     def labels(self) -> list[str]:

@@ -3,6 +3,7 @@
 Shape legend: B rows, T targets, C channels, L length. All take (B, 4, L) and return (B, T).
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -207,7 +208,7 @@ class Enformer(nn.Module):
         super().__init__()
         widths = [width // 2 + width // 2 * i // 6 // 8 * 8 for i in range(7)]
         stem = Downsampling(4, widths[0], nn.Conv1d(4, widths[0], 15, padding=7))
-        tower = (Downsampling(a, b, ConvBlock(a, b, 5)) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        tower = (Downsampling(a, b, ConvBlock(a, b, 5)) for a, b in itertools.pairwise(widths))
         self.tower = nn.Sequential(stem, *tower)
         self.layers = nn.Sequential(
             *(
