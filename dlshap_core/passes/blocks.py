@@ -24,9 +24,9 @@ from dlshap_core.torch_private import version
 
 _PARTS = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # of what is kept: how large a block may be, to choose among
 _LEAST_GAIN = 2.0  # times its inputs: what the rules keep of a block for which it pays
-# Of the whole and of a block, times what one pass keeps: what the other makes of it, gradients, and what operations need
-# for themselves, which beside a block is more. Measured on convolutions and attention.
-_OF_WHOLE, _OF_BLOCK = 1.25, 2.25
+# Of the whole and of a block, times what one pass keeps: what the other makes of it, gradients, and what operations
+# need for themselves, which beside a block is more. Measured on convolutions and attention.
+_OF_WHOLE, _OF_BLOCK = 1.25, 3.0
 _AT_WORK = 4  # times the largest input of a module: beside what is kept
 
 

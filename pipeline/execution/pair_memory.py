@@ -51,8 +51,8 @@ def fit_of_pair(
     found = _measured(loaded, codes, config, device, extra_inputs)
     if found is None:
         return PairFit()
-    if device == "cpu":  # modules that are computed again go with an allocator that leaves nothing between
-        found = replace(found, whole=int(_BETWEEN * found.whole))
+    if device == "cpu":
+        found = replace(found, whole=int(_BETWEEN * found.whole), split=int(_BETWEEN * found.split))
     return chosen(found, config, len(codes), *_free(config, device))
 
 

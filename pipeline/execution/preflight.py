@@ -68,7 +68,7 @@ class Preflight:
     names: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    fit: PairFit = PairFit()
+    fit: PairFit = field(default_factory=PairFit)
 
 
 def run_preflight(
@@ -93,8 +93,8 @@ def run_preflight(
 
     Raises:
         UserError: the memory is short, or the model does not take the sequence or its extra inputs, returns something
-            else than one value for each target, has fewer outputs than engine.targets asks for, or holds operations that cannot be
-            attributed.
+            else than one value for each target, has fewer outputs than engine.targets asks for, or holds operations
+            that cannot be attributed.
     """
     step("trying the model: the memory of one pair")
     fit = fit_of_pair(loaded, codes, config, device, extra_inputs)
