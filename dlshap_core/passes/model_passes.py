@@ -30,6 +30,10 @@ _HOOKS_REFUSED = (
 )
 
 
+class SavingMatters(Exception):
+    """The model calls what does not go with hooks on saved tensors, as torch.func.grad."""
+
+
 def _hooks_refused() -> contextlib.AbstractContextManager[None]:
     return torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS_REFUSED)
 
@@ -110,6 +114,7 @@ class ModelPasses:
         self.lowered: Lowered | None = None
         self._state = state
         self._seen = seen
+        self.saves_nothing = True  # in the first pass
         self.blocks = Blocks(model, split, self._computing, _nothing_saved)
 
     @property
@@ -127,9 +132,11 @@ class ModelPasses:
     def in_float64(self) -> Iterator["ModelPasses"]:
         """The same model and inputs, in float64."""
         with borrowed(self.model, self.device, torch.float64) as state:
-            yield ModelPasses(
+            passes = ModelPasses(
                 self.model, state, self.device, torch.float64, self.targets, args=self.args, may_change_format=False
             )
+            passes.saves_nothing = self.saves_nothing
+            yield passes
 
     def observe(
         self, sequences: Tensor, rows: slice, n_repeats: int, tape: Tape, layout: Rows, is_first: bool
@@ -239,7 +246,7 @@ class ModelPasses:
             with (
                 torch.enable_grad(),
                 self._computing(),
-                _hooks_refused() if forward.replaying else _nothing_saved(forward),
+                _nothing_saved(forward) if self.saves_nothing and not forward.replaying else _hooks_refused(),
                 installed or contextlib.nullcontext(),
                 forward,
             ):
@@ -247,6 +254,8 @@ class ModelPasses:
         except (PassesDiffer, Overwritten, FormatMatters, CannotSplit, UnsupportedModelError):
             raise
         except Exception as error:
+            if self.saves_nothing and "saved tensor hooks" in str(error):
+                raise SavingMatters from error
             self._explain(error, x, extra)
             raise
         if self._seen is not None and self._seen.refusals:

@@ -9,7 +9,7 @@ from dlshap_core.errors import DecisionError, UnsupportedModelError, is_out_of_m
 from dlshap_core.kernels.memory_format import FormatMatters
 from dlshap_core.passes.blocks import CannotSplit
 from dlshap_core.passes.checks import Checks, Incomplete
-from dlshap_core.passes.model_passes import ModelPasses
+from dlshap_core.passes.model_passes import ModelPasses, SavingMatters
 from dlshap_core.passes.pairs import Batch, PairRunner
 from dlshap_core.passes.tape import Overwritten, Tape
 from dlshap_core.rules.rows import PassesDiffer, Rows
@@ -63,6 +63,8 @@ class BatchRunner:
                 if self._pairs.is_careful:
                     raise UnsupportedModelError(str(error)) from error
                 self._pairs.is_careful = True
+            except SavingMatters:
+                self._passes.saves_nothing = False
             except CannotSplit as error:
                 self._passes.blocks.leave(error.name)
             except DecisionError as error:
