@@ -8,8 +8,9 @@ from omegaconf import OmegaConf
 
 from pipeline.config.compose import compose, compose_config, override
 from pipeline.config.interpolations import refuse_all
+from pipeline.config.overrides import as_overrides, command_line
 from pipeline.config.schema import Config
-from pipeline.config.trust import as_overrides, command_line, not_given
+from pipeline.config.trust import not_given
 from pipeline.config.validate import from_mapping
 from pipeline.messages.errors import UserError
 from pipeline.messages.progress import LOG

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from pipeline.cli.parser import JSON, STORE, TRUST, Parser, whole_number
 from pipeline.cli.settings import config_of
 from pipeline.cli.streams import stdout_to_stderr
-from pipeline.config.trust import as_overrides
+from pipeline.config.overrides import as_overrides
 from pipeline.messages import errors
 from pipeline.messages.errors import UserError
 from pipeline.messages.visible import to_json

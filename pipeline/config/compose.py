@@ -7,17 +7,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config import hydra_private
 from pipeline.config.interpolations import refuse_lookups
+from pipeline.config.overrides import as_hydra, problem_of
 from pipeline.config.registry import CONF, GROUPS, plugins
 from pipeline.config.schema import AUTO, Config
 from pipeline.config.validate import explain, from_mapping
 from pipeline.messages.errors import UserError
-from pipeline.messages.secrets import refuse_arguments
+from pipeline.messages.secrets import refuse_arguments, without_credentials
 
 SCHEMA = "dlshap_schema"  # in conf/config.yaml
 
@@ -42,8 +43,8 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> DictConf
     more = [] if config_dir is None else [f"hydra.searchpath=[file://{_require_folder(config_dir)}]"]
     root = {item.name: getattr(Config(), item.name) for item in fields(Config)}
     schema = OmegaConf.structured({**root, **{group: {} for group in GROUPS}})
-    with _one_line_errors():
-        given = [*more, *map(_with_new_keys, overrides)]
+    with _one_line_errors(overrides):
+        given = [*more, *map(_with_new_keys, as_hydra(overrides))]
         composed = hydra_private.compose(str(CONF), given, [(None, SCHEMA, schema), *plugins()])
     refuse_lookups(OmegaConf.to_container(composed))
     return composed
@@ -59,8 +60,8 @@ def override(settings: Mapping[str, Any], composed: DictConfig, overrides: Seque
     """
     config = OmegaConf.create(dict(settings))
     of_example = config.model.name == config.dataset.name == "example"
-    with _one_line_errors():
-        for key in hydra_private.override_keys([*map(_with_plain_text, overrides)]):
+    with _one_line_errors(overrides):
+        for key in hydra_private.override_keys(as_hydra(overrides)):
             if key == "experiment":
                 raise UserError(
                     "--config-from and experiment=... contradict each other; give the experiment's settings"
@@ -76,17 +77,7 @@ def _with_new_keys(override: str) -> str:
     """Hydra does not know the settings of a group's choices (see registry.py), nor the keys of mappings: to it, both
     are new."""
     new = rf"({'|'.join(GROUPS)})\.|store\.options[.=]"
-    override = _with_plain_text(override)
     return f"++{override}" if re.match(new, override) else override
-
-
-def _with_plain_text(override: str) -> str:
-    """`model.output` is taken as it stands: its brackets are not Hydra's."""
-    key, sign, text = override.partition("=")
-    if key.lstrip("+") != "model.output" or not set("[(.:'\"") & set(text) or "${" in text:
-        return override
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text) + "\\" * (len(text) - len(text.rstrip("\\")))
-    return f"{key}{sign}'{escaped}'"
 
 
 def _require_folder(path: str) -> Path:
@@ -97,14 +88,21 @@ def _require_folder(path: str) -> Path:
 
 
 @contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
+def _one_line_errors(overrides: Sequence[str]) -> Iterator[None]:
     """Errors of Hydra and OmegaConf become UserError, and so does whatever they let through of YAML and its values."""
     try:
         yield
     except UserError:
         raise
+    except OverrideParseException as error:
+        raise UserError(without_credentials(problem_of(_as_typed(error.override, overrides), overrides))) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from None
     except Exception as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise UserError(f"a setting, or a YAML file of --config-dir, cannot be read: {reason}") from error
+
+
+def _as_typed(override: str, overrides: Sequence[str]) -> str:
+    """The override that Hydra was given in another form; see `_with_new_keys`."""
+    return override if override in overrides else override.removeprefix("++")

@@ -7,7 +7,8 @@
     `hydra.compose` then, and refuse to run within a Hydra application.
     OmegaConf (`omegaconf._utils`) takes its loader of YAML from a function, which is replaced by one whose loader has
     bounds. Where that goes, tests fail, and aliases in a file of --config-dir may fill the memory.
-`override_keys`: the parser of overrides (`hydra.core.override_parser`). Where it goes, `--config-from` fails; the
+`override_keys`, `value_of`, `can_read`, `is_quoted`: the parser of overrides (`hydra.core.override_parser`), and how it
+    keeps what is in quotes. Where it goes, `--config-from` and settings with quotes, escapes or lists fail; the
     documented grammar of overrides is what to parse by hand.
 """
 
@@ -21,6 +22,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.version import VersionBase
 from omegaconf import DictConfig, _utils, open_dict
@@ -52,6 +55,30 @@ def compose(folder: str, overrides: Sequence[str], nodes: Sequence[tuple[str | N
 def override_keys(overrides: Sequence[str]) -> list[str]:
     """What each override sets or chooses. Raises HydraException where one cannot be read."""
     return [each.key_or_group for each in OverridesParser.create().parse_overrides(list(overrides))]
+
+
+def value_of(text: str) -> Any:
+    """The value that a text is in Hydra's grammar; None also where it cannot be read."""
+    try:
+        return OverridesParser.create().parse_override(f"x={text}").value()
+    except HydraException:
+        return None
+
+
+def can_read(override: str) -> bool:
+    """Whether an override is one in Hydra's grammar, with a single value."""
+    try:
+        return not OverridesParser.create().parse_override(override).is_sweep_override()
+    except HydraException:
+        return False
+
+
+def is_quoted(text: str) -> bool:
+    """Whether the whole of a text is one in Hydra's quotes."""
+    try:
+        return isinstance(OverridesParser.create().parse_override(f"x={text}")._value, QuotedString)
+    except HydraException:
+        return False
 
 
 @contextlib.contextmanager

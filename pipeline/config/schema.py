@@ -5,6 +5,7 @@ under conf/ hold the defaults of each choice. `None` means not given.
 """
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -220,9 +221,10 @@ class EngineConfig(Group):
             (type(target) is int and target >= 0) or (isinstance(target, str) and target) for target in targets
         )
         if targets != "all" and not (is_list and targets and len(set(targets)) == len(targets)):
+            fix = "" if isinstance(targets, list) else f"; for one: {shlex.quote(f'engine.targets=[{targets}]')}"
             yield (
                 f"engine.targets={targets}; expected a list of different indices such as [0,2], of names such as "
-                f"[K562_CTCF], or all"
+                f"[K562_CTCF], or all{fix}"
             )
 
 

@@ -5,6 +5,7 @@ mixes the values of two runs in one store. In the same way, one is not taken fro
 plain: a forgotten word costs a question, and never runs a stranger's code.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import omegaconf
 from omegaconf import OmegaConf
 
+from pipeline.messages.visible import visible
 from pipeline.messages.words import did_you_mean, one_of
 
 REQUIRED = omegaconf.MISSING
@@ -29,6 +31,8 @@ class Setting:
         fingerprint: `value` (as it is), `resolved` (what it resolves to is there instead: weights, rows, references,
             the batch size) or `none` (it does not reach the values).
         is_file: whether it names a file or a folder, or several.
+        is_text: whether a text is its value as it stands: a path, or whatever else a person calls something.
+        takes_several: whether a list of paths may be given too.
         choices: the words that it may be; None: any.
         least: the smallest whole number that it may be.
         is_plain: whether it runs no code, connects to nothing and says nothing to anyone, so that it is taken from a
@@ -43,6 +47,15 @@ class Setting:
     choices: tuple[str, ...] | None
     least: int | None
     is_plain: bool
+    type: Any
+
+    @property
+    def is_text(self) -> bool:
+        return self.is_file or self.type in (str, str | None)
+
+    @property
+    def takes_several(self) -> bool:
+        return self.is_file and self.type is Any
 
     @property
     def problem(self) -> str | None:
@@ -92,7 +105,7 @@ def settings_of(config: Any, prefix: str = "") -> Iterator[Setting]:
             for inner in settings_of(value, f"{prefix}{item.name}."):
                 yield inner if known["fingerprint"] == "value" else replace(inner, fingerprint=known["fingerprint"])
         else:
-            yield Setting(prefix + item.name, value, **known)
+            yield Setting(prefix + item.name, value, **known, type=item.type)
 
 
 def _known(schema: type, key: str) -> Mapping[str, Any]:
@@ -117,8 +130,36 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with the home folder in the place of `~` or `~user`."""
+    return Path(os.path.expanduser(path))  # pathlib's own takes ./~x for ~x, and fails where there is no such user
+
+
 def absolute_path(path: Any) -> Any:
     """A path as it is from anywhere; of several each; a URL and None as they are."""
     if isinstance(path, list):
         return [absolute_path(one) for one in path]
-    return str(Path(path).expanduser().absolute()) if path and "://" not in path else path
+    return str(expanded(path).absolute()) if path and "://" not in path else path
+
+
+def plain_paths(value: Any, key: str) -> Any:
+    """What a setting of files holds, as text, with the home folder in the place of `~`; of several each.
+
+    Raises:
+        ValueError: it is none, in words.
+    """
+    if isinstance(value, list):
+        return [plain_paths(one, key) for one in value]
+    if value is None:
+        return None
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(
+            f"{key}={value} is read as {type(value).__name__}, not as a path; put it in quotes, in YAML and Python as "
+            f'well, or write ./ before it: {key}="./{value}"'
+        )
+    text = os.path.expanduser(os.fspath(value))
+    if "\0" in text:
+        raise ValueError(f"{key}={visible(text)} holds a null byte, which no path does")
+    if not text.strip():
+        raise ValueError(f"{key} is empty; give a path, or leave {key} out")
+    return text

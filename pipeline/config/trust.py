@@ -3,9 +3,6 @@
 Which these are, each setting says itself (`is_plain` in settings.py).
 """
 
-import re
-import shlex
-from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -13,10 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config.schema import Config, Group
 from pipeline.config.settings import settings_of
-
-_BARE = re.compile(
-    r"(?!(?:null|true|false|nan|inf)$)[a-z_/][\w./-]*", re.IGNORECASE | re.ASCII
-)  # a text that needs no quotes
 
 
 def not_given(config: Config, given: DictConfig) -> dict[str, Any]:
@@ -44,29 +37,3 @@ def not_given(config: Config, given: DictConfig) -> dict[str, Any]:
         else:
             found[each.key] = each.value
     return found
-
-
-def as_overrides(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as they are given on a command line, before the shell's quotes."""
-    return [f"{key}={_written(value)}" for key, value in settings.items()]
-
-
-def command_line(arguments: Sequence[str], settings: Mapping[str, Any]) -> str:
-    """A command line that gives these settings as well, ready to paste."""
-    return shlex.join(["dlshap", *arguments, *as_overrides(settings)])
-
-
-def _written(value: Any) -> str:
-    """A value in the grammar of overrides."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(map(_written, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{name}:{_written(inner)}' for name, inner in value.items())}}}"
-    if isinstance(value, str) and not _BARE.fullmatch(value):
-        escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-        return f"'{escaped}'"
-    return str(value)

@@ -1,6 +1,7 @@
 """From what was given to a configuration that can be run, or to the one line that says what is wrong with it."""
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
@@ -10,9 +11,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config.expansion import require_bounded
 from pipeline.config.interpolations import refuse_all, refuse_lookups
+from pipeline.config.overrides import setting_of
 from pipeline.config.registry import GROUPS, names, owners, schema
 from pipeline.config.schema import AUTO, Config, Group, ModelConfig
-from pipeline.config.settings import REQUIRED, settings_of, to_dict
+from pipeline.config.settings import REQUIRED, plain_paths, settings_of, to_dict
 from pipeline.messages.errors import UserError
 from pipeline.messages.secrets import refuse_options, refuse_values, without_credentials
 from pipeline.messages.words import did_you_mean, one_of
@@ -31,6 +33,7 @@ def from_mapping(composed: Any) -> Config:
         refuse_lookups(given)
         require_bounded(given)
         chosen = {group: _schema_of(given, group)() for group in GROUPS}
+        _make_plain(given, Config(**chosen))
         for group, empty in chosen.items():
             if isinstance(given.get(group), dict):
                 given[group] = _own(given[group], group, empty)
@@ -49,6 +52,18 @@ def from_mapping(composed: Any) -> Config:
     refuse_all(to_dict(config), "the configuration")
     check(config)
     return config
+
+
+def _make_plain(given: dict[str, Any], empty: Config) -> None:
+    """Make every path that is given plain text. Raises UserError for what is none."""
+    for each in settings_of(empty):
+        group, _, key = each.key.partition(".")
+        values = given.get(group)
+        if each.is_file and isinstance(values, dict) and key in values:
+            try:
+                values[key] = plain_paths(values[key], each.key)
+            except ValueError as error:
+                raise UserError(str(error)) from None
 
 
 def _name_of(given: Mapping[str, Any], group: str) -> str:
@@ -135,7 +150,7 @@ def _explained(error: Exception) -> str:
     if match := re.search(r"Could not override '([^']*)'", text):
         known = _keys_beside(match[1]) + [item.name for item in fields(Config)]
         if match[1] not in known:
-            return f"{match[1] or repr('')} is not a setting{did_you_mean(match[1], known)}"
+            return f"{match[1] or 'what begins with ='} is not a setting{did_you_mean(match[1], known)}"
     if match := re.search(r"(?:Could not find|In '[^']+': Could not find) '(\w+)/([^']+)'", text):
         options = re.findall(r"^\t(\w+)$", text, re.MULTILINE)
         return f"{match[1]}={match[2]}; expected {one_of(options)}{did_you_mean(match[2], options)}"
@@ -145,13 +160,12 @@ def _explained(error: Exception) -> str:
     if (match := re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text)) and key:
         kinds = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
         return f"{key[1]}={match[1]}; expected {kinds.get(match[2], match[2])}"
+    if match := re.search(r"Ambiguous value for argument '([^=]*)=(.*?)'\n", text):
+        takes_list = (found := setting_of(match[1].lstrip("+"))) is not None and found.type in (Any, list[Any])
+        fix = f"; write {shlex.quote(f'{match[1]}=[{match[2]}]')}" if takes_list else ""
+        return f"{match[1]}={match[2]} gives several values; expected {'a list in brackets' if fix else 'one'}{fix}"
     if match := re.search(r"Error merging override \+*(store\.options|\S+)", text):
         return f"{match[1]}: the value is not of the type that {key[1] if key else 'the setting'} takes"
-    if "parsing override" in text or "OverrideParseException" in type(error).__name__:
-        override = getattr(error, "override", "")
-        return (
-            f"{override!r} is not a setting; expected name=value, and quotes around a value with brackets, spaces or ="
-        )
     first = str(error).strip().splitlines()[0]
     return f"{key[1]}: {first}" if key else first
 

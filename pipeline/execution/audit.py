@@ -4,6 +4,7 @@ from dlshap_core.audit import Audit
 from pipeline.config import limits
 from pipeline.config.schema import Config
 from pipeline.execution.executor import executor_of
+from pipeline.execution.pipes import refuse_pipes
 from pipeline.execution.preflight import audit_model
 from pipeline.inputs.ingest import first_good
 from pipeline.inputs.open import open_source
@@ -16,6 +17,7 @@ def audit_config(config: Config) -> Audit:
     Raises:
         UserError: bad input or configuration, or the model fails.
     """
+    refuse_pipes(config)
     with limits.using(config.limits):
         device, loaded = executor_of(config).device_here(), load_chosen(config)
         codes, name, extra_inputs = first_good(open_source(config.dataset), config.dataset)

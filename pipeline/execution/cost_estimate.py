@@ -17,6 +17,7 @@ from pipeline.execution.device import Machine, shards_in_flight
 from pipeline.execution.ensemble import Attributed, attribute_rows
 from pipeline.execution.executor import executor_of
 from pipeline.execution.pair_memory import LONG
+from pipeline.execution.pipes import refuse_pipes
 from pipeline.execution.prepare import ResolvedRun, resolve_run
 from pipeline.execution.probe import N_REFERENCES
 from pipeline.execution.shard import shard_values
@@ -117,6 +118,7 @@ def estimate_config(config: Config) -> CostEstimate:
     Raises:
         UserError: what `run` refuses before its first shard.
     """
+    refuse_pipes(config)
     read_attributes(RunDirectory(config.store.path, config.store.options).store)  # refuses what is not a store
     executor = executor_of(config)
     machine = Machine.here(executor.device_here())

@@ -13,6 +13,7 @@ from pipeline.config.settings import settings_of
 from pipeline.execution.agree import Request
 from pipeline.execution.executor import Executor, executor_of
 from pipeline.execution.finalize import finalize, finished
+from pipeline.execution.pipes import refuse_pipes
 from pipeline.execution.store_access import attributes_of, present_attributes
 from pipeline.execution.summary import Summary
 from pipeline.execution.work import WorkSpec
@@ -41,6 +42,7 @@ def run_config(config: Config) -> Summary:
         RunError: the work failed, and what is committed stays; or convergence deltas are over the threshold, and
             engine.on_nonconvergence=fail.
     """
+    refuse_pipes(config)
     with limits.using(config.limits):
         summary = _run(config)
     if summary.failures:

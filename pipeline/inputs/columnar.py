@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import limits
-from pipeline.inputs.file_types import first_bytes
+from pipeline.inputs.compressed import first_bytes, refuse_compressed
 from pipeline.messages.errors import UserError
 from pipeline.messages.secrets import one_line
 
@@ -34,6 +34,7 @@ class Columnar:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._magic = first_bytes(path)
+        refuse_compressed(path, "a Parquet or Arrow file")
         if self._magic.startswith(b"FEA1"):
             raise UserError(f"{path} is Feather version 1; write it again as version 2, which is today's default")
         with self._user_errors():

@@ -1,12 +1,10 @@
 """Which form of input a file is: by its first bytes where they tell, by its name otherwise."""
 
-import gzip
-import zlib
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.registry import names, schema
-from pipeline.inputs.text import is_gzip
+from pipeline.inputs.compressed import first_bytes, refuse_others, without_suffix
 from pipeline.messages.errors import UserError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
@@ -23,11 +21,13 @@ def require_form(path: Path, form: str) -> None:
             f"use dataset={found} dataset.{other.main_file}={path}"
         )
     own = schema("dataset", form)
+    if found is None and path.is_file():
+        refuse_others(path, first_bytes(path))
     if found is None and own.must_be_known and suffix_of(path) != ".txt":
         known = [f"dataset={name} ({', '.join(form.suffixes) or form.is_called})" for name, form in _forms().items()]
         raise UserError(
             f"dataset.path={path} is not known by its name or its first bytes as {own.is_called}; forms: "
-            f"{', '.join(known)}; text may be gzip"
+            f"{', '.join(known)}; text may be compressed"
         )
 
 
@@ -55,16 +55,4 @@ def is_zarr(folder: Path) -> bool:
 
 def suffix_of(path: Path) -> str:
     """The end of a name that says what is in it, in lower case: .csv of x.CSV.gz."""
-    name = path.name.lower()
-    for compressed in (".gz", ".bgz"):
-        name = name.removesuffix(compressed)
-    return Path(name).suffix
-
-
-def first_bytes(path: Path, n: int = 8) -> bytes:
-    """The first bytes of the content, decompressed if it is gzip; fewer where there are no more, or it is damaged."""
-    with gzip.open(path, "rb") if is_gzip(path) else path.open("rb") as file:
-        try:
-            return file.read(n)
-        except (EOFError, gzip.BadGzipFile, zlib.error):
-            return b""
+    return Path(without_suffix(path.name.lower())).suffix

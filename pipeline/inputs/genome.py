@@ -4,18 +4,16 @@ Two ways to read, chosen by what the file is:
 
 - `IndexedGenome`, for a plain FASTA: pyfaidx seeks to each window through a `.fai` index. An index beside the genome is
   used if it fits; otherwise one is made, and put there unless the genome's folder cannot be written.
-- `StreamedGenome`, for gzip and bgzip (and a plain FASTA of uneven line lengths, which no index can describe). The file
-  is read twice: once for names and lengths, to check every locus, and once for the sequences. The second pass holds a
-  chromosome in memory (a byte per base) until its last locus; those without loci are skipped. Loci in the genome's
-  order need one chromosome at a time; in any other order, at most all chromosomes with loci.
+- `StreamedGenome`, for gzip, bgzip, bzip2, xz and zstd (and a plain FASTA of uneven line lengths, which no index can
+  describe). The file is read twice: once for names and lengths, to check every locus, and once for the sequences. The
+  second pass holds a chromosome in memory (a byte per base) until its last locus; those without loci are skipped. Loci
+  in the genome's order need one chromosome at a time; in any other order, at most all chromosomes with loci.
 """
 
-import gzip
 import os
 import re
 import shutil
 import tempfile
-import zlib
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +22,8 @@ from uuid import uuid4
 import pyfaidx
 
 from pipeline.config import limits
-from pipeline.inputs.text import BYTE_ORDER_MARK, damaged, is_gzip, open_bytes, text_of
+from pipeline.inputs.compressed import DamagedFile, is_compressed
+from pipeline.inputs.text import BYTE_ORDER_MARK, damaged, open_bytes, text_of
 from pipeline.messages.errors import UserError
 from pipeline.messages.secrets import one_line
 
@@ -61,7 +60,7 @@ def genome_sizes(genome: Genome, chroms: Iterable[str]) -> dict[str, int]:
 
 def open_genome(path: Path) -> Genome:
     """The genome in a FASTA file. Raises UserError when it is not FASTA, is damaged, or names a chromosome twice."""
-    if is_gzip(path):
+    if is_compressed(path):
         return StreamedGenome(path)
     with open_bytes(path):  # refuses other binary files with a better message than an index would
         pass
@@ -270,7 +269,7 @@ def _blocks(path: Path) -> Iterator[tuple[bytes, bool]]:
                 if block:
                     yield block, begins_line
                     begins_line = block.endswith(b"\n")
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        except (EOFError, DamagedFile) as error:
             raise damaged(path, "(read as a genome)", error) from error
     if rest:
         yield rest, begins_line

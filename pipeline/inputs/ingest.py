@@ -11,7 +11,7 @@ import numpy as np
 from dlshap_core.sequences import UNKNOWN
 from pipeline.config import dataset_args, limits
 from pipeline.config.schema import DatasetConfig
-from pipeline.config.settings import settings_of
+from pipeline.config.settings import expanded, settings_of
 from pipeline.inputs.base import Rows, Source
 from pipeline.inputs.duplicates import Repeats, input_notes
 from pipeline.inputs.facts import InputFacts, InputHash
@@ -212,7 +212,7 @@ def settings_and_files(config: Any, packaged: Iterable[str | Path] = ()) -> dict
     of one of them is not known."""
     settings = list(settings_of(config))
     named = [each.value for each in settings if each.is_file and each.value is not None]
-    paths = [Path(path).expanduser().absolute() for path in (*named, *packaged)]
+    paths = [expanded(path).absolute() for path in (*named, *packaged)]
     if not all(path.is_file() or path.is_dir() for path in paths):
         return None
     files = {str(path): _state(path) for path in paths}

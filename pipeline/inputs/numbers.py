@@ -17,6 +17,7 @@ from typing import IO
 import numpy as np
 
 from pipeline.config import limits
+from pipeline.inputs.compressed import refuse_compressed
 from pipeline.messages.errors import UserError
 from pipeline.messages.secrets import one_line
 from pipeline.messages.words import counted
@@ -52,6 +53,7 @@ def open_numbers(
             with zipfile.ZipFile(path) as archive, archive.open(_member(archive, key, where, setting)) as file:
                 yield _npy(file, where, limits.Streamed(path)), where
         else:
+            refuse_compressed(path, "an array")
             with path.open("rb") as file:
                 if file.read(2) == b"PK":
                     raise UserError(f"{where} is a truncated npz file; copy or download it again")

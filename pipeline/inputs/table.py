@@ -21,9 +21,10 @@ from pipeline.inputs import cells
 from pipeline.inputs.base import Row, RowSource, Source, Values
 from pipeline.inputs.columnar import MAGIC, Columnar, kind_of, list_shape
 from pipeline.inputs.columns import listed, require_column
+from pipeline.inputs.compressed import first_bytes
 from pipeline.inputs.delimited import NAMES, Delimited, Line
 from pipeline.inputs.fasta import LocusNames, locus_of
-from pipeline.inputs.file_types import DELIMITERS, first_bytes
+from pipeline.inputs.file_types import DELIMITERS
 from pipeline.inputs.form import InputForm
 from pipeline.inputs.lists import Decoded, fixed, fixed_type, numbers
 from pipeline.inputs.onehot import AXES, READ_AS, axes_of

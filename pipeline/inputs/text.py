@@ -1,33 +1,27 @@
-"""Reading plain or gzip-compressed text, told apart by its first bytes, with errors that name the file and the line."""
+"""Reading text, plain or compressed, with errors that name the file and the line."""
 
-import gzip
 import io
+import os
 import re
+import shlex
 import stat
-import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from pipeline.config import limits
+from pipeline.config.settings import expanded
+from pipeline.inputs.compressed import DamagedFile, refuse_others, unpacked
 from pipeline.messages.errors import UserError
 
-_GZIP_MAGIC = b"\x1f\x8b"
-_BUFFER_BYTES = 1 << 17
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LONGEST_MAGIC = 8
+_OF_PROCESS = re.compile(r"/dev/(?:stdin|fd/\d+)$|/proc/(?:self|thread-self|\d+)/(?:task/\d+/)?fd/\d+$")
 _NOT_TEXT = {
-    b"PK": "a zip archive",
-    b"BZh": "bzip2-compressed",
-    b"\xfd7zXZ": "xz-compressed",
-    b"\x28\xb5\x2f\xfd": "zstd-compressed",
     b"\x89HDF": "an HDF5 file",
     b"\x1a\x45\xdf\xa3": "a binary file",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-    b"CRAM": "a CRAM file",
-    b"\x1a\x41\x43\x51": "a 2bit file",
-    b"\x43\x27\x41\x1a": "a 2bit file",
+    b"PK": "a damaged zip archive",
     b"PAR1": "a Parquet file",
     b"ARROW1": "an Arrow file",
     b"\x93NUMPY": "a numpy array",
@@ -40,16 +34,43 @@ def require_path(path: str | Path | None, field: str) -> Path:
         raise UserError(f"{field} is not set; give the path of a file: {field}=...")
     if re.match(r"\w+://", str(path)):
         raise UserError(f"{field}={path} is not on a disk; download it, and give its path")
-    found = Path(path).expanduser()
+    found = expanded(path)
     try:
         kind = found.stat().st_mode
     except FileNotFoundError:
-        raise UserError(f"{field}={path}: no such file (looked for {found.absolute()})") from None
+        near = f"; there is {str(path).strip()!r} without the spaces" if _is_padded(str(path)) else ""
+        raise UserError(f"{field}={path}: no such file (looked for {found.absolute()}){near}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise UserError(f"{field}={path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if stat.S_ISREG(kind) or stat.S_ISDIR(kind) or stat.S_ISFIFO(kind):
+    refuse_pipe(path, field)
+    if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
         return found
     raise UserError(f"{field}={path} is a {'socket' if stat.S_ISSOCK(kind) else 'device'}; expected a file")
+
+
+def _is_padded(path: str) -> bool:
+    """Whether spaces around a name keep it from being that of a file."""
+    return path != path.strip() and os.path.exists(os.path.expanduser(path.strip()))
+
+
+def refuse_pipe(path: str | Path, field: str) -> None:
+    """Raises UserError for a pipe, whose content is gone once it is read, and for what this process alone was given.
+
+    Args:
+        path: of something that exists.
+        field: the setting that names it.
+    """
+    found = expanded(path)
+    kind, is_of_process = found.stat().st_mode, _OF_PROCESS.match(os.path.abspath(found)) is not None
+    if stat.S_ISFIFO(kind) or (stat.S_ISCHR(kind) and is_of_process):
+        raise UserError(
+            f"{field}={path} is a {'pipe' if stat.S_ISFIFO(kind) else 'terminal'}, and a run reads its files more than "
+            f"once; write a file first, `COMMAND > FILE`, and give {field}=FILE (.gz, .bz2, .xz and .zst are read "
+            f"where text is)"
+        )
+    if is_of_process and stat.S_ISREG(kind):
+        own = shlex.quote(f"{field}={os.path.realpath(found)}")
+        raise UserError(f"{field}={path} is another file to each process; give the name of this one: {own}")
 
 
 def require_file(path: str | Path | None, field: str) -> Path:
@@ -64,43 +85,22 @@ def require_file(path: str | Path | None, field: str) -> Path:
         raise UserError(f"{field}={path} cannot be read: {error.strerror or error}") from None
 
 
-def is_gzip(path: Path) -> bool:
-    """Whether the file is gzip (bgzip is gzip too), by its first bytes."""
-    with path.open("rb") as file:
-        return file.read(2) == _GZIP_MAGIC
-
-
 def open_bytes(path: Path) -> BinaryIO:
-    """The file's content, decompressed if it is gzip. Raises UserError when it is another kind of binary file."""
-    if is_gzip(path):
-        return cast(BinaryIO, io.BufferedReader(_Unpacked(path), _BUFFER_BYTES))
-    file = path.open("rb", buffering=_BUFFER_BYTES)
-    head = file.read(8)
-    file.seek(0)
-    for magic, kind in _NOT_TEXT.items():
-        if head.startswith(magic):
-            file.close()
-            raise UserError(f"{path} is {kind}; expected plain text or gzip")
+    """The file's content, decompressed. Raises UserError when it is another kind of binary file."""
+    file = unpacked(path)
+    try:
+        head = cast(io.BufferedReader, file).peek(_LONGEST_MAGIC)
+        refuse_others(path, head)
+        for magic, kind in _NOT_TEXT.items():
+            if head.startswith(magic):
+                raise UserError(f"{path} is {kind}; expected text, plain or compressed")
+    except UserError:
+        file.close()
+        raise
+    except (EOFError, DamagedFile):  # whoever reads it says where it is damaged
+        file.close()
+        return unpacked(path)
     return file
-
-
-class _Unpacked(io.RawIOBase):
-    """The content of a gzip file; UserError where more comes out than the limits allow."""
-
-    def __init__(self, path: Path) -> None:
-        self._file, self._streamed = gzip.GzipFile(path), limits.Streamed(path)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        n_bytes = self._file.readinto(buffer)
-        self._streamed.add(n_bytes)
-        return n_bytes
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def numbered_lines(path: Path, in_pieces: bool = False) -> Iterator[tuple[int, bytes]]:
@@ -120,17 +120,17 @@ def numbered_lines(path: Path, in_pieces: bool = False) -> Iterator[tuple[int, b
                     if not in_pieces:
                         raise limits.too_long(f"{path}, line {number}", "record_mb")
                     n_cut += 1
-                if number == 1 and b"\0" in line and not line.startswith(b"BCF"):  # variants.py refuses it
+                if number == 1 and b"\0" in line:
                     raise UserError(f"{path} is not text; an archive (tar) must be unpacked, UTF-16 text made UTF-8")
                 yield number, (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).rstrip(b"\r\n")
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        except (EOFError, DamagedFile) as error:
             raise damaged(path, f"after line {number}", error) from error
         except OSError as error:
             raise UserError(f"{path} cannot be read after line {number}: {error.strerror or error}") from error
 
 
 def damaged(path: Path, where: str, error: Exception) -> UserError:
-    """The error for a gzip file that ends early or does not decompress."""
+    """The error for a compressed file that ends early or does not decompress."""
     kind = "truncated" if isinstance(error, EOFError) else "damaged"
     return UserError(f"{path} is {kind} {where}: {error}; copy or download it again")
 

@@ -83,8 +83,6 @@ class VariantSource(RowSource):
         """(0-based row, 1-based line number, line) of every variant line."""
         index = 0
         for number, line in numbered_lines(self.vcf):
-            if number == 1 and line.startswith(b"BCF"):
-                raise UserError(f"{self.vcf} is BCF; convert it: bcftools view {self.vcf.name} > variants.vcf")
             if line.strip() and not line.startswith(b"#"):
                 yield index, number, line
                 index += 1

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.config.settings import expanded
 from pipeline.messages.errors import UserError
 from pipeline.messages.words import some
 from pipeline.models import own_modules
@@ -28,7 +29,7 @@ def checkpoint_path(path: str | Path | None, folders: bool = False) -> Path:
     """The checkpoint as an existing file, or folder where these are allowed. Raises UserError where it is neither."""
     if path is None or str(path) == "":
         raise UserError("model.checkpoint is not set; give the file that holds the model's weights")
-    found = Path(path).expanduser()
+    found = expanded(path)
     if found.is_dir():
         if folders:
             return found

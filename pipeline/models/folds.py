@@ -1,6 +1,7 @@
 """Folds: checkpoints of one architecture, trained on different parts of the data."""
 
 import glob
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from pipeline.config.settings import expanded
 from pipeline.messages.errors import UserError
 
 PATTERN = frozenset("*?[")
@@ -26,19 +28,23 @@ def fold_paths(checkpoint: Any, key: str = "model.checkpoint") -> list[str | Non
     found = [path for one in given for path in _matches(str(one), key)]
     if not found:
         raise UserError(f"{key}=[] is empty; give one file of weights for each fold")
-    twice = [path for path, n in Counter(str(Path(path).expanduser().resolve()) for path in found).items() if n > 1]
+    twice = [path for path, n in Counter(str(expanded(path).resolve()) for path in found).items() if n > 1]
     if twice:
         raise UserError(f"{key} names {twice[0]} twice; give each fold once")
     return list(found)
 
 
 def _matches(path: str, key: str) -> list[str]:
-    expanded = Path(path).expanduser()
-    if expanded.exists() or not PATTERN & set(path):
+    pattern = expanded(path)
+    if os.path.lexists(pattern):
         return [path]
-    found = sorted(glob.glob(str(expanded)))
+    if "," in path and all(map(os.path.exists, path.split(","))):
+        raise UserError(f"{key}={path}: no such file; several are given as a list: {key}=[{path}]")
+    if not PATTERN & set(path):
+        return [path]
+    found = sorted(glob.glob(str(pattern)))
     if not found:
-        raise UserError(f"{key}={path} matches no file (looked in {expanded.absolute().parent})")
+        raise UserError(f"{key}={path} matches no file (looked in {pattern.absolute().parent})")
     return found
 
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pipeline.config.settings import setting
+from pipeline.config.settings import expanded, setting
 from pipeline.messages.errors import UserError
 from pipeline.models.checkpoint import checkpoint_path
 from pipeline.models.family import ModelFamily, Raw
@@ -46,7 +45,7 @@ class Keras(ModelFamily):
         return [self._raw(path, loaded) for path, loaded in zip(checkpoints, [first, *others], strict=True)]
 
     def _loaded(self, checkpoint: str | None, like: Architecture | None = None) -> Loaded:
-        description = None if self.architecture is None else Path(self.architecture).expanduser()
+        description = None if self.architecture is None else expanded(self.architecture)
         if description is not None and not description.is_file():
             raise UserError(f"model.architecture={self.architecture}: no such file")
         channels_first = self.head.startswith("profile_")

@@ -5,8 +5,8 @@ A table with tabs and a header, as Basenji's, Enformer's and Borzoi's `targets.t
 
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
 
+from pipeline.config.settings import expanded
 from pipeline.messages.errors import UserError
 from pipeline.messages.visible import brief
 from pipeline.messages.words import some
@@ -28,7 +28,7 @@ def read_names(path: str | None) -> tuple[str, ...]:
     """
     if path is None:
         return ()
-    found = Path(path).expanduser()
+    found = expanded(path)
     if not found.is_file():
         raise UserError(f"{KEY}={path}: no such file (looked for {found.absolute()}); expected one name a line")
     if (n_bytes := found.stat().st_size) > _MOST_BYTES:

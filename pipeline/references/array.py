@@ -10,14 +10,13 @@ import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from dlshap_core.sequences import UNKNOWN
 from pipeline.config import limits
-from pipeline.config.settings import absolute_path, setting
+from pipeline.config.settings import absolute_path, expanded, setting
 from pipeline.inputs.facts import InputFacts
 from pipeline.messages.errors import UserError
 from pipeline.messages.secrets import one_line
@@ -51,7 +50,7 @@ def open_file(path: str) -> Any:
     Raises:
         UserError: it is not there, cannot be read, or holds several arrays.
     """
-    place, where = Path(path).expanduser(), f"references.path={path}"
+    place, where = expanded(path), f"references.path={path}"
     if place.exists() and not (place.is_file() or place.is_dir()):
         raise UserError(f"{where} is no regular file; expected an array in npy, npz or Zarr")
     try:

@@ -9,7 +9,8 @@ import json
 from omegaconf import DictConfig
 
 from pipeline.config.interpolations import refuse_all
-from pipeline.config.trust import command_line, not_given
+from pipeline.config.overrides import command_line
+from pipeline.config.trust import not_given
 from pipeline.config.validate import from_mapping
 from pipeline.messages.errors import UserError
 from pipeline.messages.progress import LOG

@@ -53,7 +53,7 @@ def test_values_reach_the_configuration() -> None:
         (["engine.threads=0"], ["engine.threads=0; expected a whole number of at least 1"]),
         (["engine.batch_size=many"], ["engine.batch_size=many", "or auto"]),
         (["cluster.actors=0"], ["cluster.actors=0", "or auto"]),
-        (["engine.targets=[a"], ["'engine.targets=[a'", "quotes"]),
+        (["engine.targets=[a"], ["cannot be read as it is; write 'engine.targets=[a]'"]),
         (["engine.targets=[0,0]"], ["engine.targets=[0, 0]", "or all"]),
         (["engine.targets=first"], ["engine.targets=first", "or all"]),
         (["engine.device=gpu"], ["engine.device=gpu; expected auto, cpu, cuda"]),

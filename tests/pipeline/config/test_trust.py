@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from pipeline.config import registry
 from pipeline.config.compose import compose, compose_config
+from pipeline.config.overrides import as_overrides, command_line
 from pipeline.config.schema import LimitsConfig
 from pipeline.config.settings import settings_of
-from pipeline.config.trust import as_overrides, command_line, not_given
+from pipeline.config.trust import not_given
 
 NOT_PLAIN = {
     "model._target_",
