@@ -73,7 +73,6 @@ def test_a_path_is_taken_as_it_stands(name: str) -> None:
     [
         ('"a b.fa"', "a b.fa"),
         ("'it\\'s.fa'", "it's.fa"),
-        (' "x.fa" ', "x.fa"),
         ("epoch\\=1\\,2.fa", "epoch=1,2.fa"),
         ("'null'", "null"),
         (" x.fa", " x.fa"),
@@ -94,7 +93,7 @@ def test_several_paths_are_a_list() -> None:
         ("null", None),
     ]:
         assert compose_config([*MODULE, f"model.checkpoint={typed}"]).model.checkpoint == expected
-    with pytest.raises(UserError, match="needs dataset.path"):
+    with pytest.raises(UserError, match=r"needs dataset\.path"):
         path_of(*FASTA, "dataset.path=x", "~dataset.path")
 
 
@@ -104,8 +103,8 @@ def test_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert path_of(*FASTA, "dataset.path=~no-such-user/x.fa") == "~no-such-user/x.fa"
     assert path_of(*FASTA, "dataset.path=./~x.fa") == "./~x.fa"
     assert compose_config([*MODULE, 'model.checkpoint=["~/a.pt"]']).model.checkpoint == [f"{tmp_path}/a.pt"]
-    for given in ({"name": "fasta", "path": "~/x.fa"}, {"name": "fasta", "path": Path("~/x.fa")}):
-        config = from_mapping({"dataset": given, "model": {"name": "example"}})
+    for values in ({"name": "fasta", "path": "~/x.fa"}, {"name": "fasta", "path": Path("~/x.fa")}):
+        config = from_mapping({"dataset": values, "model": {"name": "example"}})
         assert config.dataset.path == f"{tmp_path}/x.fa"  # type: ignore[attr-defined]
 
 
