@@ -1,6 +1,7 @@
 """The store that a command reads from its beginning to its end."""
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING
 
 from pipeline.messages.errors import UserError
@@ -24,7 +25,8 @@ def open_whole(options: argparse.Namespace) -> "Store":
     if store.complete and (wrong := wrong_sizes(RunDirectory(options.store, given).store, store.attrs)):
         raise UserError(
             f"{store.url}: {counted(len(wrong), 'file')} gone or of another size than when it was completed, "
-            f"{wrong[0]} first; `dlshap verify {store.url}` names what is, with --repair its run makes that again"
+            f"{wrong[0]} first; `dlshap verify {shlex.quote(store.url)}` names what is, with --repair its run "
+            "makes that again"
         )
     return store
 

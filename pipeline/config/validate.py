@@ -1,5 +1,6 @@
 """From what was given to a configuration that can be run, or to the one line that says what is wrong with it."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,7 @@ from pipeline.config.interpolations import refuse_all, refuse_lookups
 from pipeline.config.overrides import setting_of
 from pipeline.config.registry import GROUPS, names, owners, schema
 from pipeline.config.schema import AUTO, Config, Group, ModelConfig
-from pipeline.config.settings import REQUIRED, plain_paths, settings_of, to_dict
+from pipeline.config.settings import REQUIRED, absolute_path, plain_paths, settings_of, to_dict
 from pipeline.messages.errors import UserError
 from pipeline.messages.secrets import refuse_options, refuse_values, without_credentials
 from pipeline.messages.words import did_you_mean, one_of
@@ -50,6 +51,7 @@ def from_mapping(composed: Any) -> Config:
         raise UserError("a value of the configuration is nested too deeply") from None
     assert isinstance(config, Config)
     refuse_all(to_dict(config), "the configuration")
+    _require_utf8(config)
     check(config)
     return config
 
@@ -64,6 +66,17 @@ def _make_plain(given: dict[str, Any], empty: Config) -> None:
                 values[key] = plain_paths(values[key], each.key)
             except ValueError as error:
                 raise UserError(str(error)) from None
+
+
+def _require_utf8(config: Config) -> None:
+    """Raises UserError for what a store, which keeps its settings as UTF-8, could not keep: some names of files."""
+    for each in settings_of(config):
+        value = absolute_path(each.value) if each.is_file else each.value
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:
+            fix = "; rename the file or folder, or give a link to it (ln -s)" if each.is_file else ""
+            raise UserError(f"{each.key}={value} is not UTF-8, as the settings in a store are{fix}") from None
 
 
 def _name_of(given: Mapping[str, Any], group: str) -> str:

@@ -1,6 +1,7 @@
 """The end of a run: the store is completed once every shard is done, and the command says how things stand."""
 
 import contextlib
+import shlex
 import time
 from dataclasses import asdict
 from typing import Any
@@ -104,7 +105,8 @@ def finished(directory: RunDirectory, plan: Plan, attributes: dict[str, Any], st
     if damaged := own + wrong_sizes(directory.store, attributes):
         raise RunError(
             f"{directory.url} was complete, but {len(damaged)} of its files are gone or not what they were, "
-            f"{damaged[0]} first; `dlshap verify {directory.url}` reads all of it, with --repair the same command "
+            f"{damaged[0]} first; `dlshap verify {shlex.quote(directory.url)}` reads all of it, with --repair "
+            "the same command "
             f"makes them again"
         )
     summary = Summary(

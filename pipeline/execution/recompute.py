@@ -9,8 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.config.schema import ModelConfig
+from pipeline.config.settings import settings_of
 from pipeline.execution.device import resolve_device
 from pipeline.execution.ensemble import attribute_rows
+from pipeline.execution.pipes import refuse_pipes_among
 from pipeline.execution.probe import relative_error
 from pipeline.execution.shard import shard_values
 from pipeline.execution.verify import sample_rows
@@ -34,6 +36,7 @@ def recompute(directory: RunDirectory, model: ModelConfig, n: int, findings: Fin
     Raises:
         UserError: the model cannot be loaded.
     """
+    refuse_pipes_among(settings_of(model, "model."))
     attributes = read_attributes(directory.store)
     assert attributes is not None  # it was just verified
     plan, loaded = plan_of(attributes), load_model(model)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Iterator
 
@@ -64,7 +65,7 @@ def failed(summary: Summary) -> str:
     """What to say of shards that failed."""
     n, more = len(summary.failures), ""
     if n > 1:
-        more = f"; and {n - 1} more, which `dlshap status {summary.store}` lists"
+        more = f"; and {n - 1} more, which `dlshap status {shlex.quote(summary.store)}` lists"
     return (
         f"{n} of {summary.shards} shards failed, {summary.shards_done} are done, and the same command tries the others "
         f"again: {summary.failures[0]}{more}"

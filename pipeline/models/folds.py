@@ -2,6 +2,7 @@
 
 import glob
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from pipeline.config.overrides import as_overrides
 from pipeline.config.settings import expanded
 from pipeline.messages.errors import UserError
 
@@ -39,7 +41,10 @@ def _matches(path: str, key: str) -> list[str]:
     if os.path.lexists(pattern):
         return [path]
     if "," in path and all(map(os.path.exists, path.split(","))):
-        raise UserError(f"{key}={path}: no such file; several are given as a list: {key}=[{path}]")
+        raise UserError(
+            f"{key}={path}: no such file; several are given as a list: "
+            f"{shlex.join(as_overrides({key: path.split(',')}))}"
+        )
     if not PATTERN & set(path):
         return [path]
     found = sorted(glob.glob(str(pattern)))

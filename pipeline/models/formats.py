@@ -1,5 +1,6 @@
 """What kind of file a checkpoint is, by its first bytes or the names in a zip archive; nothing is unpickled."""
 
+import shlex
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -12,12 +13,9 @@ _KERAS = "{} of Keras, which model=keras reads (that of chrombpnet: model=chromb
 _MAGIC = {
     b"\x89HDF": _KERAS.format("an HDF5 file"),
     b"version https": "a pointer to a large file that was not fetched (git lfs pull)",
-    b"\x1f\x8b": "compressed with gzip; unpack it first",
-    b"BZh": "compressed with bzip2; unpack it first",
-    b"\xfd7zXZ": "compressed with xz; unpack it first",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it first",
     b"\x93NUMPY": "an array of NumPy",
 }
+_UNPACKED_BY = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _ONNX = (
     "an ONNX model, whose operations cannot be seen into; give the torch module that it was made from (its class as "
     "model._target_, its state dict as model.checkpoint), or convert it (pip install onnx2torch; up to opset 17): "
@@ -108,16 +106,25 @@ def _in_zip(path: Path) -> str | None:
     return f"a zip archive of {found}, not of torch; unpack it first, if the weights are in it"
 
 
+def _unpack(path: Path, program: str) -> str:
+    """The command that unpacks a file beside it, under its name without the last suffix."""
+    unpacked = path.with_suffix("" if len(path.suffixes) > 1 else ".unpacked")
+    return f"{program} -dc {shlex.quote(str(path))} > {shlex.quote(str(unpacked))}"
+
+
 def _otherwise(head: bytes, path: Path) -> str:
     if not head:
         return "empty"
     if head[8:10] == b'{"':
         return "a damaged safetensors file: it ends within its header"
     if head[257:262] == b"ustar":
-        return "a tar archive; unpack it first"
+        return f"a tar archive; unpack it: tar -xf {shlex.quote(str(path))}"
     is_onnx = head[0] == 8 and head[2:3] in (b"\x12", b"\x3a")  # ir_version, then a name or a graph
     if path.suffix == ".onnx" or is_onnx:
         return _ONNX.format(path=str(path.absolute()))
+    for magic, program in _UNPACKED_BY.items():
+        if head.startswith(magic):
+            return f"compressed with {program}; unpack it: {_unpack(path, program)}"
     for magic, text in _MAGIC.items():
         if head.startswith(magic):
             return text

@@ -1,6 +1,7 @@
 """The group's own file, zarr.json: its attributes, among them whether the store is complete, and its checksum."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
@@ -150,7 +151,8 @@ def read_attributes(backend: Backend, is_known: bool = False) -> dict[str, Any] 
         damage = wrong_attributes(attributes)  # damage to anything else is for `dlshap verify` to find
     if damage is not None:
         raise UserError(
-            f"{backend.url}/{ROOT} {damage}; `dlshap verify --repair {backend.url}` and then the command of its run "
+            f"{backend.url}/{ROOT} {damage}; `dlshap verify --repair {shlex.quote(backend.url)}` and then the "
+            "command of its run "
             f"make it again"
         )
     return attributes

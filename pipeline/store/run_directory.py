@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -128,7 +129,8 @@ class RunDirectory:
         except (TypeError, ValueError, KeyError) as error:
             raise UserError(
                 f"the plan of this run cannot be read: {self.run.url}/{PLAN} is damaged or of another version "
-                f"({error}); `dlshap verify --repair {self.url}` takes it from the store. Where that does not help, "
+                f"({error}); `dlshap verify --repair {shlex.quote(self.url)}` takes it from the store. Where "
+                "that does not help, "
                 f"remove {self.url} and {self.run.url}, and run again"
             ) from None
 
@@ -198,7 +200,8 @@ class RunDirectory:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.run.url}/restore.json, which says what of {self.url} is to be made again, is damaged "
-                f"({error}): remove it, and `dlshap verify --repair {self.url}` finds what is damaged again"
+                f"({error}): remove it, and `dlshap verify --repair {shlex.quote(self.url)}` finds what is "
+                "damaged again"
             ) from None
 
     def restore(self, staged: Path, files: Mapping[str, FileRecord]) -> None:

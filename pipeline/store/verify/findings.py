@@ -1,5 +1,6 @@
 """What reading a store again has shown, for people and for programs."""
 
+import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +88,10 @@ class Findings:
             f"rows drawn again{again}: {verdict}{state}"
         )
         if n:
-            advice = f"`dlshap verify --repair {self.store}` gives up what is damaged, for its run to make again"
+            advice = (
+                f"`dlshap verify --repair {shlex.quote(self.store)}` gives up what is damaged, for its run "
+                "to make again"
+            )
             lines.append(repaired or advice)
         return in_lines(lines)
 

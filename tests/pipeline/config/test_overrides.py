@@ -76,7 +76,7 @@ def test_a_path_is_taken_as_it_stands(name: str) -> None:
 
 def test_paths_reach_the_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    ugly = "it's [a]=b, #1 \udcff~{x}.fa"
+    ugly = "it's [a]=b, #1 ünï~{x}.fa"
     typed = [f"++dataset.path={ugly}", f"model.checkpoint=[{ugly}].pt", f"store.path=~/{ugly}", f"cluster.code={ugly}"]
     config = compose_config([*MODULE[:-1], *typed])
     assert (config.dataset.path, config.model.checkpoint) == (ugly, f"[{ugly}].pt")  # type: ignore[attr-defined]
@@ -191,6 +191,11 @@ def test_what_is_no_path(typed: list[str], said: str) -> None:
     with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
         compose_config([*FASTA, *typed])
     assert said in str(caught.value)
+
+
+def test_a_name_that_a_store_cannot_keep() -> None:
+    with pytest.raises(UserError, match=r"^dataset\.path=.*/\udcff\.fa is not UTF-8, .*; rename the file"):
+        path_of(*FASTA, "dataset.path=\udcff.fa")
 
 
 def test_names_in_yaml_and_python_are_text() -> None:

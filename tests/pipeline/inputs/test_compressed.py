@@ -77,8 +77,8 @@ def test_sequences_are_those_of_the_plain_file(tmp_path: Path, suffix: str) -> N
     assert rows_of(written(tmp_path / f"x.csv{suffix}", pack(TABLE.encode())), "table") == expected
     genome = open_genome(written(tmp_path / f"g.fa{suffix}", pack(FASTA)))
     genome.expect({"r7", "r599"})
-    assert genome.fetch("r7", 3, 50) == SEQUENCES[7][3:50]
-    assert genome.fetch("r599", 0, 90) == SEQUENCES[599]
+    assert genome.fetch("r7", 3, 50) == SEQUENCES[7][3:50].encode()
+    assert genome.fetch("r599", 0, 90) == SEQUENCES[599].encode()
 
 
 @each_kind
@@ -105,20 +105,26 @@ def test_what_ends_early_is_truncated(tmp_path: Path, suffix: str) -> None:
 
 
 @each_kind
-def test_junk_after_the_end_and_in_the_middle(tmp_path: Path, suffix: str) -> None:
+def test_junk_after_the_end(tmp_path: Path, suffix: str) -> None:
+    path = written(tmp_path / f"x.fa{suffix}", PACKERS[suffix](FASTA) + b"junk" * 8)
+    assert f"x.fa{suffix} is damaged after line " in refusal(path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])  # Arrow's zstd has no checksum; that of the program has
+def test_damage_in_the_middle(tmp_path: Path, suffix: str) -> None:
     packed = PACKERS[suffix](FASTA)
     middle = len(packed) // 2
-    for content in (packed + b"junk", packed[:middle] + bytes(64) + packed[middle + 64 :]):
-        assert f"x.fa{suffix} is damaged after line " in refusal(written(tmp_path / f"x.fa{suffix}", content))
+    path = written(tmp_path / f"x.fa{suffix}", packed[:middle] + bytes(64) + packed[middle + 64 :])
+    assert f"x.fa{suffix} is damaged after line " in refusal(path)
 
 
 @each_kind
 def test_a_small_file_that_becomes_large(tmp_path: Path, suffix: str) -> None:
-    path = written(tmp_path / f"x.fa{suffix}", PACKERS[suffix](b">a\n" + b"ACGT\n" * 600_000))
+    path = written(tmp_path / f"x.fa{suffix}", PACKERS[suffix](b">a\n" + (b"ACGT" * 15 + b"\n") * 50_000))
     assert path.stat().st_size < 60_000
     with limits.using(LimitsConfig(streamed_mb=1, streamed_ratio=10)):
         assert "more than the limit of 1 MB; if the file is honest, add limits.streamed_mb=" in refusal(path)
-    assert lines_of(path).count(b"\n") == 600_001
+    assert lines_of(path).count(b"\n") == 50_001
 
 
 def test_an_xz_file_that_asks_for_much_memory(tmp_path: Path) -> None:
@@ -152,7 +158,7 @@ def test_a_form_that_is_read_in_place_says_how_to_unpack_it(tmp_path: Path) -> N
     np.save(tmp_path / "a.npy", np.zeros((2, 8), np.uint8))
     written(path, gzip.compress((tmp_path / "a.npy").read_bytes()))
     with pytest.raises(UserError, match="is not decompressed while it is read; unpack it: gzip -dc ") as caught:
-        open_source(chosen("dataset", "array", path=str(path)))
+        list(open_source(chosen("dataset", "array", path=str(path))).batches())
     subprocess.run(str(caught.value).partition("unpack it: ")[2], shell=True, check=True)
     assert (tmp_path / "my array.npy").read_bytes() == (tmp_path / "a.npy").read_bytes()
 
