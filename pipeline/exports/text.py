@@ -23,7 +23,7 @@ def field(value: object) -> str:
 
 
 def lines_of(path: Path, option: str) -> Iterator[tuple[int, str]]:
-    """The 1-based numbers and lines of a text file that an option names, plain or gzip; UserError for any other."""
+    """The 1-based numbers and lines of a text file, plain or compressed, that an option names; UserError for others."""
     if not path.is_file():
         raise UserError(f"{option} {path}: no such file")
     for number, line in numbered_lines(path):

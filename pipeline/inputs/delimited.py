@@ -1,4 +1,4 @@
-"""Tables as text: CSV, TSV and their like, plain or gzip, streamed line by line.
+"""Tables as text: CSV, TSV and their like, plain or compressed, streamed line by line.
 
 The first line names the columns. A field may be in double quotes, doubled within; the end of a line always ends a row.
 Blank lines, and comments (#) above the header, are skipped and not counted as rows.

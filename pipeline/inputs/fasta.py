@@ -1,4 +1,4 @@
-"""Sequences from a FASTA file, plain or gzip (bgzip included), streamed record by record.
+"""Sequences from a FASTA file, plain or compressed, streamed record by record.
 
 A record's name is the first word of its header. A name such as `chr1:100-200` or `peak::chr1:100-200(+)` is read as a
 locus, 0-based and half-open as `bedtools getfasta` writes it, when its length agrees with the sequence, and otherwise
@@ -35,7 +35,7 @@ _OTHER_FORMATS = {
 
 @dataclass
 class Fasta(InputForm):
-    """Every record of a FASTA file, plain or gzip."""
+    """Every record of a FASTA file, plain or compressed."""
 
     is_called: ClassVar[str] = "a FASTA file"
     suffixes: ClassVar[tuple[str, ...]] = (".fa", ".fasta", ".fna", ".fas", ".ffn", ".mfa")
@@ -43,7 +43,7 @@ class Fasta(InputForm):
     must_be_known: ClassVar[bool] = False
 
     name: str = "fasta"
-    path: str = setting("the FASTA file, plain or gzip", is_file=True, is_plain=True)
+    path: str = setting("the FASTA file, plain or compressed", is_file=True, is_plain=True)
 
     def open(self) -> Source:
         return FastaSource(self.file("path"))

@@ -57,7 +57,7 @@ class Windows(InputForm, ABC):
 
     is_of_genome: ClassVar[bool] = True
 
-    genome: str = setting("genome FASTA, plain or (b)gzip", is_file=True, is_plain=True)
+    genome: str = setting("genome FASTA, plain or compressed", is_file=True, is_plain=True)
     length: int | None = setting("the width of the windows in bases", least=1, is_plain=True)
 
     @property

@@ -66,7 +66,7 @@ class Table(InputForm):
     has_columns: ClassVar[bool] = True
 
     name: str = "table"
-    path: str = setting("the table; text may be gzip", is_file=True, is_plain=True)
+    path: str = setting("the table; text may be compressed", is_file=True, is_plain=True)
     column: str | None = setting("the sequence; not given: the only one called sequence or seq", None, is_plain=True)
     columns: ColumnsConfig = setting("the other columns", ColumnsConfig)
     delimiter: str | None = setting(

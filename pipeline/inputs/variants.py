@@ -35,7 +35,7 @@ class Variants(Windows):
     rows_per_group: ClassVar[int] = 2  # the alleles
 
     name: str = "variants"
-    vcf: str = setting("VCF file, plain or gzip", is_file=True, is_plain=True)
+    vcf: str = setting("VCF file, plain or compressed", is_file=True, is_plain=True)
 
     def open(self) -> Source:
         return VariantSource(self.file("vcf"), self.file("genome"), self.width)

@@ -118,13 +118,13 @@ def _otherwise(head: bytes, path: Path) -> str:
     if head[8:10] == b'{"':
         return "a damaged safetensors file: it ends within its header"
     if head[257:262] == b"ustar":
-        return f"a tar archive; unpack it: tar -xf {shlex.quote(str(path))}"
+        return f"a tar archive; unpack it: `tar -xf {shlex.quote(str(path))}`"
     is_onnx = head[0] == 8 and head[2:3] in (b"\x12", b"\x3a")  # ir_version, then a name or a graph
     if path.suffix == ".onnx" or is_onnx:
         return _ONNX.format(path=str(path.absolute()))
     for magic, program in _UNPACKED_BY.items():
         if head.startswith(magic):
-            return f"compressed with {program}; unpack it: {_unpack(path, program)}"
+            return f"compressed with {program}; unpack it: `{_unpack(path, program)}`"
     for magic, text in _MAGIC.items():
         if head.startswith(magic):
             return text

@@ -41,7 +41,7 @@ class Genomic(Drawn):
     """Windows of a genome, drawn for each sequence from those of its GC content."""
 
     name: str = "genomic"
-    genome: str = setting("genome FASTA, plain or (b)gzip", fingerprint="resolved", is_file=True, is_plain=True)
+    genome: str = setting("genome FASTA, plain or compressed", fingerprint="resolved", is_file=True, is_plain=True)
 
     def require_files(self) -> None:
         require_file(self.genome, "references.genome")

@@ -81,6 +81,7 @@ def test_folds_that_cannot_be_averaged_are_named(inputs: Inputs, folds: list[Pat
         listed([folds[0], folds[0]]): r"fold_0\.safetensors twice",
         "model.checkpoint=[]": r"model\.checkpoint=\[\] is empty",
         f"model.checkpoint='{tmp_path}/no*'": r"no\* matches no file",
+        f"model.checkpoint={folds[0]},{folds[1]}": rf"as a list: 'model\.checkpoint=\[{folds[0]},{folds[1]}\]'$",
     }
     for override, message in cases.items():
         with pytest.raises(UserError, match=message):

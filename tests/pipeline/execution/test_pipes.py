@@ -14,6 +14,7 @@ from pipeline.config.schema import Config
 from pipeline.execution.audit import audit_config
 from pipeline.execution.cost_estimate import estimate_config
 from pipeline.execution.pipes import refuse_pipes
+from pipeline.execution.recompute import recompute
 from pipeline.execution.run import run_config
 from pipeline.messages.errors import UserError
 
@@ -54,6 +55,13 @@ def test_every_command_refuses_a_pipe(tmp_path: Path, pipe: Path, command: str) 
 def test_every_file_of_a_run_is_looked_at(pipe: Path, key: str, given: list[str]) -> None:
     with pytest.raises(UserError, match=rf"^{key}=.*a pipe is a pipe, "):
         refuse_pipes(compose_config([each.format(pipe) for each in given]))
+
+
+def test_a_model_to_recompute_by_is_no_pipe(pipe: Path) -> None:
+    model = compose_config([*MODULE, f"model.checkpoint={pipe}"]).model
+    nothing: Any = None
+    with pytest.raises(UserError, match=r"^model\.checkpoint=.*a pipe is a pipe, "):
+        recompute(nothing, model, 1, nothing)
 
 
 def test_what_a_shell_makes_of_a_command(pipe: Path) -> None:

@@ -119,7 +119,10 @@ def test_zip_archives_of_other_things(tmp_path: Path, files: dict[str, bytes], m
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x1f\x8b\x08\x00", "compressed with gzip"),
+        (
+            b"\x1f\x8b\x08\x00",
+            r"gzip; unpack it: `gzip -dc \S+/model\.pt > \S+/model\.unpacked`; expected",
+        ),
         (b"BZh9", "compressed with bzip2"),
         (b"\xfd7zXZ\x00", "compressed with xz"),
         (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
