@@ -312,7 +312,7 @@ class RunConfig(Group):
     def problems(self) -> Iterator[str]:
         if self.shards is None:
             return
-        if not re.fullmatch(r"\d+(-\d+)?", self.shards):
+        if not re.fullmatch(r"\d{1,18}(-\d{1,18})?", self.shards):
             yield f"run.shards={self.shards}; expected first-last, such as 0-9 (both included, counted from 0)"
         elif (ends := [int(end) for end in self.shards.split("-")]) != sorted(ends):
             yield f"run.shards={self.shards} ends before it begins; expected first-last, such as 0-9"
