@@ -75,6 +75,8 @@ def _end_by(error: BaseException, as_json: bool) -> int:
     if isinstance(error, Stopped | KeyboardInterrupt):
         exit_code = error.exit_code if isinstance(error, Stopped) else errors.EXIT_INTERRUPTED
         text = "stopped; what is committed is kept, and the same command goes on from there"
+        if isinstance(error, Stopped) and error.reason:
+            text = f"stopped: {error.reason}"
         print(f"dlshap: {text}", file=sys.stderr)
         if as_json:
             print(to_json({"error": text, "exit_code": exit_code}))

@@ -2,7 +2,7 @@
 
 import abc
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +25,21 @@ class Executor(contextlib.ExitStack, abc.ABC):
     def __init__(self, engine: EngineConfig) -> None:
         super().__init__()
         self.engine = engine
+        self._hears_last_words: list[Callable[[str], None]] = []
+
+    @contextlib.contextmanager
+    def heard(self, last_words: Callable[[str], None]) -> Iterator[None]:
+        """Within this context `last_words` is told, from another thread, why what computes is going away, if it is."""
+        self._hears_last_words.append(last_words)
+        try:
+            yield
+        finally:
+            self._hears_last_words.remove(last_words)
+
+    def last_words(self, reason: str) -> None:
+        """Tell whoever wants to hear why this run is about to be interrupted."""
+        for hears in list(self._hears_last_words):
+            hears(reason)
 
     def device_here(self) -> str:
         """The device on which this process tries the model. Raises UserError for a GPU that is not there."""

@@ -91,7 +91,7 @@ def _run(config: Config) -> Summary:
             return finished(directory, plan, attributes, started)
         stack.enter_context(directory.at_work())
         log = stack.enter_context(event_log(directory.run, store=directory.url, rows=plan.n_rows, shards=plan.n_shards))
-        stack.enter_context(_result(directory))
+        stack.enter_context(_result(directory, executor))
         directory.forget_failures(chosen)
         spec, todo = work_spec(config, plan, directory), remaining(chosen, recorded_shards(directory, plan))
         n_rows, seconds = 0, 0.0
@@ -107,15 +107,19 @@ def _run(config: Config) -> Summary:
 
 
 @contextlib.contextmanager
-def _result(directory: RunDirectory) -> Iterator[None]:
+def _result(directory: RunDirectory, executor: Executor) -> Iterator[None]:
     """Programs are told that this command is the last from now on, and why where it does not come to its end."""
+
+    def failed(reason: str) -> None:
+        directory.write_result({"store": directory.url, "complete": False, "error": reason})
+
     directory.begin_result()
     try:
-        yield
+        with executor.heard(failed):
+            yield
     except BaseException as error:
         with contextlib.suppress(OSError):  # the backend may be what failed
-            reason = one_line(error) or type(error).__name__
-            directory.write_result({"store": directory.url, "complete": False, "error": reason})
+            failed(one_line(error) or type(error).__name__)
         raise
 
 

@@ -1,7 +1,8 @@
 """Errors of the pipeline, written for the person who gets them, and the exit codes they become.
 
-Exit codes: 0 done; 1 the run failed; 2 bad input or configuration; 75 stopped by SIGTERM, 130 by Ctrl-C: run the same
-command again; 141 whoever read the output went away (`dlshap status STORE | head -1`), as of any command in a shell.
+Exit codes: 0 done; 1 the run failed; 2 bad input or configuration; 75 stopped by SIGTERM, or because the cluster is
+gone, 130 by Ctrl-C: run the same command again; 141 whoever read the output went away (`dlshap status STORE | head
+-1`), as of any command in a shell.
 """
 
 import importlib
@@ -27,11 +28,17 @@ class ShardError(RunError):
 
 
 class Stopped(BaseException):
-    """A signal asked the run to stop. Like KeyboardInterrupt it is no Exception: no handler of errors may hold it."""
+    """A signal asked the run to stop, or what it runs on is going away. Like KeyboardInterrupt it is no Exception: no
+    handler of errors may hold it.
 
-    def __init__(self, exit_code: int) -> None:
-        super().__init__(exit_code)
-        self.exit_code = exit_code
+    Args:
+        exit_code: of the command.
+        reason: what to tell, where it was no signal.
+    """
+
+    def __init__(self, exit_code: int, reason: str = "") -> None:
+        super().__init__(reason or exit_code)
+        self.exit_code, self.reason = exit_code, reason
 
 
 def require_extra(extra: str, *modules: str) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,8 @@ from pipeline.config.schema import EngineConfig
 from pipeline.config.settings import setting
 from pipeline.execution import executor
 from pipeline.execution.device import Machine, resolve_device
+from pipeline.execution.executors import ray_private
+from pipeline.execution.executors.head_watch import NoRayAnswers, greet, head_watched
 from pipeline.execution.executors.ray_cluster import (
     Pool,
     connected,
@@ -28,8 +29,8 @@ from pipeline.execution.executors.ray_cluster import (
     size_pool,
 )
 from pipeline.execution.executors.ray_data import run_shards
-from pipeline.execution.executors.ray_private import QUIET
 from pipeline.execution.executors.ray_settings import RayConfig
+from pipeline.execution.host import environment
 from pipeline.execution.node_check import node_problems
 from pipeline.execution.work import ShardResult, WorkSpec
 from pipeline.messages.errors import RunError, UserError
@@ -37,8 +38,6 @@ from pipeline.messages.progress import LOG
 
 ANSWER_TIMEOUT_S = 10
 NODE_TIMEOUT_S = 180  # of the check of a node, which imports torch there and reads the checkpoint
-HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and settings, none
-HTTP2_SETTINGS = 4  # the kind of frame that a server must answer with
 
 
 @dataclass
@@ -84,10 +83,11 @@ class AddressExecutor(executor.Executor):
         if ray.is_initialized():
             return
         address = str(self.cluster.address)
-        require_answer(os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address)
+        require_welcome(address)
         LOG.info(f"connecting to the Ray cluster at {address}")
         problem = UserError(f"cluster.address={address}: no Ray cluster can be reached")
-        self.enter_context(connected({"address": address}, QUIET, self.cluster.code, problem))
+        self.enter_context(connected({"address": address}, ray_private.CONNECTED_WITH, self.cluster.code, problem))
+        self.enter_context(head_watched(ray.get_runtime_context().gcs_address, self.last_words))
 
     def work(self, spec: WorkSpec, shards: np.ndarray) -> Generator[ShardResult, None, None]:
         pool = size_pool(self.cluster, spec.plan.device, spec.plan.threads, len(shards))
@@ -95,35 +95,49 @@ class AddressExecutor(executor.Executor):
         return run_shards(spec, shards, pool, self.cluster.wait_for_actors_s)
 
 
+def require_welcome(address: str) -> None:
+    """Refuse a cluster that this process cannot connect to, with the reason.
+
+    Raises:
+        UserError: none is found or answers, or it will not have this process.
+    """
+    given = os.environ.get("RAY_ADDRESS") if address == "auto" else address
+    try:
+        head = given or ray_private.found_address()
+    except ConnectionError as error:
+        raise UserError(
+            f"cluster.address={address}: no Ray cluster is found on this machine; give its head as host:port, have "
+            f"this machine join one with `ray start --address=host:port`, or use cluster=local"
+        ) from error
+    require_answer(head)
+    with environment(ray_private.CONNECTED_WITH), ray_private.quiet_start():
+        problem = ray_private.refusal(head, is_found=not given)
+    if problem is not None:
+        raise UserError(f"cluster.address={address}: the Ray cluster at {head} cannot be used: {problem}")
+
+
 def require_answer(address: str) -> None:
     """Refuse an address where no Ray can be, within ANSWER_TIMEOUT_S: Ray itself goes on trying for minutes.
-
-    Ray speaks gRPC, which is HTTP/2, whose servers must answer a greeting with a frame of settings.
 
     Raises:
         UserError: nothing listens there, or what listens says nothing, or something else.
     """
-    match = re.fullmatch(r"\[?(?P<host>[^/\]]+)\]?:(?P<port>\d+)", address)
-    if match is None:
-        return  # "auto" and the like, which Ray looks up by itself
+    if not re.fullmatch(r"\[?[^/\]]+\]?:\d+", address):
+        raise UserError(f"cluster.address={address}; expected host:port of the head of a Ray cluster, or auto")
     advice = "start one with `ray start --head`, or use cluster=local"
     try:
-        with socket.create_connection((match["host"], int(match["port"])), ANSWER_TIMEOUT_S) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") != "0":
-                return  # it expects a handshake that only Ray knows how to make
-            connection.sendall(HTTP2_HELLO)
-            answer = connection.recv(9, socket.MSG_WAITALL)
+        greet(address, ANSWER_TIMEOUT_S)
     except TimeoutError as error:
         raise UserError(
             f"cluster.address={address}: something listens there and did not answer within {ANSWER_TIMEOUT_S} s; is it "
             f"the port of a Ray head, and is that head well? Otherwise {advice}"
         ) from error
+    except NoRayAnswers as error:
+        raise UserError(f"cluster.address={address}: {error}; {advice}") from error
     except OSError as error:
         raise UserError(
             f"cluster.address={address}: no Ray cluster answers there ({error.strerror or error}); {advice}"
         ) from error
-    if len(answer) < 9 or answer[3] != HTTP2_SETTINGS:
-        raise UserError(f"cluster.address={address}: what answers there is no Ray cluster; {advice}")
 
 
 def remote_machine(device: str, cluster: RayConfig) -> Machine:

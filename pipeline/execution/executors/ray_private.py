@@ -8,17 +8,24 @@ import faulthandler
 import functools
 import logging
 import os
+import platform
 import resource
 import secrets
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
+import ray
+from ray._common.usage import usage_lib
 from ray._private import ray_constants, services, utils
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 from ray.data import DataContext
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_config import JobConfig
 
 from pipeline.execution.host import environment
@@ -34,10 +41,14 @@ STARTED_WITH = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_process_group_cleanup_enabled": "true",
 }
+# Of a cluster that runs: its native part ends this process 60 s after the head is gone; see head_watch.py.
+CONNECTED_WITH = {**QUIET, "RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
 
 # What Ray puts below its folder for its sockets, at the longest, and the longest path that a socket may have.
 SOCKET = "/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 LONGEST_PATH = 107
+
+MEMBER_WAIT_S = 3.0  # for Ray to start on this machine
 
 
 def report_at_once(context: DataContext) -> None:
@@ -115,6 +126,61 @@ def _read_authentication_again() -> None:
     behind ends the process where it finds that a token is asked for and there is none."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def found_address() -> str:
+    """host:port of the head that `ray.init` finds by itself; ConnectionError where no Ray is found here."""
+    return str(services.canonicalize_bootstrap_address("auto"))
+
+
+def refusal(address: str, is_found: bool) -> str | None:
+    """Why a cluster that answers will not have this process. `ray.init` tries for a minute, and hides the cause.
+
+    Args:
+        address: host:port of its head.
+        is_found: whether Ray has found it by itself, which then takes the token of ~/.ray, if any.
+    """
+    if is_found:
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    try:
+        gcs = GcsClient(address=address)
+        theirs = usage_lib.get_cluster_metadata(gcs) or {}
+        return _other_versions(theirs) or _no_member(gcs)
+    except AuthenticationError:
+        has_one = os.environ.get("RAY_AUTH_MODE") == "token"
+        held = "another token than this command has" if has_one else "a token, and this command has none"
+        return f"it asks for {held}; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, as on its head"
+    except RayError as error:
+        return " ".join(str(error).split())[:500]
+
+
+def _other_versions(theirs: Mapping[str, Any]) -> str | None:
+    ours = {"ray_version": ray.__version__, "python_version": platform.python_version()}
+    if all(theirs.get(name, version) == version for name, version in ours.items()):
+        return None
+    return (
+        f"it has Ray {theirs['ray_version']} on Python {theirs['python_version']}, and this command Ray "
+        f"{ours['ray_version']} on Python {ours['python_version']}; Ray wants both the same, to the last number: use "
+        f"one environment on all machines"
+    )
+
+
+def _no_member(gcs: Any) -> str | None:
+    """A node that is just starting is waited for."""
+    deadline = time.monotonic() + MEMBER_WAIT_S
+    while True:
+        alive = {node.hex() for node in gcs.get_all_node_info(timeout=MEMBER_WAIT_S)}
+        here = set(services.find_node_ids())
+        if alive & here:
+            return None
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    another = "its Ray belongs to another one" if here else "no Ray runs here"
+    return (
+        f"this machine is not in that cluster ({another}); run the command on one of its machines, have this one join "
+        f"it with `ray start`, or submit the command with `ray job submit`"
+    )
 
 
 def own_folder() -> str:

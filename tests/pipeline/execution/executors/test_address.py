@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config.schema import EngineConfig
 from pipeline.execution.executors import address as module
-from pipeline.execution.executors.address import Address, AddressExecutor, require_answer
+from pipeline.execution.executors.address import Address, AddressExecutor, require_answer, require_welcome
 from pipeline.execution.executors.ray_cluster import Pool
 from pipeline.messages.errors import UserError
 
@@ -74,8 +74,28 @@ def test_auto_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> N
             executor.connect()
 
 
-def test_addresses_that_ray_looks_up_are_left_to_it() -> None:
-    assert require_answer("auto") is None
+def test_what_is_no_address_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"cluster\.address=local; expected host:port of the head of a Ray cluster, or auto"
+    ):
+        require_answer("local")
+
+
+def test_auto_where_no_ray_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: frozenset())
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda folder: None)
+    with pytest.raises(
+        UserError, match=r"cluster\.address=auto: no Ray cluster is found on this machine; give its head"
+    ):
+        require_welcome("auto")
+
+
+def test_a_cluster_that_will_not_have_this_process_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "require_answer", lambda address: None)
+    monkeypatch.setattr(module.ray_private, "refusal", lambda address, is_found: f"rain in {address} {is_found}")
+    with pytest.raises(UserError, match=r"^cluster\.address=h:1: the Ray cluster at h:1 cannot .*: rain in h:1 False$"):
+        require_welcome("h:1")
 
 
 @pytest.mark.ray

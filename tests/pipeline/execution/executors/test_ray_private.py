@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import resource
 import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import ray
-from ray._common.usage import usage_constants
+import ray.exceptions
+from ray._common.usage import usage_constants, usage_lib
 from ray._private import ray_constants, services, utils, worker
 from ray.data import DataContext
 
@@ -46,7 +49,7 @@ def test_variables_of_the_environment_are_rays() -> None:
     for name, path in read_in_python.items():
         assert name in (folder / path).read_text(), f"{path} does not read {name} any more"
     native = (folder / "_raylet.so").read_bytes()
-    for name in ("RAY_BACKEND_LOG_LEVEL", "process_group_cleanup_enabled"):
+    for name in ("RAY_BACKEND_LOG_LEVEL", "process_group_cleanup_enabled", "RAY_gcs_rpc_server_reconnect_timeout_s"):
         assert name.encode() in native, f"Ray's native part does not know {name} any more"
 
 
@@ -140,3 +143,98 @@ def test_set_sigterm_handler() -> None:
         assert os.fstat(2)[1:3] == os.stat(os.devnull)[1:3]
     assert signal.getsignal(signal.SIGTERM) == before
     assert os.fstat(2)[1:3] == stderr
+
+
+REFUSED = """
+import sys
+from pipeline.execution.executors import ray_private
+print(ray_private.refusal(sys.argv[1], False))
+"""
+
+
+def refusal_elsewhere(**variables: str) -> str:
+    """In a process of its own, as a token is read once."""
+    around = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")} | variables
+    around["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    address = ray.get_runtime_context().gcs_address
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, address], env=around, capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_instance")
+def test_refusals_of_a_ray_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = ray.get_runtime_context().gcs_address
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"]}
+    assert refusal_elsewhere(**token) == "None"
+    assert refusal_elsewhere().startswith("it asks for a token, and this command has none; set RAY_AUTH_MODE=token and")
+    wrong = {**token, "RAY_AUTH_TOKEN": "ab" * 32}
+    assert refusal_elsewhere(**wrong).startswith("it asks for another token than this command has")
+    assert ray_private.refusal(address, False) is None
+    monkeypatch.setattr(ray, "__version__", "2.0.0")
+    assert "and this command Ray 2.0.0 on Python" in str(ray_private.refusal(address, False))
+
+
+class Gcs:
+    """Of a cluster of one node; `answers`: what it says of itself."""
+
+    answers: ClassVar[dict[str, str] | Exception] = {}
+
+    def __init__(self, address: str) -> None:
+        if isinstance(self.answers, Exception):
+            raise self.answers
+
+    def get_all_node_info(self, timeout: float) -> dict[ray.NodeID, None]:
+        return {ray.NodeID(b"a" * 28): None}
+
+
+@pytest.fixture
+def gcs(monkeypatch: pytest.MonkeyPatch) -> type[Gcs]:
+    monkeypatch.setattr(ray_private, "GcsClient", Gcs)
+    monkeypatch.setattr(usage_lib, "get_cluster_metadata", lambda gcs: gcs.answers)
+    monkeypatch.setattr(services, "find_node_ids", lambda: {(b"a" * 28).hex(), (b"b" * 28).hex()})
+    monkeypatch.setattr(ray_private, "MEMBER_WAIT_S", 0)
+    monkeypatch.setattr(Gcs, "answers", {})
+    return Gcs
+
+
+def test_a_cluster_that_this_machine_is_in_is_not_refused(gcs: type[Gcs]) -> None:
+    same = {"ray_version": ray.__version__, "python_version": platform.python_version()}
+    for answers in ({}, same):
+        gcs.answers = answers
+        assert ray_private.refusal("h:1", False) is None
+
+
+@pytest.mark.parametrize(("here", "why"), [([], "no Ray runs here"), (["ff" * 28], "its Ray belongs to another one")])
+def test_a_machine_that_is_no_member_is_refused(
+    gcs: type[Gcs], monkeypatch: pytest.MonkeyPatch, here: list[str], why: str
+) -> None:
+    monkeypatch.setattr(services, "find_node_ids", lambda: here)
+    assert str(ray_private.refusal("h:1", False)).startswith(f"this machine is not in that cluster ({why}); run the ")
+
+
+def test_other_versions_are_refused(gcs: type[Gcs]) -> None:
+    gcs.answers = {"ray_version": "2.9.1", "python_version": "3.11.0"}
+    text = f"it has Ray 2.9.1 on Python 3.11.0, and this command Ray {ray.__version__} on Python"
+    assert str(ray_private.refusal("h:1", False)).startswith(text)
+
+
+def test_a_token_is_asked_for(gcs: type[Gcs], monkeypatch: pytest.MonkeyPatch) -> None:
+    gcs.answers = ray.exceptions.AuthenticationError("no")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert "it asks for a token, and this command has none" in str(ray_private.refusal("h:1", False))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert "it asks for another token" in str(ray_private.refusal("h:1", False))
+
+
+def test_the_address_of_a_ray_that_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: frozenset({"192.0.2.7:6379"}))
+    assert ray_private.found_address() == "192.0.2.7:6379"
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: frozenset())
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: None)
+    with pytest.raises(ConnectionError):
+        ray_private.found_address()

@@ -1,0 +1,179 @@
+"""When a head that gives no answer is given up, and how the run is interrupted: with a stand-in for the head."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from pipeline.cli.main import dispatch
+from pipeline.execution.executor import Executor
+from pipeline.execution.executors import head_watch as module
+from pipeline.execution.executors.head_watch import HTTP2_SETTINGS, NoRayAnswers, Silence, greet, head_watched
+from pipeline.messages.errors import Stopped
+from tests.pipeline.conftest import Inputs
+from tests.pipeline.faults.commands import record
+
+SETTINGS = bytes([0, 0, 0, HTTP2_SETTINGS, 0, 0, 0, 0, 0])
+REFUSED, CUT = ConnectionRefusedError(), TimeoutError()
+
+
+class Head:
+    """Answers as Ray's does, until it is stopped."""
+
+    def __init__(self, answer: bytes = SETTINGS) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
+        self._answer = answer
+        self._serving = threading.Thread(target=self._serve)
+        self._serving.start()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._listening.accept()
+            with connection:
+                if connection.recv(100) == b"end":
+                    return
+                connection.sendall(self._answer)
+
+    def stop(self) -> None:
+        if self._serving.is_alive():
+            host, port = self._listening.getsockname()
+            with socket.create_connection((host, port)) as connection:
+                connection.sendall(b"end")
+            self._serving.join()
+            self._listening.close()
+
+
+@pytest.fixture
+def head() -> Iterator[Head]:
+    head = Head()
+    yield head
+    head.stop()
+
+
+def test_a_head_is_known_by_its_answer(head: Head) -> None:
+    greet(head.address)
+    other = Head(b"HTTP/1.1 400")
+    with pytest.raises(NoRayAnswers):
+        greet(other.address)
+    for each in (head, other):
+        each.stop()
+        with pytest.raises(ConnectionRefusedError):
+            greet(each.address)
+
+
+def given_up(error: OSError, seconds: int) -> tuple[int | None, str]:
+    """After how many seconds without an answer, of those given, a head is given up; and the words."""
+    silence = Silence("h:1", 0.0)
+    for now in range(1, seconds + 1):
+        if reason := silence.note(error, float(now)):
+            return now, reason
+    return None, ""
+
+
+def test_a_machine_that_refuses_is_waited_for_less_long_than_one_that_is_cut_off() -> None:
+    assert given_up(REFUSED, 19) == given_up(CUT, 44) == (None, "")
+    after, text = given_up(REFUSED, 100)
+    assert after == 20
+    assert text.startswith("the head of the Ray cluster at h:1 has not answered for 20.0 s: no Ray listens there any")
+    after, text = given_up(CUT, 100)
+    assert after == 45
+    assert "it has died, or the network to it is cut; what is committed is kept, and the same command" in text
+    assert module.DEAD_AFTER_S + module.EVERY_S + module.ANSWER_TIMEOUT_S < 60, "before Ray itself ends this process"
+
+
+def test_a_head_that_comes_back_in_time_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "dlshap")
+    silence = Silence("h:1", 0.0)
+    assert [silence.note(CUT, now) for now in (5.0, 30.0, 44.0)] == [None] * 3
+    assert silence.note(None, 44.5) is None
+    assert [silence.note(CUT, now) for now in (50.0, 89.0)] == [None] * 2
+    said = [record.getMessage() for record in caplog.records if record.name == "dlshap"]
+    assert said[:2] == [
+        "the head of the Ray cluster at h:1 does not answer; waiting up to 45 s for it",
+        "the head of the Ray cluster at h:1 answers again",
+    ]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("EVERY_S", 0.05), ("REFUSED_AFTER_S", 0.1), ("DEAD_AFTER_S", 0.1)):
+        monkeypatch.setattr(module, name, value)
+
+
+@pytest.mark.usefixtures("quick")
+def test_whatever_the_run_waits_for_is_interrupted(head: Head) -> None:
+    """As Ray Data waits: for a lock that nobody will release."""
+    told: list[str] = []
+
+    def wait() -> None:
+        head.stop()
+        queue.Queue[None]().get()
+
+    with (
+        pytest.raises(Stopped, match="no Ray listens there any more") as caught,
+        head_watched(head.address, told.append),
+    ):
+        wait()
+    assert caught.value.exit_code == 75
+    assert told == [str(caught.value)], "before"
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_command_says_why_it_stopped(
+    head: Head, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(options: object) -> int:
+        with head_watched(head.address, print):
+            head.stop()
+            queue.Queue[None]().get()
+        return 0
+
+    monkeypatch.setattr("pipeline.cli.status.run", run)
+    assert dispatch(["status", "a.zarr", "--json"]) == 75
+    out, err = capsys.readouterr()
+    assert err.startswith("dlshap: stopped: the head of the Ray cluster at 127.0.0.1:")
+    assert '"exit_code": 75' in out
+    assert "no Ray listens there any more" in out
+
+
+@pytest.mark.usefixtures("quick")
+def test_in_another_thread_nothing_is_interrupted(head: Head) -> None:
+    ended = []
+
+    def work() -> None:
+        with head_watched(head.address, print):
+            head.stop()
+            time.sleep(0.5)
+            ended.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert ended == [True]
+
+
+def test_a_run_that_loses_its_head_leaves_a_result(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it does not come to its end."""
+
+    def work(executor: Executor, *_: object) -> tuple[int, float]:
+        executor.last_words("the head is gone")
+        assert record(store)["error"] == "the head is gone"
+        raise Stopped(75, "the head is gone")
+
+    store = tmp_path / "a.zarr"
+    monkeypatch.setattr("pipeline.execution.run._work_through", work)
+    with pytest.raises(Stopped):
+        pipeline.run(inputs.overrides(store))
+    found = record(store)
+    assert (found["state"], found["complete"], found["error"]) == ("ended", False, "the head is gone")
