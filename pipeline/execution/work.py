@@ -42,9 +42,11 @@ class ShardResult:
         n_rows: sequences in it.
         error: one line; "" where the shard is committed.
         fatal: whether the error is the storage's or the machine's rather than the shard's, so that others will meet it.
+        node: where that was, as Ray calls it; "" without Ray.
     """
 
     shard: int
     n_rows: int
     error: str = ""
     fatal: bool = False
+    node: str = ""

@@ -1,8 +1,9 @@
 """cluster=address: a running Ray cluster, whose nodes are asked first whether they can do the work."""
 
+import contextlib
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.execution.executors import ray_private
 from pipeline.execution.executors.head_watch import NoRayAnswers, greet, head_watched
 from pipeline.execution.executors.ray_cluster import (
     Pool,
+    actor_needs,
     connected,
     describe,
     enter_sent,
@@ -37,6 +39,7 @@ from pipeline.messages.errors import RunError, UserError
 from pipeline.messages.progress import LOG
 
 ANSWER_TIMEOUT_S = 10
+MAX_AVOIDED = 3  # nodes that may fail one after the other before the first shard is done
 NODE_TIMEOUT_S = 180  # of the check of a node, which imports torch there and reads the checkpoint
 
 
@@ -90,9 +93,44 @@ class AddressExecutor(executor.Executor):
         self.enter_context(head_watched(ray.get_runtime_context().gcs_address, self.last_words))
 
     def work(self, spec: WorkSpec, shards: np.ndarray) -> Generator[ShardResult, None, None]:
-        pool = size_pool(self.cluster, spec.plan.device, spec.plan.threads, len(shards))
-        check_nodes(spec, pool)
-        return run_shards(spec, shards, pool, self.cluster.wait_for_actors_s)
+        """Nodes that cannot work on the run are left out with the reason, and their shards are done by the others."""
+        left = set(shards.tolist())
+        avoided: dict[str, str] = {}
+        while left:
+            n_before = len(left)
+            pool = self._pool(spec, len(left), avoided)
+            with contextlib.closing(run_shards(spec, sorted(left), pool, self.cluster.wait_for_actors_s)) as results:
+                for result in results:
+                    if result.fatal and self._goes_on(result, pool, avoided, len(left) < n_before):
+                        break
+                    left.discard(result.shard)
+                    yield result
+                else:
+                    return
+
+    def _pool(self, spec: WorkSpec, n_shards: int, avoided: dict[str, str]) -> Pool:
+        """The actors for so many shards, on nodes that can do the work; the others are added to those avoided."""
+        each = actor_needs(self.cluster, spec.plan.device, spec.plan.threads)
+        able = [node for node in nodes() if node["NodeID"] not in avoided and fits(node["Resources"], each)]
+        found = check_nodes(spec, able)
+        for node, problem in found.items():
+            LOG.warning(f"left out, as it cannot work on this run: {problem}")
+            avoided[node] = problem
+        if able and len(found) == len(able) and self.cluster.max_actors is None:
+            raise UserError(f"no node can work on this run: {' | '.join(avoided.values())}")
+        return size_pool(self.cluster, spec.plan.device, spec.plan.threads, n_shards, avoided)
+
+    def _goes_on(self, result: ShardResult, pool: Pool, avoided: dict[str, str], has_progress: bool) -> bool:
+        """Whether others can go on without the node that this result is of, which is avoided from now on.
+
+        Where node after node fails, and no shard is done in between, the storage or the run is at fault.
+        """
+        avoided[result.node] = result.error
+        others = [node for node in nodes() if node["NodeID"] not in avoided and fits(node["Resources"], pool.each)]
+        if not others or not (has_progress or len(avoided) < MAX_AVOIDED):
+            return False
+        LOG.warning(f"the node is left out from now on, and others go on: {result.error}")
+        return True
 
 
 def require_welcome(address: str) -> None:
@@ -171,31 +209,26 @@ def remote_machine(device: str, cluster: RayConfig) -> Machine:
     return found
 
 
-def check_nodes(work: WorkSpec, pool: Pool) -> None:
-    """Have every node that may hold an actor say whether it can work on this run.
-
-    Raises:
-        UserError: what each node that cannot lacks.
-    """
-    able = [node for node in nodes() if fits(node["Resources"], pool.each)]
+def check_nodes(work: WorkSpec, able: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Have nodes say whether they can work on this run; returns what those lack that cannot, by the node's id."""
 
     def look(work: WorkSpec) -> list[str]:
         enter_sent()
         return node_problems(work)
 
+    if not able:
+        return {}
     check = ray.remote(num_cpus=0, max_retries=0)(look)
     tasks = {}
     for node in able:
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         tasks[check.options(scheduling_strategy=here).remote(work)] = node
     ray.wait(list(tasks), num_returns=len(tasks), timeout=NODE_TIMEOUT_S)
-    problems = [
-        f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}): {'; '.join(found)}"
+    return {
+        node["NodeID"]: f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}): {'; '.join(found)}"
         for task, node in tasks.items()
         if (found := _found(task))
-    ]
-    if problems:
-        raise UserError(f"{len(problems)} of {len(able)} nodes cannot work on this run: {' | '.join(problems)}")
+    }
 
 
 def _found(task: Any) -> list[str]:

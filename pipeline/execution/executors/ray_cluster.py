@@ -4,8 +4,8 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ SENT = "dlshap_cluster_code"
 
 @dataclass(frozen=True)
 class Pool:
-    """How many actors there are, at least and at most, and what Ray reserves for each."""
+    """How many actors there are, at least and at most, what Ray reserves for each, and nodes that get none."""
 
     least: int
     most: int
     each: dict[str, float]
+    avoided: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -91,9 +92,19 @@ def gpus_per_actor(cluster: RayConfig, device: str) -> float:
     return float(cluster.gpus_per_actor)
 
 
-def size_pool(cluster: RayConfig, device: str, threads: int, n_shards: int) -> Pool:
-    """The pool for a connected cluster; see `pool`."""
-    return pool(cluster, device, threads, n_shards, [node["Resources"] for node in nodes()])
+def size_pool(cluster: RayConfig, device: str, threads: int, n_shards: int, avoided: Collection[str] = ()) -> Pool:
+    """The pool for a connected cluster without the nodes that are avoided, which may leave fewer actors; see `pool`."""
+    resources = [node["Resources"] for node in nodes() if node["NodeID"] not in avoided]
+    if avoided and cluster.actors != "auto":
+        room = sum(fits(node, actor_needs(cluster, device, threads)) for node in resources)
+        cluster = replace(cluster, actors=min(int(cluster.actors), room) or cluster.actors)
+    return replace(pool(cluster, device, threads, n_shards, resources), avoided=tuple(sorted(avoided)))
+
+
+def actor_needs(cluster: RayConfig, device: str, threads: int) -> dict[str, float]:
+    """What Ray reserves for each actor."""
+    each = {"CPU": threads, "GPU": gpus_per_actor(cluster, device), **cluster.resources}
+    return {name: amount for name, amount in each.items() if amount}
 
 
 def pool(
@@ -111,8 +122,7 @@ def pool(
     Raises:
         UserError: the cluster has no room for them, and is not asked to grow.
     """
-    each = {"CPU": threads, "GPU": gpus_per_actor(cluster, device), **cluster.resources}
-    each = {name: amount for name, amount in each.items() if amount}
+    each = actor_needs(cluster, device, threads)
     if cluster.max_actors is not None:
         most = min(cluster.max_actors, n_shards)
         return Pool(min(cluster.min_actors or 1, most), most, each)

@@ -5,7 +5,7 @@ An actor is called by as many threads at a time as it has shards in flight (see 
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from pipeline.messages.errors import RunError
 NAMES = [field.name for field in fields(ShardResult)]
 MAX_BLOCKS = 10_000  # Ray Data takes 0.7 ms for a block: beyond this many, blocks hold several shards
 MAX_SINGLE = 5_000  # of the last shards, which stay single so that the actors end together
+NODE_LABEL = "ray.io/node-id"  # that Ray gives every node
 NOTICE_S = 1.0  # between the ends of Ray's processes and of this one, where someone stops them all
 REPORT_S = 0.5  # an output of a busy actor costs it about 0.1 s: shards shorter than this are reported together
 
@@ -38,7 +39,11 @@ class ShardActor:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
         """Work on the shards that the column `shards` lists."""
-        yield from report(self._worker.process(self._plan.shard(int(index))) for index in batch["shards"][0])
+        yield from report(self._process(int(index)) for index in batch["shards"][0])
+
+    def _process(self, index: int) -> ShardResult:
+        result = self._worker.process(self._plan.shard(index))
+        return replace(result, node=ray.get_runtime_context().get_node_id()) if result.fatal else result
 
 
 def report(results: Iterator[ShardResult]) -> Iterator[dict[str, list[Any]]]:
@@ -81,8 +86,8 @@ def run_shards(
     try:
         with ray_private.errors_alone("ray.data"):
             for batch in batches.iter_batches(batch_size=None, prefetch_batches=0):
-                for shard, n_rows, error, fatal in zip(*(batch[name] for name in NAMES), strict=True):
-                    yield ShardResult(int(shard), int(n_rows), str(error), bool(fatal))
+                for shard, n_rows, error, fatal, node in zip(*(batch[name] for name in NAMES), strict=True):
+                    yield ShardResult(int(shard), int(n_rows), str(error), bool(fatal), str(node))
     except ray.exceptions.GetTimeoutError as error:
         raise RunError(
             f"{pool.least} actors with {describe(pool.each)} each did not start within {wait_s} s "
@@ -108,6 +113,7 @@ def _actors(pool: Pool, in_flight: int) -> dict[str, Any]:
     for actors, max_restarts and max_task_retries of -1): the worker knows when to give a shard up."""
     custom = {name: amount for name, amount in pool.each.items() if name not in ("CPU", "GPU")}
     fixed = pool.least == pool.most
+    avoided = {"label_selector": {NODE_LABEL: f"!in({','.join(pool.avoided)})"}} if pool.avoided else {}
     size: dict[str, Any] = {"size": pool.most} if fixed else {"min_size": pool.least, "max_size": pool.most}
     threads: dict[str, Any] = {
         "max_concurrent_calls_per_actor": in_flight,
@@ -119,6 +125,7 @@ def _actors(pool: Pool, in_flight: int) -> dict[str, Any]:
         "num_cpus": pool.each.get("CPU", 0),
         "num_gpus": pool.each.get("GPU", 0),
         "resources": custom,
+        **avoided,
     }
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.config.schema import EngineConfig
 from pipeline.execution.executors import address as module
 from pipeline.execution.executors.address import Address, AddressExecutor, require_answer, require_welcome
-from pipeline.execution.executors.ray_cluster import Pool
+from pipeline.execution.executors.ray_cluster import Pool, nodes
+from pipeline.execution.work import ShardResult
 from pipeline.messages.errors import UserError
 
 
@@ -104,17 +111,17 @@ def test_a_running_ray_answers_and_its_nodes_are_checked(monkeypatch: pytest.Mon
     import ray
 
     require_answer(ray.get_runtime_context().gcs_address)
-    each = Pool(1, 1, {"CPU": 1})
+
+    def found() -> list[str]:
+        return list(module.check_nodes(None, nodes()).values())
+
     monkeypatch.setattr(module, "node_problems", lambda work: [])
-    module.check_nodes(None, each)
+    assert found() == []
     monkeypatch.setattr(module, "node_problems", lambda work: ["x.fa is not there", "it is raining"])
-    with pytest.raises(
-        UserError, match=r"^1 of 1 nodes cannot .*: node \S+ \(\S+\): x.fa is not there; it is raining$"
-    ):
-        module.check_nodes(None, each)
+    assert re.fullmatch(r"node \S+ \(\S+\): x.fa is not there; it is raining", found()[0])
     monkeypatch.setattr(module, "node_problems", lambda work: 1 / 0)
-    with pytest.raises(UserError, match=r"node \S+ \(\S+\): ZeroDivisionError: division by zero"):
-        module.check_nodes(None, each)
+    assert re.fullmatch(r"node \S+ \(\S+\): ZeroDivisionError: division by zero", found()[0])
+    assert module.check_nodes(None, []) == {}
 
 
 @pytest.mark.ray
@@ -127,3 +134,92 @@ def test_the_device_of_a_cluster_is_asked_for_in_time() -> None:
     absent = replace(config, resources={"fpga": 1.0}, wait_for_actors_s=1)
     with pytest.raises(UserError, match=r"no node of the cluster began a task with 1 CPU, 1 fpga within 1 s"):
         module.remote_machine("cpu", absent)
+
+
+class Cluster:
+    """Nodes a, b, c of one CPU each, of which some cannot do the work; each shard falls to the next one of the pool."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ids = ["a", "b", "c"]
+        self.pools: list[tuple[str, ...]] = []
+        self.checked: dict[str, str] = {}
+        self.fails: Callable[[str, int], bool] = lambda node, shard: False
+        monkeypatch.setattr(module, "nodes", self.nodes)
+        monkeypatch.setattr("pipeline.execution.executors.ray_cluster.nodes", self.nodes)
+        monkeypatch.setattr(module, "check_nodes", self.check)
+        monkeypatch.setattr(module, "run_shards", self.run_shards)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"NodeID": name, "Resources": {"CPU": 1.0}} for name in self.ids]
+
+    def check(self, work: Any, able: list[dict[str, Any]]) -> dict[str, str]:
+        return {node["NodeID"]: self.checked[node["NodeID"]] for node in able if node["NodeID"] in self.checked}
+
+    def run_shards(self, work: Any, shards: list[int], pool: Pool, wait_s: int) -> Generator[ShardResult, None, None]:
+        able = [name for name in self.ids if name not in pool.avoided][: pool.most]
+        self.pools.append(tuple(able))
+        for n, shard in enumerate(shards):
+            node = able[n % len(able)]
+            is_bad = self.fails(node, shard)
+            yield ShardResult(shard, 2, f"{shard} on {node}: no" if is_bad else "", is_bad, node if is_bad else "")
+
+    def run(self, n_shards: int = 9, **settings: Any) -> tuple[list[int], list[str]]:
+        """The shards that are done, and what ends the run, if anything does."""
+        found: list[ShardResult] = []
+        spec: Any = SimpleNamespace(plan=SimpleNamespace(device="cpu", threads=1))
+        with contextlib.closing(
+            AddressExecutor(Address(address="auto", **settings), EngineConfig()).work(spec, np.arange(n_shards))
+        ) as results:
+            for result in results:
+                found.append(result)
+                if result.fatal:
+                    break
+        return sorted(each.shard for each in found if not each.fatal), [each.error for each in found if each.fatal]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    return Cluster(monkeypatch)
+
+
+def test_a_node_that_cannot_do_the_work_is_left_out(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """It is the second of three, and found by its first shard; the shards are all done, each once."""
+    caplog.set_level(logging.INFO, "dlshap")
+    cluster.fails = lambda node, shard: node == "b"
+    assert cluster.run() == (list(range(9)), [])
+    assert cluster.pools == [("a", "b", "c"), ("a", "c")]
+    assert "the node is left out from now on, and others go on: 1 on b: no" in caplog.text
+
+
+def test_a_node_that_is_known_to_be_odd_gets_no_actor(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    cluster.checked = {"c": "node c: m.pt is not there"}
+    assert cluster.run(actors=3) == (list(range(9)), [])
+    assert cluster.pools == [("a", "b")], "fewer than asked for"
+    assert "left out, as it cannot work on this run: node c: m.pt is not there" in caplog.text
+
+
+def test_a_late_node_is_checked_when_actors_are_placed_again(cluster: Cluster) -> None:
+    def fails(node: str, shard: int) -> bool:
+        if "d" not in cluster.ids:
+            cluster.ids.append("d")
+            cluster.checked["d"] = "node d: no"
+        return node == "a" and shard == 3
+
+    cluster.fails = fails
+    assert cluster.run() == (list(range(9)), [])
+    assert cluster.pools == [("a", "b", "c"), ("b", "c")]
+
+
+def test_where_no_node_can_work_the_run_ends(cluster: Cluster) -> None:
+    cluster.checked = {name: f"node {name}: no" for name in "abc"}
+    with pytest.raises(UserError, match=r"^no node can work on this run: node a: no \| node b: no \| node c: no$"):
+        cluster.run()
+    cluster.checked, cluster.ids, cluster.fails = {}, ["a"], lambda node, shard: shard == 2
+    assert cluster.run() == ([0, 1], ["2 on a: no"]), "there is no other"
+
+
+def test_where_node_after_node_fails_the_run_ends_soon(cluster: Cluster) -> None:
+    """A full disk: not one of forty nodes after the other."""
+    cluster.ids, cluster.fails = list("abcdefgh"), lambda node, shard: True
+    assert cluster.run() == ([], ["0 on c: no"])
+    assert len(cluster.pools) == 3

@@ -88,7 +88,7 @@ def test_results_are_reported_one_by_one_and_quick_ones_together(monkeypatch: py
             yield ShardResult(index, 5, "", False)
 
     reports = report(work())
-    assert next(reports) == {"shard": [0], "n_rows": [5], "error": [""], "fatal": [False]}
+    assert next(reports) == {"shard": [0], "n_rows": [5], "error": [""], "fatal": [False], "node": [""]}
     assert taken == [0], "the first is out before the second begins"
     assert [batch["shard"] for batch in reports] == [[1, 2, 3]]
 
@@ -104,6 +104,9 @@ def test_what_ray_is_asked_for() -> None:
         2,
     )
     assert (growing["compute"].min_size, growing["compute"].max_size, growing["num_gpus"]) == (1, 5, 0)
+    assert "label_selector" not in asked
+    avoiding = _actors(Pool(1, 1, {"CPU": 1}, ("a", "b")), 1)
+    assert avoiding["label_selector"] == {"ray.io/node-id": "!in(a,b)"}
     assert _context(7).wait_for_min_actors_s == 7
 
 
