@@ -59,7 +59,7 @@ class Executor(contextlib.ExitStack, abc.ABC):
 
     @abc.abstractmethod
     def work(self, spec: WorkSpec, shards: np.ndarray) -> Generator[ShardResult, None, None]:
-        """Start what is needed, and work on shards (indices, ascending, at least one).
+        """Start what is needed, and work on shards (indices in that order, at least one).
 
         Returns:
             What becomes of each, as it comes, in no particular order. When it is closed, nothing is at work any more.

@@ -26,9 +26,10 @@ from pipeline.models.folds import fold_paths
 from pipeline.models.load import load_chosen, require_chosen
 from pipeline.planning.convergence import complaint, exceed
 from pipeline.planning.plan import Plan
-from pipeline.planning.shards import remaining, select
+from pipeline.planning.shards import remaining, select, shared_order
 from pipeline.store.done_shards import recorded_shards
 from pipeline.store.event_log import EventLog, event_log
+from pipeline.store.presence import rank_of
 from pipeline.store.run_directory import RunDirectory
 
 ROUNDS = 2  # the second for shards whose records turn out to be wrong
@@ -97,7 +98,7 @@ def _run(config: Config) -> Summary:
         n_rows, seconds = 0, 0.0
         for _ in range(ROUNDS):
             log.note("stock", chosen=len(chosen), todo=len(todo))
-            n_done, took = _work_through(executor, spec, chosen, todo, log)
+            n_done, took = _work_through(executor, spec, chosen, _in_order(todo, directory), log)
             n_rows, seconds = n_rows + n_done, seconds + took
             summary, damaged = finalize(directory, plan, chosen, n_rows, seconds, started)
             todo = damaged[(damaged >= chosen.start) & (damaged < chosen.stop)]
@@ -123,6 +124,14 @@ def _result(directory: RunDirectory, executor: Executor) -> Iterator[None]:
         raise
 
 
+def _in_order(todo: np.ndarray, directory: RunDirectory) -> np.ndarray:
+    """Where other commands work on the same run, each begins elsewhere."""
+    rank = rank_of(directory.command, directory.run) if len(todo) else 0
+    if rank:
+        LOG.info(f"{counted(rank, 'other command')} at work on this store; this one begins with other shards")
+    return shared_order(todo, rank)
+
+
 def work_spec(config: Config, plan: Plan, directory: RunDirectory) -> WorkSpec:
     """What the workers of a run are given."""
     settings = config.absolute()
@@ -145,13 +154,13 @@ def _work_through(
     """Have shards computed, and stop where going on makes no sense.
 
     Returns:
-        The rows that were committed, and the seconds from the first shard's begin.
+        The rows that were committed by this command, and the seconds from the first shard's begin.
 
     Raises:
         RunError: the storage or a machine fails, or shards fail and none succeeds.
     """
     n_chosen = spec.plan.n_rows_in(np.arange(chosen.start, chosen.stop))
-    n_done = n_failed = 0
+    n_done = n_found = n_failed = 0
     with contextlib.ExitStack() as stack:
         # Closed, so that nothing is still at work when the executor is let go after an error.
         results = stack.enter_context(contextlib.closing(executor.work(spec, todo))) if len(todo) else ()
@@ -159,9 +168,13 @@ def _work_through(
         progress = stack.enter_context(RowProgress("attributing", n_chosen, n_chosen - spec.plan.n_rows_in(todo)))
         for result in results:
             if not result.error:
-                n_done += result.n_rows
                 progress.advance(result.n_rows)
-                log.note("shard", shard=result.shard, rows=result.n_rows)
+                if result.is_found:
+                    n_found += 1
+                    log.note("found", shard=result.shard)
+                else:
+                    n_done += result.n_rows
+                    log.note("shard", shard=result.shard, rows=result.n_rows)
                 continue
             n_failed += 1
             log.note("failure", shard=result.shard, error=result.error, fatal=result.fatal)
@@ -171,4 +184,6 @@ def _work_through(
                 raise RunError(f"the first {n_failed} shards failed, and none succeeded: {result.error}")
             if n_failed < MAX_FAILURES:
                 LOG.warning(result.error)
+        if n_found:
+            LOG.info(f"{counted(n_found, 'shard')} found done when their turn came, as by another command")
         return n_done, time.monotonic() - started

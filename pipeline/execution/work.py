@@ -43,6 +43,7 @@ class ShardResult:
         error: one line; "" where the shard is committed.
         fatal: whether the error is the storage's or the machine's rather than the shard's, so that others will meet it.
         node: where that was, as Ray calls it; "" without Ray.
+        is_found: whether the shard was done already, as where another command works on the same run.
     """
 
     shard: int
@@ -50,3 +51,4 @@ class ShardResult:
     error: str = ""
     fatal: bool = False
     node: str = ""
+    is_found: bool = False

@@ -65,7 +65,7 @@ class Worker:
         """
         try:
             if is_done(self._directory, self._work.plan, shard):
-                return ShardResult(shard.index, len(shard))
+                return ShardResult(shard.index, len(shard), is_found=True)
             if self._directory.n_attempts(shard) >= MAX_UNEXPLAINED:
                 # Alone: two that share the memory could end each other.
                 return self._device(lambda: self._isolate(shard))
@@ -125,7 +125,7 @@ class Worker:
         """Unless someone else has committed the shard meanwhile, and tidied up."""
         with contextlib.suppress(OSError, ValueError):  # the first error is the one to tell
             if is_done(self._directory, self._work.plan, shard):
-                return ShardResult(shard.index, len(shard))
+                return ShardResult(shard.index, len(shard), is_found=True)
         kind = "" if isinstance(error, (OSError, RunError, UserError)) else f"{type(error).__name__}: "
         text = f"{shard} could not be worked on by {whoami()}: {kind}{one_line(error)}"
         return ShardResult(shard.index, len(shard), text, fatal=True)

@@ -58,3 +58,16 @@ def select(n: int, selection: str | None) -> range:
 def remaining(chosen: range, is_done: np.ndarray) -> np.ndarray:
     """The chosen indices that are not done, ascending; is_done is (n,) bool."""
     return chosen.start + np.flatnonzero(~is_done[chosen.start : chosen.stop])
+
+
+def shared_order(shards: np.ndarray, rank: int) -> np.ndarray:
+    """The shards in the order in which the rank-th of several commands begins them, so that they meet late.
+
+    The first goes up, the second comes down; the others go up from places that lie apart: 1/2, 1/4, 3/4, 1/8, ...
+    """
+    if rank == 0:
+        return shards
+    if rank == 1:
+        return shards[::-1]
+    bits = f"{rank - 1:b}"[::-1]
+    return np.roll(shards, -(len(shards) * int(bits, 2) // 2 ** len(bits)))

@@ -129,3 +129,9 @@ def read_commands(run: Backend, now: float) -> list[SeenCommand]:
             continue
         found.append(SeenCommand(command, entry.modified, command.is_gone(now - entry.modified)))
     return found
+
+
+def rank_of(command: Command, run: Backend) -> int:
+    """How many commands that began before this one work on a run too."""
+    others = (seen.command for seen in read_commands(run, time.time()) if not seen.is_gone)
+    return sum((other.began, other.id) < (command.began, command.id) for other in others if other.id != command.id)

@@ -94,16 +94,16 @@ class AddressExecutor(executor.Executor):
 
     def work(self, spec: WorkSpec, shards: np.ndarray) -> Generator[ShardResult, None, None]:
         """Nodes that cannot work on the run are left out with the reason, and their shards are done by the others."""
-        left = set(shards.tolist())
+        left = dict.fromkeys(shards.tolist())
         avoided: dict[str, str] = {}
         while left:
             n_before = len(left)
             pool = self._pool(spec, len(left), avoided)
-            with contextlib.closing(run_shards(spec, sorted(left), pool, self.cluster.wait_for_actors_s)) as results:
+            with contextlib.closing(run_shards(spec, list(left), pool, self.cluster.wait_for_actors_s)) as results:
                 for result in results:
                     if result.fatal and self._goes_on(result, pool, avoided, len(left) < n_before):
                         break
-                    left.discard(result.shard)
+                    left.pop(result.shard, None)
                     yield result
                 else:
                     return

@@ -70,7 +70,7 @@ def run_shards(
 
     Args:
         work: what the actors are given.
-        shards: indices, ascending.
+        shards: indices, in the order in which they are begun.
         pool: how many actors, and what each of them gets.
         wait_s: seconds within which they must have started.
         actor: what does the work.
@@ -86,8 +86,8 @@ def run_shards(
     try:
         with ray_private.errors_alone("ray.data"):
             for batch in batches.iter_batches(batch_size=None, prefetch_batches=0):
-                for shard, n_rows, error, fatal, node in zip(*(batch[name] for name in NAMES), strict=True):
-                    yield ShardResult(int(shard), int(n_rows), str(error), bool(fatal), str(node))
+                for values in zip(*(batch[name].tolist() for name in NAMES), strict=True):
+                    yield ShardResult(**dict(zip(NAMES, values, strict=True)))
     except ray.exceptions.GetTimeoutError as error:
         raise RunError(
             f"{pool.least} actors with {describe(pool.each)} each did not start within {wait_s} s "

@@ -68,6 +68,22 @@ def test_a_cluster_elsewhere_says_what_it_computes_on(inputs: Inputs, finished: 
             pipeline.run([*overrides, "engine.device=cuda"])
 
 
+def test_what_another_command_has_done_meanwhile_is_not_counted_as_its_own(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dlshap")
+    store = tmp_path / "a.zarr"
+    assert pipeline.run(inputs.overrides(store, "run.shards=0-1")).rows_computed > 0
+    monkeypatch.setattr("pipeline.execution.run.recorded_shards", lambda *_: np.zeros(N_SHARDS, dtype=bool))
+    with RunDirectory(store).at_work():  # the other one, which began before
+        summary = pipeline.run(inputs.overrides(store, "run.shards=0-1"))
+    assert (summary.rows_computed, summary.shards_done) == (0, 2)
+    assert "1 other command at work on this store; this one begins with other shards" in caplog.text
+    assert "2 shards found done when their turn came, as by another command" in caplog.text
+    log = max(Path(f"{store}.run/logs").iterdir(), key=lambda path: path.stat().st_mtime_ns).read_text()
+    assert [json.loads(line)["shard"] for line in log.splitlines() if '"found"' in line] == [1, 0], "it comes down"
+
+
 def test_a_finished_store_is_left_alone(inputs: Inputs, finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     summary = pipeline.run(inputs.overrides(finished))

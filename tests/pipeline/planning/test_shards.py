@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.messages.errors import UserError
-from pipeline.planning.shards import Shard, n_shards, remaining, select, shard_at
+from pipeline.planning.shards import Shard, n_shards, remaining, select, shard_at, shared_order
 
 sizes = st.tuples(st.integers(1, 500), st.integers(1, 60))
 
@@ -41,3 +41,16 @@ def test_selections_include_both_ends() -> None:
             select(5, wrong)
     with pytest.raises(UserError, match=r"run\.shards=1, but there is 1 shard, 0"):
         select(1, "1")
+
+
+@given(st.lists(st.integers(0, 10**6), unique=True).map(sorted), st.integers(0, 40))
+def test_commands_that_share_the_work_have_the_same_shards(shards: list[int], rank: int) -> None:
+    assert sorted(shared_order(np.array(shards, dtype=np.int64), rank).tolist()) == shards
+
+
+def test_commands_that_share_the_work_begin_apart() -> None:
+    shards = np.arange(100, 164)
+    assert shared_order(shards, 0).tolist() == shards.tolist()
+    assert shared_order(shards, 1).tolist() == shards[::-1].tolist()
+    assert [int(shared_order(shards, rank)[0]) - 100 for rank in range(2, 9)] == [32, 16, 48, 8, 40, 24, 56]
+    assert shared_order(shards, 2)[:3].tolist() == [132, 133, 134]
