@@ -231,3 +231,29 @@ with LocalRayExecutor(Local(actors=1, code={str(tmp_path)!r}), EngineConfig()) a
     print(found.n_rows, found.error.startswith({str(tmp_path)!r}))
 """)
     assert out.splitlines()[-1] == "42 False", "found, and in the copy that was sent"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_node_that_is_avoided_gets_no_actor() -> None:
+    """Two nodes with room for one actor each; then the other one of them."""
+    out = run_script("""
+from pipeline.execution.executors.ray_cluster import nodes
+
+def do(index):
+    return ShardResult(index, 1, ray.get_runtime_context().get_node_id(), False)
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+ray.init(address=cluster.address, log_to_driver=False)
+work = SimpleNamespace(plan=SimpleNamespace(device="cpu"), do=do)
+ids = [node["NodeID"] for node in nodes()]
+for avoided in ids:
+    pool = size_pool(Local(actors=2), "cpu", 1, 6, [avoided])
+    used = {result.error for result in ray_data.run_shards(work, list(range(6)), pool, 60, StandIn)}
+    print(pool.most, used == set(ids) - {avoided})
+ray.shutdown()
+cluster.shutdown()
+""")
+    assert out.splitlines()[-2:] == ["1 True", "1 True"]
