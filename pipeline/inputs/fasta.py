@@ -84,7 +84,7 @@ class LocusNames:
 
     def add(self, row: Row) -> None:
         """A row whose locus, if it has one, is that of its name."""
-        if row.codes is None or _LOCUS.fullmatch(row.name) is None:
+        if row.codes is None or _as_locus(row.name) is None:
             return
         self._n_read += row.start >= 0
         self._n_minus += row.start >= 0 and row.strand == "-"
@@ -157,10 +157,15 @@ def parse(record: Record, index: int, path: Path) -> Row:
 
 def locus_of(name: str, length: int) -> tuple[str, int, int, str]:
     """(chrom, start, end, strand) that a record's name states, or ("", -1, -1, ".") when it states none."""
-    match = _LOCUS.fullmatch(name)
+    match = _as_locus(name)
     if match is None or int(match["end"]) - int(match["start"]) != length:
         return "", -1, -1, "."
     return match["chrom"], int(match["start"]), int(match["end"]), match["strand"] or "."
+
+
+def _as_locus(name: str) -> re.Match[str] | None:
+    """The parts of a name that looks like a locus; a longer name than rows may have is not looked at."""
+    return None if ":" not in name or len(name) > limits.current().name else _LOCUS.fullmatch(name)
 
 
 def _locate(record: Record) -> str:

@@ -78,7 +78,7 @@ def _born(process: int) -> str:
         with open(f"/proc/{process}/stat") as file:
             fields = file.read().rpartition(")")[2].split()  # a name may hold anything
     except FileNotFoundError:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, OverflowError):  # a forged number may be too large for any
             os.kill(process, 0)
         return ""
     except ProcessLookupError:

@@ -260,8 +260,12 @@ class Store:
         """A lazy xarray Dataset, with the row table as coordinates of `sequence`; needs the extra `dlshap[exports]`."""
         import xarray
 
-        dataset = xarray.open_zarr(self.group.store, consolidated=False, chunks=None)
-        return dataset[[*arrays_of(self.plan), *TABLE]].set_coords([*TABLE])
+        source = xarray.backends.ZarrStore(self.group, mode="r")
+        labels = {name for dims, _ in self._layout.values() for name in dims if name in source.members}
+        for name in {*arrays_of(self.plan), *TABLE, *labels}:
+            bounded(source.members[name], name)  # of these very objects it reads
+        strange = set(source.members) - labels.union(arrays_of(self.plan), TABLE)
+        return xarray.open_dataset(source, drop_variables=strange).set_coords([*TABLE])
 
     def to_torch(
         self, rows: np.ndarray | None = None, target: int | None = None, window: int | None = None

@@ -88,6 +88,8 @@ class Tree:
                     os.mkdir(part, 0o775, dir_fd=found[-1])
                     sync_descriptor(found[-1])
                 found.append(self._inner(found[-1], part, "/".join(parts[:i]), _SYNCED))
+            for descriptor in () if self.may_be_link else found:
+                _close_to_others(descriptor, self.root)
             yield found
         finally:
             for descriptor in found:
@@ -153,6 +155,17 @@ class Tree:
                 f"{self.root} belongs to another user (number {owner}), who could exchange what is written there; give "
                 f"a path in a folder of your own"
             )
+
+
+def _close_to_others(folder: int, root: Path) -> None:
+    """Take away what lets everyone write to a folder of dlshap's own: files could be exchanged there."""
+    mode = stat.S_IMODE(os.fstat(folder).st_mode)
+    if not mode & stat.S_IWOTH:
+        return
+    try:
+        os.fchmod(folder, mode & ~stat.S_IWOTH)  # a file system without modes takes it and stays as it is
+    except OSError as error:
+        raise NotRegular(f"everyone may write to {root} ({error.strerror}); chmod -R o-w {root}") from None
 
 
 def open_regular(name: str | Path, flags: int, folder: int | None = None, where: str = "") -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -440,14 +441,48 @@ def test_both_alleles_of_a_variant_have_the_values_of_its_line(tracks: Path) -> 
         np.testing.assert_array_equal(row["arg_1"], filled(PLUS)[None, where])
 
 
-def test_a_bigwig_whose_values_are_damaged(tmp_path: Path) -> None:
+def _values_that_are_none(data: bytearray) -> None:
+    start = int.from_bytes(data[16:24], "little")
+    data[start + 8 : start + 40] = b"\xff" * 32
+
+
+def _index_in_a_circle(data: bytearray) -> None:
+    """The library follows it until its stack is full."""
+    root = int.from_bytes(data[24:32], "little") + 48
+    data[root : root + 4] = struct.pack("<BBH", 0, 0, 1)
+    data[root + 20 : root + 28] = struct.pack("<Q", root)
+
+
+def _blocks_of_4_gb(data: bytearray) -> None:
+    data[52:56] = b"\xff" * 4
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (_values_that_are_none, r"\(.*\); copy or download it again"),
+        (_index_in_a_circle, r": the process that reads it ended \(SIG[A-Z]+\); copy or download it again"),
+        (_blocks_of_4_gb, r"\(.*\); copy or download it again"),
+    ],
+)
+def test_a_bigwig_whose_values_are_damaged(tmp_path: Path, spoil: Callable[[bytearray], None], told: str) -> None:
     with pyBigWig.open(str(tmp_path / "x.bw"), "w") as track:
         track.addHeader([("chr1", 1000)])
         track.addEntries("chr1", list(range(0, 900, 10)), values=[1.0] * 90, span=5)
     data = bytearray((tmp_path / "x.bw").read_bytes())
-    start = int.from_bytes(data[16:24], "little")  # of the data
-    data[start + 8 : start + 40] = b"\xff" * 32
+    spoil(data)
     (tmp_path / "x.bw").write_bytes(data)
     (rows,) = batched([Row(0, np.zeros(4, np.uint8), None, "a", "chr1", 0, 4)])
-    with pytest.raises(UserError, match=r"x\.bw is damaged at chr1:0-4 .*copy or download it again"):
+    with pytest.raises(UserError, match=rf"x\.bw is damaged at chr1:0-4 ?{told}$"):
         Tracks([tmp_path / "x.bw"], 4, "ignore").take(rows)
+
+
+def test_a_negative_infinity_is_infinite(tmp_path: Path) -> None:
+    with pyBigWig.open(str(tmp_path / "x.bw"), "w") as track:
+        track.addHeader([("chr1", 100)])
+        track.addEntries("chr1", [2], values=[float("-inf")], span=1)
+    (rows,) = batched([Row(i, np.zeros(4, np.uint8), None, "a", "chr1", 50 * i, 50 * i + 4) for i in range(2)])
+    tracks = Tracks([tmp_path / "x.bw"], 4, "ignore")
+    _, problems = tracks.take(rows)
+    assert problems == ["x.bw is infinite at chr1:2-3; expected finite numbers", None]
+    tracks.finish(2)

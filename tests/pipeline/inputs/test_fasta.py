@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from dlshap_core.sequences import decode
+from pipeline.config import limits
+from pipeline.config.schema import LimitsConfig
 from pipeline.inputs import base
 from pipeline.inputs.base import Rows
 from pipeline.inputs.fasta import FastaSource, locus_of
@@ -66,6 +68,15 @@ def test_reads_by_content_whatever_the_name(tmp_path: Path, name: str, compressi
 )
 def test_locus_in_a_name(name: str, length: int, locus: tuple[str, int, int, str]) -> None:
     assert locus_of(name, length) == locus
+
+
+def test_a_name_beyond_the_limit_is_not_searched_for_a_locus() -> None:
+    longest = limits.current().name
+    name = "x" * (longest - 11) + "::chr1:7-9"
+    assert locus_of("x" + name, 2) == ("chr1", 7, 9, ".")
+    assert locus_of("xx" + name, 2) == ("", -1, -1, ".")
+    with limits.using(LimitsConfig(name=longest + 1)):
+        assert locus_of("xx" + name, 2) == ("chr1", 7, 9, ".")
 
 
 def test_locus_reaches_the_rows(tmp_path: Path) -> None:

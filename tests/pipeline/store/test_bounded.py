@@ -108,6 +108,9 @@ def test_a_column_that_becomes_larger_than_it_can_be(
         with pytest.raises(ValueError, match="damaged") as caught:
             names_of_rows(backend, [0])
         assert COLUMNS[change] in reasons(caught.value)
+    with pytest.raises(ValueError, match=r"chunk|coded|compressed") as caught:
+        open_store("a.zarr").to_xarray()[name].load()
+    assert COLUMNS[change] in reasons(caught.value)
     for command in ("tsv", "status", "verify", "logo"):
         require_a_line(COMMANDS[command], capfd, change.__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -167,6 +168,25 @@ def test_a_run_folder_of_another_user_is_not_written_to(tmp_path: Path) -> None:
         directory.run.write("plan.json", b"{}")
     os.chown(tmp_path, 12345, 12345)  # whose folder it lies in: as a container's root sees it
     directory.run.write("plan.json", b"{}")
+
+
+def test_a_run_folder_that_everyone_may_write_to_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, run = RunDirectory(tmp_path / "a.zarr"), tmp_path / "a.zarr.run"
+    directory.run.write("done/00000000.json", b"{}")
+    for folder in (run, run / "done"):
+        folder.chmod(0o2777)
+    assert directory.run.read("done/00000000.json") == b"{}"
+    assert run.stat().st_mode & 0o7777 == 0o2777, "whoever only reads changes nothing"
+    directory.run.write("done/00000001.json", b"{}")
+    assert [folder.stat().st_mode & 0o7777 for folder in (run, run / "done")] == [0o2775] * 2
+    run.chmod(0o1777)
+
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fchmod", denied)
+    with pytest.raises(UserError, match=r"everyone may write to .*a\.zarr\.run .*chmod -R o-w .*a\.zarr\.run"):
+        directory.run.write("done/00000001.json", b"{}")
 
 
 def test_a_path_that_is_no_folder_leaves_nothing(

@@ -239,13 +239,24 @@ def elsewhere(**changes: Any) -> Command:
         (this_command(), 1e6, False),
         (replace(this_command(), born="1"), 0.0, True),
         (replace(this_command(), process=NO_PROCESS), 0.0, True),
+        (replace(this_command(), process=10**30), 0.0, True),
         (elsewhere(), SILENT_S - 1, False),
         (elsewhere(), SILENT_S + 1, True),
         (elsewhere(process=NO_PROCESS), 0.0, False),
         (replace(this_command(), machine=""), 0.0, False),
         (replace(this_command(), machine=""), SILENT_S + 1, True),
     ],
-    ids=["here", "another process of that number", "no such", "there", "silent", "not seen", "unknown", "unknown old"],
+    ids=[
+        "here",
+        "another process of that number",
+        "no such",
+        "forged",
+        "there",
+        "silent",
+        "not seen",
+        "unknown",
+        "unknown old",
+    ],
 )
 def test_who_is_gone(command: Command, silent_s: float, is_gone: bool) -> None:
     assert command.is_gone(silent_s) == is_gone
