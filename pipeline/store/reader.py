@@ -261,11 +261,13 @@ class Store:
         import xarray
 
         source = xarray.backends.ZarrStore(self.group, mode="r")
-        labels = {name for dims, _ in self._layout.values() for name in dims if name in source.members}
-        for name in {*arrays_of(self.plan), *TABLE, *labels}:
-            bounded(source.members[name], name)  # of these very objects it reads
-        strange = set(source.members) - labels.union(arrays_of(self.plan), TABLE)
-        return xarray.open_dataset(source, drop_variables=strange).set_coords([*TABLE])
+        labels = {name for dims, _ in self._layout.values() for name in dims}
+        wanted = labels.union(arrays_of(self.plan), TABLE)
+        for name, array in source.members.items():
+            if name in wanted and isinstance(array, zarr.Array):
+                bounded(array, name)  # of the very objects that are read
+        dataset = xarray.open_dataset(source, drop_variables=set(source.members) - wanted)
+        return dataset.set_coords([*TABLE])
 
     def to_torch(
         self, rows: np.ndarray | None = None, target: int | None = None, window: int | None = None
