@@ -138,19 +138,22 @@ def parse(record: Record, index: int, path: Path) -> Row:
     header, is_utf8 = text_of(record.header)
     words = header.split(None, 1)
     name = words[0] if words else ""
-    where = f"record {index} {shown(name)} ({path.name}, line {record.line})"
+
+    def bad(problem: str) -> Row:
+        return Row(index, None, f"record {index} {shown(name)} ({path.name}, line {record.line}){problem}", name)
+
     if not is_utf8:
-        return Row(index, None, f"{where}: the header is not UTF-8 text", name)
+        return bad(": the header is not UTF-8 text")
     if not name:
-        return Row(index, None, f"{where} has no name; expected '>name'", name)
+        return bad(" has no name; expected '>name'")
     if not record.pieces and record.n_bases:
-        return Row(index, None, f"{where} {limits.sequence_problem(record.n_bases)}", name)
+        return bad(f" {limits.sequence_problem(record.n_bases)}")
     if not record.pieces:
-        return Row(index, None, f"{where} has no sequence{returns_hint(header)}", name)
+        return bad(f" has no sequence{returns_hint(header)}")
     try:
         codes = encode(b"".join(piece for _, piece in record.pieces))
     except ValueError as error:
-        return Row(index, None, f"{where}: {_locate(record)}{error}{_hint(record)}", name)
+        return bad(f": {_locate(record)}{error}{_hint(record)}")
     chrom, start, end, strand = locus_of(name, len(codes))
     return Row(index, codes, None, name, chrom, start, end, strand)
 
