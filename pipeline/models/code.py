@@ -165,7 +165,12 @@ def _spec(name: str, importer: str) -> ModuleSpec | None:
     for part in inner:
         if spec is None:
             return None
-        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations or []))
+        folders = list(spec.submodule_search_locations or [])
+        try:
+            spec = PathFinder.find_spec(part, folders)
+        except KeyError:  # a folder without __init__.py, of whose package Python asks that it is imported
+            spec = ModuleSpec(part, None, is_package=True)
+            spec.submodule_search_locations = [os.path.join(folder, part.rpartition(".")[2]) for folder in folders]
     return spec
 
 

@@ -101,16 +101,16 @@ def folder_arguments(path: Path | None) -> dict[str, Any]:
     if path is None or not path.is_dir() or not (path / SETTINGS).is_file():
         return {}
     settings = _json(path / SETTINGS)
-    _require_plain(settings, path / SETTINGS)
+    require_plain(settings, path / SETTINGS)
     return settings
 
 
-def _require_plain(value: Any, path: Path) -> None:
+def require_plain(value: Any, path: Path) -> None:
     if isinstance(value, dict | list):
         if called := next((key for key in value if isinstance(value, dict) and key in WORDS), None):
             raise UserError(f"{path} holds {called}, which would run code that it names; give it in model.init instead")
         for inner in value.values() if isinstance(value, dict) else value:
-            _require_plain(inner, path)
+            require_plain(inner, path)
     elif isinstance(value, str) and "${" in value:
         raise UserError(
             f"{path} holds {value!r}, which is not replaced by something else here; give its value in model.init"

@@ -57,7 +57,7 @@ class Module(ModelFamily):
                 "path/to/file.py:Class"
             )
         called = find(target)
-        from_file = accepted(called, folder_arguments(path))
+        from_file = accepted(called, folder_arguments(path), self.init)
         read = {name: value for name, value in from_file.items() if name not in self.init}
         init = {**from_file, **self.init}
         with bounded(path, f"{target} with the sizes in {path / SETTINGS}") if path and read else nullcontext():

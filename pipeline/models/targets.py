@@ -21,7 +21,7 @@ import functools
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from types import FunctionType, MethodType
 from typing import Any
@@ -36,6 +36,7 @@ from pipeline.messages.secrets import one_line
 from pipeline.messages.words import some
 from pipeline.models import own_files, own_modules
 from pipeline.models.code import is_ours, is_own
+from pipeline.models.configured import CONFIG, config_class, configured
 from pipeline.models.nesting import require_tree
 
 TARGET = "_target_"
@@ -189,6 +190,8 @@ def _call(given: Mapping[str, Any], key: str, arguments: str) -> Any:
     if given.get("_recursive_", True):
         args = [_value(value, f"{arguments}._args_.{i}") for i, value in enumerate(args)]
         inner = {name: _value(value, f"{arguments}.{name}") for name, value in inner.items()}
+    if not args:
+        inner = configured(called, inner)
     try:
         return functools.partial(called, *args, **inner) if given.get("_partial_") else called(*args, **inner)
     except Exception as error:
@@ -210,8 +213,10 @@ def _value(value: Any, key: str) -> Any:
     return {name: _value(item, f"{key}.{name}") for name, item in value.items()}
 
 
-def accepted(target: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those arguments that a class or function takes: a config.json may hold more than these."""
+def accepted(target: Callable[..., Any], arguments: Mapping[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
+    """Those arguments that a class or function takes beside the given ones: a config.json may hold more than these."""
+    if config_class(target) is not None:
+        return {} if CONFIG in given else dict(arguments)
     try:
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):

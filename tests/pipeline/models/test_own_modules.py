@@ -13,6 +13,7 @@ from torch import nn
 
 from pipeline.messages.errors import UserError
 from pipeline.models import own_modules
+from pipeline.models.code import code_of
 from pipeline.models.load import LoadedModel, bare, load_model
 from tests.pipeline.conftest import chosen
 
@@ -96,6 +97,19 @@ def test_a_model_finds_what_lies_beside_it_and_libraries_do_not(folder: Path) ->
         importlib.import_module("own_pickled")  # by this test, which is none of them
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("optional_lib")
+
+
+def test_folders_without_an_init_within_a_package_that_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ns_top/inner/leaf").mkdir(parents=True)
+    (tmp_path / "ns_top/__init__.py").touch()
+    (tmp_path / "ns_top/inner/leaf/deep.py").write_text("VALUE = 1")
+    net = "class Net(torch.nn.Module):\n    def lazily(self): from ns_top.inner.leaf import deep\n"
+    (tmp_path / "ns_net.py").write_text(f"import torch\n{net}")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert {"ns_net", "ns_top", "ns_top.inner.leaf.deep"} <= {*code_of(importlib.import_module("ns_net").Net()).files}
+    assert "ns_top" not in sys.modules
 
 
 def test_code_is_that_of_the_folder_before_it_is_imported(folder: Path) -> None:
