@@ -1,24 +1,34 @@
 """`dlshap status`: say how far a run has come. It needs no cluster and no model."""
 
 import argparse
+import time
 
-from pipeline.cli.parser import JSON, STORE
+from pipeline.cli.parser import JSON, STORE, Parser
 from pipeline.messages import errors
 from pipeline.messages.visible import to_json
 
+WATCHED_EVERY_S = 5
 HELP = "say how far a run has come"
 DESCRIPTION = """Say how far a run has come: shards and rows, speed, time left, and what failed, by name.
 
 It reads the files beside the store alone (STORE.run/), so it can be asked on any machine that sees them, at any time.
-The exit code is 0 however the run stands; --json says it to programs.
+The exit code is 0 however the run stands; --json says it to programs. --watch says it again and again until no command
+works on the run any more; with --json, an object on each line.
 """
 PARENTS = (STORE, JSON)
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("--watch", action="store_true", help="say it again and again while a command works on the run")
 
 
 def run(options: argparse.Namespace) -> int:
     from pipeline.store.run_directory import RunDirectory
     from pipeline.store.status import read_status
 
-    status = read_status(RunDirectory(options.store, dict(options.options)))
-    print(to_json(status.to_dict()) if options.json else status.text())
-    return errors.EXIT_DONE
+    while True:
+        status = read_status(RunDirectory(options.store, dict(options.options)))
+        print(to_json(status.to_dict()) if options.json else status.text(), flush=True)
+        if not options.watch or not status.is_going_on:
+            return errors.EXIT_DONE
+        time.sleep(WATCHED_EVERY_S)

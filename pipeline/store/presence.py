@@ -19,8 +19,8 @@ from pipeline.store.backends.base import Backend
 from pipeline.store.json_files import parse_object
 
 FOLDER = "commands/"
-HEARTBEAT_S = 20.0
-SILENT_S = 180.0  # after which a command on another machine is taken for gone
+HEARTBEAT_S = 10.0
+SILENT_S = 90.0  # after which a command on another machine is taken for gone
 N_LOOKED_AT = 100  # the newest: a job array may have thousands
 
 

@@ -1,9 +1,10 @@
 """How a run stands, from its protocol files alone: no cluster is asked, and nothing is written."""
 
+import contextlib
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,13 @@ from pipeline.messages.visible import in_lines
 from pipeline.messages.words import counted
 from pipeline.planning.plan import Plan
 from pipeline.store.attributes import plan_of, read_attributes
-from pipeline.store.presence import SeenCommand, read_commands
+from pipeline.store.presence import HEARTBEAT_S, SILENT_S, SeenCommand, read_commands
+from pipeline.store.records import DoneRecord
 from pipeline.store.run_directory import UNDER_WAY, RunDirectory
 
 WINDOW_S = 600.0  # speed is that of the last ten minutes
+LATE_S = 3 * HEARTBEAT_S  # after which the silence of a command is told
+N_NEWEST = 64  # done records that say which hosts do how much
 N_NAMED = 20  # failures that the text names
 SIGNALS = {str(EXIT_STOPPED): "stopped by SIGTERM", str(EXIT_INTERRUPTED): "stopped by Ctrl-C"}
 
@@ -36,6 +40,8 @@ class Status:
         seconds_since_last: since a shard was committed; None where none is.
         in_work: shards that processes work on, or were killed over since the command began; 0 where none works on it.
         failures: shards that were given up, a line each.
+        seconds_silent: since a command that works on it, or seems to, gave a sign of life; None where none does.
+        rows_per_second_by_host: how the speed is made up, from the newest done records.
         error: what ended the last command before it was through; None where nothing did, or one is at work.
     """
 
@@ -51,6 +57,13 @@ class Status:
     in_work: int = 0
     failures: list[str] = field(default_factory=list)
     error: str | None = None
+    seconds_silent: float | None = None
+    rows_per_second_by_host: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_going_on(self) -> bool:
+        """Whether a command works on the run, as far as can be seen."""
+        return self.seconds_silent is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for programs."""
@@ -59,7 +72,7 @@ class Status:
     def text(self) -> str:
         """For people."""
         if self.rows is None:
-            return in_lines([f"{self.store}: {self.state}", *self._of_command()])
+            return in_lines([f"{self.store}: {self.state}", *self._of_silence(), *self._of_command()])
         line = f"{self.store}: {self.state}, {self.shards_done} of {self.shards} shards"
         line += f" ({self.rows_done} of {self.rows} rows)"
         if self.state == "complete":
@@ -71,10 +84,20 @@ class Status:
         if self.seconds_since_last is not None:
             line += f", the last shard {duration(self.seconds_since_last)} ago"
         lines = [line, f"in work: {counted(self.in_work, 'shard')}"] if self.in_work else [line]
+        if len(self.rows_per_second_by_host) > 1:
+            speeds = [f"{host} {speed:.1f} rows/s" for host, speed in sorted(self.rows_per_second_by_host.items())]
+            lines.append(f"by host: {', '.join(speeds)}")
+        lines += self._of_silence()
         lines += [f"failed: {failure}" for failure in self.failures[:N_NAMED]]
         if len(self.failures) > N_NAMED:
             lines.append(f"failed: {len(self.failures) - N_NAMED} more")
         return in_lines([*lines, *self._of_command()])
+
+    def _of_silence(self) -> list[str]:
+        if self.seconds_silent is None or self.seconds_silent <= LATE_S:
+            return []
+        silent = duration(self.seconds_silent)
+        return [f"no sign of life of its command for {silent}: it may have died; sure after {duration(SILENT_S)}"]
 
     def _of_command(self) -> list[str]:
         return [] if self.error is None else [f"the last command ended: {self.error}"]
@@ -100,15 +123,30 @@ def read_status(directory: RunDirectory, now: float | None = None) -> Status:
     commands = read_commands(directory.run, now)
     is_at_work = not all(command.is_gone for command in commands)
     error = None if is_at_work else _end_of_last(directory, commands)
+    silent = min((max(0.0, now - seen.time) for seen in commands if not seen.is_gone), default=None)
     if plan is None or not directory.prepared:
-        return Status(directory.url, "preparing" if is_at_work else "stopped", error=error)
+        return Status(directory.url, "preparing" if is_at_work else "stopped", error=error, seconds_silent=silent)
     entries = [entry for entry in directory.run.files("done/") if entry.key.endswith(".json")]
     times = np.array([entry.modified for entry in entries])
     rows = np.array([_rows(plan, entry.key) for entry in entries], dtype=np.int64)
     attempts = list(directory.run.files("attempts/"))
     in_work = {entry.key.partition("/")[2].partition("-")[0] for entry in attempts}
     failures = [failure.error for failure in directory.failures()]
-    return status_of(directory.url, plan, times, rows, len(in_work), failures, now, is_at_work, error)
+    status = status_of(directory.url, plan, times, rows, len(in_work), failures, now, is_at_work, error)
+    if silent is not None and silent > LATE_S:
+        status = replace(status, seconds_left=None)
+    newest = [entries[i].key for i in np.argsort(-times)[:N_NEWEST]] if status.rows_per_second else []
+    hosts = [record.worker.rpartition(":")[0] for record in _records(directory, newest)]
+    shares = {host: hosts.count(host) / len(hosts) for host in hosts}
+    speeds = {host: share * (status.rows_per_second or 0) for host, share in shares.items()}
+    return replace(status, seconds_silent=silent, rows_per_second_by_host=speeds)
+
+
+def _records(directory: RunDirectory, keys: Sequence[str]) -> Iterator[DoneRecord]:
+    """Done records, but for those that are damaged or gone."""
+    for key in keys:
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+            yield DoneRecord.from_json(directory.run.read(key))
 
 
 def _end_of_last(directory: RunDirectory, commands: Sequence[SeenCommand]) -> str | None:

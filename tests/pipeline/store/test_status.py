@@ -24,7 +24,7 @@ from pipeline.planning.plan import Plan
 from pipeline.store.presence import SILENT_S, Command, this_command
 from pipeline.store.records import Failure
 from pipeline.store.run_directory import RunDirectory
-from pipeline.store.status import N_NAMED, WINDOW_S, Status, read_status, status_of
+from pipeline.store.status import LATE_S, N_NAMED, WINDOW_S, Status, read_status, status_of
 from tests.pipeline.conftest import N_ROWS, Inputs
 from tests.pipeline.damage import copy_of
 
@@ -368,3 +368,41 @@ def test_from_another_folder_by_a_relative_path(
     found = ask(os.path.relpath(finished, in_folder), capsys)
     assert (found["state"], Path(found["store"])) == ("complete", finished)
     assert ask(f"{os.path.relpath(finished, in_folder)}/", capsys) == found
+
+
+def test_hosts_and_silence_are_told(inputs: Inputs, tmp_path: Path) -> None:
+    store = tmp_path / "a.zarr"
+    pipeline.run(inputs.overrides(store, "run.shards=0-2"))
+    directory = RunDirectory(store)
+    record = directory.read_record(1)
+    assert record is not None
+    directory.commit(replace(record, worker="other:7"))
+    directory.run.write("done/00000000.json", b"damaged")
+    with directory.at_work():
+        now = time.time()
+        status = read_status(directory, now)
+        assert status.is_going_on
+        assert set(status.rows_per_second_by_host) == {"other", socket.gethostname()}
+        assert sum(status.rows_per_second_by_host.values()) == pytest.approx(status.rows_per_second)
+        assert "by host: " in status.text()
+        assert "no sign of life" not in status.text()
+        (path,) = Path(f"{directory.run.url}/commands").iterdir()
+        os.utime(path, (now - LATE_S - 1, now - LATE_S - 1))
+        late = read_status(directory, now)
+        assert (late.state, late.seconds_left) == ("under way", None)
+        assert "no sign of life of its command for 31.0 s: it may have died; sure after 1 min 30 s" in late.text()
+    assert not read_status(directory).is_going_on
+
+
+def test_watching_ends_with_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    stands = [Status("a.zarr", "under way", seconds_silent=1.0), Status("a.zarr", "under way", seconds_silent=2.0)]
+    left, slept = [*stands, Status("a.zarr", "stopped")], []
+    monkeypatch.setattr("pipeline.store.status.read_status", lambda directory: left.pop(0))
+    monkeypatch.setattr("pipeline.cli.status.time.sleep", slept.append)
+    assert dispatch(["status", "a.zarr", "--watch", "--json"]) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["state"] for each in said] == ["under way", "under way", "stopped"]
+    assert len(slept) == 2
+    left[:] = stands
+    assert dispatch(["status", "a.zarr"]) == 0
+    assert len(left) == 1, "once"
