@@ -193,13 +193,13 @@ def remote_machine(device: str, cluster: RayConfig) -> Machine:
         return Machine.here(device)
 
     gpus = gpus_per_actor(cluster, "cuda" if uses_gpu else "cpu")
-    task = ray.remote(num_cpus=1, num_gpus=gpus, resources=dict(cluster.resources), max_retries=3)(look).remote()
+    task = ray.remote(num_cpus=1, num_gpus=gpus, resources=cluster.reserved, max_retries=3)(look).remote()
     try:
         found: Machine = ray.get(task, timeout=cluster.wait_for_actors_s)
     except ray.exceptions.RayTaskError as error:
         raise UserError(str(error.cause)) from error
     except ray.exceptions.GetTimeoutError as error:
-        wanted = describe({"CPU": 1, "GPU": gpus, **cluster.resources})
+        wanted = describe({"CPU": 1, "GPU": gpus, **cluster.reserved})
         raise UserError(
             f"no node of the cluster began a task with {wanted} within {cluster.wait_for_actors_s} s "
             f"(cluster.wait_for_actors_s); it has {inventory()}"

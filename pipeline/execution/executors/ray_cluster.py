@@ -13,7 +13,7 @@ import ray
 import ray.exceptions
 
 from pipeline.execution.executors import ray_private
-from pipeline.execution.executors.ray_settings import RayConfig
+from pipeline.execution.executors.ray_settings import OF_KIND, RayConfig
 from pipeline.execution.host import environment
 from pipeline.messages.errors import UserError
 from pipeline.models import own_modules
@@ -103,7 +103,7 @@ def size_pool(cluster: RayConfig, device: str, threads: int, n_shards: int, avoi
 
 def actor_needs(cluster: RayConfig, device: str, threads: int) -> dict[str, float]:
     """What Ray reserves for each actor."""
-    each = {"CPU": threads, "GPU": gpus_per_actor(cluster, device), **cluster.resources}
+    each = {"CPU": threads, "GPU": gpus_per_actor(cluster, device), **cluster.reserved}
     return {name: amount for name, amount in each.items() if amount}
 
 
@@ -143,8 +143,9 @@ def fits(node: Mapping[str, float], each: Mapping[str, float]) -> int:
 
 
 def describe(amounts: Mapping[str, float]) -> str:
-    """1 CPU, 0.5 GPU"""
-    return ", ".join(f"{amount:g} {name}" for name, amount in amounts.items() if amount)
+    """1 CPU, 0.5 GPU, type A100"""
+    kinds = {name: f"type {name.removeprefix(OF_KIND)}" for name in amounts if name.startswith(OF_KIND)}
+    return ", ".join(kinds.get(name) or f"{amount:g} {name}" for name, amount in amounts.items() if amount)
 
 
 def inventory(resources: Sequence[Mapping[str, float]] | None = None) -> str:
@@ -153,6 +154,9 @@ def inventory(resources: Sequence[Mapping[str, float]] | None = None) -> str:
     total: dict[str, float] = {}
     for node in resources:
         for name, amount in node.items():
-            if not name.startswith(("node:", "accelerator_type:")) and "memory" not in name:
+            if not name.startswith(("node:", OF_KIND)) and "memory" not in name:
                 total[name] = total.get(name, 0) + amount
-    return f"{len(resources)} node{'' if len(resources) == 1 else 's'} with {describe(total) or 'nothing'} in all"
+    kinds = sorted({name.removeprefix(OF_KIND) for node in resources for name in node if name.startswith(OF_KIND)})
+    of_kinds = f" ({', '.join(kinds)})" if kinds else ""
+    n = f"{len(resources)} node{'' if len(resources) == 1 else 's'}"
+    return f"{n} with {describe(total) or 'nothing'} in all{of_kinds}"

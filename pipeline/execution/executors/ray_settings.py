@@ -1,5 +1,6 @@
 """What executors on Ray have in common: how many actors there are, and what each of them is given."""
 
+import re
 from abc import ABC
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from typing import Any
 from pipeline.config.settings import setting
 from pipeline.execution.executor import ExecutorConfig
 
+OF_KIND = "accelerator_type:"
+SMALLEST_SHARE = 0.001  # of a node's one: as many actors as it has room for otherwise
 OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")  # resources that are not custom
 
 
@@ -35,6 +38,9 @@ class RayConfig(ExecutorConfig, ABC):
         "0.5 puts two actors on each GPU; auto: 1 on a GPU, 0 on a CPU", "auto", is_plain=True
     )
     resources: dict[str, float] = setting("custom Ray resources of each actor, by name", dict, is_plain=True)
+    accelerator_type: str | None = setting(
+        "kind of GPU that each actor needs, as Ray names it (A100, H100, L4); any if not given", None, is_plain=True
+    )
     wait_for_actors_s: int = setting(
         "give up when the actors have not started after this many seconds", 600, least=1, is_plain=True
     )
@@ -44,6 +50,12 @@ class RayConfig(ExecutorConfig, ABC):
         """The most actors that there may be; None: as many as there is room for."""
         wanted = self.max_actors or self.actors
         return None if wanted == "auto" else int(wanted)
+
+    @property
+    def reserved(self) -> dict[str, float]:
+        """The custom resources of each actor; Ray gives a node 1 of the resource that names its kind of GPU."""
+        kind = self.accelerator_type
+        return {**self.resources, **({f"{OF_KIND}{kind}": SMALLEST_SHARE} if kind else {})}
 
     @property
     def gpu_share(self) -> float:
@@ -57,6 +69,8 @@ class RayConfig(ExecutorConfig, ABC):
         is_number = isinstance(gpus, (int, float)) and not isinstance(gpus, bool)
         if gpus != "auto" and not (is_number and (0 <= gpus <= 1 or (gpus > 1 and gpus == int(gpus)))):
             yield f"cluster.gpus_per_actor={gpus}; expected a share such as 0.5, a whole number of GPUs, or auto"
+        if (kind := self.accelerator_type) is not None and not re.fullmatch(r"[\w.-]+", kind):
+            yield f"cluster.accelerator_type={kind!r}; expected a kind of GPU as Ray names it, such as A100"
         for name, amount in self.resources.items():
             if name in OF_RAY:
                 own = {"CPU": "; use engine.threads", "GPU": "; use cluster.gpus_per_actor"}.get(name, "")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.util.accelerators
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,6 +61,17 @@ def test_what_the_cluster_has_no_room_for_is_refused(
         pool(Local(**asked), device, threads, 100, NODES)
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_actors_of_a_kind_of_gpu_go_where_it_is() -> None:
+    """As many as there is room for otherwise; a node without that kind has room for none."""
+    nodes = [{**NODES[0], "accelerator_type:A100": 1.0}, {**NODES[1], "accelerator_type:T4": 1.0}]
+    made = pool(Local(accelerator_type="A100", gpus_per_actor=0.25), "cuda", 1, 100, nodes)
+    assert made == Pool(4, 4, {"CPU": 1, "GPU": 0.25, "accelerator_type:A100": 0.001})
+    with pytest.raises(UserError, match=r"1 GPU, type H100 each .* room for 0: it has 2 nodes .* in all \(A100, T4\);"):
+        pool(Local(accelerator_type="H100"), "cuda", 1, 100, nodes)
+    assert next(Local(accelerator_type="").problems()).startswith("cluster.accelerator_type=''; expected a kind of GPU")
+    assert ray.util.accelerators.NVIDIA_A100 == "A100", "as Ray names them"
 
 
 def test_a_cluster_that_grows_may_be_empty_now() -> None:
