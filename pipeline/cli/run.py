@@ -1,14 +1,17 @@
 """`dlshap run`: attribute every sequence of an input."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from omegaconf import OmegaConf
 
+from pipeline.cli import multirun
 from pipeline.cli.parser import JSON, SETTINGS, TRUST, Parser
 from pipeline.cli.settings import config_of
 from pipeline.cli.streams import stdout_to_stderr
 from pipeline.config.registry import listing
+from pipeline.config.schema import Config
 from pipeline.messages import errors
 from pipeline.messages.visible import to_json
 
@@ -31,6 +34,7 @@ EPILOG = """Other settings that are often needed:
 `dlshap run --cfg job` prints every setting with its value, and the README and pipeline/config/schema.py describe them.
 """
 EXPLAINED = ("model", "dataset", "references", "cluster", "experiment")  # groups whose choices the help explains
+MULTIRUN = "a run of each value, as in seed=0,1,2 or model.checkpoint=choice(a.pt,b.pt), each with a store of its own"
 PARENTS = (SETTINGS, JSON)
 
 
@@ -39,13 +43,20 @@ def add_arguments(parser: Parser) -> None:
     parser.epilog = f"{groups}\n\n{EPILOG}"
     parser.add_argument("--cfg", choices=["job"], help="print the whole configuration and stop")
     parser.add_argument("--config-from", metavar="STORE", help="repeat the run that made a store, but for the settings")
+    parser.add_argument("-m", "--multirun", action="store_true", help=MULTIRUN)
     parser.add_argument("--trust-config", action="store_true", help=TRUST)
 
 
 def run(options: argparse.Namespace) -> int:
     given = ["--config-dir", options.config_dir] if options.config_dir else []
     command = ["run", "--config-from", str(options.config_from), *given, *options.overrides]
-    config = config_of(options.overrides, options.config_dir, options.config_from, command, options.trust_config)
+
+    def configured(overrides: Sequence[str]) -> Config:
+        return config_of(overrides, options.config_dir, options.config_from, command, options.trust_config)
+
+    if options.multirun:
+        return multirun.run(options, configured)
+    config = configured(options.overrides)
     if options.cfg:
         print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
         return errors.EXIT_DONE

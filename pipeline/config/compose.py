@@ -39,6 +39,7 @@ def compose_config(overrides: Sequence[str], config_dir: str | None = None) -> C
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
     """conf/config.yaml under some overrides, whose values are not checked yet; see `compose_config`."""
     refuse_arguments(overrides)
+    _refuse_hydras_own(overrides)
     refuse_lookups(dict(override.partition("=")[::2] for override in overrides))
     more = [] if config_dir is None else [f"hydra.searchpath=[file://{_require_folder(config_dir)}]"]
     root = {item.name: getattr(Config(), item.name) for item in fields(Config)}
@@ -78,6 +79,17 @@ def _with_new_keys(override: str) -> str:
     are new."""
     new = rf"({'|'.join(GROUPS)})\.|store\.options[.=]"
     return f"++{override}" if re.match(new, override) else override
+
+
+def _refuse_hydras_own(overrides: Sequence[str]) -> None:
+    """Raise UserError for settings of Hydra's own, which would do nothing: no application of Hydra is started."""
+    for each in overrides:
+        if re.match(r"[+~]*hydra([./=@]|$)", each):
+            raise UserError(
+                f"{each.partition('=')[0]} would do nothing: dlshap composes its settings with Hydra and leaves the rest "
+                f"of Hydra out; store.path says where the result goes, --config-dir where more choices are, and "
+                f"--multirun makes a run of each of several values"
+            )
 
 
 def _require_folder(path: str) -> Path:

@@ -7,12 +7,13 @@
     `hydra.compose` then, and refuse to run within a Hydra application.
     OmegaConf (`omegaconf._utils`) takes its loader of YAML from a function, which is replaced by one whose loader has
     bounds. Where that goes, tests fail, and aliases in a file of --config-dir may fill the memory.
-`override_keys`, `value_of`, `can_read`, `is_quoted`: the parser of overrides (`hydra.core.override_parser`), and how it
+`override_keys`, `value_of`, `can_read`, `is_quoted`, `is_sweep`, `sweep_values`: the parser of overrides (`hydra.core.override_parser`), and how it
     keeps what is in quotes. Where it goes, `--config-from` and settings with quotes, escapes or lists fail; the
     documented grammar of overrides is what to parse by hand.
 """
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -69,6 +70,28 @@ def can_read(override: str) -> bool:
     """Whether an override is one in Hydra's grammar, with a single value."""
     try:
         return not OverridesParser.create().parse_override(override).is_sweep_override()
+    except HydraException:
+        return False
+
+
+def sweep_values(override: str, most: int) -> list[str] | None:
+    """The values of a sweep as they are written in an override, so many at most; None: it is none, or cannot be read.
+
+    Raises:
+        ValueError: a sweep whose values only one of Hydra's own sweepers knows.
+    """
+    if not is_sweep(override):
+        return None
+    try:
+        return list(itertools.islice(OverridesParser.create().parse_override(override).sweep_string_iterator(), most))
+    except HydraException as error:
+        raise ValueError(str(error)) from error
+
+
+def is_sweep(override: str) -> bool:
+    """Whether an override is one in Hydra's grammar, with several values."""
+    try:
+        return OverridesParser.create().parse_override(override).is_sweep_override()
     except HydraException:
         return False
 

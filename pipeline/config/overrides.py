@@ -23,7 +23,7 @@ _BARE = re.compile(
 )  # a text that needs no quotes
 _QUOTED = re.compile(r"\s*(['\"]).*\1\s*", re.DOTALL)
 _CLOSING = {"[": "]", "{": "}"}
-_OUTPUT = "model.output"
+OUTPUT = "model.output"
 _KINDS = {
     int: "a whole number",
     int | None: "a whole number or null",
@@ -46,7 +46,7 @@ def _as_hydra(override: str, chosen: Mapping[str, str]) -> str:
     key = name.lstrip("+")
     if not sign or not text or _BARE.fullmatch(text) or "${" in text or text.strip().lower() == "null":
         return override
-    if key == _OUTPUT:  # its quotes are its own
+    if key == OUTPUT:  # its quotes are its own
         return f"{name}={quoted(text)}" if set("[(.:'\"") & set(text) else override
     if not re.fullmatch(r"[\w.]+", key):
         return override

@@ -45,6 +45,9 @@ class Executor(contextlib.ExitStack, abc.ABC):
         """The device on which this process tries the model. Raises UserError for a GPU that is not there."""
         return resolve_device(self.engine.device)
 
+    def connect(self) -> None:
+        """Start or reach what does the work, until this context ends. Nothing, where that is this process."""
+
     def machine(self) -> Machine:
         """Where the shards will be computed.
 
