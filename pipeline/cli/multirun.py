@@ -65,7 +65,10 @@ def run(options: argparse.Namespace, config_of: Callable[[Sequence[str]], Config
     jobs = [(job, _with_own_store(job, config_of(job.overrides))) for job in jobs_of(options.overrides)]
     _require_apart(jobs)
     if options.cfg:
-        print("---\n".join(f"# {job.title}\n{OmegaConf.to_yaml(OmegaConf.structured(each))}" for job, each in jobs), end="")
+        print(
+            "---\n".join(f"# {job.title}\n{OmegaConf.to_yaml(OmegaConf.structured(each))}" for job, each in jobs),
+            end="",
+        )
         return errors.EXIT_DONE
     outcomes = _run_all(jobs)
     print(_as_json(outcomes) if options.json else _as_text(outcomes))

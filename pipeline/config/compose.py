@@ -85,10 +85,11 @@ def _refuse_hydras_own(overrides: Sequence[str]) -> None:
     """Raise UserError for settings of Hydra's own, which would do nothing: no application of Hydra is started."""
     for each in overrides:
         if re.match(r"[+~]*hydra([./=@]|$)", each):
+            name = each.partition("=")[0]
             raise UserError(
-                f"{each.partition('=')[0]} would do nothing: dlshap composes its settings with Hydra and leaves the rest "
-                f"of Hydra out; store.path says where the result goes, --config-dir where more choices are, and "
-                f"--multirun makes a run of each of several values"
+                f"{name} would do nothing: dlshap takes the syntax of settings from Hydra, no more; store.path says "
+                f"where the result goes, --config-dir where more choices are, and --multirun makes a run of each of "
+                f"several values"
             )
 
 

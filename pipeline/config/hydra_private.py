@@ -7,9 +7,9 @@
     `hydra.compose` then, and refuse to run within a Hydra application.
     OmegaConf (`omegaconf._utils`) takes its loader of YAML from a function, which is replaced by one whose loader has
     bounds. Where that goes, tests fail, and aliases in a file of --config-dir may fill the memory.
-`override_keys`, `value_of`, `can_read`, `is_quoted`, `is_sweep`, `sweep_values`: the parser of overrides (`hydra.core.override_parser`), and how it
-    keeps what is in quotes. Where it goes, `--config-from` and settings with quotes, escapes or lists fail; the
-    documented grammar of overrides is what to parse by hand.
+`override_keys`, `value_of`, `can_read`, `is_quoted`, `is_sweep`, `sweep_values`: the parser of overrides
+    (`hydra.core.override_parser`), and how it keeps what is in quotes. Where it goes, `--config-from`, `--multirun` and
+    settings with quotes, escapes or lists fail; the documented grammar of overrides is what to parse by hand.
 """
 
 import contextlib

@@ -30,7 +30,10 @@ def test_jobs_give_the_stores_of_single_runs_and_finished_ones_are_passed_over(
     assert dispatch([*command, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [job["summary"]["rows_computed"] for job in told["jobs"]] == [0, 0]
-    assert [job["values"] for job in told["jobs"]] == [{"references.random_state": "0"}, {"references.random_state": "5"}]
+    assert [job["values"] for job in told["jobs"]] == [
+        {"references.random_state": "0"},
+        {"references.random_state": "5"},
+    ]
 
 
 def test_a_job_that_fails_does_not_keep_the_others_from_running(
@@ -52,7 +55,7 @@ def test_a_run_that_fails_makes_the_exit_code_1(
 ) -> None:
     limit = ["engine.warning_threshold=1e-30,1", "engine.relative_threshold=1e-30", "engine.on_nonconvergence=fail"]
     assert dispatch(["run", "-m", "--json", *inputs.overrides(tmp_path / "o.zarr", *limit)]) == 1
-    assert [job["exit_code"] for job in json.loads(capsys.readouterr().out)["jobs"]][0] == 1
+    assert json.loads(capsys.readouterr().out)["jobs"][0]["exit_code"] == 1
 
 
 def test_a_mistake_in_any_job_is_told_before_the_first_runs(
@@ -80,9 +83,7 @@ def test_the_configurations_of_the_jobs_can_be_seen(
     assert all(f"path: {tmp_path}/o_random_state-{seed}.zarr" in told for seed in (0, 5))
 
 
-def test_jobs_that_choose_different_clusters_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_jobs_that_choose_different_clusters_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "experiment").mkdir()
     for name in "local", "none":
         text = f"# @package _global_\ndefaults:\n  - override /cluster: {name}\n"

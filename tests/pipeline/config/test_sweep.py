@@ -58,7 +58,11 @@ def test_paths_of_a_sweep_are_those_that_were_given() -> None:
     [
         (["seed=0,1"], "o.zarr", ["o_seed-0.zarr", "o_seed-1.zarr"]),
         (["engine.targets=[0],[0,2]"], "/d/o.x", ["/d/o.x_targets-0", "/d/o.x_targets-0-2"]),
-        (["references=uniform,zeros"], "s3://b/p.zarr/", ["s3://b/p_references-uniform.zarr", "s3://b/p_references-zeros.zarr"]),
+        (
+            ["references=uniform,zeros"],
+            "s3://b/p.zarr/",
+            ["s3://b/p_references-uniform.zarr", "s3://b/p_references-zeros.zarr"],
+        ),
         (["model.checkpoint=choice(/m/fold 0/a.pt)"], "o.zarr", ["o_checkpoint-m-fold-0-a.pt.zarr"]),
         (["model.init.shift=-1,1"], "o.zarr", ["o_shift--1.zarr", "o_shift-1.zarr"]),
     ],
@@ -69,7 +73,8 @@ def test_names_of_stores(overrides: list[str], path: str, stores: list[str]) -> 
 
 def test_a_longer_sweep_finds_the_stores_of_a_shorter_one() -> None:
     short, long = (
-        {job.store("o.zarr") for job in jobs_of([f"seed={seeds}", "engine.targets=[0],[1]"])} for seeds in ("0,1", "0,1,2")
+        {job.store("o.zarr") for job in jobs_of([f"seed={seeds}", "engine.targets=[0],[1]"])}
+        for seeds in ("0,1", "0,1,2")
     )
     assert short < long
 
