@@ -177,7 +177,7 @@ def _explained(error: Exception) -> str:
         takes_list = (found := setting_of(match[1].lstrip("+"))) is not None and found.type in (Any, list[Any])
         fix = f"; write {shlex.quote(f'{match[1]}=[{match[2]}]')}" if takes_list else ""
         expected = "a list in brackets" if fix else "one"
-        return f"{match[1]}={match[2]} gives several values; expected {expected}{fix}; --multirun makes a run of each"
+        return f"{match[1]}={match[2]} gives several values; expected {expected}, or --multirun for a run of each{fix}"
     if match := re.search(r"Error merging override \+*(store\.options|\S+)", text):
         return f"{match[1]}: the value is not of the type that {key[1] if key else 'the setting'} takes"
     first = str(error).strip().splitlines()[0]

@@ -115,5 +115,7 @@ def test_settings_of_hydras_own_are_refused(override: str) -> None:
 
 
 def test_several_values_without_multirun_are_told_of_it() -> None:
-    with pytest.raises(UserError, match=r"seed=0,1 gives several values; expected one; --multirun makes a run of each"):
+    with pytest.raises(
+        UserError, match=r"seed=0,1 gives several values; expected one, or --multirun for a run of each"
+    ):
         compose_config(["seed=0,1"])
