@@ -1,8 +1,8 @@
 """`--multirun`: overrides in Hydra's syntax of sweeps, as the jobs that they describe.
 
-`seed=0,1`, `seed=range(0,5)` and `engine.targets=choice([0],[1])` are sweeps. A setting that takes a text, a path above
-all, is taken as it stands, commas and all (see overrides.py); `model.checkpoint=choice(a.pt,b.pt)` sweeps over such.
-Several sweeps are combined, each value with each; the last one changes fastest.
+`seed=0,1`, `seed=range(0,5)` and `engine.targets=choice([0],[1])` are sweeps. A path is taken as it stands, commas and
+all (see overrides.py); `model.checkpoint=choice(a.pt,b.pt)` sweeps over paths. Several sweeps are combined, each value
+with each; the last one changes fastest.
 """
 
 import hashlib
@@ -103,9 +103,9 @@ def _values(override: str, chosen: Mapping[str, str]) -> list[str] | None:
 
 
 def _takes_commas(key: str, chosen: Mapping[str, str]) -> bool:
-    """Whether a comma may be part of a setting's value: of a path, or of another text than a word out of some."""
+    """Whether a comma may be part of a setting's value: of a path, or of what is explained of a model's output."""
     found = setting_of(key, chosen)
-    return found is not None and (found.is_file or key == OUTPUT or (found.is_text and found.choices is None))
+    return found is not None and (found.is_file or key == OUTPUT)
 
 
 def _require_possible(sweeps: Mapping[str, Sequence[str]], overrides: Sequence[str]) -> None:

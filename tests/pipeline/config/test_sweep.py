@@ -30,6 +30,7 @@ def test_each_value_with_each_and_the_last_changes_fastest() -> None:
         ("references.random_state=7,8", ["7", "8"]),
         ("engine.targets=[0],[1]", ["[0]", "[1]"]),
         ("engine.reverse_complement=none,average", ["none", "average"]),
+        ("model.head=counts,profile_midpoint", ["counts", "profile_midpoint"]),
         ("model.checkpoint=choice(a b.pt,'c,d.pt')", ["a b.pt", "c,d.pt"]),
         ("model.checkpoint=choice(s3://bucket/x.pt,/data/y.pt)", ["s3://bucket/x.pt", "/data/y.pt"]),
         ("model.checkpoint=choice([a.pt,b.pt],[c.pt])", ["[a.pt,b.pt]", "[c.pt]"]),
