@@ -437,7 +437,10 @@ def start_rank(rank: int, n: int, folder: Path, port: int, words: list[str], pat
 
 
 FAKE_RAY = """#!/usr/bin/env bash
-if [ "$1" = status ]; then echo " 1 node_0"; exit; fi
+if [ "$1" = status ]; then # a node that has started
+    grep -q '^ray start' "$LOG" 2> /dev/null && echo " 1 node_0"
+    exit
+fi
 trap 'echo "ray stopped" >> "$LOG"; exit 1' TERM
 echo "ray $*" >> "$LOG"
 while :; do sleep 0.05; done
