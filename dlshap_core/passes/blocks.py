@@ -221,8 +221,10 @@ class Blocks:
     def computing(self, forward: ForwardPass) -> Iterator[None]:
         """Around one of the two passes over a block."""
         saved = contextlib.nullcontext() if forward.replaying else self._nothing_saved(forward)
+        watched = forward.formats.n_watched
         with torch.enable_grad(), self._context(), saved, forward:
             yield
+        forward.formats.check_from(watched)
 
 
 @dataclass(frozen=True)

@@ -56,11 +56,15 @@ def require_rows_apart(
 
 def _configuration(passes: ModelPasses, sequences: Tensor) -> tuple[Any, ...]:
     """What the answer depends on, beside the model's class: its settings, and how it is computed."""
-    settings = tuple(
-        tuple(value if isinstance(value, (bool, int, float, str)) else id(value) for value in vars(module).values())
-        for module in passes.model.modules()
-    )
+    settings = tuple(tuple(map(_identity, vars(module).values())) for module in passes.model.modules())
     return sequences.shape[1:], passes.device, passes.computed_in, len(passes.args), settings
+
+
+def _identity(value: Any) -> Any:
+    """Of an attribute; a list by what is in it, as recurrent layers list their weights anew whenever they are moved."""
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    return tuple(map(id, value)) if type(value) is list else id(value)
 
 
 def _trace_rows(passes: ModelPasses, x: Tensor, extra: list[Tensor], is_careful: bool) -> None:

@@ -21,6 +21,7 @@ SUITES = {
     "engine": "the engine against plain autograd (the floor), tangermeme and captum",
     "profiles": "where the time of one batch and of one shard goes",
     "memory": "peak memory per pair",
+    "long": "peak memory and time of one pair of a long sequence, by engine.checkpoint",
     "dtypes": "what reduced numbers do to attributions, and the time they save",
     "shuffles": "dinucleotide shuffles in a second",
     "store": "writing shards",

@@ -61,12 +61,13 @@ def peak(asked: dict[str, Any]) -> float:
     whole: Run = make(model, X, references, [0])
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # to what is held now
-    before = _peak_so_far(device)
+    before = peak_so_far(device)
     whole(pairs)
-    return (_peak_so_far(device) - before) / pairs
+    return (peak_so_far(device) - before) / pairs
 
 
-def _peak_so_far(device: torch.device) -> int:
+def peak_so_far(device: torch.device) -> int:
+    """Bytes of the process or, on a GPU, of torch."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux

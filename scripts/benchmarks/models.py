@@ -253,6 +253,10 @@ SUBJECTS = {
 }
 
 
+# Of one pair at a time; see long.py
+LONG = Subject(lambda length, n_targets: Enformer(n_targets), 131_072, 4096, 1)
+
+
 def build(subject: Subject, length: int, n_targets: int, device: torch.device) -> nn.Module:
     """The model with seeded weights, in eval mode. Batch norms have statistics that are not the identity's."""
     with torch.random.fork_rng(devices=[]):

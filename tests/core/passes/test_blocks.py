@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from dlshap_core import attribute, audit
 from dlshap_core.engine import memory_of_pair
 from dlshap_core.errors import UnsupportedModelError
+from dlshap_core.kernels.memory_format import FormatChoice
 from dlshap_core.passes.blocks import Called, best_split
 
 LENGTH = 96
+_watch = FormatChoice.watch
 
 
 class Residual(nn.Module):
@@ -148,6 +150,30 @@ def test_a_block_that_counts_its_calls_is_kept_or_refused() -> None:
     model.pair = Counting().eval()
     with pytest.raises(UnsupportedModelError):
         attribute(model, X, references, batch_size=2, device="cpu", split=("pair",))
+
+
+class Reshapes(Net):
+    """A block reshapes an activation whose channels lie last in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        class Flat(Residual):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(self.conv(x).flatten(1).unflatten(1, x.shape[1:]))
+
+        self.blocks = nn.Sequential(Flat(), nn.MaxPool1d(2), Residual())
+
+
+def test_what_was_reshaped_in_a_block_is_let_go_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    formats = FormatChoice(may_change=True)
+    monkeypatch.setattr(FormatChoice, "of", lambda *_: formats)
+    watched: list[int] = []
+    monkeypatch.setattr(FormatChoice, "watch", lambda self, *x: (watched.append(len(x)), _watch(self, *x))[1])
+    model, (X, references) = made(Reshapes), drawn(1, 1)
+    attribute(model, X, references, batch_size=1, device="cpu", split=("blocks.0",))
+    assert watched
+    assert formats.n_watched == 0
 
 
 def test_an_audit_lists_the_same() -> None:

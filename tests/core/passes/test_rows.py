@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlshap_core import UnsupportedModelError, audit
+from dlshap_core import UnsupportedModelError, attribute, audit
 from dlshap_core.errors import DecisionError
+from dlshap_core.passes import mixing
 from dlshap_core.passes.decisions import Decisions
 from tests.core.toolbox import Apply, explain, relative_difference, seeded, sequences, shuffled, worst_delta
 
@@ -304,3 +306,30 @@ def test_an_audit_lists_what_mixes_rows() -> None:
     found = audit(seeded(lambda: Net(MIXED["mean"][0])), X, references, device="cpu")
     assert len(found.refused) == 1
     assert "'mean' in the model (Net) goes over all rows" in found.refused[0]
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer, which lists its weights anew whenever it is moved, and a list of its own that is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.settings = nn.LSTM(4, 3, batch_first=True), ["mean"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = self.layer(x.mT)[0]
+        return steps.mean(1) if self.settings == ["mean"] else (steps - steps.mean(0)).mean(1)
+
+
+def test_a_recurrent_model_is_asked_once_and_again_where_its_lists_change() -> None:
+    model = seeded(Recurrent)
+    X = sequences(2)
+    given = {"device": "cpu", "batch_size": 4}
+    with mock.patch.object(mixing, "_trace_rows", wraps=mixing._trace_rows) as asked:
+        first = attribute(model, X, shuffled(X, 2), **given)
+        again = attribute(model, X, shuffled(X, 2), **given)
+        assert asked.call_count == 1
+        assert torch.equal(first.hypothetical, again.hypothetical)
+        model.settings[0] = "apart"
+        with pytest.raises(UnsupportedModelError):
+            attribute(model, X, shuffled(X, 2), **given)
+    assert asked.call_count == 2
