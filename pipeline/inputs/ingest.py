@@ -164,24 +164,30 @@ def first_good(source: Source, dataset: DatasetConfig) -> tuple[np.ndarray, str,
 
 def _problem(rows: Rows, i: int, found: Ingested, dataset: DatasetConfig) -> str | None:
     """Why a row cannot be used; None if it can."""
-    codes, where = rows.codes[i], f"row {rows.source_row[i]} {shown(rows.name[i])}"
     if rows.problem[i] is not None:
         return rows.problem[i]
+    what = _what_is_wrong(rows, i, found, dataset)
+    return None if what is None else f"row {rows.source_row[i]} {shown(rows.name[i])}{what}"
+
+
+def _what_is_wrong(rows: Rows, i: int, found: Ingested, dataset: DatasetConfig) -> str | None:
+    """What an error says of a row behind its name; None where nothing is wrong."""
+    codes, name, chrom = rows.codes[i], rows.name[i], rows.chrom[i]
     if codes is None or len(codes) == 0:
-        return f"{where} has no sequence"
-    if (n_characters := max(len(rows.name[i]), len(rows.chrom[i]))) > found.longest_name:
-        return f"{where}{found.of_file} {limits.long_name_problem(n_characters)}"
-    if (strange := name_problem(rows.name[i]) or chrom_problem(rows.chrom[i])) is not None:
-        return f"{where}{found.of_file}: {strange}"
+        return " has no sequence"
+    if (n_characters := max(len(name), len(chrom))) > found.longest_name:
+        return f"{found.of_file} {limits.long_name_problem(n_characters)}"
+    if (strange := name_problem(name) or chrom_problem(chrom)) is not None:
+        return f"{found.of_file}: {strange}"
     if found.length and len(codes) != found.length:
         if dataset.length:
-            return f"{where} has {len(codes)} bases where dataset.length={found.length}; sequences are not cut"
-        return f"{where} has {len(codes)} bases where the first sequence has {found.length}"
+            return f" has {len(codes)} bases where dataset.length={found.length}; sequences are not cut"
+        return f" has {len(codes)} bases where the first sequence has {found.length}"
     if not found.length and (problem := limits.sequence_problem(len(codes))) is not None:
-        return f"{where} {problem}"
+        return f" {problem}"
     known = np.count_nonzero(codes != UNKNOWN) / len(codes)
     if known < dataset.min_known or known == 0:
-        return f"{where}: {known:.0%} of its bases are known (not N), less than dataset.min_known={dataset.min_known}"
+        return f": {known:.0%} of its bases are known (not N), less than dataset.min_known={dataset.min_known}"
     return None
 
 
