@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
 
     while True:
         status = read_status(RunDirectory(options.store, dict(options.options)))
-        print(to_json(status.to_dict()) if options.json else status.text(), flush=True)
+        print(to_json(status.to_dict()) if options.json else status.text(), flush=options.watch)
         if not options.watch or not status.is_going_on:
             return errors.EXIT_DONE
         time.sleep(WATCHED_EVERY_S)
