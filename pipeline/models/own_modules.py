@@ -42,7 +42,7 @@ class _Finder(MetaPathFinder):
         return spec
 
     def look_for(self, name: str, importer: str) -> tuple[str, ModuleSpec | None]:
-        """Beside the module that imports it, then in the folders: the folder, and what is there."""
+        """The folder that holds a module, and its spec: beside the module that imports it, then in the folders."""
         for folder in [*filter(None, [self.found.get(importer)]), *self.folders]:
             if (spec := PathFinder.find_spec(name, [folder])) is not None:
                 return folder, spec

@@ -81,6 +81,18 @@ def worst_delta(result: Attribution) -> float:
     return (result.convergence_delta.abs().max() / differences.max()).item()
 
 
+def require_twins(first: nn.Module, second: nn.Module, X: Tensor, references: Tensor) -> Attribution:
+    """Two models that compute the same have the same multipliers, in any batches; returns those of the first."""
+    results = explain(first, X, references), explain(second, X, references, batch_size=3)
+    for result in results:
+        assert worst_delta(result) < 1e-12
+    torch.testing.assert_close(results[0].prediction, results[1].prediction)
+    assert results[0].multipliers is not None
+    assert results[1].multipliers is not None
+    assert relative_difference(results[0].multipliers, results[1].multipliers) < 1e-12
+    return results[0]
+
+
 def relative_difference(actual: Tensor, expected: Tensor) -> float:
     """The largest difference over the largest expected value, which must not be nothing."""
     assert actual.shape == expected.shape

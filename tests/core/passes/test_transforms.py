@@ -13,7 +13,17 @@ from torch.func import functional_call, stack_module_state
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from dlshap_core import UnsupportedModelError, audit
-from tests.core.toolbox import Apply, Sandwich, explain, relative_difference, seeded, sequences, shuffled, worst_delta
+from tests.core.toolbox import (
+    Apply,
+    Sandwich,
+    explain,
+    relative_difference,
+    require_twins,
+    seeded,
+    sequences,
+    shuffled,
+    worst_delta,
+)
 
 Function = Callable[[Tensor], Tensor]
 vmap = torch.vmap
@@ -123,14 +133,7 @@ def model(function: Function) -> nn.Module:
 
 @pytest.mark.parametrize("name", TWINS)
 def test_twins_have_the_same_multipliers(name: str, pairs: tuple[Tensor, Tensor]) -> None:
-    first, second = map(model, TWINS[name])
-    results = explain(first, *pairs), explain(second, *pairs, batch_size=3)
-    for result in results:
-        assert worst_delta(result) < 1e-12
-    torch.testing.assert_close(results[0].prediction, results[1].prediction)
-    assert results[0].multipliers is not None
-    assert results[1].multipliers is not None
-    assert relative_difference(results[0].multipliers, results[1].multipliers) < 1e-12
+    require_twins(*map(model, TWINS[name]), *pairs)
 
 
 def test_float32_keeps_its_digits_where_nothing_or_little_changes() -> None:

@@ -16,6 +16,7 @@ from tests.core.toolbox import (
     explain,
     multipliers,
     relative_difference,
+    require_twins,
     seeded,
     sequences,
     shuffled,
@@ -156,14 +157,9 @@ def model(function: Function) -> nn.Module:
 @pytest.mark.parametrize("name", TWINS)
 def test_twins_have_the_same_multipliers(name: str, pairs: tuple[Tensor, Tensor]) -> None:
     first, second = map(model, TWINS[name])
-    results = explain(first, *pairs), explain(second, *pairs, batch_size=3)
-    for result in results:
-        assert worst_delta(result) < 1e-12
-    assert results[0].multipliers is not None
-    assert results[1].multipliers is not None
-    assert relative_difference(results[0].multipliers, results[1].multipliers) < 1e-12
+    exact = require_twins(first, second, *pairs)
     in_float32 = explain(first.float(), *pairs)
-    assert relative_difference(in_float32.hypothetical, results[0].hypothetical) < 1e-5
+    assert relative_difference(in_float32.hypothetical, exact.hypothetical) < 1e-5
 
 
 @pytest.mark.parametrize(
