@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -85,6 +86,17 @@ def whole_number(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {least} on")
         return int(text)
 
+    return number
+
+
+def amount(text: str) -> float:
+    """A type of argparse's: numbers from 0 on, such as money."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 on, such as 1.20")
     return number
 
 

@@ -2,19 +2,25 @@
 
 import argparse
 
-from pipeline.cli.parser import JSON, SETTINGS
+from pipeline.cli.parser import JSON, SETTINGS, Parser, amount
 from pipeline.cli.settings import config_of
 from pipeline.cli.streams import stdout_to_stderr
 from pipeline.messages import errors
 from pipeline.messages.visible import to_json
 
 HELP = "say what a run would cost, and spend nothing"
-DESCRIPTION = """Say what a run would cost, and spend nothing: rows, shards, device hours, bytes, files, time.
+DESCRIPTION = """Say what a run would cost, and spend nothing: rows, shards, device hours, bytes, files, time, money.
 
 Takes the settings of `dlshap run`, reads its whole input once, times the first rows through its model on the device
-here, and works out the rest. No store is made. Errors are those with which the run would end before its first shard.
+here, and works out the rest. A pool need not be there: cluster=address cluster.address=auto cluster.max_actors=40, and
+--price-per-hour says what it is paid. No store is made. Errors are those with which the run would end before its first shard.
 """
 PARENTS = (SETTINGS, JSON)
+PRICE = "of what one actor runs on: a GPU with its share of the machine; in any currency, such as 1.20"
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("--price-per-hour", type=amount, metavar="PRICE", help=PRICE)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,6 +29,6 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.execution.cost_estimate import estimate_config
 
     with stdout_to_stderr():
-        found = estimate_config(config)
+        found = estimate_config(config, options.price_per_hour)
     print(to_json(found.to_dict()) if options.json else found.text())
     return errors.EXIT_DONE

@@ -54,6 +54,8 @@ class CostEstimate:
         timed_rows: how many.
         row_s: seconds of each, references drawn within.
         memory: lines about what a pair of long sequences takes.
+        price_per_hour: of what one actor runs on; None where it was not given.
+        price: of all actors from the command to its end, in the same currency.
         actors_are_known: whether their number follows from the settings; else the wall time is of one.
         left_out: bad rows.
     """
@@ -66,6 +68,8 @@ class CostEstimate:
     actors_are_known: bool
     left_out: int
     memory: tuple[str, ...] = ()
+    price_per_hour: float | None = None
+    price: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -82,19 +86,26 @@ class CostEstimate:
         left_out = f"; {counted(self.left_out, 'bad row')} left out" if self.left_out else ""
         pairs = [f"{cost.pairs:,}: rows", counted(work.n_references, "reference")]
         pairs += [counted(n, noun) for n, noun in ((work.n_folds, "fold"), (work.n_strands, "strand")) if n > 1]
-        hours = f"{cost.device_s / 3600:,.1f} hours" if cost.device_s >= 3600 else duration(cost.device_s)
-        files = f"{cost.objects:,} files"
+        files = f"{cost.objects:,} files or objects"
+        actors_used = counted(min(work.actors, work.n_shards), "actor")
+        pool = f"{_hours(cost.pool_s)} of {actors_used} together, each held from the command to its end"
+        price = f"; {self.price:,.2f} at {self.price_per_hour:g} an hour" if self.price is not None else ""
         lines = [
             ("rows", f"{work.n_rows:,} of {work.length:,} bases{left_out}"),
             ("shards", f"{cost.shards:,} of {sizes}; {duration(cost.shard_s)} each"),
             ("pairs", f"{' x '.join(pairs)}; {counted(work.n_targets, 'target')}"),
-            ("device", f"{hours} of {self.device} ({counted(self.timed_rows, 'row')} timed)"),
+            ("device", f"{_hours(cost.device_s)} of {self.device} ({counted(self.timed_rows, 'row')} timed)"),
             *(("memory", line) for line in self.memory),
             ("store", f"{size(cost.store_bytes)}, and {size(cost.run_bytes)} of records, in {files}"),
             ("wall", f"{duration(cost.wall_s)} with {actors}; {duration(cost.read_s)} of it to read the input"),
+            ("pool", f"{pool}{price}"),
             ("resume", f"{duration(cost.resume_s)} lost by an interruption, at most"),
         ]
         return in_lines(f"{name:<8}{text}" for name, text in lines)
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else duration(seconds)
 
 
 class _FirstRows:
@@ -112,8 +123,12 @@ class _FirstRows:
         return np.stack([row[name] for row in self.rows])
 
 
-def estimate_config(config: Config) -> CostEstimate:
+def estimate_config(config: Config, price_per_hour: float | None = None) -> CostEstimate:
     """What a run of a configuration would cost on devices like this machine's.
+
+    Args:
+        config: of the run.
+        price_per_hour: of what one actor runs on, in any currency.
 
     Raises:
         UserError: what `run` refuses before its first shard.
@@ -130,15 +145,19 @@ def estimate_config(config: Config) -> CostEstimate:
     work = workload(run.plan, actors or 1, executor.uses_ray)
     found = cost(work, row_s, row_bytes)
     slower = max(0.0, run.read_s - found.read_s)  # the input may be on a slow disk, or compressed
+    wall_s = found.wall_s + slower
+    pool_s = found.pool_s / found.wall_s * wall_s
     return CostEstimate(
         workload=work,
-        cost=replace(found, wall_s=found.wall_s + slower, read_s=found.read_s + slower),
+        cost=replace(found, wall_s=wall_s, pool_s=pool_s, read_s=found.read_s + slower),
         device=run.plan.device_kind,
         timed_rows=n_timed,
         row_s=row_s,
         actors_are_known=actors is not None,
         left_out=run.ingested.n_bad,
         memory=run.preflight.fit.notes,
+        price_per_hour=price_per_hour,
+        price=None if price_per_hour is None else pool_s / 3600 * price_per_hour,
     )
 
 
@@ -175,6 +194,7 @@ def measure(run: ResolvedRun[_FirstRows], loaded: LoadedModel) -> tuple[float, f
                 values = shard_values(codes[:group], references, result, few)
                 first = {name: rows[:group] for name, rows in given.items()}
                 return row_s, _bytes_of(few, first, values) / group, group
+        LOG.info(f"timing the model, on {counted(n_batch, 'row')} at a time")
         attribute_first(n_batch)  # what is compiled and cached
         batch_s = attribute_first(n_batch)[2]
         n = max(1, min(len(codes) // n_batch, round(TIMED_S / batch_s))) * n_batch

@@ -90,6 +90,7 @@ class Cost:
         driver_s: handing out shards, while the actors work.
         end_s: completing the store.
         wall_s: from the command to its end.
+        pool_s: of all actors together, where each is held, and paid for, from the command to its end.
         resume_s: what an interruption adds: a start, a look at the records, and a shard of each actor done again.
     """
 
@@ -104,6 +105,7 @@ class Cost:
     driver_s: float
     end_s: float
     wall_s: float
+    pool_s: float
     resume_s: float
 
 
@@ -128,6 +130,7 @@ def cost(work: Workload, row_s: float, row_bytes: float | None = None) -> Cost:
     last_s = shard_s * (math.ceil(work.n_shards / actors) - work.n_shards / actors)
     read_s = work.n_rows * (READ_S_PER_ROW + READ_S_PER_BASE * work.length)
     end_s = work.n_shards * END_S_PER_SHARD
+    wall_s = START_S + read_s + max(busy_s + last_s, driver_s) + end_s
     return Cost(
         shards=work.n_shards,
         pairs=work.n_pairs,
@@ -139,7 +142,8 @@ def cost(work: Workload, row_s: float, row_bytes: float | None = None) -> Cost:
         shard_s=shard_s,
         driver_s=driver_s,
         end_s=end_s,
-        wall_s=START_S + read_s + max(busy_s + last_s, driver_s) + end_s,
+        wall_s=wall_s,
+        pool_s=actors * wall_s,
         resume_s=START_S + work.n_shards * LOOK_S_PER_SHARD + shard_s,
     )
 

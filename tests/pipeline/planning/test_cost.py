@@ -110,14 +110,24 @@ def test_the_plan_is_said_to_people_and_programs(
     inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = inputs.overrides(tmp_path / "a.zarr")
-    assert dispatch(["plan", *overrides]) == 0
+    assert dispatch(["plan", *overrides, "cluster=local", "cluster.actors=2", "--price-per-hour", "1800"]) == 0
     text = capsys.readouterr().out
     assert [line.split()[0] for line in text.splitlines()] == [
-        "rows", "shards", "pairs", "device", "store", "wall", "resume",
+        "rows", "shards", "pairs", "device", "store", "wall", "pool", "resume",
     ]  # fmt: skip
     assert f"{N_ROWS} of {LENGTH} bases" in text
     found = plan_json(capsys, *overrides)
     assert set(found) >= {"workload", "cost", "device", "row_s"}
+    assert found["price"] is None
+    assert dispatch(["plan", "--price-per-hour", "free"]) == 2
+    assert "expected a number from 0 on" in capsys.readouterr().err
+
+
+def test_a_pool_is_paid_for_as_long_as_the_command_takes() -> None:
+    assert cost(replace(WORK, actors=4), ROW_S).pool_s == 4 * cost(replace(WORK, actors=4), ROW_S).wall_s
+    assert cost(replace(WORK, actors=4 * WORK.n_shards), ROW_S).pool_s == pytest.approx(
+        WORK.n_shards * cost(replace(WORK, actors=WORK.n_shards), ROW_S).wall_s
+    )
 
 
 def test_the_errors_are_those_of_the_run(inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
