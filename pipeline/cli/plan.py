@@ -13,7 +13,8 @@ DESCRIPTION = """Say what a run would cost, and spend nothing: rows, shards, dev
 
 Takes the settings of `dlshap run`, reads its whole input once, times the first rows through its model on the device
 here, and works out the rest. A pool need not be there: cluster=address cluster.address=auto cluster.max_actors=40, and
---price-per-hour says what it is paid. No store is made. Errors are those with which the run would end before its first shard.
+--price-per-hour says what it costs. No store is made. Errors are those with which the run would end before its first
+shard.
 """
 PARENTS = (SETTINGS, JSON)
 PRICE = "of what one actor runs on: a GPU with its share of the machine; in any currency, such as 1.20"
