@@ -31,7 +31,7 @@ class Audit:
     Attributes:
         operations: what was met in one forward pass, the linear operations too.
         refused: what cannot be attributed; empty for a model that can be run.
-        convergence_error: largest |sum m (x - r) - (y(x) - y(r))| over the largest |y(x) - y(r)| of the pairs tried;
+        convergence_error: the largest `|sum m (x - r) - (y(x) - y(r))|` over the largest `|y(x) - y(r)|` of the pairs;
             None if something was refused.
         n_pairs: how many pairs were tried.
     """

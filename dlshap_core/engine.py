@@ -105,7 +105,7 @@ def attribute(
     """DeepLIFT/SHAP attributions of sequences with respect to references.
 
     Args:
-        model: called as model(x, *args); returns (B, T), (B,) or (B, T, 1, ...). It is left as it was.
+        model: called as `model(x, *args)`; returns (B, T), (B,) or (B, T, 1, ...). It is left as it was.
         X: (N, A, L) one-hot, of any dtype; converted batch by batch.
         references: (N, R, A, L), or an object that draws them.
         args: extra inputs of the model, tensors with N rows; each row is repeated for its references. Integer tensors

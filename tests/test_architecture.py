@@ -56,18 +56,18 @@ def text_files() -> list[Path]:
     folders = ["dlshap_core", "pipeline", "conf", "tests", "scripts", ".ci", "docs"]
     found = [path for path in ROOT.iterdir() if path.is_file()]
     for folder in folders:
-        found += [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        found += [path for path in (ROOT / folder).rglob("*") if path.is_file() and not {"__pycache__", "_build"} & {*path.parts}]
     binary = {".gz", ".safetensors", ".npz", ".png", ".nbi", ".nbc", ".pt", ".torch"}
     return sorted(path for path in found if path.suffix not in binary)
 
 
-def pins() -> dict[str, str]:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
+def pins(lock: str = "requirements.lock") -> dict[str, str]:
+    lines = (ROOT / lock).read_text().splitlines()
     wanted = [line for line in lines if line and not line.startswith("#")]
     found = [re.fullmatch(r"([a-z0-9-]+)==([\w.]+)((?: --hash=sha256:[0-9a-f]{64})*)", line) for line in wanted]
     assert all(found), "each line of the lock is name==version and its hashes; scripts/lock writes them"
     unhashed = [pin[1] for pin in found if pin and not pin[3]]
-    assert unhashed == ["torch"], f"scripts/lock writes the hashes of {unhashed}"  # scripts/setup says why
+    assert unhashed == ["torch"] * (lock == "requirements.lock"), f"scripts/lock writes the hashes of {unhashed}"  # scripts/setup says why
     return {pin[1]: pin[2] for pin in found if pin}
 
 
@@ -107,8 +107,8 @@ def test_installed_version_is_this_checkouts_and_in_the_changelog() -> None:
 
 
 def asked() -> list[Requirement]:
-    """What pyproject.toml asks for, with all extras."""
-    extras = PROJECT["optional-dependencies"].values()
+    """What pyproject.toml asks for, with all extras but `docs`, which has a lock of its own."""
+    extras = [lines for name, lines in PROJECT["optional-dependencies"].items() if name != "docs"]
     build = PYPROJECT["build-system"]["requires"]
     return [Requirement(line) for group in [PROJECT["dependencies"], *extras, build] for line in group]
 
@@ -122,6 +122,13 @@ def test_every_dependency_is_pinned_within_its_bounds() -> None:
             f"{name}: {pinned[name]} is outside {requirement.specifier}"
         )
         assert requirement.specifier, f"{name} has no bound"
+
+
+def test_the_documentations_tools_are_pinned_within_their_bounds() -> None:
+    pinned = pins("requirements-docs.lock")
+    for requirement in map(Requirement, PROJECT["optional-dependencies"]["docs"]):
+        assert requirement.specifier.contains(pinned[requirement.name]), f"{requirement}: {pinned[requirement.name]}"
+    assert not set(pinned) & set(pins()), "what requirements.lock has is installed already"
 
 
 def test_whatever_is_pinned_is_needed() -> None:
@@ -138,7 +145,7 @@ def test_whatever_is_pinned_is_needed() -> None:
 
 def test_installation_names_packages_and_nowhere_to_fetch_them_from() -> None:
     elsewhere = re.compile(r"(?<!pkg)://|\s@\s|--(extra-)?index-url|--find-links|--trusted-host")
-    for name in ["requirements.lock", "pyproject.toml", "scripts/setup", ".ci/run", ".pre-commit-config.yaml"]:
+    for name in ["requirements.lock", "requirements-docs.lock", "pyproject.toml", "scripts/setup", ".ci/run", ".pre-commit-config.yaml"]:
         for number, line in enumerate((ROOT / name).read_text().splitlines(), start=1):
             assert not elsewhere.search(line), f"{name}:{number}: {line}"
 
@@ -146,13 +153,14 @@ def test_installation_names_packages_and_nowhere_to_fetch_them_from() -> None:
 def test_links_lead_to_papers_and_standards_alone() -> None:
     hosts = {"doi.org", "arxiv.org", "keepachangelog.com", "semver.org", "127.0.0.1", "localhost"}  # and this machine
     hosts.add("www.googleapis.com")  # names of rights in Google's cloud
+    hosts.add("www.w3.org")  # the name of SVG
     for path in text_files():
         for link in re.finditer(r"https?://([\w.-]+)", path.read_text()):
             assert link[1] in hosts, f"{path.relative_to(ROOT)} links to {link[1]}"
 
 
 @pytest.mark.parametrize(
-    "name", ["scripts/setup", "scripts/lock", "scripts/demo", "scripts/test", "scripts/test_torch_range", ".ci/run"]
+    "name", ["scripts/setup", "scripts/lock", "scripts/demo", "scripts/test", "scripts/docs", "scripts/test_torch_range", ".ci/run"]
 )
 def test_scripts_are_executable_and_stop_at_the_first_error(name: str) -> None:
     script = ROOT / name

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from pipeline.cli import audit, export, logo, plan, report, run, status, verify
+from pipeline.cli import audit, doctor, export, logo, plan, report, run, status, verify
 from pipeline.cli.faults import fault, first_of
 from pipeline.cli.parser import build
 from pipeline.cli.streams import complain, reader_is_gone, reader_may_leave
@@ -28,6 +28,7 @@ COMMANDS = {
     "export": export,
     "report": report,
     "logo": logo,
+    "doctor": doctor,
 }
 STOPPED = {signal.SIGTERM: errors.EXIT_STOPPED, signal.SIGINT: errors.EXIT_INTERRUPTED}
 GRACE_S = 20  # for the way out after a signal; what is not finished by then is done again by the same command

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from pipeline.config.registry import choices
-from pipeline.messages.errors import UserError
+from pipeline.messages.errors import EXIT_CODES, UserError
 from pipeline.messages.secrets import refuse_options
 
 DESCRIPTION = """DeepLIFT/SHAP attributions of DNA sequence models, for many sequences, as a pipeline on Ray.
@@ -59,11 +59,12 @@ def build(commands: Mapping[str, ModuleType], chosen: str | None) -> Parser:
         chosen: the only one whose arguments are added: some come from libraries that take a second to load.
     """
     groups = "\n".join(f"  {group + '=':9}{', '.join(choices(group))}" for group in LISTED)
+    codes = "\n".join(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())
     root = Parser(
         "dlshap",
         usage="dlshap [-h] [--version] COMMAND ...",
         description=DESCRIPTION,
-        epilog=f"what `run` can be given:\n{groups}\n\n"
+        epilog=f"what `run` can be given:\n{groups}\n\nexit codes:\n{codes}\n\n"
         "`dlshap COMMAND --help` describes a command; that of `run` says what each of these is.",
     )
     root.add_argument("--version", action="version", version=f"dlshap {importlib.metadata.version('dlshap')}")

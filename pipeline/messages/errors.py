@@ -1,9 +1,4 @@
-"""Errors of the pipeline, written for the person who gets them, and the exit codes they become.
-
-Exit codes: 0 done; 1 the run failed; 2 bad input or configuration; 75 stopped by SIGTERM, or because the cluster is
-gone, 130 by Ctrl-C: run the same command again; 141 whoever read the output went away (`dlshap status STORE | head
--1`), as of any command in a shell.
-"""
+"""Errors of the pipeline, written for the person who gets them, and the exit codes they become."""
 
 import importlib
 
@@ -13,6 +8,14 @@ EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 75
 EXIT_INTERRUPTED = 130
 EXIT_READER_GONE = 141
+EXIT_CODES = {
+    EXIT_DONE: "done, or nothing was left to do",
+    EXIT_FAILED: "the run failed, or a check found something",
+    EXIT_BAD_INPUT: "bad input or configuration",
+    EXIT_STOPPED: "stopped by SIGTERM, or the head of the cluster is gone: run the same command again",
+    EXIT_INTERRUPTED: "stopped by Ctrl-C: run the same command again",
+    EXIT_READER_GONE: "whoever read the output went away, as in `dlshap status STORE | head -1`",
+}
 
 
 class UserError(ValueError):

@@ -348,7 +348,7 @@ def open_store(path: str | Path, allow_incomplete: bool = False, options: Mappin
     if not attributes["complete"] and not allow_incomplete:
         raise UserError(
             f"{directory.url} is not complete: {n_done} of {total} shards are done; finish it with the command that "
-            f"began it, or open it with allow_incomplete=True"
+            f"began it, or read the finished rows: --allow-incomplete, in Python allow_incomplete=True"
         )
     try:
         group = zarr.open_group(directory.store.zarr_store(most_bytes(plan)), mode="r", zarr_format=3)

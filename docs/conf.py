@@ -1,0 +1,19 @@
+"""The site of the documentation: `scripts/docs` builds it."""
+
+import importlib.metadata
+
+project = "dlshap"
+release = importlib.metadata.version("dlshap")
+author = "dlshap contributors"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+myst_enable_extensions = ["deflist", "dollarmath"]
+myst_heading_anchors = 3  # links lead to headings, as where a page is read without the site
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+suppress_warnings = ["toc.empty_glob"]
+nitpicky = False  # types of torch and numpy have no page here
+
+html_theme = "furo"
+html_title = f"dlshap {release}"
+html_copy_source = False
