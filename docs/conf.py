@@ -11,7 +11,6 @@ myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3  # links lead to headings, as where a page is read without the site
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-suppress_warnings = ["toc.empty_glob"]
 nitpicky = False  # types of torch and numpy have no page here
 
 html_theme = "furo"

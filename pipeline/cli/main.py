@@ -1,6 +1,7 @@
 """The command line: `dlshap run [group=choice] [name=value] ...`."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ COMMANDS = {
 }
 STOPPED = {signal.SIGTERM: errors.EXIT_STOPPED, signal.SIGINT: errors.EXIT_INTERRUPTED}
 GRACE_S = 20  # for the way out after a signal; what is not finished by then is done again by the same command
+FULL = os.strerror(errno.ENOSPC)
 END_S = 5  # for the end of the interpreter after that
 
 
@@ -72,6 +74,8 @@ def _end_by(error: BaseException, as_json: bool) -> int:
     if isinstance(error, BrokenPipeError) and reader_is_gone():
         raise error
     if isinstance(error, RunError | OSError):  # OSError: a disk that is full or gone
+        if FULL in str(error):
+            error = RunError(f"{error}; free some space and run the same command again: what is committed is kept")
         return complain(error, errors.EXIT_FAILED, as_json)
     if isinstance(error, Stopped | KeyboardInterrupt):
         exit_code = error.exit_code if isinstance(error, Stopped) else errors.EXIT_INTERRUPTED

@@ -1,7 +1,6 @@
 """What a command prints where: results on stdout, everything else on stderr; errors are one line."""
 
 import contextlib
-import errno
 import os
 import select
 import sys
@@ -10,8 +9,6 @@ from collections.abc import Iterator
 from pipeline.messages import errors
 from pipeline.messages.secrets import one_line
 from pipeline.messages.visible import line, to_json
-
-FULL = os.strerror(errno.ENOSPC)
 
 
 @contextlib.contextmanager
@@ -31,8 +28,6 @@ def stdout_to_stderr() -> Iterator[None]:
 def complain(error: Exception, exit_code: int, as_json: bool = False) -> int:
     """One line on stderr; for programs an object on stdout."""
     text = one_line(error)
-    if FULL in text:
-        text += "; free some space and run the same command again: what is committed is kept"
     print(f"dlshap: error: {line(text)}", file=sys.stderr)
     if as_json:
         print(to_json({"error": text, "exit_code": exit_code}))

@@ -52,7 +52,10 @@ def examine() -> dict[str, Any]:
             "files": " of ".join(map(_limit, resource.getrlimit(resource.RLIMIT_NOFILE))),
             "processes": " of ".join(map(_limit, resource.getrlimit(resource.RLIMIT_NPROC))),
         },
-        "stores": {"": ["paths", "s3://", "gs://", "az://"], "credentials": [k for k in CREDENTIALS if k in os.environ]},
+        "stores": {
+            "kinds": ["paths", "s3://", "gs://", "az://"],
+            "credentials": [name for name in CREDENTIALS if name in os.environ],
+        },
         "environment": {name: without_credentials(os.environ[name]) for name in SHOWN if name in os.environ},
         "problems": list(_problems()),
     }

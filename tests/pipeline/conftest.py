@@ -40,6 +40,12 @@ def chosen(group: str, name: str, **settings: Any) -> Any:
     return registry.schema(group, name)(**settings)
 
 
+def worked_example(file: str) -> str:
+    """A module that CONTRIBUTING.md shows whole, by the name in its first line."""
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    return text.partition(f"```python\n# {file}\n")[2].partition("```")[0]
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Files that a run needs, and the overrides that name them."""

@@ -14,85 +14,11 @@ from pipeline.cli.main import dispatch
 from pipeline.config.compose import compose_config
 from pipeline.config.registry import CONF, GROUPS, choices, names, schema
 from pipeline.messages.errors import UserError
+from tests.pipeline.conftest import worked_example
 
-FORM = '''
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-import numpy as np
-
-from pipeline.config.settings import setting
-from pipeline.inputs.base import Row, Rows, Source, batched
-from pipeline.inputs.form import InputForm
-
-
-class LineSource:
-    def __init__(self, path):
-        self.path, self.description = path, {"kind": "lines"}
-
-    def batches(self) -> Iterator[Rows]:
-        lines = self.path.read_text().split()
-        return batched(Row(i, np.array(["ACGT".index(base) for base in line], np.uint8), None, f"line{i}")
-                       for i, line in enumerate(lines))
-
-
-@dataclass
-class Lines(InputForm):
-    """A sequence on each line of a text."""
-
-    name: str = "plugged_lines"
-    text: str = setting("the text, a sequence on each line", is_file=True)
-
-    def open(self) -> Source:
-        return LineSource(self.file("text"))
-'''
-FAMILY = '''
-from dataclasses import dataclass
-
-import torch
-
-from pipeline.config.settings import setting
-from pipeline.models.family import ModelFamily, Raw
-
-
-class Counts(torch.nn.Module):
-    """How often each base occurs, weighted."""
-
-    def __init__(self, weights):
-        super().__init__()
-        self.weights = torch.nn.Parameter(torch.tensor(weights))
-
-    def forward(self, x):
-        return (x.sum(2) * self.weights).sum(1, keepdim=True)
-
-
-@dataclass
-class CountsFamily(ModelFamily):
-    """Weighted counts of bases."""
-
-    name: str = "counts_of_bases"
-    weights: list[float] = setting("of A, C, G, T")
-
-    def read(self, checkpoint):
-        return Raw(Counts(self.weights), None, {"weights": self.weights})
-'''
-KIND = '''
-from dataclasses import dataclass
-
-from pipeline.config.settings import setting
-from pipeline.references.fixed import Fixed
-
-
-@dataclass
-class OneBase(Fixed):
-    """One reference: the same base at every position."""
-
-    name: str = "one_base"
-    base: str = setting("the base", choices=("A", "C", "G", "T"))
-
-    def column(self, facts):
-        return [float(base == self.base) for base in "ACGT"]
-'''
+FORM = worked_example("plugged_lines.py")
+FAMILY = worked_example("counts_of_bases.py")
+KIND = worked_example("one_base.py")
 MODULES = {"dataset": ("plugged_lines", FORM), "model": ("counts_of_bases", FAMILY), "references": ("one_base", KIND)}
 
 

@@ -13,33 +13,9 @@ import pipeline.exports
 from pipeline.cli.main import dispatch
 from pipeline.exports.registry import export_steps, exports
 from pipeline.store.reader import Store
+from tests.pipeline.conftest import worked_example
 
-BED = """
-from pipeline.exports.base import Export, Written
-from pipeline.exports.files import appearing
-
-
-def export(selection, out, overwrite, advance, score):
-    with appearing([out], overwrite) as (hidden,):
-        lines = zip(selection.text("chrom"), selection.start, selection.text("name"))
-        end = selection.width
-        hidden.write_text("".join(f"{c}\\t{s}\\t{s + end}\\t{n}\\t{score}\\n" for c, s, n in lines))
-        advance(len(selection))
-    return Written([out], len(selection), ["scores are given"])
-
-
-EXPORT = Export(
-    name="bed",
-    help="the windows as BED",
-    write=export,
-    options={"score": {"metavar": "S", "type": int, "default": 7, "help": "of every line"}},
-    window=10,
-    alleles=("both", "ref"),
-    purpose="windows for bedtools",
-    suffix=".bed",
-    needs_loci=True,
-)
-"""
+BED = worked_example("bed_windows.py")
 
 
 def add(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch, text: str = BED, name: str = "bed_windows") -> None:
