@@ -31,7 +31,7 @@ EPILOG = """Other settings that are often needed:
   seed=0   store.path=attributions.zarr   store.rows_per_shard=128   store.per_fold=true   run.shards=0-9
   dataset.args=[column,x.npy]: extra inputs of the model
 
-`dlshap run --cfg job` prints every setting with its value, and the README and pipeline/config/schema.py describe them.
+`dlshap run --cfg job` prints every setting with its value, and docs/reference/settings.md describes them.
 """
 EXPLAINED = ("model", "dataset", "references", "cluster", "experiment")  # groups whose choices the help explains
 MULTIRUN = "a run of each value, as in seed=0,1,2 or model.checkpoint=choice(a.pt,b.pt), each with a store of its own"
