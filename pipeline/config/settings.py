@@ -7,12 +7,11 @@ plain: a forgotten word costs a question, and never runs a stranger's code.
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import omegaconf
-from omegaconf import OmegaConf
 
 from pipeline.messages.visible import visible
 from pipeline.messages.words import did_you_mean, one_of
@@ -125,9 +124,7 @@ def value_settings(config: Any) -> dict[str, Any]:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain values of a configuration or one of its groups, fit for JSON."""
-    container = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    return asdict(config)
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:

@@ -103,7 +103,7 @@ class StagedStore:
         if pool is not None:
             chunks = (max(1, (1 << 24) // pool.shape[1]), pool.shape[1])
             _create_small(self._group, POOL, "uint8", pool.shape, chunks, ("window", "position"))[:] = pool
-        self._group.attrs.update({**attributes, "complete": False})
+        self._group.update_attributes({**attributes, "complete": False})  # all at once: one write
         (self.path / ROOT).write_bytes(sealed(json.loads((self.path / ROOT).read_bytes())))
         files = {}
         for folder, _, names in os.walk(self.path):

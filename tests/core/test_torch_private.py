@@ -148,6 +148,7 @@ def test_set_hooks_aside_packs_nothing_until_it_is_left() -> None:
         assert packed != []
 
 
+@pytest.mark.slow  # a process that loads torch's compiler; test_borrowed_model.py gives the engine what it returns
 def test_what_torch_compile_returns_is_looked_into_and_the_compiler_not_loaded_for_it() -> None:
     script = (
         "import torch\n"

@@ -282,7 +282,7 @@ def test_numbers_of_many_digits(in_folder: Path, capsys: pytest.CaptureFixture[s
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_a_stranger_s_store_ends_in_a_line(
     inputs: Inputs, finished: Path, in_folder: Path, capfd: pytest.CaptureFixture[str], part: int
 ) -> None:

@@ -301,7 +301,7 @@ def without_reader(arguments: list[str], both: bool = False, **environment: str)
         pytest.param("help", "", marks=pytest.mark.slow),
         pytest.param("status", "", marks=pytest.mark.slow),
         ("export", ""),
-        ("export", "1"),
+        pytest.param("export", "1", marks=pytest.mark.slow),
     ],
 )
 def test_a_reader_that_went_away_ends_a_command_quietly(

@@ -59,7 +59,7 @@ def crash_everywhere(inputs: Inputs, finished: Path, tmp_path: Path, step: int) 
 
 
 def test_a_crash_at_some_points_is_resumed(inputs: Inputs, finished: Path, tmp_path: Path) -> None:
-    crash_everywhere(inputs, finished, tmp_path, 16)
+    crash_everywhere(inputs, finished, tmp_path, 29)
 
 
 @pytest.mark.slow

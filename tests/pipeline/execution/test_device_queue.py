@@ -199,7 +199,7 @@ def test_a_shard_that_fails_is_named_and_the_others_finish(
 
 @pytest.mark.usefixtures("overlapped")
 def test_crashes_in_the_midst_of_two_shards_are_resumed(inputs: Inputs, finished: Path, tmp_path: Path) -> None:
-    for left in range(20, 70, 7):
+    for left in range(20, 70, 16):
         store = tmp_path / f"{left}.zarr"
         with plugged(left), pytest.raises(PulledPlug):
             pipeline.run(inputs.overrides(store))

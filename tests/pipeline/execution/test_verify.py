@@ -223,7 +223,7 @@ def test_a_flipped_bit_in_an_unfinished_store_s_own_records_is_found(inputs: Inp
     store, generator = unfinished(inputs, tmp_path / "a.zarr"), random.Random(0)
     path = store / key if key == ROOT else Path(f"{store}.run") / key
     whole = path.read_bytes()
-    for _ in range(60):
+    for _ in range(30):
         flip(path, generator)
         assert key in {problem.key for problem in verify(RunDirectory(store), 0).problems}
         path.write_bytes(whole)

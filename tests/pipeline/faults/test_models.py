@@ -20,7 +20,7 @@ TARGET = "model._target_=tests.pipeline.faults.choosy.Choosy"
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_instance")
-@pytest.mark.parametrize("way", ["here", "actor"])
+@pytest.mark.parametrize("way", ["here", pytest.param("actor", marks=pytest.mark.slow)])
 def test_an_exception_for_one_sequence_names_it(
     inputs: Inputs,
     digest_of: Callable[..., str],
