@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.config.schema import ClusterConfig, Config, EngineConfig
 from pipeline.execution.device import Machine, resolve_device
+from pipeline.execution.meter import Meter
 from pipeline.execution.work import ShardResult, WorkSpec
 
 
@@ -17,6 +18,7 @@ class Executor(contextlib.ExitStack, abc.ABC):
     """Where the shards of a run are computed. A context: what was started or connected is let go at its end.
 
     Attributes:
+        meter: counts what the command does.
         uses_ray: whether Ray hands out the shards, which takes time of its own (see planning/cost.py).
     """
 
@@ -25,6 +27,7 @@ class Executor(contextlib.ExitStack, abc.ABC):
     def __init__(self, engine: EngineConfig) -> None:
         super().__init__()
         self.engine = engine
+        self.meter = Meter()
         self._hears_last_words: list[Callable[[str], None]] = []
 
     @contextlib.contextmanager

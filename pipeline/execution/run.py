@@ -93,6 +93,7 @@ def _run(config: Config) -> Summary:
         stack.enter_context(directory.at_work())
         log = stack.enter_context(event_log(directory.run, store=directory.url, rows=plan.n_rows, shards=plan.n_shards))
         stack.enter_context(_result(directory, executor))
+        stack.enter_context(executor.meter.kept(directory))
         directory.forget_failures(chosen)
         spec, todo = work_spec(config, plan, directory), remaining(chosen, recorded_shards(directory, plan))
         n_rows, seconds = 0, 0.0
@@ -165,8 +166,10 @@ def _work_through(
         # Closed, so that nothing is still at work when the executor is let go after an error.
         results = stack.enter_context(contextlib.closing(executor.work(spec, todo))) if len(todo) else ()
         started = time.monotonic()
+        stack.enter_context(executor.meter.attributing())
         progress = stack.enter_context(RowProgress("attributing", n_chosen, n_chosen - spec.plan.n_rows_in(todo)))
         for result in results:
+            executor.meter.count(result)
             if not result.error:
                 progress.advance(result.n_rows)
                 if result.is_found:

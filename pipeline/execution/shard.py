@@ -28,7 +28,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.shards import Shard
 from pipeline.references.base import Draw, ShardReferences
 from pipeline.store.codec import ShardCodec, names_of_rows, write_shard
-from pipeline.store.records import DoneRecord, FileRecord, whoami
+from pipeline.store.records import PHASES, DoneRecord, FileRecord, whoami
 from pipeline.store.run_directory import RunDirectory
 from pipeline.store.schema import (
     ALLELES_PER_VARIANT,
@@ -84,18 +84,20 @@ def attribute_shard(
     asked = time.perf_counter()
     check = _spot_check(directory, plan, shard, spot_checks or SpotChecks()) if plan.spot_check else None
     compute = partial(_compute, directory, plan, shard, folds, codes_NL, references, extra_inputs, check)
-    turn, result = device(lambda: (time.perf_counter(), compute()))
+    turn, result, released = device(lambda: (time.perf_counter(), compute(), time.perf_counter()))
     values = shard_values(codes_NL, references, result, plan)
     files = {name: FileRecord.of(content) for name, content in data.items()}
     files |= write_shard(directory.store, codec, shard, values)
+    ended = time.perf_counter()
     record = DoneRecord(
         shard=shard.index,
         start=shard.start,
         stop=shard.stop,
         files=files,
-        seconds=time.perf_counter() - started - (turn - asked),
+        seconds=ended - started - (turn - asked),
         deltas=_summary(result, plan, shard),
         worker=whoami(),
+        phases=dict(zip(PHASES, (asked - started, turn - asked, released - turn, ended - released), strict=True)),
     )
     directory.commit(record)
     return record

@@ -44,6 +44,8 @@ class ShardResult:
         fatal: whether the error is the storage's or the machine's rather than the shard's, so that others will meet it.
         node: where that was, as Ray calls it; "" without Ray.
         is_found: whether the shard was done already, as where another command works on the same run.
+        worker: host and process that committed it; "" where none did.
+        read_s, wait_s, device_s, write_s: seconds of its phases; see DoneRecord.
     """
 
     shard: int
@@ -52,3 +54,8 @@ class ShardResult:
     fatal: bool = False
     node: str = ""
     is_found: bool = False
+    worker: str = ""
+    read_s: float = 0.0
+    wait_s: float = 0.0
+    device_s: float = 0.0
+    write_s: float = 0.0

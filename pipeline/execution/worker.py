@@ -28,7 +28,7 @@ from pipeline.references.base import Draw
 from pipeline.references.resolve import load_references
 from pipeline.store.codec import ShardCodec, names_of_rows, read_array
 from pipeline.store.done_shards import is_done
-from pipeline.store.records import Failure, whoami
+from pipeline.store.records import PHASES, Failure, whoami
 from pipeline.store.run_directory import RunDirectory
 from pipeline.store.schema import POOL
 
@@ -87,7 +87,7 @@ class Worker:
             try:
                 with self._loading:
                     self._require_same_values(folds, draw)
-                attribute_shard(
+                record = attribute_shard(
                     self._directory,
                     self._codec,
                     self._work.plan,
@@ -102,7 +102,10 @@ class Worker:
                     shard, visible(without_credentials("".join(traceback.format_exception(error))), kept="\n\t")
                 )
                 return self.give_up(shard, f"{one_line(error)}; in full in {log}", log)
-            return ShardResult(shard.index, len(shard))
+            read_s, wait_s, device_s, write_s = (record.phases[phase] for phase in PHASES)
+            return ShardResult(
+                shard.index, len(shard), "", False, "", False, record.worker, read_s, wait_s, device_s, write_s
+            )
         finally:
             self._directory.end(attempt)
 

@@ -5,13 +5,14 @@ import re
 import socket
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
 from pipeline.planning.plain_values import require, require_fields
 from pipeline.store.checksums import unseal
 from pipeline.store.json_files import parse
 
+PHASES = ("read", "wait", "device", "write")  # of a shard; `read` includes the drawing of references
 KEY = re.compile(r"(\w+/)?(zarr\.json|c(\.\d+)*)", re.ASCII)  # of the files of a store
 
 
@@ -62,6 +63,7 @@ class _Done(TypedDict):
     seconds: float
     deltas: _Deltas
     worker: str
+    phases: NotRequired[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class DoneRecord:
         seconds: the time it took.
         deltas: summary of its convergence deltas; see convergence.py.
         worker: host and process that wrote it.
+        phases: seconds of reading and drawing, of waiting for the device, on it, and of writing; see PHASES.
     """
 
     shard: int
@@ -83,6 +86,7 @@ class DoneRecord:
     seconds: float
     deltas: dict[str, Any]
     worker: str
+    phases: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
     def from_json(text: str | bytes) -> "DoneRecord":

@@ -13,6 +13,7 @@
     done/       one record for each committed shard, with the size and checksum of each file
     failures/   one record for each shard that was given up
     logs/       what happened, as JSON lines, and the full text of failures
+    metrics.json what the last command counts, while it works; see metrics.py
     result.json the last command, from its beginning on, and its outcome; for programs
 
 Every file but the logs appears at once or not at all, and those that say how to go on (plan, files, restore, done)
@@ -50,7 +51,7 @@ ALL_FILES = "*"  # all files that `prepare` makes, but for the group's own
 
 _RECORD = re.compile(r"done/([0-9]{8,15})\.json")
 _OWN = re.compile(  # the files and folders that a run makes: nothing else is ever removed
-    r"claim|prepared|(plan|files|restore|result)\.json|(probes|commands|attempts|done|failures|logs|partial)/|"
+    r"claim|prepared|(plan|files|restore|metrics|result)\.json|(probes|commands|attempts|done|failures|logs|partial)/|"
     r"probes/(claim|[0-9a-f]{16}\.json)|commands/[0-9a-f]{12}|attempts/\d{8,}-[0-9a-f]{12}|(done|failures)/\d{8,}\.json|"
     r"logs/(shard-\d{8,}\.txt|[^/]+\.jsonl)|(.*/)?\.[^/]+\.partial|partial/check-[0-9a-f]{32}|staged\.zarr/.*"
 )

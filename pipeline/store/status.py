@@ -3,7 +3,7 @@
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from pipeline.messages.visible import in_lines
 from pipeline.messages.words import counted
 from pipeline.planning.plan import Plan
 from pipeline.store.attributes import plan_of, read_attributes
+from pipeline.store.backends.base import Entry
+from pipeline.store.metrics import read_metrics
 from pipeline.store.presence import HEARTBEAT_S, SILENT_S, SeenCommand, read_commands
 from pipeline.store.records import DoneRecord
 from pipeline.store.run_directory import UNDER_WAY, RunDirectory
@@ -22,7 +24,9 @@ from pipeline.store.run_directory import UNDER_WAY, RunDirectory
 WINDOW_S = 600.0  # speed is that of the last ten minutes
 LATE_S = 3 * HEARTBEAT_S  # after which the silence of a command is told
 N_NEWEST = 64  # done records that say which hosts do how much
-N_NAMED = 20  # failures that the text names
+N_NAMED = 20  # failures and the like that the text names
+SLOW = 2.0  # times as slow as others
+LONG, LONG_S = 5.0, 60.0
 SIGNALS = {str(EXIT_STOPPED): "stopped by SIGTERM", str(EXIT_INTERRUPTED): "stopped by Ctrl-C"}
 
 
@@ -42,6 +46,11 @@ class Status:
         failures: shards that were given up, a line each.
         seconds_silent: since a command that works on it, or seems to, gave a sign of life; None where none does.
         rows_per_second_by_host: how the speed is made up, from the newest done records.
+        rows_per_second_by_actor: the same by host:process.
+        stragglers: actors that are slower than others, and shards that take longer, a line each.
+        actors_wanted, actors_running: of the command that works; None where it has not said so, or has no Ray.
+        limited_by: why fewer run than are wanted.
+        nodes: that joined, were lost or left out since that command began, a line each.
         error: what ended the last command before it was through; None where nothing did, or one is at work.
     """
 
@@ -59,6 +68,12 @@ class Status:
     error: str | None = None
     seconds_silent: float | None = None
     rows_per_second_by_host: dict[str, float] = field(default_factory=dict)
+    rows_per_second_by_actor: dict[str, float] = field(default_factory=dict)
+    stragglers: list[str] = field(default_factory=list)
+    actors_wanted: int | None = None
+    actors_running: int | None = None
+    limited_by: str = ""
+    nodes: list[str] = field(default_factory=list)
 
     @property
     def is_going_on(self) -> bool:
@@ -84,14 +99,21 @@ class Status:
         if self.seconds_since_last is not None:
             line += f", the last shard {duration(self.seconds_since_last)} ago"
         lines = [line, f"in work: {counted(self.in_work, 'shard')}"] if self.in_work else [line]
-        if len(self.rows_per_second_by_host) > 1:
-            speeds = [f"{host} {speed:.1f} rows/s" for host, speed in sorted(self.rows_per_second_by_host.items())]
-            lines.append(f"by host: {', '.join(speeds)}")
-        lines += self._of_silence()
+        lines += [*self._of_pool(), *self._of_silence()]
         lines += [f"failed: {failure}" for failure in self.failures[:N_NAMED]]
         if len(self.failures) > N_NAMED:
             lines.append(f"failed: {len(self.failures) - N_NAMED} more")
         return in_lines([*lines, *self._of_command()])
+
+    def _of_pool(self) -> list[str]:
+        lines = []
+        if self.actors_wanted is not None:
+            limit = f"; limited by {self.limited_by}" if self.limited_by else ""
+            lines.append(f"actors: {self.actors_running} of {self.actors_wanted} are up{limit}")
+        speeds = {"host": self.rows_per_second_by_host, "actor": self.rows_per_second_by_actor}
+        lines += [f"by {name}: {_named(by)}" for name, by in speeds.items() if len(by) > 1]
+        lines += [f"slow: {text}" for text in self.stragglers[:N_NAMED]]
+        return lines + self.nodes[-N_NAMED:]
 
     def _of_silence(self) -> list[str]:
         if self.seconds_silent is None or self.seconds_silent <= LATE_S:
@@ -126,20 +148,69 @@ def read_status(directory: RunDirectory, now: float | None = None) -> Status:
     silent = min((max(0.0, now - seen.time) for seen in commands if not seen.is_gone), default=None)
     if plan is None or not directory.prepared:
         return Status(directory.url, "preparing" if is_at_work else "stopped", error=error, seconds_silent=silent)
+    began = max((seen.command.began for seen in commands if not seen.is_gone), default=0.0)
     entries = [entry for entry in directory.run.files("done/") if entry.key.endswith(".json")]
     times = np.array([entry.modified for entry in entries])
     rows = np.array([_rows(plan, entry.key) for entry in entries], dtype=np.int64)
     attempts = list(directory.run.files("attempts/"))
     in_work = {entry.key.partition("/")[2].partition("-")[0] for entry in attempts}
     failures = [failure.error for failure in directory.failures()]
-    status = status_of(directory.url, plan, times, rows, len(in_work), failures, now, is_at_work, error)
+    status = status_of(directory.url, plan, times, rows, len(in_work), failures, now, is_at_work, error, began)
     if silent is not None and silent > LATE_S:
         status = replace(status, seconds_left=None)
     newest = [entries[i].key for i in np.argsort(-times)[:N_NEWEST]] if status.rows_per_second else []
-    hosts = [record.worker.rpartition(":")[0] for record in _records(directory, newest)]
-    shares = {host: hosts.count(host) / len(hosts) for host in hosts}
-    speeds = {host: share * (status.rows_per_second or 0) for host, share in shares.items()}
-    return replace(status, seconds_silent=silent, rows_per_second_by_host=speeds)
+    records = list(_records(directory, newest))
+    speed = status.rows_per_second or 0.0
+    status = replace(
+        status,
+        seconds_silent=silent,
+        rows_per_second_by_host=shares(speed, [record.worker.rpartition(":")[0] for record in records]),
+        rows_per_second_by_actor=shares(speed, [record.worker for record in records]),
+        stragglers=[*slow_actors(records), *slow_shards(records, attempts, now)] if is_at_work else [],
+    )
+    metrics = read_metrics(directory.run)
+    if metrics is None or metrics.command not in {seen.command.id for seen in commands if not seen.is_gone}:
+        return status
+    pool = (metrics.actors_wanted, metrics.actors_running, metrics.limited_by)
+    return replace(status, actors_wanted=pool[0], actors_running=pool[1], limited_by=pool[2], nodes=metrics.nodes)
+
+
+def _named(speeds: Mapping[str, float]) -> str:
+    """The fastest first: a 2.0 rows/s, b 1.0 rows/s; and 3 more."""
+    fastest = sorted(speeds.items(), key=lambda each: (-each[1], each[0]))
+    more = f"; and {len(fastest) - N_NAMED} more" if len(fastest) > N_NAMED else ""
+    return ", ".join(f"{name} {speed:.1f} rows/s" for name, speed in fastest[:N_NAMED]) + more
+
+
+def shares(speed: float, names: Sequence[str]) -> dict[str, float]:
+    """A speed, shared out by how often each name comes."""
+    return {name: speed * names.count(name) / len(names) for name in dict.fromkeys(names)}
+
+
+def slow_actors(records: Sequence[DoneRecord]) -> Iterator[str]:
+    """Actors that take SLOW times as long for a row as the middle one of all."""
+    by_actor: dict[str, list[float]] = {}
+    for record in records:
+        by_actor.setdefault(record.worker, []).append(record.seconds / (record.stop - record.start))
+    took = {actor: float(np.median(seconds)) for actor, seconds in by_actor.items()}
+    usual = float(np.median(list(took.values()))) if took else 0.0
+    for actor, seconds in sorted(took.items()):
+        if seconds > SLOW * usual:
+            yield f"{actor} takes {duration(seconds)} for a row, the middle one of {len(took)} actors {duration(usual)}"
+
+
+def slow_shards(records: Sequence[DoneRecord], attempts: Sequence[Entry], now: float) -> Iterator[str]:
+    """Shards that have been in work for LONG times as long as others took, and not only for seconds."""
+    if not records:
+        return
+    usual = float(np.median([record.seconds for record in records]))
+    for entry in sorted(attempts, key=lambda entry: entry.modified):
+        age, shard = now - entry.modified, entry.key.partition("/")[2].partition("-")[0]
+        if shard.isdigit() and age > max(LONG * usual, LONG_S):
+            yield (
+                f"shard {int(shard)} has been in work for {duration(age)}, others took {duration(usual)}: it is slow, "
+                f"or its process was killed"
+            )
 
 
 def _records(directory: RunDirectory, keys: Sequence[str]) -> Iterator[DoneRecord]:
@@ -185,6 +256,7 @@ def status_of(
     now: float,
     is_at_work: bool,
     error: str | None = None,
+    began: float = 0.0,
 ) -> Status:
     """The same as a function of values; see `Status`.
 
@@ -192,12 +264,13 @@ def status_of(
         times: (D,) when each of the D done shards was committed, seconds since 1970.
         rows: (D,) rows of each.
         is_at_work: whether a command is.
+        began: when the newest command at work did, whose start-up is no part of the speed.
     """
     n_done = int(rows.sum())
     if len(times):
         now = max(now, float(times.max()))  # the clock of the backend may be ahead
     since = now - float(times.max()) if len(times) else None
-    recent = times > now - WINDOW_S
+    recent = times > max(now - WINDOW_S, began)
     # The first shard in the window began before it: its rows are not counted, the time from its end on is.
     speed = None
     if recent.sum() >= 2:

@@ -99,7 +99,8 @@ class AddressExecutor(executor.Executor):
         while left:
             n_before = len(left)
             pool = self._pool(spec, len(left), avoided)
-            with contextlib.closing(run_shards(spec, list(left), pool, self.cluster.wait_for_actors_s)) as results:
+            work = run_shards(spec, list(left), pool, self.cluster.wait_for_actors_s, meter=self.meter)
+            with contextlib.closing(work) as results:
                 for result in results:
                     if result.fatal and self._goes_on(result, pool, avoided, len(left) < n_before):
                         break
@@ -114,7 +115,9 @@ class AddressExecutor(executor.Executor):
         able = [node for node in nodes() if node["NodeID"] not in avoided and fits(node["Resources"], each)]
         found = check_nodes(spec, able)
         for node, problem in found.items():
-            LOG.warning(f"left out, as it cannot work on this run: {problem}")
+            text = f"left out, as it cannot work on this run: {problem}"
+            LOG.warning(text)
+            self.meter.note_node(text)
             avoided[node] = problem
         if able and len(found) == len(able) and self.cluster.max_actors is None:
             raise UserError(f"no node can work on this run: {' | '.join(avoided.values())}")
@@ -129,7 +132,9 @@ class AddressExecutor(executor.Executor):
         others = [node for node in nodes() if node["NodeID"] not in avoided and fits(node["Resources"], pool.each)]
         if not others or not (has_progress or len(avoided) < MAX_AVOIDED):
             return False
-        LOG.warning(f"the node is left out from now on, and others go on: {result.error}")
+        text = f"the node is left out from now on, and others go on: {result.error}"
+        LOG.warning(text)
+        self.meter.note_node(text)
         return True
 
 

@@ -81,4 +81,4 @@ class LocalRayExecutor(executor.Executor):
         from pipeline.execution.executors.ray_data import run_shards
 
         pool = size_pool(self.cluster, spec.plan.device, spec.plan.threads, len(shards))
-        return run_shards(spec, shards, pool, self.cluster.wait_for_actors_s)
+        return run_shards(spec, shards, pool, self.cluster.wait_for_actors_s, meter=self.meter)

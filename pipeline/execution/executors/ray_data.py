@@ -6,6 +6,7 @@ An actor is called by as many threads at a time as it has shards in flight (see 
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from ray.data import ActorPoolStrategy, DataContext
 from pipeline.execution.device import shards_in_flight
 from pipeline.execution.executors import ray_private
 from pipeline.execution.executors.ray_cluster import Pool, describe, enter_sent, inventory
+from pipeline.execution.executors.ray_pool import Prometheus, look
 from pipeline.execution.host import keep_freed_memory
+from pipeline.execution.meter import Meter
 from pipeline.execution.work import ShardResult, WorkSpec
 from pipeline.execution.worker import Worker
 from pipeline.messages.errors import RunError
@@ -64,7 +67,12 @@ def _columns(results: list[ShardResult]) -> dict[str, list[Any]]:
 
 
 def run_shards(
-    work: WorkSpec, shards: Sequence[int] | np.ndarray, pool: Pool, wait_s: int, actor: type = ShardActor
+    work: WorkSpec,
+    shards: Sequence[int] | np.ndarray,
+    pool: Pool,
+    wait_s: int,
+    actor: type = ShardActor,
+    meter: Meter | None = None,
 ) -> Generator[ShardResult, None, None]:
     """Work on shards; yields the result of each, in no particular order.
 
@@ -74,6 +82,7 @@ def run_shards(
         pool: how many actors, and what each of them gets.
         wait_s: seconds within which they must have started.
         actor: what does the work.
+        meter: is told how the pool stands.
 
     Raises:
         RunError: the actors did not start in time, or Ray itself failed.
@@ -83,8 +92,9 @@ def run_shards(
         batches = ray.data.from_items(grouped, override_num_blocks=len(grouped)).map_batches(
             actor, fn_constructor_args=(work,), batch_size=1, **_actors(pool, shards_in_flight(work.plan.device))
         )
+    watched = (meter or Meter()).watching(partial(look, pool, actor.__name__), Prometheus(work.store))
     try:
-        with ray_private.errors_alone("ray.data"):
+        with ray_private.errors_alone("ray.data"), watched:
             for batch in batches.iter_batches(batch_size=None, prefetch_batches=0):
                 for values in zip(*(batch[name].tolist() for name in NAMES), strict=True):
                     yield ShardResult(**dict(zip(NAMES, values, strict=True)))

@@ -21,7 +21,7 @@ from typing import Any
 
 import ray
 from ray._common.usage import usage_lib
-from ray._private import ray_constants, services, utils
+from ray._private import ray_constants, services, state, utils
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 from ray.data import DataContext
@@ -181,6 +181,19 @@ def _no_member(gcs: Any) -> str | None:
         f"this machine is not in that cluster ({another}); run the command on one of its machines, have this one join "
         f"it with `ray start`, or submit the command with `ray job submit`"
     )
+
+
+def n_actors_alive(name: str) -> int:
+    """Actors of this command's that are up and whose class has this in its name, as Ray Data's have that of ours.
+    The public list of actors asks a dashboard, which a Ray of our own has not."""
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    found = state.actors(job_id=job, actor_state_name="ALIVE").values()
+    return sum(name in actor["ActorClassName"] for actor in found)
+
+
+def free_by_node() -> dict[str, dict[str, float]]:
+    """What is free on each node that is up, by the node's id."""
+    return dict(state.available_resources_per_node())
 
 
 def own_folder() -> str:

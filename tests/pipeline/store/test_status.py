@@ -21,10 +21,21 @@ import pipeline
 from pipeline.cli.main import dispatch
 from pipeline.messages.errors import EXIT_STOPPED, Stopped
 from pipeline.planning.plan import Plan
+from pipeline.store.backends.base import Entry
+from pipeline.store.metrics import Metrics, write_metrics
 from pipeline.store.presence import SILENT_S, Command, this_command
-from pipeline.store.records import Failure
+from pipeline.store.records import DoneRecord, Failure
 from pipeline.store.run_directory import RunDirectory
-from pipeline.store.status import LATE_S, N_NAMED, WINDOW_S, Status, read_status, status_of
+from pipeline.store.status import (
+    LATE_S,
+    N_NAMED,
+    WINDOW_S,
+    Status,
+    read_status,
+    slow_actors,
+    slow_shards,
+    status_of,
+)
 from tests.pipeline.conftest import N_ROWS, Inputs
 from tests.pipeline.damage import copy_of
 
@@ -376,7 +387,8 @@ def test_hosts_and_silence_are_told(inputs: Inputs, tmp_path: Path) -> None:
     directory = RunDirectory(store)
     record = directory.read_record(1)
     assert record is not None
-    directory.commit(replace(record, worker="other:7"))
+    directory.commit(replace(record, worker="other:7", seconds=record.seconds + 1000))
+    directory.command = replace(directory.command, began=0.0)
     directory.run.write("done/00000000.json", b"damaged")
     with directory.at_work():
         now = time.time()
@@ -384,7 +396,17 @@ def test_hosts_and_silence_are_told(inputs: Inputs, tmp_path: Path) -> None:
         assert status.is_going_on
         assert set(status.rows_per_second_by_host) == {"other", socket.gethostname()}
         assert sum(status.rows_per_second_by_host.values()) == pytest.approx(status.rows_per_second)
+        assert set(status.rows_per_second_by_actor) == {"other:7", record.worker}
         assert "by host: " in status.text()
+        assert [text.partition(" takes ")[0] for text in status.stragglers] == ["other:7"]
+        assert status.actors_wanted is None, "the counts in metrics.json are of the command before"
+        pool = {"actors_wanted": 4, "actors_running": 1, "limited_by": "GPU (0 free)", "nodes": ["node b is lost"]}
+        write_metrics(directory.run, Metrics(directory.command.id, now, **pool))
+        told = read_status(directory, now)
+        assert (told.actors_wanted, told.actors_running, told.nodes) == (4, 1, ["node b is lost"])
+        assert "actors: 1 of 4 are up; limited by GPU (0 free)\n" in told.text()
+        directory.run.write("metrics.json", b"damaged")
+        assert read_status(directory, now).actors_wanted is None
         assert "no sign of life" not in status.text()
         (path,) = Path(f"{directory.run.url}/commands").iterdir()
         os.utime(path, (now - LATE_S - 1, now - LATE_S - 1))
@@ -392,6 +414,21 @@ def test_hosts_and_silence_are_told(inputs: Inputs, tmp_path: Path) -> None:
         assert (late.state, late.seconds_left) == ("under way", None)
         assert "no sign of life of its command for 31.0 s: it may have died; sure after 1 min 30 s" in late.text()
     assert not read_status(directory).is_going_on
+
+
+def test_a_shard_that_takes_long_is_told() -> None:
+    records = [DoneRecord(i, i, i + 1, {}, 30.0, {}, "a:1") for i in range(3)]
+    attempts = [Entry(f"attempts/{i:08d}-0", 1, NOW - age) for i, age in ((3, 100.0), (4, 200.0))]
+    (text,) = slow_shards(records, attempts, NOW)
+    assert text.startswith("shard 4 has been in work for 3 min 20 s, others took 30.0 s")
+    assert not list(slow_actors(records))
+
+
+def test_the_time_before_a_command_is_no_part_of_its_speed() -> None:
+    times, rows = NOW - np.array([500.0, 490.0, 30.0, 20.0, 10.0]), np.array([100] * 5)
+    found = status_of("a.zarr", plan(), times, rows, 0, [], NOW, True, began=NOW - 60)
+    assert found.rows_per_second == pytest.approx(200 / 30)
+    assert found.rows_done == 500
 
 
 def test_watching_ends_with_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,7 +155,9 @@ class Cluster:
     def check(self, work: Any, able: list[dict[str, Any]]) -> dict[str, str]:
         return {node["NodeID"]: self.checked[node["NodeID"]] for node in able if node["NodeID"] in self.checked}
 
-    def run_shards(self, work: Any, shards: list[int], pool: Pool, wait_s: int) -> Generator[ShardResult, None, None]:
+    def run_shards(
+        self, work: Any, shards: list[int], pool: Pool, wait_s: int, meter: Any
+    ) -> Generator[ShardResult, None, None]:
         able = [name for name in self.ids if name not in pool.avoided][: pool.most]
         self.pools.append(tuple(able))
         for n, shard in enumerate(shards):
