@@ -193,10 +193,10 @@ def slow_actors(records: Sequence[DoneRecord]) -> Iterator[str]:
     for record in records:
         by_actor.setdefault(record.worker, []).append(record.seconds / (record.stop - record.start))
     took = {actor: float(np.median(seconds)) for actor, seconds in by_actor.items()}
-    usual = float(np.median(list(took.values()))) if took else 0.0
+    usual = sorted(took.values())[(len(took) - 1) // 2] if took else 0.0
     for actor, seconds in sorted(took.items()):
         if seconds > SLOW * usual:
-            yield f"{actor} takes {duration(seconds)} for a row, the middle one of {len(took)} actors {duration(usual)}"
+            yield f"{actor} takes {seconds:.3g} s for a row, the middle one of {len(took)} actors {usual:.3g} s"
 
 
 def slow_shards(records: Sequence[DoneRecord], attempts: Sequence[Entry], now: float) -> Iterator[str]:

@@ -189,6 +189,7 @@ def test_an_unfinished_store(inputs: Inputs, tmp_path: Path, capsys: pytest.Capt
     directory = RunDirectory(store)
     plan = directory.read_plan()
     assert plan is not None
+    directory.command = replace(directory.command, began=0.0)
     with directory.at_work():
         found = ask(store, capsys)
         assert (found["state"], found["error"]) == ("under way", None)
