@@ -41,6 +41,8 @@ class _OneLine(logging.Filter):
 
 LOG = logging.getLogger("dlshap")
 LOG.addFilter(_OneLine())
+RAY_LOG = LOG.getChild("ray")  # what Ray says, for the log of a run alone
+RAY_LOG.setLevel(logging.DEBUG)
 Advance = Callable[[int], None]  # told how many more rows are done
 
 
@@ -62,7 +64,7 @@ class StderrHandler(logging.Handler):
 @contextlib.contextmanager
 def shown_on_stderr() -> Iterator[None]:
     """Show messages and progress on stderr, for the time of a command; other handlers of the logger stay."""
-    handler, level, propagate = StderrHandler(), LOG.level, LOG.propagate
+    handler, level, propagate = StderrHandler(logging.INFO), LOG.level, LOG.propagate
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
     LOG.propagate = False  # or a handler of the root logger would say everything again

@@ -17,7 +17,7 @@ from pipeline.config.settings import setting
 from pipeline.execution import executor
 from pipeline.execution.device import Machine, resolve_device
 from pipeline.execution.executors import ray_private
-from pipeline.execution.executors.head_watch import NoRayAnswers, greet, head_watched
+from pipeline.execution.executors.head_watch import NoRayAnswers, greet, head, own_node, ray_watched
 from pipeline.execution.executors.ray_cluster import (
     Pool,
     actor_needs,
@@ -28,6 +28,7 @@ from pipeline.execution.executors.ray_cluster import (
     gpus_per_actor,
     inventory,
     nodes,
+    own_node_address,
     size_pool,
 )
 from pipeline.execution.executors.ray_data import run_shards
@@ -90,7 +91,8 @@ class AddressExecutor(executor.Executor):
         LOG.info(f"connecting to the Ray cluster at {address}")
         problem = UserError(f"cluster.address={address}: no Ray cluster can be reached")
         self.enter_context(connected({"address": address}, ray_private.CONNECTED_WITH, self.cluster.code, problem))
-        self.enter_context(head_watched(ray.get_runtime_context().gcs_address, self.last_words))
+        parts = [own_node(own_node_address()), head(ray.get_runtime_context().gcs_address)]
+        self.enter_context(ray_watched(parts, self.last_words))
 
     def work(self, spec: WorkSpec, shards: np.ndarray) -> Generator[ShardResult, None, None]:
         """Nodes that cannot work on the run are left out with the reason, and their shards are done by the others."""
@@ -146,17 +148,17 @@ def require_welcome(address: str) -> None:
     """
     given = os.environ.get("RAY_ADDRESS") if address == "auto" else address
     try:
-        head = given or ray_private.found_address()
+        its_head = given or ray_private.found_address()
     except ConnectionError as error:
         raise UserError(
             f"cluster.address={address}: no Ray cluster is found on this machine; give its head as host:port, have "
             f"this machine join one with `ray start --address=host:port`, or use cluster=local"
         ) from error
-    require_answer(head)
+    require_answer(its_head)
     with environment(ray_private.CONNECTED_WITH), ray_private.quiet_start():
-        problem = ray_private.refusal(head, is_found=not given)
+        problem = ray_private.refusal(its_head, is_found=not given)
     if problem is not None:
-        raise UserError(f"cluster.address={address}: the Ray cluster at {head} cannot be used: {problem}")
+        raise UserError(f"cluster.address={address}: the Ray cluster at {its_head} cannot be used: {problem}")
 
 
 def require_answer(address: str) -> None:

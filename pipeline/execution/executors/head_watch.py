@@ -1,25 +1,29 @@
-"""Notices that the head of a cluster has died, or is cut off, and says so.
+"""Notices that the head of a cluster has died, or is cut off, or that Ray on this machine has died, and says so.
 
-Ray itself ends this process some 60 s later, from its native part: without a word, a result, or a chance to do either.
+Ray itself ends this process some time later (60 s after the head, 13 s after this machine's own), from its native part:
+without a word of ours, a result, or a chance to do either.
 """
 
 import contextlib
+import math
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import FrameType
 
 from pipeline.messages.errors import EXIT_STOPPED, Stopped
 from pipeline.messages.progress import LOG, duration
 
-EVERY_S = 2.0
+EVERY_S = 1.0
 ANSWER_TIMEOUT_S = 10.0
 WARNED_AFTER_S = 8.0
 DEAD_AFTER_S = 45.0  # nothing comes back: a machine that is off, or a network that is cut and may be mended
 REFUSED_AFTER_S = 20.0  # its machine answers that no Ray listens there: a head that restarts may take some seconds
+NODE_REFUSED_AFTER_S = 1.5  # a node never comes back under the same address
 GRACE_S = 8.0  # for the way out, on which Ray may wait for the head; then this process is ended all the same
 HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and settings, none
 HTTP2_SETTINGS = 4  # the kind of frame that a server must answer with
@@ -52,43 +56,73 @@ def greet(address: str, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         raise NoRayAnswers("what answers there is no Ray cluster")
 
 
-class Silence:
-    """How long a head has given no answer."""
+@dataclass(frozen=True)
+class Part:
+    """A part of Ray without which a run cannot go on.
 
-    def __init__(self, address: str, now: float) -> None:
-        self.address, self.answered, self.is_warned = address, now, False
+    Attributes:
+        name: what a person calls it.
+        address: host:port.
+        until: what must be before the same command can go on.
+        refused_after_s, dead_after_s: seconds without an answer after which it is given up, where its machine says that
+            nothing listens there, and where nothing comes back.
+    """
+
+    name: str
+    address: str
+    until: str
+    refused_after_s: float
+    dead_after_s: float
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.address}"
+
+
+def head(address: str) -> Part:
+    """The head of a cluster."""
+    return Part("the head of the Ray cluster", address, "a cluster is up", REFUSED_AFTER_S, DEAD_AFTER_S)
+
+
+def own_node(address: str) -> Part:
+    """What Ray runs on this machine (the raylet), which may be busy for long."""
+    return Part("Ray on this machine", address, "Ray runs here", NODE_REFUSED_AFTER_S, math.inf)
+
+
+class Silence:
+    """How long a part of Ray has given no answer."""
+
+    def __init__(self, part: Part, now: float) -> None:
+        self.part, self.answered, self.is_warned = part, now, False
 
     def note(self, error: OSError | None, now: float) -> str | None:
         """What one attempt came to, by a clock that only goes forward; what to say where the head is given up."""
         if error is None:
             if self.is_warned:
-                LOG.info(f"the head of the Ray cluster at {self.address} answers again")
+                LOG.info(f"{self.part} answers again")
             self.answered, self.is_warned = now, False
             return None
         silent_s, is_refused = now - self.answered, isinstance(error, ConnectionRefusedError)
-        longest_s = REFUSED_AFTER_S if is_refused else DEAD_AFTER_S
+        longest_s = self.part.refused_after_s if is_refused else self.part.dead_after_s
         if silent_s >= longest_s:
             why = "no Ray listens there any more" if is_refused else "it has died, or the network to it is cut"
             return (
-                f"the head of the Ray cluster at {self.address} has not answered for {duration(silent_s)}: {why}; what "
-                f"is committed is kept, and the same command goes on from there once a cluster is up"
+                f"{self.part} has not answered for {duration(silent_s)}: {why}; what is committed is kept, and the "
+                f"same command goes on from there once {self.part.until}"
             )
-        if silent_s >= WARNED_AFTER_S and not self.is_warned:
-            LOG.warning(
-                f"the head of the Ray cluster at {self.address} does not answer; waiting up to {longest_s:.0f} s for it"
-            )
+        if silent_s >= WARNED_AFTER_S and not self.is_warned and longest_s < math.inf:
+            LOG.warning(f"{self.part} does not answer; waiting up to {longest_s:.0f} s for it")
             self.is_warned = True
         return None
 
 
 @contextlib.contextmanager
-def head_watched(address: str, last_words: Callable[[str], None]) -> Iterator[None]:
-    """Within this context `Stopped` is raised, with exit code 75, where the head of the connected cluster is gone.
+def ray_watched(parts: Sequence[Part], last_words: Callable[[str], None]) -> Iterator[None]:
+    """Within this context `Stopped` is raised, with exit code 75, where a part of Ray is gone.
 
     Only the main thread can be interrupted; in another one this does nothing, and Ray ends the process.
 
     Args:
-        address: host:port of the head.
+        parts: are asked, one after the other, every EVERY_S.
         last_words: is told the reason, before the run is interrupted: its way out may take longer than there is time.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -100,9 +134,10 @@ def head_watched(address: str, last_words: Callable[[str], None]) -> Iterator[No
         raise Stopped(EXIT_STOPPED, reasons[0])
 
     def watch() -> None:
-        silence = Silence(address, time.monotonic())
+        silences = [Silence(part, time.monotonic()) for part in parts]
         while not ended.wait(EVERY_S):
-            reason = silence.note(_attempt(address), time.monotonic())
+            notes = (silence.note(_attempt(silence.part.address), time.monotonic()) for silence in silences)
+            reason = next(filter(None, notes), None)
             if reason is not None and not ended.is_set():
                 reasons.append(reason)
                 with contextlib.suppress(OSError):  # the storage of the run is away too
@@ -114,7 +149,7 @@ def head_watched(address: str, last_words: Callable[[str], None]) -> Iterator[No
                 return
 
     before = signal.signal(SIGNAL, give_up)
-    watching = threading.Thread(target=watch, name="head watch", daemon=True)
+    watching = threading.Thread(target=watch, name="Ray watch", daemon=True)
     watching.start()
     try:
         yield

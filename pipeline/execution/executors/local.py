@@ -51,7 +51,8 @@ class LocalRayExecutor(executor.Executor):
         import ray
 
         from pipeline.execution.executors import ray_private
-        from pipeline.execution.executors.ray_cluster import connected
+        from pipeline.execution.executors.head_watch import own_node, ray_watched
+        from pipeline.execution.executors.ray_cluster import connected, own_node_address
 
         if ray.is_initialized():
             return
@@ -74,6 +75,7 @@ class LocalRayExecutor(executor.Executor):
         except RunError:
             after_ray.pop_all()  # the folder is kept: it has Ray's logs, which the error speaks of
             raise
+        self.enter_context(ray_watched([own_node(own_node_address())], self.last_words))
 
     def work(self, spec: WorkSpec, shards: np.ndarray) -> Generator[ShardResult, None, None]:
         self.connect()

@@ -47,7 +47,12 @@ def connected(
         UserError: `code` is not a folder.
     """
     runtime: dict[str, Any] = {"job_config": ray_private.without_working_folder()}
-    with environment(variables), ray_private.process_restored(), sent(code) as runtime["runtime_env"]:
+    with (
+        environment(variables),
+        ray_private.process_restored(),
+        ray_private.words_logged(),
+        sent(code) as runtime["runtime_env"],
+    ):
         try:
             try:
                 with ray_private.quiet_start():
@@ -83,6 +88,13 @@ def enter_sent() -> None:
 def nodes() -> list[dict[str, Any]]:
     """The nodes that are alive, as Ray describes them."""
     return [node for node in ray.nodes() if node["Alive"]]
+
+
+def own_node_address() -> str:
+    """host:port at which Ray on this machine listens."""
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in nodes() if node["NodeID"] == here)
+    return f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
 
 
 def gpus_per_actor(cluster: RayConfig, device: str) -> float:

@@ -3,6 +3,7 @@
 An actor is called by as many threads at a time as it has shards in flight (see device_queue.py).
 """
 
+import contextlib
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import fields, replace
@@ -28,7 +29,7 @@ NAMES = [field.name for field in fields(ShardResult)]
 MAX_BLOCKS = 10_000  # Ray Data takes 0.7 ms for a block: beyond this many, blocks hold several shards
 MAX_SINGLE = 5_000  # of the last shards, which stay single so that the actors end together
 NODE_LABEL = "ray.io/node-id"  # that Ray gives every node
-NOTICE_S = 1.0  # between the ends of Ray's processes and of this one, where someone stops them all
+NOTICE_S = 4.0  # until it is known that Ray on this machine has died, or that someone stops it and this process
 REPORT_S = 0.5  # an output of a busy actor costs it about 0.1 s: shards shorter than this are reported together
 
 
@@ -92,9 +93,10 @@ def run_shards(
         batches = ray.data.from_items(grouped, override_num_blocks=len(grouped)).map_batches(
             actor, fn_constructor_args=(work,), batch_size=1, **_actors(pool, shards_in_flight(work.plan.device))
         )
-    watched = (meter or Meter()).watching(partial(look, pool, actor.__name__), Prometheus(work.store))
     try:
-        with ray_private.errors_alone("ray.data"), watched:
+        with ray_private.errors_alone("ray.data"), contextlib.ExitStack() as stack:
+            if meter is not None:
+                stack.enter_context(meter.watching(partial(look, pool, actor.__name__), Prometheus(work.store)))
             for batch in batches.iter_batches(batch_size=None, prefetch_batches=0):
                 for values in zip(*(batch[name].tolist() for name in NAMES), strict=True):
                     yield ShardResult(**dict(zip(NAMES, values, strict=True)))

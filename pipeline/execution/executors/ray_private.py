@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import platform
+import re
 import resource
 import secrets
 import signal
@@ -21,7 +22,7 @@ from typing import Any
 
 import ray
 from ray._common.usage import usage_lib
-from ray._private import ray_constants, services, state, utils
+from ray._private import ray_constants, services, state, utils, worker
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 from ray.data import DataContext
@@ -29,7 +30,7 @@ from ray.exceptions import AuthenticationError, RayError
 from ray.job_config import JobConfig
 
 from pipeline.execution.host import environment
-from pipeline.messages.progress import LOG
+from pipeline.messages.progress import LOG, RAY_LOG
 
 # Environment variables of Ray. Without them: its native part writes to stderr what Ray Data does on purpose; usage is
 # reported to the makers of Ray; a warning of a default to come; a terminal's Ctrl-C ends the workers, which are not in
@@ -47,6 +48,8 @@ CONNECTED_WITH = {**QUIET, "RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
 # What Ray puts below its folder for its sockets, at the longest, and the longest path that a socket may have.
 SOCKET = "/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 LONGEST_PATH = 107
+
+COLOUR = re.compile("\x1b\\[[0-9;]*m")
 
 MEMBER_WAIT_S = 3.0  # for Ray to start on this machine
 
@@ -244,6 +247,22 @@ def quiet_start() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.getsignal(number))  # its native part replaced what Python knows nothing of
+
+
+@contextlib.contextmanager
+def words_logged() -> Iterator[None]:
+    """Within this context what Ray's processes tell the driver (the last lines of one that has died, of an autoscaler)
+    goes to the logger `dlshap.ray`, not to stdout and stderr, as it does whatever `log_to_driver` says."""
+    before = worker.print_to_stdstream
+
+    def log(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        RAY_LOG.debug(COLOUR.sub("", "\n".join(map(str, data["lines"]))))
+
+    worker.print_to_stdstream = log
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 @contextlib.contextmanager

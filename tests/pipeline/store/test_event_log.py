@@ -13,6 +13,7 @@ import pytest
 import pipeline
 from pipeline.cli.main import dispatch
 from pipeline.messages.errors import RunError, Stopped
+from pipeline.messages.progress import LOG, RAY_LOG, shown_on_stderr
 from pipeline.store.backends.local import LocalBackend
 from pipeline.store.backends.object_store import ObjectStoreBackend
 from pipeline.store.event_log import event_log
@@ -21,15 +22,15 @@ from tests.pipeline.conftest import N_ROWS, Inputs
 N_SHARDS = 4
 
 
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    """Of the one log."""
+def lines_of(run: Path, messages: bool = False) -> list[dict[str, Any]]:
+    """Of the one log; what was said on stderr is left out unless it is asked for."""
     (log,) = (run / "logs").glob("*.jsonl")
     text = log.read_text()
     assert text.endswith("\n")
     lines = [json.loads(line) for line in text.splitlines()]
     times = [line["time"] for line in lines]
     assert times == sorted(times)
-    return lines
+    return [line for line in lines if messages or line["event"] != "message"]
 
 
 def test_a_run_tells_its_story(inputs: Inputs, tmp_path: Path) -> None:
@@ -41,6 +42,15 @@ def test_a_run_tells_its_story(inputs: Inputs, tmp_path: Path) -> None:
     assert {"host", "process"} <= lines[0].keys()
     assert {key: lines[1][key] for key in ("chosen", "todo")} == {"chosen": 3, "todo": 3}
     assert [(line["shard"], line["rows"]) for line in lines[2:-1]] == [(1, 6), (2, 6), (3, 4)]
+
+
+def test_what_is_said_and_what_ray_says_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with shown_on_stderr(), event_log(LocalBackend(tmp_path)):
+        LOG.info("a node is lost")
+        RAY_LOG.debug("last lines\nof a raylet")
+    told = [(line["by"], line["text"]) for line in lines_of(tmp_path, messages=True) if line["event"] == "message"]
+    assert told == [("dlshap", "a node is lost"), ("dlshap.ray", "last lines\nof a raylet")]
+    assert capsys.readouterr().err == "dlshap: a node is lost\n"
 
 
 def test_the_result_of_a_run(inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,8 @@ import pipeline
 from pipeline.cli.main import dispatch
 from pipeline.execution.executor import Executor
 from pipeline.execution.executors import head_watch as module
-from pipeline.execution.executors.head_watch import HTTP2_SETTINGS, NoRayAnswers, Silence, greet, head_watched
+from pipeline.execution.executors.head_watch import HTTP2_SETTINGS, NoRayAnswers, Silence, greet, own_node, ray_watched
+from pipeline.execution.executors.head_watch import head as head_at
 from pipeline.messages.errors import Stopped
 from tests.pipeline.conftest import Inputs
 from tests.pipeline.faults.commands import record
@@ -72,7 +73,7 @@ def test_a_head_is_known_by_its_answer(head: Head) -> None:
 
 def given_up(error: OSError, seconds: int) -> tuple[int | None, str]:
     """After how many seconds without an answer, of those given, a head is given up; and the words."""
-    silence = Silence("h:1", 0.0)
+    silence = Silence(head_at("h:1"), 0.0)
     for now in range(1, seconds + 1):
         if reason := silence.note(error, float(now)):
             return now, reason
@@ -92,7 +93,7 @@ def test_a_machine_that_refuses_is_waited_for_less_long_than_one_that_is_cut_off
 
 def test_a_head_that_comes_back_in_time_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dlshap")
-    silence = Silence("h:1", 0.0)
+    silence = Silence(head_at("h:1"), 0.0)
     assert [silence.note(CUT, now) for now in (5.0, 30.0, 44.0)] == [None] * 3
     assert silence.note(None, 44.5) is None
     assert [silence.note(CUT, now) for now in (50.0, 89.0)] == [None] * 2
@@ -105,7 +106,12 @@ def test_a_head_that_comes_back_in_time_goes_on(caplog: pytest.LogCaptureFixture
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("EVERY_S", 0.05), ("REFUSED_AFTER_S", 0.1), ("DEAD_AFTER_S", 0.1)):
+    for name, value in (
+        ("EVERY_S", 0.05),
+        ("REFUSED_AFTER_S", 0.1),
+        ("NODE_REFUSED_AFTER_S", 0.1),
+        ("DEAD_AFTER_S", 0.1),
+    ):
         monkeypatch.setattr(module, name, value)
 
 
@@ -120,7 +126,7 @@ def test_whatever_the_run_waits_for_is_interrupted(head: Head) -> None:
 
     with (
         pytest.raises(Stopped, match="no Ray listens there any more") as caught,
-        head_watched(head.address, told.append),
+        ray_watched([own_node(head.address)], told.append),
     ):
         wait()
     assert caught.value.exit_code == 75
@@ -132,7 +138,7 @@ def test_the_command_says_why_it_stopped(
     head: Head, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(options: object) -> int:
-        with head_watched(head.address, print):
+        with ray_watched([head_at(head.address)], print):
             head.stop()
             queue.Queue[None]().get()
         return 0
@@ -150,7 +156,7 @@ def test_in_another_thread_nothing_is_interrupted(head: Head) -> None:
     ended = []
 
     def work() -> None:
-        with head_watched(head.address, print):
+        with ray_watched([head_at(head.address)], print):
             head.stop()
             time.sleep(0.5)
             ended.append(True)

@@ -30,6 +30,15 @@ def test_target_max_block_size() -> None:
     assert context.target_max_block_size == 1
 
 
+def test_print_to_stdstream(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    """What Ray tells the driver is for the log of the run."""
+    caplog.set_level(logging.DEBUG, "dlshap.ray")
+    with ray_private.words_logged():
+        worker.print_to_stdstream({"lines": ["\x1b[33mdied\x1b[0m", "why"], "pid": "raylet", "is_err": False}, False)
+    assert caplog.messages == ["died\nwhy"]
+    assert capsys.readouterr() == ("", "")
+
+
 def test_py_driver_sys_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers do not search the working folder."""
     monkeypatch.chdir(tmp_path)
