@@ -116,6 +116,7 @@ class RowProgress:
     def __init__(self, doing: str, total: int | None, done: int = 0) -> None:
         self.doing, self.total, self.done = doing, total, done
         self._new = 0
+        self._first: tuple[float, int] | None = None  # when the first came, after what starts up, and how many
         self._step_from: float | None = None
         self._started = self._last_line = time.monotonic()
         self._bar = _Bar(BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
@@ -136,6 +137,7 @@ class RowProgress:
         """So many more rows are done."""
         self.done += n_rows
         self._new += n_rows
+        self._first = self._first or (time.monotonic(), n_rows)
         self._bar.update(self._task, advance=n_rows, speed=f"{self.rows_per_second:.1f} rows/s")
         if self._bar.disable and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
@@ -153,13 +155,19 @@ class RowProgress:
 
     @property
     def rows_per_second(self) -> float:
-        return self._new / max(time.monotonic() - self._started, 1e-9)
+        """Since the first rows came, without these; of them, while there are no others."""
+        since, before = (self._started, 0) if self._has_first_alone else self._first or (self._started, 0)
+        return (self._new - before) / max(time.monotonic() - since, 1e-9)
+
+    @property
+    def _has_first_alone(self) -> bool:
+        return self._first is not None and self._new == self._first[1]
 
     def line(self) -> str:
         """Where things stand, in a few words."""
         text = f"{self.done} rows" if self.total is None else f"{self.done} of {self.total} rows"
         text += f", {self.rows_per_second:.1f} rows/s"
-        if self.total is not None and self._new:
+        if self.total is not None and self._new and not self._has_first_alone:
             text += f", {duration((self.total - self.done) / self.rows_per_second)} left"
         return text
 

@@ -28,7 +28,7 @@ def test_lines_say_how_fast_and_how_long(capsys: pytest.CaptureFixture[str], mon
         LOG.warning("something is odd")
     assert capsys.readouterr().err.splitlines() == [
         "dlshap: attributing: 100 rows, 20 of them done before",
-        "dlshap: attributing: 40 of 100 rows, 0.5 rows/s, 2 min 00 s left",
+        "dlshap: attributing: 40 of 100 rows, 0.3 rows/s, 3 min 00 s left",
         "dlshap: warning: something is odd",
     ]
 
