@@ -28,7 +28,7 @@ def from_mapping(composed: Any) -> Config:
         UserError: an unknown setting, a wrong type, a missing value, or settings that contradict each other.
     """
     try:
-        given: Any = OmegaConf.to_container(OmegaConf.create(composed))
+        given: Any = _whole_groups(OmegaConf.to_container(OmegaConf.create(composed)))
         refuse_options((given.get("store") or {}).get("options") or {}, "store.options.")
         refuse_values(given, "")
         refuse_lookups(given)
@@ -54,6 +54,24 @@ def from_mapping(composed: Any) -> Config:
     _require_utf8(config)
     check(config)
     return config
+
+
+def _whole_groups(given: Any) -> dict[str, Any]:
+    """The mapping with each group's settings; a text in the place of a group's names its choice.
+
+    Raises:
+        UserError: something else is in the place of a group's settings.
+    """
+    groups = {item.name for item in fields(Config) if isinstance(item.type, type) and issubclass(item.type, Group)}
+    for group in groups & given.keys():
+        if isinstance(given[group], str) and group in GROUPS:
+            given[group] = {"name": given[group]}
+        elif given[group] is not None and not isinstance(given[group], dict):
+            schema_of_group = GROUPS[group][0] if group in GROUPS else type(getattr(Config(), group))
+            some = ", ".join([item.name for item in fields(schema_of_group)][:3])
+            given_text = without_credentials(str(given[group]))
+            raise UserError(f"{group}={given_text}; expected a mapping of its settings ({some}, ...)")
+    return given
 
 
 def _make_plain(given: dict[str, Any], empty: Config) -> None:

@@ -185,6 +185,13 @@ def test_mappings_are_configurations_too() -> None:
         from_mapping(OmegaConf.create({"seed": "???"}))
 
 
+def test_a_group_of_a_mapping_may_be_the_name_of_its_choice() -> None:
+    assert from_mapping({"references": "zeros"}) == from_mapping({"references": {"name": "zeros"}})
+    for group, value in (("store", "a.zarr"), ("references", 3), ("engine", ["cpu"])):
+        with pytest.raises(UserError, match=rf"{group}=.*; expected a mapping of its settings \("):
+            from_mapping({group: value})
+
+
 def test_a_model_configuration_survives_the_way_to_a_worker() -> None:
     model = compose_config(["model=module", "model._target_=a.B", "model.init.n=3", "model.init.names=[x,y]"]).model
     assert model_from_dict(to_dict(model)) == model
