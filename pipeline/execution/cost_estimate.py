@@ -2,6 +2,7 @@
 rest is arithmetic (see cost.py). Nothing is written but, as by a run, the audit's cache.
 """
 
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from pipeline.config import limits
 from pipeline.config.schema import Config
+from pipeline.config.settings import expanded
 from pipeline.execution.device import Machine, shards_in_flight
 from pipeline.execution.ensemble import Attributed, attribute_rows
 from pipeline.execution.executor import executor_of
@@ -58,6 +60,7 @@ class CostEstimate:
         price: of all actors from the command to its end, in the same currency.
         actors_are_known: whether their number follows from the settings; else the wall time is of one.
         left_out: bad rows.
+        free_bytes: of the disk that the store goes to; None where it is an object store.
     """
 
     workload: Workload
@@ -70,6 +73,7 @@ class CostEstimate:
     memory: tuple[str, ...] = ()
     price_per_hour: float | None = None
     price: float | None = None
+    free_bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -87,6 +91,8 @@ class CostEstimate:
         pairs = [f"{cost.pairs:,}: rows", counted(work.n_references, "reference")]
         pairs += [counted(n, noun) for n, noun in ((work.n_folds, "fold"), (work.n_strands, "strand")) if n > 1]
         files = f"{cost.objects:,} files or objects"
+        is_short = self.free_bytes is not None and self.free_bytes < cost.store_bytes + cost.run_bytes
+        short = f"; only {size(self.free_bytes or 0)} are free there: give another store.path" if is_short else ""
         actors_used = counted(min(work.actors, work.n_shards), "actor")
         pool = f"{_hours(cost.pool_s)} of {actors_used} together, each held from the command to its end"
         price = f"; {self.price:,.2f} at {self.price_per_hour:g} an hour" if self.price is not None else ""
@@ -96,7 +102,7 @@ class CostEstimate:
             ("pairs", f"{' x '.join(pairs)}; {counted(work.n_targets, 'target')}"),
             ("device", f"{_hours(cost.device_s)} of {self.device} ({counted(self.timed_rows, 'row')} timed)"),
             *(("memory", line) for line in self.memory),
-            ("store", f"{size(cost.store_bytes)}, and {size(cost.run_bytes)} of records, in {files}"),
+            ("store", f"{size(cost.store_bytes)}, and {size(cost.run_bytes)} of records, in {files}{short}"),
             ("wall", f"{duration(cost.wall_s)} with {actors}; {duration(cost.read_s)} of it to read the input"),
             ("pool", f"{pool}{price}"),
             ("resume", f"{duration(cost.resume_s)} lost by an interruption, at most"),
@@ -158,7 +164,16 @@ def estimate_config(config: Config, price_per_hour: float | None = None) -> Cost
         memory=run.preflight.fit.notes,
         price_per_hour=price_per_hour,
         price=None if price_per_hour is None else pool_s / 3600 * price_per_hour,
+        free_bytes=_free_at(config.store.path),
     )
+
+
+def _free_at(store: str) -> int | None:
+    """Bytes free on the disk of a store that need not be there yet; None where it is on no disk."""
+    if "://" in store and not store.startswith("file://"):
+        return None
+    path = expanded(store.removeprefix("file://")).absolute()
+    return shutil.disk_usage(next(folder for folder in path.parents if folder.is_dir())).free
 
 
 def measure(run: ResolvedRun[_FirstRows], loaded: LoadedModel) -> tuple[float, float, int]:

@@ -92,6 +92,9 @@ def test_the_plan_is_what_the_run_then_makes(inputs: Inputs, tmp_path: Path, mor
     assert found.shards == len(records) == 4
     assert found.objects == pytest.approx(len(files) + len(records), rel=0.15)
     assert estimate.row_s > 0
+    assert estimate.free_bytes
+    assert "are free there" not in estimate.text()
+    assert "only 3 B are free there: give another store.path" in replace(estimate, free_bytes=3).text()
     assert found.device_s == pytest.approx(N_ROWS * estimate.row_s)
 
 
