@@ -49,7 +49,7 @@ class InputSettings:
     )
     input: str | None = setting("the argument of forward that the sequence is; null: the first", None, is_plain=True)
     forward: dict[str, Any] = setting(
-        "arguments of forward that are the same for all sequences; see pipeline/config/model_input.py",
+        "arguments of forward that are the same for all sequences, as in model.forward.head=human",
         dict,
         is_plain=True,
     )

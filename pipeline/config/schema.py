@@ -49,14 +49,13 @@ class ModelConfig(InputSettings, Group):
         is_plain=True,
     )
     output: Any = setting(
-        "what is explained of what the model returns: an entry, or such as [:, mid4].mean(1); see "
-        "pipeline/config/model_output.py",
+        "what is explained of what the model returns: an entry (human, 0), or such as [:, mid4].mean(1)",
         None,
         fingerprint="resolved",
         is_plain=True,
     )
     target_names: str | None = setting(
-        "file with the names of the targets, one a line, for engine.targets and as labels",
+        "file with the names of all targets, one a line, or a table with a column `identifier`",
         None,
         fingerprint="resolved",
         is_file=True,
@@ -95,7 +94,7 @@ class DatasetConfig(Group):
 
     name: str = setting("the form of the input", "example", is_plain=True)
     args: list[Any] = setting(
-        "extra inputs of the model, in order; see pipeline/config/dataset_args.py", list, is_plain=True
+        "extra inputs of the model, in the order of its forward: columns, arrays or bigWigs", list, is_plain=True
     )
     length: int | None = setting("bases in a sequence", None, least=1, is_plain=True)
     timeout_s: int = setting("give up when the input gives nothing for this many seconds", 300, least=1, is_plain=True)
@@ -191,7 +190,7 @@ class EngineConfig(Group):
     )
     deterministic: bool = setting("refuse operations whose result changes from call to call", True, is_plain=True)
     spot_check: bool = setting(
-        "predict a sequence and a reference of every shard alone too, and compare",
+        "predict a sequence and a reference of every shard alone too; the shard fails where that differs",
         True,
         fingerprint="none",
         is_plain=True,
@@ -200,10 +199,13 @@ class EngineConfig(Group):
         "convergence deltas above it, in units of the output, are counted", 0.001, fingerprint="none", is_plain=True
     )
     relative_threshold: float = setting(
-        "deltas over this share of the difference of predictions, too", 0.01, fingerprint="none", is_plain=True
+        "deltas over this share of the pair's difference of predictions, beyond 16 rounding steps of one, too",
+        0.01,
+        fingerprint="none",
+        is_plain=True,
     )
     on_nonconvergence: str = setting(
-        "deltas over the limit: warn says so, fail also ends with exit code 1",
+        "deltas over either threshold: warn says so, fail also ends with exit code 1",
         "warn",
         fingerprint="none",
         choices=("warn", "fail"),
