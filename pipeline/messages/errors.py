@@ -12,7 +12,7 @@ EXIT_CODES = {
     EXIT_DONE: "done, or nothing was left to do",
     EXIT_FAILED: "the run failed, or a check found something",
     EXIT_BAD_INPUT: "bad input or configuration",
-    EXIT_STOPPED: "stopped by SIGTERM, or the head of the cluster is gone: run the same command again",
+    EXIT_STOPPED: "stopped by SIGTERM, or Ray here or its head is gone: run the same command again",
     EXIT_INTERRUPTED: "stopped by Ctrl-C: run the same command again",
     EXIT_READER_GONE: "whoever read the output went away, as in `dlshap status STORE | head -1`",
 }

@@ -26,6 +26,11 @@ NEEDED = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (GOOGLE_APPLICATION_CREDEN
 CHECK_ACCESS = "check the credentials in the environment, and what they may do there"
 
 
+def is_without_credentials(error: Exception) -> bool:
+    """Whether a request failed since nothing has credentials, where a cloud's machines would give them."""
+    return any(host in str(error) for host in METADATA_HOSTS)
+
+
 def as_os_error(error: Exception, url: str, key: str) -> OSError:
     """The failure of a request, naming the backend and the key.
 
@@ -48,7 +53,7 @@ def as_os_error(error: Exception, url: str, key: str) -> OSError:
         return FileNotFoundError(f"{where}: nothing is there")
     if isinstance(error, AlreadyExistsError | PreconditionError) or status in (409, 412):
         return FileExistsError(f"{where}: someone else has written it")
-    if any(host in text for host in METADATA_HOSTS):
+    if is_without_credentials(error):
         return PermissionError(f"{where}: no credentials in the environment, and this machine has none; set {NEEDED}")
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403):
         return PermissionError(f"{where}: access denied ({_reason(text)}); {CHECK_ACCESS}")

@@ -27,7 +27,7 @@ from pipeline.messages.progress import LOG
 from pipeline.messages.secrets import refuse_values, without_credentials
 from pipeline.store.backends.base import LOCK_TIMEOUT_S, Entry, anything, check_key, unguarded
 from pipeline.store.backends.lease import Lease
-from pipeline.store.backends.object_errors import OBJECT_STORE_ERRORS, TRANSIENT, as_os_error
+from pipeline.store.backends.object_errors import OBJECT_STORE_ERRORS, TRANSIENT, as_os_error, is_without_credentials
 from pipeline.store.backends.tree import MOST_BYTES, TooLarge
 from pipeline.store.backends.turn import SAID_EVERY_S
 
@@ -38,6 +38,7 @@ T = TypeVar("T")
 SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss")
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _OF_A_STORE = re.compile(r"(\w+/)?(zarr\.json|c(\.\d+)*)")
+CREDENTIALS = "AWS_ACCESS_KEY_ID"  # where this is set, no machine of a cloud is asked for any
 PAGE = 1000  # keys in one request that lists or deletes
 
 
@@ -52,6 +53,9 @@ class Timeouts:
 
     answer_s: float = 30.0
     retry_s: float = 90.0
+
+
+QUICK = Timeouts(2.0, 6.0)  # in which a machine of a cloud gives credentials, if it has any
 
 
 def make_store(url: str, options: Mapping[str, str], timeouts: Timeouts) -> ObjectStore:
@@ -117,6 +121,7 @@ class ObjectStoreBackend:
         self._lease_s = lease_s
         self._parts: dict[str, int] = {}  # of each log, the number of the next part
         self._locks: set[str] = set()  # held by this backend
+        self._may_lack_credentials = CREDENTIALS not in os.environ
         self.store = make_store(self.url, self.options, self._timeouts)
         self.guard: Callable[[], None] = unguarded
         self.lock_timeout_s = LOCK_TIMEOUT_S
@@ -237,6 +242,8 @@ class ObjectStoreBackend:
         obstore itself sends again what fails with 5xx, and reads and plain writes without an answer; but not, without
         an answer, deletions and conditional writes, nor any request whose answer breaks off.
         """
+        if self._may_lack_credentials:
+            self._require_credentials()
         began, pause, said = time.monotonic(), 0.1, False
         while True:
             if changes:
@@ -255,6 +262,16 @@ class ObjectStoreBackend:
                     said = True
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, 5.0)
+
+    def _require_credentials(self) -> None:
+        """A request without credentials would be tried for as long as any: they are asked for over the network."""
+        quick = make_store(self.url, self.options, QUICK)
+        try:
+            interruptible(lambda: obstore.head(quick, "zarr.json"))
+        except OBJECT_STORE_ERRORS as error:
+            if is_without_credentials(error):
+                raise as_os_error(error, self.url, "") from error
+        self._may_lack_credentials = False
 
 
 def interruptible(request: Callable[[], T]) -> T:

@@ -14,14 +14,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zarr
+from obstore.exceptions import GenericError
 
 from pipeline.messages.errors import UserError
 from pipeline.store import backends
-from pipeline.store.backends import registry
+from pipeline.store.backends import object_store, registry
 from pipeline.store.backends.base import Backend, Entry
 from pipeline.store.backends.local import LocalBackend
 from pipeline.store.backends.object_store import ObjectStoreBackend, Timeouts
@@ -712,3 +714,24 @@ def test_zarr_reads_from_the_same_store(bucket: Bucket) -> None:
         backend.write(key, value.to_bytes())
     opened = zarr.open_group(zarr.storage.ObjectStore(backend.store, read_only=True), mode="r")
     assert np.asarray(opened["x"][:]).tolist() == list(range(6))
+
+
+def test_credentials_that_are_missing_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere than on a machine of a cloud, where they may be had."""
+
+    def head(store: Any, key: str) -> Any:
+        asked.append(key)
+        raise GenericError(next(answers))
+
+    asked: list[str] = []
+    answers = iter(["error sending request for http://169.254.169.254/latest/api/token", "status code: 403 Forbidden"])
+    monkeypatch.delenv(object_store.CREDENTIALS, raising=False)
+    monkeypatch.setattr(object_store.obstore, "head", head)
+    monkeypatch.setattr(object_store.obstore, "get", lambda *_: (_ for _ in ()).throw(FileNotFoundError("none")))
+    backend = ObjectStoreBackend("s3://lab/a.zarr", {"endpoint": "http://127.0.0.1:9", "region": "us-east-1"})
+    with pytest.raises(PermissionError, match="no credentials in the environment"):
+        backend.read("zarr.json")
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            backend.read("zarr.json")
+    assert len(asked) == 2, "once for good"
