@@ -724,7 +724,7 @@ def test_credentials_that_are_missing_are_named_at_once(monkeypatch: pytest.Monk
         raise GenericError(next(answers))
 
     asked: list[str] = []
-    answers = iter(["error sending request for http://169.254.169.254/latest/api/token", "status code: 403 Forbidden"])
+    answers = iter(["no route to 169.254.169.254", "status code: 403 Forbidden"])
     monkeypatch.delenv(object_store.CREDENTIALS, raising=False)
     monkeypatch.setattr(object_store.obstore, "head", head)
     monkeypatch.setattr(object_store.obstore, "get", lambda *_: (_ for _ in ()).throw(FileNotFoundError("none")))
