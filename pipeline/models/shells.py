@@ -26,6 +26,7 @@ from pipeline.messages.errors import UserError
 from pipeline.messages.words import some
 from pipeline.models.formats import is_safetensors
 from pipeline.models.nesting import DEEPEST
+from pipeline.models.zip_archive import is_archive, members_of
 
 BPNET, CHROMBPNET = "bpnetlite.bpnet.BPNet", "bpnetlite.chrombpnet.ChromBPNet"
 _OF_BPNET_LITE = ("bpnetlite.", "torch.", "numpy.")  # how all names in its files begin
@@ -87,15 +88,14 @@ def quietly() -> Iterator[None]:
 def require_bounded(path: Path) -> None:
     """Raises UserError where the content of a file that `torch.save` wrote is beyond the limits; a file of another form
     is left to whoever reads it."""
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         return
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            limits.require_held(sum(each.file_size for each in members), limits.bytes_on_disk(path), str(path))
-            for each in members:
-                if each.filename.endswith(_PICKLE):
-                    limits.require_header(each.file_size, f"{path}: {each.filename}")
+        members = members_of(path)
+        limits.require_held(sum(each.file_size for each in members), limits.bytes_on_disk(path), str(path))
+        for each in members:
+            if _is_pickle(each.filename):
+                limits.require_header(each.file_size, f"{path}: {each.filename}")
     except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
         raise UserError(f"{path} is a damaged zip archive: {error}; copy or download it again") from None
 
@@ -181,22 +181,27 @@ def _all_names(path: Path) -> set[str]:
 @contextmanager
 def _pickles(path: Path) -> Iterator[tuple[Any, int]]:
     """The pickle in an archive, or those of a file without one; and their number."""
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         with _Pickle(path) as file:
             yield file, _N_PICKLES
         return
     with zipfile.ZipFile(path) as archive:
-        inner = [each for each in archive.namelist() if each.endswith(_PICKLE)]
+        inner = [each for each in archive.namelist() if _is_pickle(each)]
         yield io.BytesIO(b"".join(map(archive.read, inner))), len(inner)
 
 
 def _open(path: Path) -> io.BufferedReader:
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         return _Pickle(path)
     with zipfile.ZipFile(path) as archive:
-        if any(_UNBOUNDED in archive.read(each) for each in archive.namelist() if each.endswith(_PICKLE)):
+        if any(_UNBOUNDED in archive.read(each) for each in archive.namelist() if _is_pickle(each)):
             raise _unbounded()
     return path.open("rb")
+
+
+def _is_pickle(name: str) -> bool:
+    """Whether torch may take a file of an archive for the pickle; it does not tell capital letters from small ones."""
+    return name.lower().endswith(_PICKLE)
 
 
 class _Pickle(io.BufferedReader):

@@ -219,3 +219,52 @@ def test_memory_of_a_command_that_is_given_a_large_archive(tmp_path: Path) -> No
     assert process.returncode == 2
     assert "takes 3 GB of memory once it is read" in message
     assert used.ru_maxrss * 1024 < 10**9
+
+
+def _two_lists(honest: bytes, bomb: bytes) -> bytes:
+    """An archive whose end has the list of one behind that of another, and points to the other's."""
+    end = bomb.rfind(b"PK\x05\x06")
+    n, n_bytes, start = struct.unpack("<8x2xHLL2x", bomb[end:])
+    first = bomb[:end] + struct.pack("<4sQHHLLQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, n, n, n_bytes, start)
+    end = honest.rfind(b"PK\x05\x06")
+    n, n_bytes, start = struct.unpack("<8x2xHLL2x", honest[end:])
+    listed, at = bytearray(honest[start : start + n_bytes]), 0
+    while at < len(listed):
+        sizes = struct.unpack_from("<3H", listed, at + 28)
+        struct.pack_into("<L", listed, at + 42, struct.unpack_from("<L", listed, at + 42)[0] + len(first))
+        at += 46 + sum(sizes)
+    numbers = struct.pack("<QQQQ", n, n, n_bytes, start + len(first))
+    second = honest[:start] + bytes(listed) + struct.pack("<4sQHHLL", b"PK\x06\x06", 44, 45, 45, 0, 0) + numbers
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, bomb.rfind(b"PK\x05\x06"), 1)
+    return first + second + locator + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, *[2**16 - 1] * 2, *[2**32 - 1] * 2, 0)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_in_which_two_readers_find_other_files(tmp_path: Path) -> None:
+    """Python's, which checks, and torch's, which reads."""
+    path, state = tmp_path / "x.pt", {"w": torch.zeros(2)}
+    honest, bomb = (repacked(path, "data/0", bytes(n)).read_bytes() for n in (8, 2 * MB))
+    torch.save(OrderedDict(x=Array()), path, _use_new_zipfile_serialization=False)
+    legacy = path.read_bytes()
+    for data, reason in {
+        _two_lists(honest, bomb): "its list of files is not at its end, or it has more than one",
+        bomb + honest: "its list of files is not at its end",
+        bomb + bytes(70_000): "File is not a zip file",
+        legacy + honest: "holds Python objects",
+    }.items():
+        path.write_bytes(data)
+        assert reason in refusal(path), reason
+    torch.save(OrderedDict(x=Array()), path)
+    with zipfile.ZipFile(path) as archive:
+        (pickled,) = (archive.read(each) for each in archive.namelist() if each.endswith("data.pkl"))
+    for names, reason in {
+        ("x/data.pkl", "x/DATA.PKL"): "two of its files have the same name",
+        ("x/DATA.PKL", "y/data.pkl"): "holds Python objects",
+    }.items():
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in zip(names, (pickled, b"\x80\x02}."), strict=True):
+                archive.writestr(name, data)
+        assert reason in refusal(path), reason
+    for is_zip in (True, False):
+        torch.save(state, path, _use_new_zipfile_serialization=is_zip)
+        assert isinstance(read_checkpoint(path), dict)
