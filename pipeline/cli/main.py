@@ -79,7 +79,7 @@ def _end_by(error: BaseException, as_json: bool) -> int:
         return complain(error, errors.EXIT_FAILED, as_json)
     if isinstance(error, Stopped | KeyboardInterrupt):
         exit_code = error.exit_code if isinstance(error, Stopped) else errors.EXIT_INTERRUPTED
-        text = "stopped; what is committed is kept, and the same command goes on from there"
+        text = errors.GOES_ON
         if isinstance(error, Stopped) and error.reason:
             text = f"stopped: {error.reason}"
         print(f"dlshap: {text}", file=sys.stderr)

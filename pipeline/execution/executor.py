@@ -12,6 +12,7 @@ from pipeline.config.schema import ClusterConfig, Config, EngineConfig
 from pipeline.execution.device import Machine, resolve_device
 from pipeline.execution.meter import Meter
 from pipeline.execution.work import ShardResult, WorkSpec
+from pipeline.messages.secrets import one_line
 
 
 class Executor(contextlib.ExitStack, abc.ABC):
@@ -43,6 +44,11 @@ class Executor(contextlib.ExitStack, abc.ABC):
         """Tell whoever wants to hear why this run is about to be interrupted."""
         for hears in list(self._hears_last_words):
             hears(reason)
+
+    def ended_by(self, error: BaseException) -> None:
+        """This error ends the run, which is told at once: on the way out Ray may take this process with it."""
+        with contextlib.suppress(OSError):  # the backend may be what failed
+            self.last_words(one_line(error) or type(error).__name__)
 
     def device_here(self) -> str:
         """The device on which this process tries the model. Raises UserError for a GPU that is not there."""

@@ -165,6 +165,7 @@ def _work_through(
     with contextlib.ExitStack() as stack:
         # Closed, so that nothing is still at work when the executor is let go after an error.
         results = stack.enter_context(contextlib.closing(executor.work(spec, todo))) if len(todo) else ()
+        stack.push(lambda _, error, __: None if error is None else executor.ended_by(error))
         started = time.monotonic()
         stack.enter_context(executor.meter.attributing())
         progress = stack.enter_context(RowProgress("attributing", n_chosen, n_chosen - spec.plan.n_rows_in(todo)))

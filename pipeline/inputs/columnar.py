@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import limits
 from pipeline.inputs.compressed import first_bytes, refuse_compressed
+from pipeline.inputs.parquet_pages import Page, pages
 from pipeline.messages.errors import UserError
 from pipeline.messages.secrets import one_line
 
@@ -65,7 +66,9 @@ class Columnar:
             for batch in self._parquet(columns) if self._is_parquet else self._arrow(columns):
                 batch.validate(full=True)  # offsets within the values, and UTF-8
                 n_bytes = sum(map(_nbytes, batch.columns)) if are_shared else batch.nbytes
-                streamed.add(max(n_bytes, _ROW_BYTES * len(batch)))
+                streamed.add(
+                    max(sum(map(_cell_bytes, batch.columns)) if are_shared else n_bytes, _ROW_BYTES * len(batch))
+                )
                 if not are_shared and n_bytes <= limits.record_bytes():
                     yield batch
                     continue
@@ -88,25 +91,20 @@ class Columnar:
 
     def _parquet_step(self, file: pq.ParquetFile, columns: list[str]) -> int:
         """Rows that can be read at once: what is known of the sizes of cells are means, and entries of dictionaries."""
-        n_rows, total, most = _ROWS, 0, limits.record_bytes()
-        for group in range(file.num_row_groups):
-            about = file.metadata.row_group(group)
-            for i in range(about.num_columns):
-                chunk = about.column(i)
-                path = chunk.path_in_schema
-                if not any(path == name or path.startswith(f"{name}.") for name in columns):
-                    continue
-                n_bytes = max(
-                    chunk.total_uncompressed_size, chunk.num_values * _WIDTHS.get(chunk.physical_type, _ROW_BYTES)
-                )
-                total += n_bytes
-                limits.require_record(n_bytes // max(1, about.num_rows), f"{self.path}: the mean cell of {path!r}")
-                n_rows = min(n_rows, max(1, most * about.num_rows // max(1, n_bytes)))
-                if "DELTA_BYTE_ARRAY" in chunk.encodings:  # of a value only what differs from the one before
-                    n_rows = 1
-                elif chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY" and n_bytes * n_rows > most:
-                    n_rows = min(n_rows, max(1, most // max(1, self._longest_entry(path, group))))
-        limits.require_streamed(total, self.path)
+        n_rows, most = _ROWS, limits.record_bytes()
+        with self.path.open("rb") as opened:
+            chunks = list(_chunks(file.metadata, columns, opened.fileno()))
+        for chunk in chunks:
+            mean = chunk.n_bytes // max(1, chunk.n_rows)
+            limits.require_record(mean, f"{self.path}: the mean cell of {chunk.path!r}")
+            n_rows = min(n_rows, max(1, most * chunk.n_rows // max(1, chunk.n_bytes)))
+            if any(page.is_delta for page in chunk.pages):  # of a value only what differs from the one before
+                n_rows = 1
+            elif chunk.is_text and chunk.n_bytes * n_rows > most and any(page.is_dictionary for page in chunk.pages):
+                n_rows = min(n_rows, max(1, most // max(1, self._longest_entry(chunk.path, chunk.group))))
+        limits.require_streamed(sum(chunk.n_bytes for chunk in chunks), self.path)
+        largest = max((page.unpacked for chunk in chunks for page in chunk.pages), default=0)
+        limits.require_held(largest, limits.bytes_on_disk(self.path), f"{self.path}: a page")
         return n_rows
 
     def _longest_entry(self, column: str, group: int) -> int:
@@ -145,7 +143,7 @@ class Columnar:
             yield
         except UserError:
             raise
-        except (pa.ArrowException, OSError, struct.error) as error:
+        except (pa.ArrowException, OSError, ValueError, struct.error) as error:
             reason = one_line(error)
             raise UserError(f"{self.path} is truncated or damaged: {reason}; copy or download it again") from error
 
@@ -181,6 +179,33 @@ def _flat_field(data: bytes, table: int, field: int) -> int | None:
     return int(table + offset + struct.unpack_from("<I", data, table + offset)[0])
 
 
+class _Chunk(NamedTuple):
+    """A column of a row group: it unpacks to at least the bytes of its pages, whatever the file says of it."""
+
+    path: str
+    group: int
+    n_rows: int
+    n_bytes: int
+    is_text: bool
+    pages: list[Page]
+
+
+def _chunks(about: pq.FileMetaData, columns: list[str], descriptor: int) -> Iterator[_Chunk]:
+    """Those of some columns. Raises ValueError where a page is damaged."""
+    for group in range(about.num_row_groups):
+        of_group = about.row_group(group)
+        for chunk in map(of_group.column, range(of_group.num_columns)):
+            path = chunk.path_in_schema
+            if not any(path == name or path.startswith(f"{name}.") for name in columns):
+                continue
+            start = min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset)
+            n_packed = chunk.total_compressed_size if chunk.num_values else 0
+            found = list(pages(descriptor, start, start + n_packed))
+            values = chunk.num_values * _WIDTHS.get(chunk.physical_type, _ROW_BYTES)
+            n_bytes = max(chunk.total_uncompressed_size, sum(page.unpacked for page in found), values)
+            yield _Chunk(path, group, of_group.num_rows, n_bytes, chunk.physical_type == "BYTE_ARRAY", found)
+
+
 def _is_plain(type_: pa.DataType) -> bool:
     """Whether values are text, numbers, or lists of numbers."""
     if pa.types.is_dictionary(type_):
@@ -201,16 +226,30 @@ def _nbytes(column: pa.Array) -> int:
     return 0 if _is_shared(column.type) else int(column.nbytes)
 
 
+def _cell_bytes(column: pa.Array) -> int:
+    """Bytes of the cells, each counted, also where several rows share them."""
+    if not _is_shared(column.type):
+        return int(column.nbytes)
+    if not pa.types.is_dictionary(column.type):
+        return int(_view_sizes(column).sum())
+    if pa.types.is_primitive(column.type.value_type):
+        return len(column) * _width(column.type.value_type)
+    return int(pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
+
+
+def _view_sizes(values: pa.Array) -> np.ndarray:
+    """Bytes of each text: a view is 16 bytes, of which the first 4 are its size."""
+    sizes = np.frombuffer(values.buffers()[1], np.int32)[::4]
+    return sizes[values.offset : values.offset + len(values)]
+
+
 def _longest(column: pa.Array) -> int:
     """Bytes of the longest cell, or of the longest entry of a dictionary."""
     values = column.dictionary if pa.types.is_dictionary(column.type) else column
     if not len(values):
         return 0
     if pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type):
-        sizes = np.frombuffer(values.buffers()[1], np.int32)[
-            ::4
-        ]  # a view is 16 bytes, of which the first 4 are its size
-        return int(sizes[values.offset : values.offset + len(values)].max())
+        return int(_view_sizes(values).max())
     if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
         return int(pc.max(pc.list_value_length(values)).as_py() or 0) * _width(values.type)
     if pa.types.is_fixed_size_list(values.type):

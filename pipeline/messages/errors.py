@@ -16,6 +16,8 @@ EXIT_CODES = {
     EXIT_INTERRUPTED: "stopped by Ctrl-C: run the same command again",
     EXIT_READER_GONE: "whoever read the output went away, as in `dlshap status STORE | head -1`",
 }
+STOPPED_BY = {EXIT_STOPPED: "stopped by SIGTERM", EXIT_INTERRUPTED: "stopped by Ctrl-C"}
+GOES_ON = "stopped; what is committed is kept, and the same command goes on from there"
 
 
 class UserError(ValueError):
@@ -40,7 +42,7 @@ class Stopped(BaseException):
     """
 
     def __init__(self, exit_code: int, reason: str = "") -> None:
-        super().__init__(reason or exit_code)
+        super().__init__(reason or STOPPED_BY[exit_code])
         self.exit_code, self.reason = exit_code, reason
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.messages.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
+from pipeline.messages.errors import STOPPED_BY, UserError
 from pipeline.messages.progress import duration
 from pipeline.messages.visible import in_lines
 from pipeline.messages.words import counted
@@ -27,7 +27,7 @@ N_NEWEST = 64  # done records that say which hosts do how much
 N_NAMED = 20  # failures and the like that the text names
 SLOW = 2.0  # times as slow as others
 LONG, LONG_S = 5.0, 60.0
-SIGNALS = {str(EXIT_STOPPED): "stopped by SIGTERM", str(EXIT_INTERRUPTED): "stopped by Ctrl-C"}
+_OF_SIGNALS = {str(exit_code): text for exit_code, text in STOPPED_BY.items()}  # as version 0.1 wrote them
 
 
 @dataclass(frozen=True)
@@ -222,18 +222,20 @@ def _records(directory: RunDirectory, keys: Sequence[str]) -> Iterator[DoneRecor
 
 def _end_of_last(directory: RunDirectory, commands: Sequence[SeenCommand]) -> str | None:
     """What ended the last command before it was through, where none is at work."""
-    result, ended = directory.read_result(), 0.0
+    result, ended, named = directory.read_result(), 0.0, None
     if result is not None and result.get("state") != UNDER_WAY:
         ended = max((entry.modified for entry in directory.run.files("result.json")), default=0.0)
+        named = result.get("command")
     for gone in commands:
-        if gone.time > ended:
+        # A command that is killed on its way out has said why it ends, and may have given signs of life after that.
+        if gone.time > ended and asdict(gone.command) != named:
             return f"{gone.command} was killed, or its machine stopped"
     if result is None:
         return None
     if result.get("state") == UNDER_WAY:
         return "it was killed, or its machine stopped"
     error = result.get("error")
-    return None if error is None else SIGNALS.get(str(error), str(error))
+    return None if error is None else _OF_SIGNALS.get(str(error), str(error))
 
 
 def _attributes(directory: RunDirectory, has_begun: bool) -> dict[str, Any] | None:

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Generator
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +15,10 @@ from pipeline.config.schema import EngineConfig
 from pipeline.execution import executor
 from pipeline.execution.executors.ray_settings import RayConfig
 from pipeline.execution.work import ShardResult, WorkSpec
-from pipeline.messages.errors import RunError
+from pipeline.messages.errors import GOES_ON, RunError, Stopped
 from pipeline.messages.progress import LOG
 
+NOTICE_S = 0.3  # in which it shows whether whoever stops this command stops Ray too
 OBJECT_STORE_BYTES = 200 * 2**20  # shard indices and short results are all that goes through it
 
 
@@ -35,6 +38,9 @@ class LocalRayExecutor(executor.Executor):
     def __init__(self, cluster: RayConfig, engine: EngineConfig) -> None:
         super().__init__(engine)
         self.cluster = cluster
+        self._leave: Callable[[int], None] | None = None
+        self._leaving: threading.Thread | None = None
+        self._lets_go = threading.Event()
 
     def n_actors(self, device: str) -> int:
         return self.cluster.asked or self._room(device)
@@ -76,6 +82,34 @@ class LocalRayExecutor(executor.Executor):
             after_ray.pop_all()  # the folder is kept: it has Ray's logs, which the error speaks of
             raise
         self.enter_context(ray_watched([own_node(own_node_address())], self.last_words))
+        self.enter_context(self._watched_on_the_way_out())
+
+    def ended_by(self, error: BaseException) -> None:
+        super().ended_by(error)
+        if isinstance(error, Stopped) and not error.reason and self._leave is not None:
+            self._leaving = threading.Thread(target=self._leave, args=[error.exit_code], daemon=True)
+            self._leaving.start()
+
+    @contextlib.contextmanager
+    def _watched_on_the_way_out(self) -> Iterator[None]:
+        """Where a scheduler stops Ray's processes with this one, leave before Ray's native part does: without its
+        own, it ends this process with exit code 1 and without a word."""
+        from pipeline.execution.executors import ray_private
+
+        def leave(exit_code: int) -> None:
+            while not self._lets_go.is_set():
+                if ray_private.is_ending():
+                    LOG.error(GOES_ON)
+                    os._exit(exit_code)
+                time.sleep(0.01)
+
+        self._leave = leave
+        try:
+            yield
+        finally:
+            if self._leaving is not None:
+                self._leaving.join(NOTICE_S)
+            self._lets_go.set()
 
     def work(self, spec: WorkSpec, shards: np.ndarray) -> Generator[ShardResult, None, None]:
         self.connect()

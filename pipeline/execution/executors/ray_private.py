@@ -36,14 +36,17 @@ from pipeline.messages.progress import LOG, RAY_LOG
 # reported to the makers of Ray; a warning of a default to come; a terminal's Ctrl-C ends the workers, which are not in
 # groups of their own; and tracebacks of Ray Data's statistics, whose actor may be killed as any other.
 QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
+# How often a thread that waits for Ray looks for signals; every second, where nobody says otherwise.
+SOON = {"RAY_get_check_signal_interval_milliseconds": "20"}
 STARTED_WITH = {
     **QUIET,
+    **SOON,
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_process_group_cleanup_enabled": "true",
 }
 # Of a cluster that runs: its native part ends this process 60 s after the head is gone; see head_watch.py.
-CONNECTED_WITH = {**QUIET, "RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
+CONNECTED_WITH = {**QUIET, **SOON, "RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
 
 # What Ray puts below its folder for its sockets, at the longest, and the longest path that a socket may have.
 SOCKET = "/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -90,6 +93,13 @@ def on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def is_ending() -> bool:
+    """Whether a process of the Ray that this one has started is gone."""
+    node = worker._global_node
+    groups: Iterable[Any] = () if node is None else node.all_processes.values()
+    return any(each.process.poll() is not None for group in groups for each in group)
 
 
 @contextlib.contextmanager

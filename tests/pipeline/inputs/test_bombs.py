@@ -26,6 +26,7 @@ from pipeline.inputs.base import Rows
 from pipeline.inputs.genome import StreamedGenome, open_genome
 from pipeline.inputs.ingest import Nowhere, ingest
 from pipeline.inputs.open import open_source
+from pipeline.inputs.parquet_pages import pages
 from pipeline.messages.errors import UserError
 
 MB = 10**6
@@ -46,7 +47,7 @@ def read(*overrides: str) -> list[Rows]:
 
 def refusal(*overrides: str) -> str:
     with pytest.raises(UserError) as caught:
-        read(*overrides, *SMALL)
+        read(*SMALL, *overrides)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -343,9 +344,38 @@ def test_a_cell_of_parquet_that_is_too_large(tmp_path: Path, encoding: str) -> N
     options = {"use_dictionary": True} if encoding == "dictionary" else {"use_dictionary": False}
     if "DELTA" in encoding:
         options |= {"column_encoding": {"sequence": encoding}}
-    message = refusal(*write(tmp_path, pa.array(cells), **options), "limits.streamed_ratio=1000000")
+    more = ["limits.streamed_ratio=1000000", "limits.held_mb=100"]
+    message = refusal(*write(tmp_path, pa.array(cells), **options), *more)
     assert "x.parquet: a cell of column 'sequence' has 3 MB, more than the limit of 1 MB" in message
     assert message.endswith("add limits.record_mb=3 to the command")
+
+
+def zigzag(number: int, length: int = 0) -> bytes:
+    """A number as Thrift writes it, in so many bytes at least."""
+    number, found = number * 2, b""
+    while number >= 128 or len(found) < length - 1:
+        number, found = number >> 7, found + bytes([number & 127 | 128])
+    return found + bytes([number])
+
+
+def test_parquet_that_lies_about_its_pages(tmp_path: Path) -> None:
+    """What the file says of a column is not believed where its pages say more, nor which encodings it has."""
+    given = write(tmp_path, pa.array(["A" * 3 * MB] * 2), use_dictionary=False)
+    path, says = tmp_path / "x.parquet", pq.read_metadata(tmp_path / "x.parquet").row_group(0).column(0)
+    old = zigzag(says.total_uncompressed_size)
+    path.write_bytes(path.read_bytes().replace(old, zigzag(50, len(old))))
+    assert pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size == 50
+    assert "the mean cell of 'sequence' has 3 MB" in refusal(*given)
+    path.write_bytes(path.read_bytes().replace(zigzag(2), zigzag(63)))  # more rows: the mean is small
+    assert "x.parquet: a page takes 6 MB of memory once it is read" in refusal(*given, "limits.streamed_mb=9")
+    for encoding, number in (("PLAIN", 0), ("DELTA_BYTE_ARRAY", 7)):
+        options = {"use_dictionary": encoding == "PLAIN"} | ({"column_encoding": encoding} if number else {})
+        write(tmp_path, pa.array(["ACGT"] * 9), data_page_version="2.0" if number else "1.0", **options)
+        about = pq.read_metadata(path).row_group(0).column(0)
+        with path.open("rb") as file:
+            found = list(pages(file.fileno(), 4, 4 + about.total_compressed_size))
+        assert [page.is_delta for page in found] == [bool(number)] * len(found)
+        assert [page.is_dictionary for page in found] == ([True, False] if not number else [False])
 
 
 def test_parquet_whose_rows_are_runs_of_an_entry_of_its_dictionary(tmp_path: Path) -> None:

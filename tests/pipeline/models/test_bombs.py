@@ -236,7 +236,9 @@ def _two_lists(honest: bytes, bomb: bytes) -> bytes:
     numbers = struct.pack("<QQQQ", n, n, n_bytes, start + len(first))
     second = honest[:start] + bytes(listed) + struct.pack("<4sQHHLL", b"PK\x06\x06", 44, 45, 45, 0, 0) + numbers
     locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, bomb.rfind(b"PK\x05\x06"), 1)
-    return first + second + locator + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, *[2**16 - 1] * 2, *[2**32 - 1] * 2, 0)
+    return (
+        first + second + locator + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, *[2**16 - 1] * 2, *[2**32 - 1] * 2, 0)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
