@@ -241,6 +241,20 @@ def test_a_command_that_was_killed_is_gone_at_once(
     assert (ask(store, capsys)["state"], ask(store, capsys)["error"]) == ("stopped", None), "of the last one"
 
 
+def test_a_command_that_is_killed_on_its_way_out_has_said_why_it_ends(inputs: Inputs, tmp_path: Path) -> None:
+    """What runs on a cluster may take long to end, and gives signs of life meanwhile."""
+    store = tmp_path / "a.zarr"
+    pipeline.run(inputs.overrides(store, "run.shards=0"))
+    directory = RunDirectory(store)
+    directory.command = replace(directory.command, born="1")
+    directory.write_result({"store": str(store), "complete": False, "error": str(Stopped(EXIT_STOPPED))})
+    key = f"commands/{directory.command.id}"
+    directory.run.write(key, json.dumps(asdict(directory.command)).encode())
+    os.utime(f"{store}.run/{key}", (time.time() + 9,) * 2)
+    found = read_status(directory)
+    assert (found.state, found.error) == ("stopped", "stopped by SIGTERM")
+
+
 def elsewhere(**changes: Any) -> Command:
     return replace(this_command(), machine="another", **changes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import queue
 import resource
 import signal
 import subprocess
@@ -20,7 +21,10 @@ from ray._common.usage import usage_constants, usage_lib
 from ray._private import ray_constants, services, utils, worker
 from ray.data import DataContext
 
+from pipeline.config.schema import EngineConfig
 from pipeline.execution.executors import ray_private
+from pipeline.execution.executors.local import Local, LocalRayExecutor
+from pipeline.messages.errors import EXIT_STOPPED, RunError, Stopped
 
 
 def test_target_max_block_size() -> None:
@@ -248,3 +252,18 @@ def test_the_address_of_a_ray_that_is_found(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: None)
     with pytest.raises(ConnectionError):
         ray_private.found_address()
+
+
+def test_whoever_is_stopped_with_its_ray_leaves_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is told first, and nothing of Ray decides about the exit code."""
+    told: list[str] = []
+    left: queue.Queue[int] = queue.Queue()
+    monkeypatch.setattr(ray_private, "is_ending", lambda: bool(told))
+    monkeypatch.setattr("os._exit", left.put)
+    with Local().executor(EngineConfig()) as executor, executor.heard(told.append):
+        assert isinstance(executor, LocalRayExecutor)
+        with executor._watched_on_the_way_out():
+            executor.ended_by(RunError("full"))
+            executor.ended_by(Stopped(EXIT_STOPPED))
+            assert left.get(timeout=9) == EXIT_STOPPED
+    assert told == ["full", "stopped by SIGTERM"]
