@@ -49,6 +49,13 @@ class KmerTotals:
         self._total += np.bincount(index.ravel(), weights=sums.ravel(), minlength=len(self._total))
         self._count += np.bincount(index.ravel(), minlength=len(self._count))
 
+    def beyond(self, other: "KmerTotals", scale: float, other_scale: float) -> "KmerTotals":
+        """What these totals, in units of `scale`, have beyond those of the same sequences in another unit."""
+        found = KmerTotals(self.k)
+        found._total = self._total / scale - other._total / other_scale
+        found._count = self._count
+        return found
+
     def strongest(self, top: int = 6, negative: bool = False) -> list[Kmer]:
         """The k-mers whose occurrences, all together and on both strands, gather the most attribution.
 

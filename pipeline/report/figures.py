@@ -122,6 +122,16 @@ def _cells(axes: Axes, x: np.ndarray, y: np.ndarray) -> str:
     return f"the stronger the colour, the more sequences, up to {int(counts.max()):,} in a cell"
 
 
+def side_by_side(x: np.ndarray, y: np.ndarray, of: Sequence[str], name: str) -> str:
+    """Finite predictions of the same (n,) rows, one or more, in two stores; `of` says what each predicts."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _new(5, 3.2)
+        drawn = _points(axes, x, y)
+        axes.set_xlabel(f"prediction in the first: {of[0]}", parse_math=False)
+        axes.set_ylabel(f"in the second: {of[1]}", parse_math=False)
+        return _svg(figure, name, f"Predictions of {len(x):,} sequences in both stores; {drawn}.")
+
+
 def convergence(scalars: Scalars, threshold: float, name: str) -> str:
     """Histogram of |convergence delta| over all pairs, in the bins of planning/convergence.py, with the threshold."""
     counts = {int(bin_): n for bin_, n in scalars.deltas["counts"].items()}

@@ -45,7 +45,16 @@ def make_page(
     """
     threshold = store.plan.warning_threshold
     rows = sample(np.flatnonzero(store.present), int(store.codes.shape[1]))
-    environment = Environment(
+    done = [(step, links_of(step, folder)) for step in steps]
+    sections = [_section(store, target, rows, threshold, advance) for target in targets]
+    not_shown = _not_shown(store, {store.targets[target] for target in targets})
+    more = {"sections": sections, "not_shown": not_shown, "steps": done, "links": links}
+    return environment().get_template("page.html").render(_context(store, rows, threshold) | more)
+
+
+def environment() -> Environment:
+    """What the templates of pages are rendered in."""
+    found = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
@@ -53,20 +62,16 @@ def make_page(
         lstrip_blocks=True,
         finalize=_visible,
     )
-    environment.filters |= {
+    found.filters |= {
         "count": count,
         "number": number,
         "rc": reverse_complement_text,
         "short": _short,
         "brief": brief,
     }
-    environment.filters["heading"] = lambda name: name[:1].upper() + name[1:]
-    environment.globals |= {"share": share, "counted": counted_many, "abs": abs}
-    done = [(step, links_of(step, folder)) for step in steps]
-    sections = [_section(store, target, rows, threshold, advance) for target in targets]
-    not_shown = _not_shown(store, {store.targets[target] for target in targets})
-    more = {"sections": sections, "not_shown": not_shown, "steps": done, "links": links}
-    return environment.get_template("page.html").render(_context(store, rows, threshold) | more)
+    found.filters["heading"] = lambda name: name[:1].upper() + name[1:]
+    found.globals |= {"share": share, "counted": counted_many, "abs": abs}
+    return found
 
 
 def _visible(value: Any) -> Any:

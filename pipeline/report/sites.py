@@ -84,7 +84,7 @@ def choose_sites(store: Store, found: Attributions, target: int, most: int, lowe
                 continue
             taken.append(here)
         chosen.append((row, start))
-    return [_read(store, row, start, start + found.width, target) for row, start in chosen]
+    return [read_site(store, row, start, start + found.width, target) for row, start in chosen]
 
 
 def around(start: int, end: int, length: int) -> slice:
@@ -94,7 +94,8 @@ def around(start: int, end: int, length: int) -> slice:
     return slice(first, first + width)
 
 
-def _read(store: Store, row: int, start: int, end: int, target: int) -> Site:
+def read_site(store: Store, row: int, start: int, end: int, target: int) -> Site:
+    """The site [start, end) of a row, for a target, an index."""
     shown = around(start, end, int(store.codes.shape[1]))
     attribution = np.asarray(store.attribution[row, target, shown])
     return Site(
