@@ -59,8 +59,8 @@ def _rows(found: Comparison, target: TargetComparison, prefix: str) -> list[dict
     sites: tuple[list[Site], list[Site]] = ([], [])
     for place in places:
         row = int(target.rows[place])
-        attributions = [_attribution(*each, row) for each in ((found.a, target.a), (found.b, target.b))]
-        start, end = strongest_change(*attributions, target.scale)
+        a, b = _attribution(found.a, target.a, row), _attribution(found.b, target.b, row)
+        start, end = strongest_change(a, b, target.scale)
         for drawn, store, index in zip(sites, (found.a, found.b), (target.a, target.b), strict=True):
             drawn.append(read_site(store, row, start, end, index))
     limits = _limits(sites, target.scale)

@@ -112,7 +112,7 @@ def test_a_flipped_byte_is_damage_and_no_difference(
     content[40] ^= 1
     path.write_bytes(content)
     error = told(capsys, finished, damaged, code=2)["error"]
-    assert "attribution is damaged in rows 6 to 11; `dlshap verify " in error
+    assert "attribution is damaged in rows 0 to 21; `dlshap verify " in error
 
 
 @pytest.mark.parametrize(
