@@ -6,8 +6,8 @@ from pipeline.cli.parser import JSON
 from pipeline.messages import errors
 from pipeline.messages.visible import in_lines, to_json
 
-HELP = "say what is installed and what this machine has, for bug reports"
-DESCRIPTION = """Say what is installed and what this machine has: Python, libraries, devices, memory, disks, limits.
+HELP = "show what is installed and what this machine has, for bug reports"
+DESCRIPTION = """Show what is installed and what this machine has: Python, libraries, devices, memory, disks, limits.
 
 Nothing is started, written or sent, and no credential is shown: of those only whether they are set. The exit code is 1
 where a library is missing that a run needs, or of a version that dlshap does not take.

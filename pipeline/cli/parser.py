@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError."""
-        raise UserError(f"{message}; `{self.prog} --help` says what there is")
+        raise UserError(f"{message}; `{self.prog} --help` lists what there is")
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse a command line whose options may stand anywhere after the names of its subcommands.

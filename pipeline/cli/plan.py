@@ -1,4 +1,4 @@
-"""`dlshap plan`: say what a run would cost."""
+"""`dlshap plan`: estimate what a run would cost."""
 
 import argparse
 
@@ -8,8 +8,8 @@ from pipeline.cli.streams import stdout_to_stderr
 from pipeline.messages import errors
 from pipeline.messages.visible import to_json
 
-HELP = "say what a run would cost, and spend nothing"
-DESCRIPTION = """Say what a run would cost, and spend nothing: rows, shards, device hours, bytes, files, time, money.
+HELP = "estimate what a run would cost"
+DESCRIPTION = """Estimate what a run would cost: rows, shards, device hours, bytes, files, time, money.
 
 Takes the settings of `dlshap run`, reads its whole input once, times the first rows through its model on the device
 here, and works out the rest. A pool need not be there: cluster=address cluster.address=auto cluster.max_actors=40, and

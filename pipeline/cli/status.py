@@ -1,4 +1,4 @@
-"""`dlshap status`: say how far a run has come. It needs no cluster and no model."""
+"""`dlshap status`: show how far a run has come. It needs no cluster and no model."""
 
 import argparse
 import time
@@ -8,18 +8,18 @@ from pipeline.messages import errors
 from pipeline.messages.visible import to_json
 
 WATCHED_EVERY_S = 5
-HELP = "say how far a run has come"
-DESCRIPTION = """Say how far a run has come: shards and rows, speed, time left, and what failed, by name.
+HELP = "show how far a run has come"
+DESCRIPTION = """Show how far a run has come: shards and rows, speed, time left, and what failed, by name.
 
 It reads the files beside the store alone (STORE.run/), so it can be asked on any machine that sees them, at any time.
-The exit code is 0 however the run stands; --json says it to programs. --watch says it again and again until no command
+The exit code is 0 however the run stands; --json is for programs. --watch shows it again and again until no command
 works on the run any more; with --json, an object on each line.
 """
 PARENTS = (STORE, JSON)
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("--watch", action="store_true", help="say it again and again while a command works on the run")
+    parser.add_argument("--watch", action="store_true", help="show it again and again while a command works on the run")
 
 
 def run(options: argparse.Namespace) -> int:
