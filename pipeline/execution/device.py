@@ -1,6 +1,8 @@
 """The device that computes: its name, its kind, which numbers it has."""
 
+import os
 import platform
+import socket
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -74,6 +76,24 @@ def kind_problem(plan: Plan, mixed_devices: bool) -> str | None:
         f"this worker computes on {kind} and the run was planned on {plan.device_kind}; they may differ in the last "
         f"bits: use nodes of one kind, or cluster.mixed_devices=allow from the start"
     )
+
+
+def computes(device: str) -> bool:
+    """Whether a device still computes: after some errors of CUDA nothing does, for as long as the process lives."""
+    if not device.startswith("cuda"):
+        return True
+    try:
+        return bool((torch.ones(1, device=device) + 1).item() == 2)
+    except torch.OutOfMemoryError:
+        return True
+    except RuntimeError:
+        return False
+
+
+def device_name(device: str) -> str:
+    """What tells a device of this machine from others: the machine's name, and the GPU that this process may see."""
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return f"{device} of {socket.gethostname()}" + (f" (CUDA_VISIBLE_DEVICES={gpus})" if gpus else "")
 
 
 def shards_in_flight(device: str) -> int:

@@ -10,8 +10,10 @@ from typing import Any
 
 from pipeline.execution.device_queue import DeviceLock
 from pipeline.execution.host import keep_freed_memory
+from pipeline.execution.isolated import BROKEN
 from pipeline.execution.work import ShardResult
 from pipeline.execution.worker import Worker
+from pipeline.messages.errors import DeviceBrokenError
 from pipeline.messages.visible import visible_streams
 
 _PR_SET_PDEATHSIG = 1
@@ -51,6 +53,8 @@ def main() -> None:
     keep_freed_memory()
     try:
         result: ShardResult | Exception = Worker(work, StagedLock(stage)).attribute(shard)
+    except DeviceBrokenError:
+        os._exit(BROKEN)  # where it always ends so, it is the shard's own doing
     except Exception as error:
         result = error
     with os.fdopen(writer, "wb") as pipe:

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from dlshap_core.attributions import observed
 from dlshap_core.sequences import one_hot
+from pipeline.execution.device import computes, device_name
 from pipeline.execution.device_queue import DeviceAccess
 from pipeline.execution.diagnose import diagnose
 from pipeline.execution.ensemble import Attributed, Mean, attribute_rows
 from pipeline.execution.spot_check import SpotCheck, SpotChecks
-from pipeline.messages.errors import ShardError
+from pipeline.messages.errors import DeviceBrokenError, ShardError
+from pipeline.messages.secrets import one_line
 from pipeline.messages.visible import shown
 from pipeline.planning.bit_rounding import round_bits
 from pipeline.planning.convergence import Thresholds, summarise
@@ -67,6 +69,7 @@ def attribute_shard(
 
     Raises:
         ShardError: the sequences or the model failed.
+        DeviceBrokenError: the device did.
         OSError: the backend of the store failed.
     """
     started = time.perf_counter()
@@ -122,12 +125,17 @@ def _compute(
 
     Raises:
         ShardError: the model failed; which sequence it was is tried out on the device too.
+        DeviceBrokenError: the device computes nothing any more.
     """
     try:
         return attribute_rows(folds, plan, codes_NL, references, extra_inputs, check)
     except ShardError:
         raise
     except Exception as error:
+        if not computes(plan.device):
+            raise DeviceBrokenError(
+                f"{device_name(plan.device)} failed and computes nothing any more in this process: {one_line(error)}"
+            ) from error
         names = _names(directory, range(shard.start, shard.stop))
         raise ShardError(diagnose(error, folds, plan, codes_NL, references, names, extra_inputs)) from error
 

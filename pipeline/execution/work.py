@@ -44,6 +44,7 @@ class ShardResult:
         fatal: whether the error is the storage's or the machine's rather than the shard's, so that others will meet it.
         node: where that was, as Ray calls it; "" without Ray.
         is_found: whether the shard was done already, as where another command works on the same run.
+        is_device_broken: whether it was the device, so that another process may do it.
         worker: host and process that committed it; "" where none did.
         read_s, wait_s, device_s, write_s: seconds of its phases; see DoneRecord.
     """
@@ -59,3 +60,4 @@ class ShardResult:
     wait_s: float = 0.0
     device_s: float = 0.0
     write_s: float = 0.0
+    is_device_broken: bool = False

@@ -11,14 +11,14 @@ from dataclasses import replace
 from pipeline.config import limits
 from pipeline.config.validate import model_from_dict
 from pipeline.execution import isolated
-from pipeline.execution.device import kind_problem
+from pipeline.execution.device import device_name, kind_problem
 from pipeline.execution.device_queue import DeviceAccess, DeviceLock
 from pipeline.execution.ensemble import Folds
 from pipeline.execution.probe import ValuesDiffer, difference, require_same_values
 from pipeline.execution.shard import attribute_shard
 from pipeline.execution.spot_check import SpotChecks
 from pipeline.execution.work import ShardResult, WorkSpec
-from pipeline.messages.errors import RunError, ShardError, UserError
+from pipeline.messages.errors import DeviceBrokenError, RunError, ShardError, UserError
 from pipeline.messages.secrets import one_line, without_credentials
 from pipeline.messages.visible import shown, visible
 from pipeline.models import own_modules
@@ -70,8 +70,21 @@ class Worker:
                 # Alone: two that share the memory could end each other.
                 return self._device(lambda: self._isolate(shard))
             return self.attribute(shard)
+        except DeviceBrokenError as error:
+            return replace(self._fatal(shard, error), is_device_broken=True)
         except Exception as error:
             return self._fatal(shard, error)
+
+    def may_begin_again(self, result: ShardResult) -> bool:
+        """Whether another process may try the device that failed again, as it has not failed at other shards too.
+
+        As where a process is killed, an attempt is left: a shard that always ends so is told from a device that does.
+        """
+        shard = self._work.plan.shard(result.shard)
+        if self._directory.note_broken(device_name(self._work.plan.device), shard, result.error) > 1:
+            return False
+        self._directory.begin(shard)
+        return True
 
     def attribute(self, shard: Shard) -> ShardResult:
         """Compute and commit one shard in this process.
@@ -79,6 +92,7 @@ class Worker:
         Raises:
             OSError: the backend of the store failed.
             RunError, UserError: this machine or its files cannot do the work.
+        DeviceBrokenError: its device computes nothing any more.
         """
         attempt = self._directory.begin(shard)
         try:

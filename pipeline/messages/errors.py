@@ -28,6 +28,10 @@ class RunError(RuntimeError):
     """The run failed on good input; what was committed stays, and the same command goes on from there."""
 
 
+class DeviceBrokenError(RunError):
+    """A device that no longer computes anything in this process, as after some errors of CUDA."""
+
+
 class ShardError(RunError):
     """A shard failed; the message names the shard, its rows and its sequences."""
 

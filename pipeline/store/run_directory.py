@@ -12,6 +12,7 @@
     attempts/   one file for each shard that is being worked on; a killed worker leaves its own behind
     done/       one record for each committed shard, with the size and checksum of each file
     failures/   one record for each shard that was given up
+    devices/    one file for each device that broke in the midst of work, with the shards that it broke at
     logs/       what happened, as JSON lines, and the full text of failures
     metrics.json what the last command counts, while it works; see metrics.py
     result.json the last command, from its beginning on, and its outcome; for programs
@@ -27,7 +28,7 @@ import re
 import shlex
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,8 @@ ALL_FILES = "*"  # all files that `prepare` makes, but for the group's own
 
 _RECORD = re.compile(r"done/([0-9]{8,15})\.json")
 _OWN = re.compile(  # the files and folders that a run makes: nothing else is ever removed
-    r"claim|prepared|(plan|files|restore|metrics|result)\.json|(probes|commands|attempts|done|failures|logs|partial)/|"
-    r"probes/(claim|[0-9a-f]{16}\.json)|commands/[0-9a-f]{12}|attempts/\d{8,}-[0-9a-f]{12}|(done|failures)/\d{8,}\.json|"
+    r"claim|prepared|(plan|files|restore|metrics|result)\.json|(probes|commands|attempts|done|failures|devices|logs|partial)/|"
+    r"(probes|devices)/(claim|[0-9a-f]{16}\.json)|commands/[0-9a-f]{12}|attempts/\d{8,}-[0-9a-f]{12}|(done|failures)/\d{8,}\.json|"
     r"logs/(shard-\d{8,}\.txt|[^/]+\.jsonl)|(.*/)?\.[^/]+\.partial|partial/check-[0-9a-f]{32}|staged\.zarr/.*"
 )
 
@@ -294,9 +295,29 @@ class RunDirectory:
 
     def forget_failures(self, chosen: range) -> None:
         """These shards are tried again."""
+        self.run.clear("devices/")
         for failure in self.failures():
             if failure.shard in chosen:
                 self.run.delete(_failure_key(failure.shard))
+
+    def note_broken(self, device: str, shard: Shard, error: str) -> int:
+        """Record that a device broke in the midst of a shard; returns at how many shards it has by now."""
+        key = f"devices/{hashlib.sha256(device.encode()).hexdigest()[:16]}.json"
+        try:
+            before = list(parse_object(self.run.read(key)).get("shards", []))
+        except (FileNotFoundError, ValueError):
+            before = []
+        shards = list(dict.fromkeys([*before, shard.index]))
+        self.run.write(key, json.dumps({"device": device, "shards": shards, "error": error}).encode())
+        return len(shards)
+
+    def broken_devices(self) -> list[str]:
+        """What devices broke at, a line each."""
+        lines = []
+        for entry in self.run.files("devices/"):
+            with suppress(FileNotFoundError, ValueError):
+                lines.append(str(parse_object(self.run.read(entry.key)).get("error")))
+        return sorted(lines)
 
     def log(self, shard: Shard, text: str) -> str:
         """Keep what went wrong in a shard, in full; returns where."""
@@ -331,7 +352,7 @@ class RunDirectory:
         Commands go last: each leaves a file when it is killed, so that where there is none nothing else is left.
         """
         if next(self.run.files("commands/"), None) is not None:
-            for folder in ("attempts/", "failures/", "partial/", "probes/", "commands/"):
+            for folder in ("attempts/", "failures/", "partial/", "probes/", "devices/", "commands/"):
                 self.run.clear(folder, _OWN.fullmatch)
 
 

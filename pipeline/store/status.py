@@ -47,6 +47,7 @@ class Status:
         seconds_silent: since a command that works on it, or seems to, gave a sign of life; None where none does.
         rows_per_second_by_host: how the speed is made up, from the newest done records.
         rows_per_second_by_actor: the same by host:process.
+        broken: devices that broke in the midst of a shard, a line each.
         stragglers: actors that are slower than others, and shards that take longer, a line each.
         actors_wanted, actors_running: of the command that works; None where it has not said so, or has no Ray.
         limited_by: why fewer run than are wanted.
@@ -69,6 +70,7 @@ class Status:
     seconds_silent: float | None = None
     rows_per_second_by_host: dict[str, float] = field(default_factory=dict)
     rows_per_second_by_actor: dict[str, float] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
     stragglers: list[str] = field(default_factory=list)
     actors_wanted: int | None = None
     actors_running: int | None = None
@@ -112,6 +114,7 @@ class Status:
             lines.append(f"actors: {self.actors_running} of {self.actors_wanted} are up{limit}")
         speeds = {"host": self.rows_per_second_by_host, "actor": self.rows_per_second_by_actor}
         lines += [f"by {name}: {_named(by)}" for name, by in speeds.items() if len(by) > 1]
+        lines += [f"broken: {text}" for text in self.broken[:N_NAMED]]
         lines += [f"slow: {text}" for text in self.stragglers[:N_NAMED]]
         return lines + self.nodes[-N_NAMED:]
 
@@ -166,6 +169,7 @@ def read_status(directory: RunDirectory, now: float | None = None) -> Status:
         seconds_silent=silent,
         rows_per_second_by_host=shares(speed, [record.worker.rpartition(":")[0] for record in records]),
         rows_per_second_by_actor=shares(speed, [record.worker for record in records]),
+        broken=directory.broken_devices(),
         stragglers=[*slow_actors(records), *slow_shards(records, attempts, now)] if is_at_work else [],
     )
     metrics = read_metrics(directory.run)

@@ -4,6 +4,8 @@ An actor is called by as many threads at a time as it has shards in flight (see 
 """
 
 import contextlib
+import os
+import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import fields, replace
@@ -30,6 +32,7 @@ MAX_BLOCKS = 10_000  # Ray Data takes 0.7 ms for a block: beyond this many, bloc
 MAX_SINGLE = 5_000  # of the last shards, which stay single so that the actors end together
 NODE_LABEL = "ray.io/node-id"  # that Ray gives every node
 NOTICE_S = 4.0  # until it is known that Ray on this machine has died, or that someone stops it and this process
+EXIT_BROKEN = 70
 REPORT_S = 0.5  # an output of a busy actor costs it about 0.1 s: shards shorter than this are reported together
 
 
@@ -40,6 +43,7 @@ class ShardActor:
         keep_freed_memory()
         enter_sent()
         self._worker, self._plan = Worker(work), work.plan
+        self._ending = threading.Lock()  # what other shards in flight break at is no second time
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
         """Work on the shards that the column `shards` lists."""
@@ -47,7 +51,18 @@ class ShardActor:
 
     def _process(self, index: int) -> ShardResult:
         result = self._worker.process(self._plan.shard(index))
+        if result.is_device_broken:
+            self._step_aside(result)
         return replace(result, node=ray.get_runtime_context().get_node_id()) if result.fatal else result
+
+    def _step_aside(self, result: ShardResult) -> None:
+        """End this process, in which nothing computes any more: Ray begins another one, which tries its shards again.
+
+        Where the device has broken at another shard before, this returns, and the node is avoided.
+        """
+        with self._ending:
+            if self._worker.may_begin_again(result):
+                os._exit(EXIT_BROKEN)
 
 
 def report(results: Iterator[ShardResult]) -> Iterator[dict[str, list[Any]]]:
