@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from pipeline.cli import audit, compare, doctor, export, logo, plan, report, run, status, verify
+from pipeline.cli import audit, compare, completion, doctor, export, logo, plan, report, run, status, verify
 from pipeline.cli.faults import fault, first_of
 from pipeline.cli.parser import build
 from pipeline.cli.streams import complain, reader_is_gone, reader_may_leave
@@ -31,6 +31,7 @@ COMMANDS = {
     "logo": logo,
     "compare": compare,
     "doctor": doctor,
+    "completion": completion,
 }
 STOPPED = {signal.SIGTERM: errors.EXIT_STOPPED, signal.SIGINT: errors.EXIT_INTERRUPTED}
 GRACE_S = 20  # for the way out after a signal; what is not finished by then is done again by the same command

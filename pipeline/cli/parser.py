@@ -54,8 +54,8 @@ def build(commands: Mapping[str, ModuleType], chosen: str | None) -> Parser:
 
     Args:
         commands: by name, modules with HELP, DESCRIPTION, PARENTS (parsers of shared arguments), `run(options)`, which
-            returns the exit code and is kept as `options.run`; if they have own arguments, `add_arguments(parser)`; and
-            FOLDER_FILES, if a library of theirs takes settings from such files of the working folder.
+            returns the exit code; if they have own arguments, `add_arguments(parser)`; and FOLDER_FILES, if a library
+            of theirs takes settings from such files of the working folder. The options have `run` and `commands`.
         chosen: the only one whose arguments are added: some come from libraries that take a second to load.
     """
     groups = "\n".join(f"  {group + '=':9}{', '.join(choices(group))}" for group in LISTED)
@@ -73,7 +73,7 @@ def build(commands: Mapping[str, ModuleType], chosen: str | None) -> Parser:
         parser = root.commands.add_parser(
             name, help=command.HELP, description=command.DESCRIPTION, parents=command.PARENTS
         )
-        parser.set_defaults(run=command.run)
+        parser.set_defaults(run=command.run, commands=commands)
         if name == chosen and hasattr(command, "add_arguments"):
             command.add_arguments(parser)
     return root
