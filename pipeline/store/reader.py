@@ -73,7 +73,7 @@ class Store:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """What the store says of itself: config, fingerprint, versions, hardware, model, run, ..."""
+        """The attributes of the store, such as config, fingerprint, versions, hardware, model and run."""
         return self.group.attrs.asdict()
 
     @property
@@ -83,7 +83,7 @@ class Store:
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
-        """The row table: source_row, name, chrom, start, end, strand, each (N,)."""
+        """The row table, with (N,) values of each of source_row, name, chrom, start, end and strand."""
         whole = (slice(0, len(self)),)
         return {name: self._texts(name) if kind is str else self._read(name, whole) for name, kind in TABLE.items()}
 
@@ -124,7 +124,7 @@ class Store:
 
     @cached_property
     def on_minus_strand(self) -> np.ndarray:
-        """(N,) bool: the rows whose codes are the reverse complement of their locus.
+        """(N,) bool, true for the rows whose codes are the reverse complement of their locus.
 
         Those are the ones on the minus strand with dataset.strand=apply, and FASTA records called chr1:100-200(-), as
         `bedtools getfasta -s` names what it has turned.
@@ -137,7 +137,7 @@ class Store:
 
     @property
     def present(self) -> np.ndarray:
-        """(N,) bool: the finished rows; all of them once the store is complete."""
+        """(N,) bool, true for the finished rows; for all of them once the store is complete."""
         found, plan = np.full(len(self), self.done is None), self.plan
         for shard in map(plan.shard, self.done or ()):
             found[shard.start : shard.stop] = True
