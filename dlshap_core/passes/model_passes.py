@@ -13,7 +13,7 @@ from dlshap_core.errors import DecisionError, UnsupportedModelError
 from dlshap_core.kernels.memory_format import FormatChoice, FormatMatters
 from dlshap_core.passes.blocks import Blocks, Called, CannotSplit, Measure
 from dlshap_core.passes.borrowed_model import State, borrowed
-from dlshap_core.passes.conversions import FindsHalf
+from dlshap_core.passes.conversions import FindsLowered
 from dlshap_core.passes.decisions import Decided, Decisions
 from dlshap_core.passes.recorder import ForwardPass, Seen
 from dlshap_core.passes.row_trace import RowTrace
@@ -272,11 +272,11 @@ class ModelPasses:
         if str(error) == _HOOKS_REFUSED:
             raise UnsupportedModelError(_HOOKS_REFUSED) from error
         self._state.rewind()
-        runs_by_itself, halves = False, FindsHalf(self.modules)
-        with torch.enable_grad(), self._autocast(), contextlib.suppress(Exception), halves:
+        runs_by_itself, lowered = False, FindsLowered(self.modules)
+        with torch.enable_grad(), self._autocast(), contextlib.suppress(Exception), lowered:
             self.model(x.detach().clone(), *extra)
             runs_by_itself = True
-        if not runs_by_itself and (complaint := halves.complaint(error, self.dtype)) is not None:
+        if not runs_by_itself and (complaint := lowered.complaint(error, self.dtype)) is not None:
             raise UnsupportedModelError(complaint) from error
         if runs_by_itself:
             reason = " ".join(str(error).split())

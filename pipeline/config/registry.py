@@ -64,9 +64,10 @@ def schema(group: str, name: str) -> Any:
 
 
 def owners(group: str, key: str) -> dict[str, type]:
-    """The choices that have a setting."""
+    """The choices that have a setting, without those that are another of them with defaults of their own."""
     schemas = {name: schema(group, name) for name in names(group)}
-    return {name: each for name, each in schemas.items() if key in {item.name for item in fields(each)}}
+    found = {name: each for name, each in schemas.items() if key in {item.name for item in fields(each)}}
+    return {name: each for name, each in found.items() if not set(each.__mro__[1:]) & set(found.values())}
 
 
 def listing(group: str) -> str:

@@ -43,6 +43,7 @@ from pipeline.models.target_names import places
 from pipeline.planning.extra_inputs import ExtraInputs, as_tensors, describe_extra_inputs
 from pipeline.store.backends.local import LocalBackend
 
+_SAYS_WHAT = (RuntimeError, ValueError, TypeError, IndexError)  # errors of a model that are told without their kind
 NOT_EXACT = ("integrated", "detach followed")  # how treatments begin that are right to a stated error, or by choice
 
 
@@ -105,7 +106,7 @@ def run_preflight(
     if found.refused:
         count = "" if len(found.refused) == 1 else f"{len(found.refused)} reasons: "
         reasons = "; ".join(" ".join(reason.split()) for reason in found.refused)
-        hint = form_hint(reasons, config.model)
+        hint = form_hint(reasons, config.model, config.engine.dtype)
         given = _extra_inputs_hint(config, extra_inputs) + (f" ({hint})" if hint else "")
         raise UserError(
             f"the model cannot be attributed: {count}{reasons}{given}. `dlshap audit` lists all its operations"
@@ -274,11 +275,16 @@ def _as_user_errors(
         fix = ""
         if "deterministic" in str(error):
             fix = " (engine.deterministic=false allows it)"
-        elif hint := form_hint(str(error), config.model) or _length_hint(loaded, len(codes), config, extra_inputs):
+        elif hint := form_hint(str(error), config.model, config.engine.dtype) or _length_hint(
+            loaded, len(codes), config, extra_inputs
+        ):
             fix = f" ({hint})"
         elif isinstance(error, RuntimeError):  # what torch raises where shapes do not fit
             fix = f" (no length was found that the model takes, {len(codes)} or another; is its input another?)"
-        raise UserError(f"{_failure(codes, name)}: {error}{fix}{_extra_inputs_hint(config, extra_inputs)}") from error
+        kind = "" if isinstance(error, _SAYS_WHAT) else f"{type(error).__name__}: "
+        raise UserError(
+            f"{_failure(codes, name)}: {kind}{error}{fix}{_extra_inputs_hint(config, extra_inputs)}"
+        ) from error
 
 
 def _length_hint(loaded: LoadedModel, length: int, config: Config, extra_inputs: ExtraInputs) -> str | None:

@@ -1,4 +1,4 @@
-"""What an error of a model says of its input: which setting gives the channels, numbers or arguments it takes."""
+"""What an error of a model says of its input: which setting gives the channels, numbers, types or arguments."""
 
 import re
 
@@ -8,13 +8,19 @@ _CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
 _NEEDS_TOKENS = re.compile(
     r"argument #\d 'indices'.*scalar types: Long|only applicable to index tensor|operation '(embedding|one_hot)'"
 )
+_MIXED = re.compile(
+    r"\bfloat(tensor)?\b.*\bdouble(tensor)?\b|\bdouble(tensor)?\b.*\bfloat(tensor)?\b|mixed dtype", re.IGNORECASE
+)
 _NEEDS_TENSOR = re.compile(r"must be Tensor, not (int|float|bool|list)|'(int|float|bool|list)' object")
 
 
-def form_hint(error: str, given: InputSettings) -> str | None:
-    """The setting to add or to change; None where the error says nothing of it."""
+def form_hint(error: str, given: InputSettings, dtype: str) -> str | None:
+    """The setting to add or to change; None where the error says nothing of it. `dtype`: of the computation."""
     if match := _CHANNELS.search(error):
         return _of_channels(int(match[1]), int(match[2]), given)
+    if _MIXED.search(error):
+        other = "float64" if dtype == "float32" else "float32"
+        return f"parts of the model are fixed to another number type: engine.dtype={other} computes it as it is"
     if _NEEDS_TOKENS.search(error) and given.tokens is None:
         return "the model takes whole numbers: model.tokens=[1,2,3,4] says which are A, C, G and T"
     plain = [name for name, value in given.forward.items() if isinstance(value, bool | int | float | list)]

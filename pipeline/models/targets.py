@@ -20,10 +20,11 @@ import enum
 import functools
 import inspect
 import sys
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,16 @@ from pipeline.models.nesting import require_tree
 TARGET = "_target_"
 _SHOWN = 8  # classes that an error names
 WORDS = (TARGET, "_args_", "_partial_", "_recursive_", "_convert_")  # the keys that call something
-_DATA: tuple[Callable[..., Any], ...] = (torch.tensor, np.array, tuple, slice, OrderedDict)
-_OF_DATA = ("builtins", "collections")  # where those of Python are
+_DATA: tuple[Callable[..., Any], ...] = (
+    torch.tensor,
+    np.array,
+    tuple,
+    slice,
+    OrderedDict,
+    Namespace,
+    SimpleNamespace,
+)
+_OF_DATA = ("builtins", "collections", "argparse", "types")  # where those of Python are
 _TORCH, _LAYERS = "torch", "torch.nn.modules."
 
 

@@ -200,11 +200,14 @@ def test_no_grad_on_forward_is_followed(pairs: tuple[Tensor, Tensor]) -> None:
     assert torch.equal(explain(first, *pairs).hypothetical, explain(second, *pairs).hypothetical)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_inside_is_refused_with_the_module_to_change(
-    dtype: torch.dtype, pairs: tuple[Tensor, Tensor]
+@pytest.mark.parametrize(
+    ("dtype", "computed_in"),
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float64)],
+)
+def test_a_conversion_to_fewer_digits_inside_is_refused_with_the_module_to_change(
+    dtype: torch.dtype, computed_in: torch.dtype, pairs: tuple[Tensor, Tensor]
 ) -> None:
-    model = seeded(lambda: Model(Inner(lambda conv, z: conv(z.to(dtype)).float())), dtype=torch.float32)
+    model = seeded(lambda: Model(Inner(lambda conv, z: conv(z.to(dtype)).to(computed_in))), dtype=computed_in)
     name = str(dtype).removeprefix("torch.")
     message = rf"^blocks\.0\.1 \(Inner\) converts its input to {name} by 'to'.*remove the conversion from forward"
     with pytest.raises(UnsupportedModelError, match=message):

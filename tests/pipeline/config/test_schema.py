@@ -49,7 +49,10 @@ def test_values_reach_the_configuration() -> None:
         (["modle=bpnet"], ["modle is not a setting", "did you mean model?"]),
         (
             ["model=bpnt"],
-            ["model=bpnt; expected bpnet, chrombpnet, example, grelu, keras or module", "did you mean bpnet?"],
+            [
+                "model=bpnt; expected borzoi, bpnet, cherimoya, chrombpnet, enformer, example, grelu, keras, module or",
+                "did you mean bpnet?",
+            ],
         ),
         (["dataset.args=dose"], ["dataset.args=dose; expected a list: dataset.args=[dose]"]),
         (["engine.threads=two"], ["engine.threads=two; expected a whole number"]),

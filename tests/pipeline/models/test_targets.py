@@ -130,6 +130,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("my_models.Either", {}),
         ("hub_of_models.create_model", {"name": "a"}),
         ("hub_of_models.Model", {"config": {"_target_": "hub_of_models.Config", "width": 2}}),
+        ("hub_of_models.Model", {"config": {"_target_": "argparse.Namespace", "width": 2}}),
         ("hub_of_models.named", {"name": "a"}),
         ("hub_of_models.said", {"name": "a"}),
         ("pipeline.models.example.ExampleNet", {}),
