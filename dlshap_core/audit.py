@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from dlshap_core.engine import TensorReferences, attribute
 from dlshap_core.errors import UnsupportedModelError
+from dlshap_core.one_hot import one_hot, to_codes
 from dlshap_core.passes.recorder import Seen
-from dlshap_core.references import shuffle_codes
-from dlshap_core.sequences import one_hot, to_codes
+from dlshap_core.shuffles import shuffle_codes
 
 
 @dataclass(frozen=True)

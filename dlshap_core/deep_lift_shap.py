@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from dlshap_core.attributions import hypothetical_attributions, project
 from dlshap_core.engine import TensorReferences, attribute, resolve_device, whole_number
+from dlshap_core.one_hot import one_hot, to_codes, validate_one_hot
 from dlshap_core.passes.borrowed_model import borrowed
 from dlshap_core.passes.host import process_settings, thread_settings
 from dlshap_core.passes.model_passes import model_dtype
 from dlshap_core.passes.user_rules import UserRule
 from dlshap_core.references import dinucleotide_shuffle, shuffle_codes
-from dlshap_core.sequences import one_hot, to_codes, validate_one_hot
 
 ReferenceFunction = Callable[..., Tensor]
 

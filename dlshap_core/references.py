@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlshap_core.sequences import one_hot, to_codes, validate_one_hot
+from dlshap_core.one_hot import one_hot, to_codes, validate_one_hot
 from dlshap_core.shuffles import as_generator_seeds, permute_codes, shuffle_codes, shuffle_codes_locally, shuffle_rows
 
 __all__ = [

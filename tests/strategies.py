@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 
 
 @st.composite

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from dlshap_core.errors import DecisionError, UnsupportedModelError, is_out_of_memory
 from dlshap_core.kernels.memory_format import FormatMatters
+from dlshap_core.one_hot import one_hot
 from dlshap_core.passes.blocks import CannotSplit
 from dlshap_core.passes.checks import Checks, Incomplete
 from dlshap_core.passes.model_passes import ModelPasses, SavingMatters
 from dlshap_core.passes.pairs import Batch, PairRunner
 from dlshap_core.passes.tape import Overwritten, Tape
 from dlshap_core.rules.rows import PassesDiffer, Rows
-from dlshap_core.sequences import one_hot
 
 
 class BatchRunner:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dlshap_core.engine import Attribution, attribute, predict
+from dlshap_core.one_hot import one_hot
 from dlshap_core.passes.decisions import Decisions
-from dlshap_core.sequences import one_hot, reverse_complement_bases
+from dlshap_core.sequences import reverse_complement_bases
 from pipeline.execution.determinism import repeatable
 from pipeline.execution.device import numbers
 from pipeline.execution.host import give_back_freed_memory

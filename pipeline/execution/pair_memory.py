@@ -7,7 +7,7 @@ import torch
 
 from dlshap_core.engine import PairMemory, memory_of_pair
 from dlshap_core.errors import is_out_of_memory
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 from pipeline.config import memory
 from pipeline.config.schema import Config
 from pipeline.execution.determinism import repeatable

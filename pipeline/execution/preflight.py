@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from dlshap_core.audit import Audit, AuditedOperation, audit
 from dlshap_core.engine import Attribution, attribute
+from dlshap_core.one_hot import one_hot
 from dlshap_core.passes.decisions import Decisions
-from dlshap_core.references import shuffle_codes
-from dlshap_core.sequences import one_hot
+from dlshap_core.shuffles import shuffle_codes
 from pipeline.config.dataset_args import parse
 from pipeline.config.schema import Config
 from pipeline.execution.determinism import repeatable

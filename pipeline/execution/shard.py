@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dlshap_core.attributions import observed
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 from pipeline.execution.device import computes, device_name
 from pipeline.execution.device_queue import DeviceAccess
 from pipeline.execution.diagnose import diagnose

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dlshap_core.engine import Attribution
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 from pipeline.messages.errors import ShardError
 from pipeline.planning.number_types import NUMBER_TYPES
 from pipeline.planning.shards import Shard

@@ -7,7 +7,7 @@ column 10.
 
 from pathlib import Path
 
-from dlshap_core.sequences import one_hot
+from dlshap_core.sequences import one_hot_array
 from pipeline.exports.base import Export, Written
 from pipeline.exports.files import appearing
 from pipeline.exports.float16 import DTYPE_OPTION, Rounding
@@ -56,7 +56,7 @@ def _write_h5(path: Path, selection: Selection, rounding: Rounding, advance: Adv
         done = 0
         for block in selection.blocks(["codes", "hypothetical"]):
             rows = slice(done, done + len(block.rows))
-            encoded, rounded = one_hot(block["codes"]).numpy(), rounding(block["hypothetical"])
+            encoded, rounded = one_hot_array(block["codes"]), rounding(block["hypothetical"])
             arrays["raw/seq"][rows], arrays["shap/seq"][rows] = encoded, rounded
             arrays["projected_shap/seq"][rows] = rounded * encoded
             done = rows.stop

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlshap_core.sequences import one_hot
+from dlshap_core.sequences import one_hot_array
 from pipeline.exports.base import Export, Written
 from pipeline.exports.files import Member, appearing, write_npz
 from pipeline.exports.float16 import DTYPE_OPTION, Rounding
@@ -54,7 +54,7 @@ def _members(selection: Selection, rounding: Rounding, advance: Advance) -> Iter
 
 def _sequences(selection: Selection) -> Iterator[np.ndarray]:
     for block in selection.blocks(["codes"]):
-        yield one_hot(block["codes"]).numpy()
+        yield one_hot_array(block["codes"])
 
 
 def _contributions(selection: Selection, rounding: Rounding, advance: Advance) -> Iterator[np.ndarray]:

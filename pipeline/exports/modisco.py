@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlshap_core.sequences import one_hot
+from dlshap_core.sequences import one_hot_array
 from pipeline.analysis.next_steps import Step
 from pipeline.exports.base import Export, Written
 from pipeline.exports.files import Member, appearing, in_blocks, reordered, write_npz
@@ -36,7 +36,7 @@ def export(selection: Selection, out: Path, overwrite: bool, advance: Advance) -
     place_of = np.argsort(order)  # where in the export each row of the selection goes
     paths = [out / name for name in FILES]
     with appearing(paths, overwrite) as (ohe, attr, rows):
-        parts = ((places, one_hot(codes).numpy()) for places, codes in selection.placed("codes", place_of))
+        parts = ((places, one_hot_array(codes)) for places, codes in selection.placed("codes", place_of))
         with reordered(ohe.parent, shape, "int8", parts) as array:
             write_npz(ohe, [("arr_0", Member(shape, "int8", in_blocks(array), compress=True))])
         with reordered(attr.parent, shape, "float32", selection.placed("hypothetical", place_of, advance)) as array:

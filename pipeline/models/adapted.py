@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from dlshap_core.sequences import encode, one_hot
+from dlshap_core.one_hot import one_hot
+from dlshap_core.sequences import encode
 from pipeline.config.model_input import BASES, PADS, InputSettings
 from pipeline.messages.errors import UserError
 from pipeline.models.forward_arguments import Called, Forward, token_of

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlshap_core.sequences import UNKNOWN, encode, one_hot
+from dlshap_core.one_hot import one_hot
+from dlshap_core.sequences import UNKNOWN, encode
 from pipeline.config.model_input import PADS
 from pipeline.messages.errors import UserError
 from pipeline.messages.words import counted, did_you_mean

@@ -6,11 +6,12 @@ places, L being the length of the sequences, it is an input along the sequence, 
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 N_STRANDS = 2  # plus, minus
 ExtraInputs = Sequence[np.ndarray]  # the extra inputs of a row, or of some rows, in the order of the model's
@@ -65,12 +66,14 @@ def strand_notes(names: Sequence[str], args: Sequence[Mapping[str, Any]], length
     return lines
 
 
-def as_tensors(values: ExtraInputs) -> list[Tensor]:
+def as_tensors(values: ExtraInputs) -> "list[Tensor]":
     """Extra inputs, each with its rows, as the engine takes them."""
+    import torch  # here, so that commands that only look at a store do not wait for it
+
     return [torch.from_numpy(np.ascontiguousarray(value)) for value in values]
 
 
-def other_strand(values: Tensor, length: int) -> Tensor:
+def other_strand(values: "Tensor", length: int) -> "Tensor":
     """An extra input as it is for the reverse complement of each sequence.
 
     A track is turned around, and two tracks (N, ..., 2, L), which are the plus and the minus strand's, change places.

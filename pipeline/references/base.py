@@ -6,13 +6,14 @@ Shape legend: N rows of a shard, R references of each, L positions.
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dlshap_core.sequences import reverse_complement, reverse_complement_bases
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,10 @@ class ShardReferences:
     def n(self) -> int:
         return int(self.values.shape[1])
 
-    def __call__(self, rows: slice, ks: slice) -> Tensor:
+    def __call__(self, rows: slice, ks: slice) -> "Tensor":
         """References ks of the shard's rows: (S, K, L) or (S, K, 4, L)."""
+        import torch  # here, so that `verify`, which draws references again, does not wait for it
+
         return torch.from_numpy(np.array(self.values[rows, ks], order="C"))
 
     def checksums(self) -> np.ndarray:

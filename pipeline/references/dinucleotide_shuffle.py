@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlshap_core.references import shuffle_codes
+from dlshap_core.shuffles import shuffle_codes
 from pipeline.references.shuffles import Shuffles
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlshap_core.references import shuffle_codes_locally
+from dlshap_core.shuffles import shuffle_codes_locally
 from pipeline.config.settings import setting
 from pipeline.references.shuffles import Shuffles
 

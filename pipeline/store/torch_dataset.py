@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 
 Take = Callable[[Sequence[str], np.ndarray], Mapping[str, np.ndarray]]
 ARRAYS_READ = ("codes", "attribution", "hypothetical", "prediction")

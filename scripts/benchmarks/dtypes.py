@@ -76,7 +76,7 @@ def cases(options: Options) -> Iterator[tuple[str, Case]]:
 def real_case(folder: Path, device: torch.device) -> Case:
     """The trained model's counts on the windows of its peaks."""
     from dlshap_core import shuffle_codes
-    from dlshap_core.sequences import one_hot
+    from dlshap_core.one_hot import one_hot
     from pipeline.inputs.loci import Loci
     from pipeline.inputs.open import open_source
     from pipeline.models.bpnet import BPNetFamily

@@ -19,7 +19,7 @@ from benchmarks.models import SUBJECTS, Subject, build
 from benchmarks.options import Options
 from benchmarks.timing import Samples, interleaved, ratio, timed
 from dlshap_core import shuffle_codes
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 
 SIZES = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (32, 64, 128, 256, 512, 1024, 2048)}
 QUICK_SIZES = {"cpu": (4, 20), "cuda": (64, 512)}

@@ -15,7 +15,7 @@ import torch
 from benchmarks.machine import ROOT, environment
 from benchmarks.models import BPNet
 from dlshap_core import attribute, shuffle_codes
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 from pipeline.execution.host import keep_freed_memory
 
 

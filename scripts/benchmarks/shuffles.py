@@ -12,7 +12,7 @@ import dlshap_core
 from benchmarks.contenders import is_installed
 from benchmarks.options import Options
 from benchmarks.timing import Contender, interleaved, one_thread, quartiles, ratio
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 
 LENGTH, N_SEQUENCES, N_SHUFFLES = 2114, 16, 20
 COMPARED = (("kernel", "tangermeme"), ("kernel", "tangermeme_kernel"), ("call", "tangermeme"))

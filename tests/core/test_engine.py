@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dlshap_core import Attribution, attribute
 from dlshap_core.engine import drawn, plan_blocks
-from dlshap_core.sequences import one_hot, to_codes
+from dlshap_core.one_hot import one_hot, to_codes
 from tests.core.toolbox import (
     Apply,
     Sandwich,

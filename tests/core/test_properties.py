@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dlshap_core import deep_lift_shap, dinucleotide_shuffle
+from dlshap_core.one_hot import one_hot, to_codes
 from dlshap_core.references import shuffle_codes
-from dlshap_core.sequences import one_hot, to_codes
 from tests.core.toolbox import explain, relative_difference
 from tests.strategies import LAYERS, Network, Recipe, one_hot_sequences, recipes
 

@@ -17,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlshap_core.one_hot import one_hot, to_codes, validate_one_hot
 from dlshap_core.references import (
     dinucleotide_shuffle,
     dinucleotide_shuffle_uniform,
@@ -26,7 +27,7 @@ from dlshap_core.references import (
     shuffle_codes_locally,
     shuffle_with_tracks,
 )
-from dlshap_core.sequences import decode, encode, one_hot, to_codes, validate_one_hot
+from dlshap_core.sequences import decode, encode
 from tests import strategies
 from tests.core.toolbox import sequences
 

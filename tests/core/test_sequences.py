@@ -8,14 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlshap_core.one_hot import one_hot, to_codes
 from dlshap_core.sequences import (
     decode,
     encode,
-    one_hot,
+    one_hot_array,
     reverse_complement,
     reverse_complement_bases,
     reverse_complement_text,
-    to_codes,
 )
 from tests import strategies
 
@@ -91,3 +91,10 @@ def test_reverse_complement(text: str, other: str) -> None:
     encoded = reverse_complement_bases(one_hot(encode(text)))
     assert torch.equal(encoded, one_hot(codes))
     np.testing.assert_array_equal(reverse_complement_bases(one_hot(encode(text)).numpy()), encoded.numpy())
+
+
+def test_arrays_and_tensors_are_the_same_one_hot() -> None:
+    codes = np.random.RandomState(0).randint(0, 5, (3, 2, 7)).astype(np.uint8)
+    found = one_hot_array(codes)
+    assert found.dtype == np.int8
+    assert np.array_equal(found, one_hot(codes).numpy())

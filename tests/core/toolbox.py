@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dlshap_core import Attribution, attribute
+from dlshap_core.one_hot import one_hot
 from dlshap_core.references import dinucleotide_shuffle
-from dlshap_core.sequences import one_hot
 
 LENGTH = 40
 

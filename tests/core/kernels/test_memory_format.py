@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from dlshap_core import UnsupportedModelError, audit
 from dlshap_core.kernels.memory_format import FormatChoice, crop, has_channels_last
+from dlshap_core.one_hot import one_hot
 from dlshap_core.rules import convolutions
 from dlshap_core.rules.convolutions import convolve
-from dlshap_core.sequences import one_hot
 from tests.core.toolbox import Apply, explain, multipliers, relative_difference, seeded, sequences, shuffled
 
 L = 40

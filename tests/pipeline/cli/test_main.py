@@ -49,6 +49,19 @@ def test_help_names_every_choice_there_is(capsys: pytest.CaptureFixture[str]) ->
     assert all(text for group in groups for text in choices(group).values()), "each file says what it is"
 
 
+def test_commands_that_only_look_at_a_store_do_not_wait_for_torch(finished: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from pipeline.cli.main import dispatch\n"
+        "for command in (['status'], ['verify'], ['compare', sys.argv[1]], ['export', 'tsv']):\n"
+        "    more = [sys.argv[2]] if command[0] == 'export' else []\n"
+        "    assert dispatch([*command, sys.argv[1], *more]) == 0, command\n"
+        "    assert 'torch' not in sys.modules, command\n"
+    )
+    command = [sys.executable, "-c", script, str(finished), str(tmp_path / "a.tsv")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_numbers_that_cannot_be_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["verify", str(finished), "--sample", "-5"]) == 2
     assert "argument --sample: '-5': expected a whole number from 0 on" in capsys.readouterr().err

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 import pipeline
 from dlshap_core.engine import attribute
+from dlshap_core.one_hot import one_hot
 from dlshap_core.references import shuffle_codes
-from dlshap_core.sequences import one_hot
 from pipeline.config.compose import compose_config
 from pipeline.execution.verify import verify
 from pipeline.messages.errors import UserError

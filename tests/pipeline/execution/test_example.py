@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from dlshap_core.engine import attribute
+from dlshap_core.one_hot import one_hot
 from dlshap_core.references import shuffle_codes
-from dlshap_core.sequences import encode, one_hot
+from dlshap_core.sequences import encode
 from pipeline.analysis import planted_motifs
 from pipeline.analysis.planted_motifs import EXAMPLE_TRUTH, Site
 from pipeline.inputs.example import EXAMPLE_SEQUENCES

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import pipeline
 from dlshap_core.engine import predict
+from dlshap_core.one_hot import one_hot
 from dlshap_core.references import shuffle_codes
-from dlshap_core.sequences import one_hot
 from pipeline.execution.ensemble import attribute_rows
 from pipeline.execution.spot_check import SpotCheck, SpotChecks
 from pipeline.messages.errors import RunError, ShardError

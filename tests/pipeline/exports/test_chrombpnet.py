@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 from pipeline.exports import chrombpnet
 from pipeline.exports.selection import Filters, select
 from pipeline.messages.errors import UserError

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 from pipeline.exports import finemo
 from pipeline.exports.selection import Filters, select
 from pipeline.messages.errors import UserError

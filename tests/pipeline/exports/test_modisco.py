@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 from pipeline.exports import modisco
 from pipeline.exports.selection import Filters, select
 from pipeline.messages.errors import UserError

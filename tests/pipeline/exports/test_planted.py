@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import pipeline
-from dlshap_core.sequences import encode, one_hot
+from dlshap_core.one_hot import one_hot
+from dlshap_core.sequences import encode
 from pipeline.cli.main import dispatch
 from tests.pipeline.conftest import random_sequences
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyBigWig
 import pytest
 
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 from pipeline.exports import bigwig, chrombpnet, finemo, modisco
 from pipeline.exports.selection import Filters, select
 from pipeline.store.reader import Store

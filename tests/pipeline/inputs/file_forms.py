@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import torch
 import zarr
 
-from dlshap_core.sequences import encode, one_hot
+from dlshap_core.one_hot import one_hot
+from dlshap_core.sequences import encode
 
 Writer = Callable[[Path, list[str]], list[str]]  # writes into a folder; returns the settings that read it
 

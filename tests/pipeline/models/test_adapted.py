@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dlshap_core.audit import audit
 from dlshap_core.engine import Attribution, attribute
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 from pipeline.config.model_input import InputSettings
 from pipeline.execution.preflight import NOT_EXACT
 from pipeline.messages.errors import UserError

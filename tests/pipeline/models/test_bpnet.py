@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 from pipeline.inputs.loci import LociSource
 from pipeline.messages.errors import UserError
 from pipeline.models.bpnet import BPNet, load_bpnet

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dlshap_core.engine import attribute
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 from pipeline.messages.errors import UserError
 from pipeline.models.bpnet import BPNet
 from pipeline.models.chrombpnet import ChromBPNet

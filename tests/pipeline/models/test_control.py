@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import pipeline
 from dlshap_core.engine import attribute
+from dlshap_core.one_hot import one_hot
 from dlshap_core.references import shuffle_codes
-from dlshap_core.sequences import one_hot, reverse_complement
+from dlshap_core.sequences import reverse_complement
 from pipeline.messages.errors import UserError
 from pipeline.models.bpnet import BPNet
 from pipeline.models.chrombpnet import ChromBPNet

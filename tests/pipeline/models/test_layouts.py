@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dlshap_core.audit import audit
 from dlshap_core.engine import attribute
-from dlshap_core.sequences import one_hot
+from dlshap_core.one_hot import one_hot
 from pipeline.config.model_input import LAYOUTS
 from pipeline.models.layouts import InputLayout
 from pipeline.models.load import LoadedModel, load_model

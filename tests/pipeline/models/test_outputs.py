@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dlshap_core.engine import attribute
+from dlshap_core.one_hot import one_hot
 from dlshap_core.references import dinucleotide_shuffle
-from dlshap_core.sequences import one_hot
 from pipeline.config.compose import compose, compose_config, override
 from pipeline.config.model_output import normal, output_problem, parse
 from pipeline.messages.errors import UserError

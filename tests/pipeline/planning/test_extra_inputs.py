@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 import pipeline
 from dlshap_core.engine import attribute
+from dlshap_core.one_hot import one_hot
 from dlshap_core.references import shuffle_codes
-from dlshap_core.sequences import one_hot
 from pipeline.cli.main import dispatch
 from pipeline.cli.settings import repeat_config
 from pipeline.config.compose import compose_config

@@ -14,8 +14,9 @@ import pytest
 import torch
 import zarr
 
+from dlshap_core.one_hot import one_hot
 from dlshap_core.references import permute_codes, shuffle_codes, shuffle_codes_locally
-from dlshap_core.sequences import decode, one_hot
+from dlshap_core.sequences import decode
 from pipeline.config import limits
 from pipeline.config.registry import names, schema
 from pipeline.config.schema import LimitsConfig

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import pipeline
 from dlshap_core.engine import attribute
+from dlshap_core.one_hot import one_hot
 from dlshap_core.references import permute_codes, shuffle_codes, shuffle_codes_locally
-from dlshap_core.sequences import one_hot
 from pipeline.cli.main import dispatch
 from pipeline.config.compose import compose_config
 from pipeline.messages.errors import RunError, UserError
