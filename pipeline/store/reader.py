@@ -54,7 +54,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Store:
-    """A store to read. `store["hypothetical"][10:20]` reads rows into numpy; the shapes are those of `store.LAYOUT`."""
+    """A store to read. `store["hypothetical"][10:20]` reads rows; shapes are in `pipeline.store.schema.LAYOUT`."""
 
     url: str
     group: zarr.Group
@@ -185,7 +185,7 @@ class Store:
         """Arrays row by row, a bounded number of rows at a time; chunks without a row that was asked for are not read.
 
         Args:
-            names: of arrays with a row for each sequence: those of `store.LAYOUT`, and extra inputs (`arg_0`, ...).
+            names: of arrays with a row for each sequence (`pipeline.store.schema.LAYOUT`) and extra inputs (`arg_0`, ...).
             rows: (M,) ascending indices; all rows if not given.
             target: index on the target axis, which is then left out; all targets if not given.
             window: positions; all if not given.
