@@ -185,7 +185,7 @@ class Store:
         """Arrays row by row, a bounded number of rows at a time; chunks without a row that was asked for are not read.
 
         Args:
-            names: of arrays with a row for each sequence (`pipeline.store.schema.LAYOUT`) and extra inputs (`arg_0`, ...).
+            names: of arrays with a row for each sequence: `pipeline.store.schema.LAYOUT` and extra inputs, `arg_0`, ...
             rows: (M,) ascending indices; all rows if not given.
             target: index on the target axis, which is then left out; all targets if not given.
             window: positions; all if not given.
