@@ -55,9 +55,7 @@ class Request:
         if directory.store.size(ROOT) is not None:
             if directory.read_plan() is None:
                 directory.discard()
-                raise UserError(
-                    f"{directory.url} is not complete and its plan is gone; remove it, or give another store.path"
-                )
+                raise _without_plan(directory)
             directory.mark_prepared()
             return self._resume()
         with directory.staging() as staged:
@@ -74,11 +72,13 @@ class Request:
     def _resume(self) -> Plan:
         directory = self.directory
         plan = directory.read_plan()
-        if plan is not None and directory.files_to_restore():
+        if plan is None:
+            raise _without_plan(directory)
+        if directory.files_to_restore():
             with claimed(directory, "restoring"):
                 self._restore(plan)
             return plan
-        if plan is None or directory.store.size(ROOT) is None:
+        if directory.store.size(ROOT) is None:
             raise UserError(f"{directory.run.url} exists without its store; remove it to begin again")
         self._require_same(plan)
         return plan
@@ -141,3 +141,7 @@ class Request:
                 f"{self.directory.url} belongs to another run: {'; '.join(different)}. Give another store.path, or "
                 f"remove it"
             )
+
+
+def _without_plan(directory: RunDirectory) -> UserError:
+    return UserError(f"{directory.url} is not complete and its plan is gone; remove it, or give another store.path")

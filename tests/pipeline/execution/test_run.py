@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +67,26 @@ def test_a_cluster_elsewhere_says_what_it_computes_on(inputs: Inputs, finished: 
             UserError, match=r"engine\.device=cuda, but no node of the cluster has a GPU; it has 1 node"
         ):
             pipeline.run([*overrides, "engine.device=cuda"])
+
+
+def test_times_are_those_of_this_command(inputs: Inputs, tmp_path: Path) -> None:
+    started = time.monotonic()
+    part = pipeline.run(inputs.overrides(tmp_path / "a.zarr", "run.shards=0-1"))
+    rest = pipeline.run(inputs.overrides(tmp_path / "a.zarr"))
+    assert 0 < part.seconds < part.seconds + rest.seconds < time.monotonic() - started
+    assert part.rows_per_second > part.rows_computed / part.seconds, "while attributing: without the start"
+
+
+def test_a_plan_or_a_store_that_is_gone_is_said(inputs: Inputs, tmp_path: Path) -> None:
+    store = tmp_path / "a.zarr"
+    assert not pipeline.run(inputs.overrides(store, "run.shards=0")).complete
+    plan = Path(f"{store}.run/plan.json").rename(tmp_path / "plan.json")
+    with pytest.raises(UserError, match="is not complete and its plan is gone; remove it"):
+        pipeline.run(inputs.overrides(store))
+    plan.rename(f"{store}.run/plan.json")
+    shutil.rmtree(store)
+    with pytest.raises(UserError, match="exists without its store; remove it to begin again"):
+        pipeline.run(inputs.overrides(store))
 
 
 def test_what_another_command_has_done_meanwhile_is_not_counted_as_its_own(
