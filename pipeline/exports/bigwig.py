@@ -21,6 +21,7 @@ from pipeline.messages.words import counted
 Sizes = dict[str, int]
 
 LONGEST = 2**32 - 1  # bases of a chromosome
+_MOST_DIGITS = 18
 
 
 def export(selection: Selection, out: Path, overwrite: bool, advance: Advance, chrom_sizes: Path | None) -> Written:
@@ -131,7 +132,7 @@ def read_sizes(path: Path) -> Sizes:
         fields = line.split()
         if not fields or fields[0].startswith("#"):
             continue
-        if len(fields) < 2 or not fields[1].isdigit():
+        if len(fields) < 2 or not fields[1].isdecimal() or len(fields[1]) > _MOST_DIGITS:
             raise UserError(f"{path}, line {number}: expected a chromosome and its size in bases")
         sizes[fields[0]] = int(fields[1])
     return sizes

@@ -29,6 +29,7 @@ from pipeline.messages.secrets import one_line
 
 _CHUNK_BYTES = 1 << 22
 _LONGEST_HEADER = 4096  # bytes; a longer one is not believed to be one
+_MOST_DIGITS = 18  # of a number in an index
 _HEADER = re.compile(rb"^>[^\n]*", re.MULTILINE)
 _BLANKS = b" \t\r\n"
 
@@ -150,7 +151,7 @@ def describes(index: Path, genome: Path) -> bool:
     with genome.open("rb") as file:
         for line in index.read_bytes().splitlines():
             fields = line.split(b"\t")
-            if len(fields) < 5 or not all(field.isdigit() for field in fields[1:5]):
+            if len(fields) < 5 or not all(field.isdigit() and len(field) <= _MOST_DIGITS for field in fields[1:5]):
                 return False
             length, offset, line_bases, line_bytes = (int(field) for field in fields[1:5])
             if not 0 < offset - end <= _LONGEST_HEADER:
@@ -165,7 +166,8 @@ def describes(index: Path, genome: Path) -> bool:
             end = offset + (length // line_bases * line_bytes + length % line_bases if line_bases else 0)
         file.seek(end)
         rest = file.read(_LONGEST_HEADER)
-    return end > 0 and not rest.strip()
+    is_within = end <= of_genome.st_size + len(b"\r\n")  # a file may end without that of its last line
+    return end > 0 and is_within and not rest.strip()
 
 
 class StreamedGenome:

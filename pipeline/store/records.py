@@ -1,5 +1,6 @@
 """What the protocol files of a run say of a file, of a committed shard, and of one that was given up."""
 
+import math
 import os
 import re
 import socket
@@ -93,6 +94,8 @@ class DoneRecord:
         """Raises ValueError or TypeError where the text is damaged or no record."""
         values = unseal(text)
         require(values, _Done, "it")
+        if not 0 <= values["start"] < values["stop"] or not 0 <= values["seconds"] < math.inf:
+            raise ValueError("it has no rows, or took no time that can be")
         files = {name: FileRecord(file["n_bytes"], file["crc32"]) for name, file in values.pop("files").items()}
         return DoneRecord(files=files, **values)
 

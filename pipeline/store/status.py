@@ -210,7 +210,7 @@ def slow_shards(records: Sequence[DoneRecord], attempts: Sequence[Entry], now: f
     usual = float(np.median([record.seconds for record in records]))
     for entry in sorted(attempts, key=lambda entry: entry.modified):
         age, shard = now - entry.modified, entry.key.partition("/")[2].partition("-")[0]
-        if shard.isdigit() and age > max(LONG * usual, LONG_S):
+        if shard.isdecimal() and age > max(LONG * usual, LONG_S):
             yield (
                 f"shard {int(shard)} has been in work for {duration(age)}, others took {duration(usual)}: it is slow, "
                 f"or its process was killed"

@@ -122,4 +122,4 @@ def _json(text: str, what: str) -> Mapping[str, Any]:
 def _major(version: Any, config: Mapping[str, Any]) -> int:
     """Of a version such as 2.2.4-tf; JSON alone says none from Keras 3 on."""
     head = str(version).partition(".")[0]
-    return int(head) if head.isdigit() and len(head) < 3 else 3 if "module" in config else 2
+    return int(head) if head.isdecimal() and len(head) < 3 else 3 if "module" in config else 2

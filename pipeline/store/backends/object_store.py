@@ -167,7 +167,7 @@ class ObjectStoreBackend:
         if key not in self._parts:
             stem, suffix = key.removesuffix(PurePosixPath(key).suffix), PurePosixPath(key).suffix
             numbers = [entry.key[len(stem) + 1 :].removesuffix(suffix) for entry in self.files(f"{stem}-")]
-            self._parts[key] = max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
+            self._parts[key] = max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
         return self._parts[key]
 
     def delete(self, key: str) -> None:

@@ -244,6 +244,8 @@ def test_an_index_is_made_beside_a_plain_genome_and_made_again_when_it_is_old(tm
         b"chr1\t19\t15\t8\t9\nchr2\t10\t44\t8\t9\n",
         b"chr2\t10\t16\t8\t9\n",
         b"chr1\t0\t0\t0\t0\n",
+        b"chr1\t19\t16\t8\t9\nchr2\t1000000000000\t44\t8\t9\n",  # what is not there
+        b"chr1\t" + b"9" * 5000 + b"\t16\t8\t9\n",
     ],
 )
 def test_an_index_that_does_not_fit_is_made_again(tmp_path: Path, content: bytes) -> None:

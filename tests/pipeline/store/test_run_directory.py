@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import threading
@@ -14,10 +15,12 @@ import pytest
 from pipeline.messages.errors import UserError
 from pipeline.planning.plan import Plan
 from pipeline.store.backends.object_store import ObjectStoreBackend
+from pipeline.store.checksums import seal, unseal
 from pipeline.store.done_shards import check_shards, is_done
 from pipeline.store.records import DoneRecord, Failure, FileRecord
 from pipeline.store.run_directory import ALL_FILES, RunDirectory
 from pipeline.store.schema import LAYOUT, ROOT, shard_key
+from pipeline.store.status import read_status
 from tests.pipeline.object_store import Bucket
 
 PLAN = Plan(10, 5, [0], {"name": "shuffle"}, 3, 0, 32, 4, "float32", 1, True, "cpu", "any", True, 1e-3, {"a": 1})
@@ -63,6 +66,17 @@ def test_records_come_back_as_they_were_committed(directory: RunDirectory) -> No
     assert checked.deltas["n"] == 6
     commit(directory, 0)
     assert check_shards(directory, PLAN).complete
+
+
+@pytest.mark.parametrize("change", [{"stop": 0}, {"start": 9}, {"seconds": -1.0}, {"seconds": math.nan}])
+def test_a_record_of_what_cannot_be_is_damaged(directory: RunDirectory, change: dict[str, float]) -> None:
+    """`status` divides by its rows."""
+    commit(directory, 0)
+    key = "done/00000000.json"
+    directory.run.write(key, seal(unseal(directory.run.read(key)) | change))
+    with pytest.raises(ValueError, match="it has no rows, or took no time that can be|expected"):
+        directory.read_record(0)
+    assert read_status(directory).shards_done == 1
 
 
 def test_a_record_is_worth_what_its_files_are(directory: RunDirectory, tmp_path: Path) -> None:
