@@ -147,8 +147,12 @@ class LocalBackend:
             shutil.rmtree(path, ignore_errors=True)
 
     def publish(self, folder: Path, last: str) -> None:
-        """In one step, which needs no last file; the folder must lie on the same file system."""
+        """In one step, which needs no last file; the folder must lie on the same file system. Whatever the umask, not
+        everyone may write to it then."""
         self.guard()
+        for path in (folder, *folder.rglob("*")):
+            if (mode := path.lstat().st_mode) & stat.S_IWOTH and not stat.S_ISLNK(mode):
+                path.chmod(stat.S_IMODE(mode) & ~stat.S_IWOTH)
         folder.rename(self.path)
 
     def sync(self) -> None:
@@ -179,7 +183,8 @@ class LocalBackend:
         while True:
             self._make_root()
             try:
-                descriptor = self._opened(key, os.O_RDWR | os.O_CREAT)
+                # Whoever may read a file may lock it: others must not be able to hold a run up.
+                descriptor = self._opened(key, os.O_RDWR | os.O_CREAT, 0o600)
             except FileNotFoundError:  # whoever held it has just removed the folder
                 continue
             try:
@@ -200,12 +205,12 @@ class LocalBackend:
         except FileNotFoundError:
             return False
 
-    def _opened(self, key: str, flags: int) -> int:
+    def _opened(self, key: str, flags: int, mode: int = 0o644) -> int:
         """A descriptor of a file that is written to in place; folders are made where missing."""
         folder, _, name = key.rpartition("/")
         self._make_root()
         with self._tree.made(folder) as folders:
-            return open_regular(name, flags, folders[-1], f"{self.path}/{key}")
+            return open_regular(name, flags, folders[-1], f"{self.path}/{key}", mode)
 
     def _make_root(self) -> None:
         """Make the root and what is missing above it, each folder's name durable in the one above it."""

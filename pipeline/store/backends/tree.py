@@ -168,7 +168,7 @@ def _close_to_others(folder: int, root: Path) -> None:
         raise NotRegular(f"everyone may write to {root} ({error.strerror}); chmod -R o-w {root}") from None
 
 
-def open_regular(name: str | Path, flags: int, folder: int | None = None, where: str = "") -> int:
+def open_regular(name: str | Path, flags: int, folder: int | None = None, where: str = "", mode: int = 0o644) -> int:
     """A descriptor of a regular file, which with os.O_CREAT may be made.
 
     A file that is written to in place must have no other name: it could be that of another file.
@@ -178,6 +178,7 @@ def open_regular(name: str | Path, flags: int, folder: int | None = None, where:
         flags: of os.open.
         folder: the descriptor.
         where: what errors call the file.
+        mode: the permissions of one that is made.
 
     Raises:
         NotRegular: it is a link, a pipe, a device, ...; it is not waited for.
@@ -187,7 +188,7 @@ def open_regular(name: str | Path, flags: int, folder: int | None = None, where:
     with contextlib.suppress(FileNotFoundError):
         _require_regular(os.stat(name, dir_fd=folder, follow_symlinks=False), flags, where)
     try:
-        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, 0o644, dir_fd=folder)
+        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, mode, dir_fd=folder)
     except OSError as error:
         raise OSError(error.errno, error.strerror, where) from None
     try:

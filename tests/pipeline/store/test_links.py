@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 import signal
+import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,6 +170,30 @@ def test_a_run_folder_of_another_user_is_not_written_to(tmp_path: Path) -> None:
         directory.run.write("plan.json", b"{}")
     os.chown(tmp_path, 12345, 12345)  # whose folder it lies in: as a container's root sees it
     directory.run.write("plan.json", b"{}")
+
+
+@pytest.mark.skipif(os.getuid() != 0 or shutil.which("setpriv") is None, reason="only root acts as another user")
+def test_another_user_changes_nothing_and_holds_nothing_up(tmp_path: Path) -> None:
+    """Also where the umask lets everyone write."""
+    before = os.umask(0)
+    try:
+        with tempfile.TemporaryDirectory() as shared:  # tmp_path is closed to others as a whole
+            os.chmod(shared, 0o755)
+            directory = RunDirectory(f"{shared}/a.zarr")
+            with directory.claim(pytest.fail), directory.staging() as staged:
+                (staged / "name").mkdir(parents=True)
+                (staged / "name/c.0").write_bytes(b"x")
+                directory.store.publish(staged, last="zarr.json")
+                directory.run.append("logs/x.jsonl", b"{}")
+            tries = [f"touch {shared}/{path}/x" for path in ("a.zarr", "a.zarr/name", "a.zarr.run", "a.zarr.run/logs")]
+            tries += [f"flock -n {shared}/a.zarr.run/claim true", f"sh -c 'echo > {shared}/a.zarr/name/c.0'"]
+            script = "\n".join(f"{each} 2>&1 || echo refused" for each in [*tries, f"cat {shared}/a.zarr/name/c.0"])
+            other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", script]
+            told = subprocess.run(other, capture_output=True, text=True, check=False).stdout
+    finally:
+        os.umask(before)
+    assert told.count("refused") == told.count("Permission denied") == len(tries), told
+    assert told.endswith("\nx"), "it may read what is there"
 
 
 def test_a_run_folder_that_everyone_may_write_to_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

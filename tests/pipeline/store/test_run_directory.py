@@ -74,7 +74,7 @@ def test_a_record_of_what_cannot_be_is_damaged(directory: RunDirectory, change: 
     commit(directory, 0)
     key = "done/00000000.json"
     directory.run.write(key, seal(unseal(directory.run.read(key)) | change))
-    with pytest.raises(ValueError, match="it has no rows, or took no time that can be|expected"):
+    with pytest.raises(ValueError, match=r"it has no rows, or took no time that can be|expected"):
         directory.read_record(0)
     assert read_status(directory).shards_done == 1
 
