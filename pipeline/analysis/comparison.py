@@ -21,6 +21,7 @@ from pipeline.store.schema import computed_arrays, layout_of
 JUDGED = ("attribution", "hypothetical", "prediction", "reference_prediction")  # by a tolerance
 QUANTILES = (0.5, 0.9, 0.99)
 K = 6  # bases of a k-mer
+ROWS_AT_ONCE = 256  # so that what is computed stays in the processor's cache
 SITE_WIDTH = 20  # bases of the stretch of a row that changed most
 _DROPPED_BITS = 16  # of a float32 number, whose order is that of its bits: 7 of its significand stay
 _FEWEST = 1 << _DROPPED_BITS - 1
@@ -328,12 +329,17 @@ def _compare_target(
 
 def _side_by_side(
     a: Store, b: Store, pair: tuple[int, int], rows: np.ndarray, names: Sequence[str]
-) -> Iterator[tuple[Block, Block]]:
-    """The same rows of both stores, whose blocks may have other sizes."""
+) -> Iterator[tuple[Block, ...]]:
+    """The same rows of both stores, ROWS_AT_ONCE at most; blocks of the two may have other sizes."""
     for first in a.blocks(names, rows, pair[0]):
         parts = list(b.blocks(names, first.rows, pair[1]))
         values = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        yield first, Block(first.rows, values)
+        for start in range(0, len(first.rows), ROWS_AT_ONCE):
+            some = slice(start, start + ROWS_AT_ONCE)
+            yield tuple(
+                Block(first.rows[some], {name: of_store[name][some] for name in names})
+                for of_store in (first.values, values)
+            )
 
 
 def _require_same_codes(a: Store, b: Store, first: Block, second: Block) -> None:
