@@ -1,6 +1,7 @@
 """`dlshap export KIND STORE OUT`: rows of a store, for the next tool."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from pipeline.messages.words import counted
 
 if TYPE_CHECKING:
     from pipeline.exports.base import Export, Written
+    from pipeline.exports.selection import Filters, Selection
     from pipeline.messages.progress import Advance
     from pipeline.store.reader import Store
 
@@ -51,6 +53,20 @@ def add_arguments(parser: Parser) -> None:
 
 def _add_options(parser: Parser, export: "Export") -> None:
     parser.add_argument("out", metavar="OUT", type=path_on_disk(), help=export.out)
+    add_row_options(parser, export.alleles)
+    own = parser.add_argument_group("what is written")
+    every = "all" if export.every_target else "the only one"
+    own.add_argument("--target", metavar="LABEL", help=f"which of the store's targets (default: {every})")
+    if export.window is not None:
+        help_ = f"bases around the centre (default: {export.window})"
+        own.add_argument("--window", metavar="W", type=whole_number(1), help=help_)
+    for name, settings in export.options.items():
+        own.add_argument(f"--{name.replace('_', '-')}", **settings)
+    own.add_argument("--overwrite", action="store_true", help="replace existing files")
+
+
+def add_row_options(parser: Parser, alleles: Sequence[str]) -> None:
+    """Which rows; of variants, where there is more than one way to take them, the default first, also which alleles."""
     rows = parser.add_argument_group("rows; a row must pass all that is given")
     rows.add_argument("--name", metavar="A", action="append", default=[], help="the rows called A; may be repeated")
     rows.add_argument("--names", metavar="FILE", type=Path, help="the rows named in a file, one a line")
@@ -62,18 +78,9 @@ def _add_options(parser: Parser, export: "Export") -> None:
     few.add_argument("--max-rows", metavar="N", type=whole_number(1), help="at most N, drawn at random")
     help_ = "of rows that are drawn or shuffled (default: 0)"
     rows.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help=help_)
-    if len(export.alleles) > 1:
-        help_ = f"of variants these alleles, which are rows of their own (default: {export.alleles[0]})"
+    if len(alleles) > 1:
+        help_ = f"of variants these alleles, which are rows of their own (default: {alleles[0]})"
         rows.add_argument("--allele", choices=["ref", "alt", "both"], help=help_)
-    own = parser.add_argument_group("what is written")
-    every = "all" if export.every_target else "the only one"
-    own.add_argument("--target", metavar="LABEL", help=f"which of the store's targets (default: {every})")
-    if export.window is not None:
-        help_ = f"bases around the centre (default: {export.window})"
-        own.add_argument("--window", metavar="W", type=whole_number(1), help=help_)
-    for name, settings in export.options.items():
-        own.add_argument(f"--{name.replace('_', '-')}", **settings)
-    own.add_argument("--overwrite", action="store_true", help="replace existing files")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -89,26 +96,37 @@ def run(options: argparse.Namespace) -> int:
 
 def _export(store: "Store", options: argparse.Namespace, advance: "Advance") -> "Written":
     """Select the rows and write them."""
-    from pipeline.exports.selection import Filters, select
-
     export: Export = options.export
     window = getattr(options, "window", None) or export.width(int(store.codes.shape[1]))
-    allele = allele_of(store, export, getattr(options, "allele", None))
-    names = (*options.name, *([] if options.names is None else names_in(options.names)))
-    only = None if allele == "both" else allele
-    filters = Filters(names, tuple(options.region), options.top, options.max_rows, options.seed, only)
-    selection = select(store, filters, options.target, window, export.every_target)
+    selection, _, allele = selected(store, options, export.alleles, window, export.every_target)
     own = {name: getattr(options, name) for name in export.options}
     written = export.write(selection, options.out, options.overwrite, advance, **own)
     return written if allele is None else replace(written, notes=[*written.notes, ALLELES_NOTE[allele]])
 
 
-def allele_of(store: "Store", export: "Export", asked: str | None) -> str | None:
+def selected(
+    store: "Store",
+    options: argparse.Namespace,
+    alleles: Sequence[str],
+    window: int | None,
+    every_target: bool = False,
+) -> "tuple[Selection, Filters, str | None]":
+    """The rows that the options ask for, by which filters, and the alleles that they are of."""
+    from pipeline.exports.selection import Filters, select
+
+    allele = allele_of(store, alleles, getattr(options, "allele", None))
+    names = (*options.name, *([] if options.names is None else names_in(options.names)))
+    only = None if allele == "both" else allele
+    filters = Filters(names, tuple(options.region), options.top, options.max_rows, options.seed, only)
+    return select(store, filters, options.target, window, every_target), filters, allele
+
+
+def allele_of(store: "Store", alleles: Sequence[str], asked: str | None) -> str | None:
     """Which rows of variants an export has: ref, alt or both; None where rows are no variants, or a line is of both."""
     from pipeline.analysis.variant_effects import has_variants
 
     if has_variants(store.plan):
-        return asked or next(iter(export.alleles), None)
+        return asked or next(iter(alleles), None)
     if asked is not None:
         raise UserError(f"--allele {asked}: the rows of {store.url} are no variants (dataset=variants)")
     return None

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from pipeline.cli import audit, compare, completion, doctor, export, logo, plan, report, run, status, verify
+from pipeline.cli import audit, compare, completion, doctor, export, logo, motifs, plan, report, run, status, verify
 from pipeline.cli.faults import fault, first_of
 from pipeline.cli.parser import build
 from pipeline.cli.streams import complain, reader_is_gone, reader_may_leave
@@ -29,6 +29,7 @@ COMMANDS = {
     "export": export,
     "report": report,
     "logo": logo,
+    "motifs": motifs,
     "compare": compare,
     "doctor": doctor,
     "completion": completion,

@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
     require_extra("report", "jinja2", "matplotlib")
 
     from pipeline.exports.files import appearing
+    from pipeline.exports.motifs import motif_step
     from pipeline.exports.registry import export_steps
     from pipeline.exports.selection import target_index
     from pipeline.report.page import N_TARGETS, make_page
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     chosen = [target_index(store, label) for label in dict.fromkeys(options.target)]
     targets = chosen or list(range(min(N_TARGETS, len(store.targets))))
     label = store.targets[targets[0]]
-    steps = next_steps(store, label, export_steps(store, label))
+    steps = next_steps(store, label, [motif_step(store, label), *export_steps(store, label)])
     with appearing([options.out], overwrite=True) as (hidden,):
         with RowProgress("reading", None) as progress:
             page = make_page(store, targets, progress.advance, folder, steps, links)

@@ -66,7 +66,6 @@ class Export:
         suffix: of OUT there, behind the store's name.
         files: of the folder OUT; none: OUT is the file.
         needs_loci: whether every row must have a locus.
-        then: the steps after it, from OUT as it was given and the bases of the window.
     """
 
     name: str
@@ -81,19 +80,17 @@ class Export:
     suffix: str = ""
     files: tuple[str, ...] = ()
     needs_loci: bool = False
-    then: Callable[[str, int], list[Step]] = lambda out, width: []
 
     def width(self, length: int) -> int | None:
         """The default window for sequences of `length` bases: an even number; None: whole sequences."""
         return None if self.window is None else min(self.window, length) // 2 * 2
 
     def steps(self, store: Store, target: str) -> list[Step]:
-        """This export of one target of a store and what follows it; none where it is not for that store."""
+        """This export of one target of a store; none where it is not for that store."""
         if not self.purpose or (self.needs_loci and (store.rows["start"] < 0).any()):
             return []
         out = named_like(store.url, self.suffix)
         which = f" --target {shlex.quote(target)}" if len(store.targets) > 1 and not self.every_target else ""
         command = f"dlshap export {self.name} {shlex.quote(store.url)} {shlex.quote(out)}{which}"
         files = tuple(f"{out}/{file}" for file in self.files) or (out,)
-        length = int(store.codes.shape[1])
-        return [Step(self.purpose, command, files), *self.then(out, self.width(length) or length)]
+        return [Step(self.purpose, command, files)]

@@ -1,8 +1,9 @@
-"""TF-MoDISco: `ohe.npz` and `attr.npz`, (M, 4, W) each under the key arr_0, and `rows.tsv`.
+"""TF-MoDISco: `ohe.npz` and `attr.npz`, (M, 4, W) each under the key arr_0, `rows.tsv` and `rows.bed`.
 
 attr holds hypothetical attributions (float32, as stored): the tool multiplies by the one-hot itself. It reads whole
 arrays, crops the centre, and takes seqlets in row order until it has enough, so that the window is cropped here and
-rows are shuffled; rows.tsv says which row of the store each of them is. An N is an all-zero column of ohe.
+rows are shuffled; rows.tsv says which row of the store each of them is. An N is an all-zero column of ohe. rows.bed has
+the windows in the order of the arrays, which is what `modisco seqlet-bed` and `seqlet-fasta` take as peaks.
 """
 
 import shlex
@@ -10,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from dlshap_core.sequences import one_hot_array
-from pipeline.analysis.next_steps import Step
+    with appearing(paths, overwrite) as (ohe, attr, rows, bed):
+        parts = ((places, one_hot_array(codes)) for places, codes in selection.placed("codes", place_of))
 from pipeline.exports.base import Export, Written
 from pipeline.exports.files import Member, appearing, in_blocks, reordered, write_npz
 from pipeline.exports.selection import Selection, require_even
-from pipeline.exports.text import field
+from pipeline.exports.text import field, windows_of
 from pipeline.messages.progress import Advance
 from pipeline.messages.words import counted
 
 MIN_SEQLETS = 100  # `min_metacluster_size` of tfmodisco-lite: it needs more seqlets than that of one sign
-FILES = ("ohe.npz", "attr.npz", "rows.tsv")
+FILES = ("ohe.npz", "attr.npz", "rows.tsv", "rows.bed")
 COLUMNS = ("export_row", "store_row", "name", "chrom", "start", "end", "strand")
 
 
@@ -35,32 +36,18 @@ def export(selection: Selection, out: Path, overwrite: bool, advance: Advance) -
     order = np.random.default_rng(selection.seed).permutation(len(selection))
     place_of = np.argsort(order)  # where in the export each row of the selection goes
     paths = [out / name for name in FILES]
-    with appearing(paths, overwrite) as (ohe, attr, rows):
+    with appearing(paths, overwrite) as (ohe, attr, rows, bed):
         parts = ((places, one_hot_array(codes)) for places, codes in selection.placed("codes", place_of))
         with reordered(ohe.parent, shape, "int8", parts) as array:
             write_npz(ohe, [("arr_0", Member(shape, "int8", in_blocks(array), compress=True))])
         with reordered(attr.parent, shape, "float32", selection.placed("hypothetical", place_of, advance)) as array:
             write_npz(attr, [("arr_0", Member(shape, "float32", in_blocks(array)))])
         _write_rows(rows, selection, order)
-    run = motifs_command(str(out), selection.width, "modisco_results.h5")
+        _write_bed(bed, selection, order)
+    pair = f"-s {shlex.quote(f'{out}/ohe.npz')} -a {shlex.quote(f'{out}/attr.npz')}"
+    run = f"modisco motifs {pair} -w {selection.width} -n 2000 -o modisco_results.h5"
     notes = [f"{counted(selection.width, 'base')} around the centre; next: {run}"]
     return Written(paths, len(selection), [*notes, *_few(len(selection))])
-
-
-def motifs_command(out: str, width: int, motifs: str) -> str:
-    """The command line of TF-MoDISco that finds motifs in an export, and writes them to an HDF5 file."""
-    pair = f"-s {shlex.quote(f'{out}/ohe.npz')} -a {shlex.quote(f'{out}/attr.npz')}"
-    return f"modisco motifs {pair} -w {width} -n 2000 -o {shlex.quote(motifs)}"
-
-
-def _then(out: str, width: int) -> list[Step]:
-    folder = f"{out.removesuffix('_modisco')}_motifs"
-    motifs = f"{folder}.h5"
-    report = f"modisco report -i {shlex.quote(motifs)} -o {shlex.quote(folder)}"
-    return [
-        Step("motifs from them", motifs_command(out, width, motifs), (motifs,)),
-        Step("a page of the motifs", report, (f"{folder}/report.html",)),
-    ]
 
 
 def _few(n_rows: int) -> list[str]:
@@ -86,10 +73,20 @@ def _write_rows(path: Path, selection: Selection, order: np.ndarray) -> None:
             file.write("\t".join(map(field, values)) + "\n")
 
 
+def _write_bed(path: Path, selection: Selection, order: np.ndarray) -> None:
+    """BED6 of the windows, in the order of the arrays."""
+    chroms, start = windows_of(selection)
+    names, strands = selection.column("name"), selection.column("strand")
+    with path.open("w", encoding="utf-8") as file:
+        for i in order:
+            values = [field(names[i]), "0", strands[i] if strands[i] in ("+", "-") else "."]
+            file.write("\t".join([chroms[i], str(start[i]), str(start[i] + selection.width), *values]) + "\n")
+
+
 EXPORT = Export(
     name="modisco",
-    help="TF-MoDISco: OUT/ohe.npz, OUT/attr.npz (hypothetical attributions), and OUT/rows.tsv, which says which row of "
-    "the store each of the shuffled rows is",
+    help="TF-MoDISco: OUT/ohe.npz, OUT/attr.npz (hypothetical attributions), OUT/rows.tsv, which says which row of the "
+    "store each of the shuffled rows is, and OUT/rows.bed, the peaks for `modisco seqlet-bed`",
     write=export,
     out="a folder",
     window=400,  # the tool's own default
@@ -97,5 +94,4 @@ EXPORT = Export(
     purpose="files for TF-MoDISco",
     suffix="_modisco",
     files=FILES,
-    then=_then,
 )

@@ -34,5 +34,5 @@ def exports() -> dict[str, Export]:
 
 
 def export_steps(store: Store, target: str) -> list[Step]:
-    """The exports of one target of a store that a report names, and what follows them."""
+    """The exports of one target of a store that a report names."""
     return [step for export in exports().values() for step in export.steps(store, target)]

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.exports.selection import Selection
 from pipeline.inputs.text import numbered_lines, text_of
 from pipeline.messages.errors import UserError
@@ -31,6 +33,18 @@ def lines_of(path: Path, option: str) -> Iterator[tuple[int, str]]:
         if not is_utf8:
             raise UserError(f"{option} {path}, line {number}: it is not UTF-8 text")
         yield number, text
+
+
+def windows_of(selection: Selection) -> tuple[list[str], np.ndarray]:
+    """The first two columns of a BED of the windows: (M,) chromosomes and (M,) int64 starts.
+
+    Where the input had no loci, a sequence is a chromosome of its own, called like the row.
+    """
+    if selection.has_loci:
+        return selection.column("chrom").tolist(), selection.start
+    names = [field(name) for name in selection.column("name")]
+    names = [f"\\x23{name[1:]}" if name.startswith("#") else name for name in names]  # not a comment
+    return names, np.full(len(selection), selection.window.start)
 
 
 def write_narrow_peak(selection: Selection, paths: Sequence[Path]) -> None:

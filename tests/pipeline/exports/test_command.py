@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 
 from pipeline.cli.main import dispatch
 from pipeline.exports.registry import exports
@@ -19,16 +20,27 @@ from pipeline.store.schema import shard_key
 from tests.pipeline.exports.stores import make_store, random_codes
 
 FILES = {
-    "modisco": ["out/attr.npz", "out/ohe.npz", "out/rows.tsv"],
+    "modisco": ["out/attr.npz", "out/ohe.npz", "out/rows.bed", "out/rows.tsv"],
     "finemo": ["out/regions.narrowPeak", "out/regions.npz"],
     "chrombpnet": ["out.counts_scores.h5", "out.interpreted_regions.bed"],
     "bigwig": ["out"],
+    "hub": [
+        f"out/{name}"
+        for name in ("genomes.txt", "hub.txt", "igv_session.xml", "igv_web.json", "target_7.bw", "trackDb.txt")
+    ],
+    "seqlets": ["out"],
     "parquet": ["out"],
     "tsv": ["out"],
 }
 
 
-@pytest.mark.parametrize("kind", exports())
+def of_every_kind() -> list[ParameterSet]:
+    """tangermeme is compiled anew in each process, which takes half a minute."""
+    slow = [pytest.mark.slow]
+    return [pytest.param(kind, marks=slow if kind == "seqlets" else []) for kind in exports()]
+
+
+@pytest.mark.parametrize("kind", of_every_kind())
 def test_every_kind_writes_its_files(
     located: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
 ) -> None:

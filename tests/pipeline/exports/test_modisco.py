@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from dlshap_core.one_hot import one_hot
+from dlshap_core.sequences import decode, reverse_complement
 from pipeline.exports import modisco
 from pipeline.exports.selection import Filters, select
 from pipeline.messages.errors import UserError
@@ -41,6 +44,49 @@ def test_the_files_are_the_store_cropped_and_shuffled(located: Store, tmp_path: 
         assert line["chrom"] == located.rows["chrom"][row]
         assert int(line["start"]) == located.rows["start"][row] + middle.start
         assert int(line["end"]) - int(line["start"]) == window
+    bed = [line.split("\t") for line in (tmp_path / "out" / "rows.bed").read_text().splitlines()]
+    columns = ("chrom", "start", "end", "name", "strand")
+    assert [[*line[:4], line[5]] for line in bed] == [[line[name] for name in columns] for line in table]
+
+
+@pytest.mark.slow
+def test_its_own_commands_place_seqlets_where_rows_bed_says(located: Store, plain: Store, tmp_path: Path) -> None:
+    """modisco's functions, given a file of motifs whose seqlets are known: their bases are those of the store there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries that it imports
+        from modiscolite.io import write_bed_from_h5, write_fasta_from_h5
+    for store, target in ((located, "7"), (plain, None)):
+        out = tmp_path / str(target)
+        write(store, out, 20, target=target)
+        with h5py.File(out / "motifs.h5", "w") as file:
+            file.attrs["window_size"] = 20
+            seqlets = file.create_group("pos_patterns/pattern_0/seqlets")
+            for name, values in (("example_idx", [0, 3, 11]), ("start", [2, 0, 9]), ("end", [9, 8, 20])):
+                seqlets[name] = values
+            seqlets["is_revcomp"] = [False, True, False]
+        places = str(out / "motifs.h5"), str(out / "rows.bed")
+        write_bed_from_h5(*places, str(out / "a.bed"), "*", None, True)
+        write_fasta_from_h5(*places, str(out / "ohe.npz"), str(out / "a.fa"), "*", None, True)
+        bases = (out / "a.fa").read_text().split("\n")[1::2]
+        lines = [line.split("\t") for line in (out / "a.bed").read_text().splitlines()[1:]]
+        assert len(lines) == 3
+        for (chrom, start, end, *_), text in zip(lines, bases, strict=True):
+            if target is None:
+                row, left = store.rows["name"].tolist().index(chrom), 0
+            else:
+                row = next(
+                    int(row) for row in store.rows_overlapping(f"{chrom}:{start}-{end}") if text in letters(store, row)
+                )
+                left = int(store.rows["start"][row])
+            assert letters(store, row)[int(start) - left : int(end) - left] == text
+
+
+def letters(store: Store, row: int) -> str:
+    """The bases of a row, in the forward frame; A for an unknown one, as modisco writes it."""
+    codes = np.asarray(store.codes[row : row + 1])
+    if store.on_minus_strand[row]:
+        codes = reverse_complement(codes)
+    return decode(codes[0]).replace("N", "A")
 
 
 def test_the_order_follows_the_seed(plain: Store, tmp_path: Path) -> None:

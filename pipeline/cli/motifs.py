@@ -1,0 +1,64 @@
+"""`dlshap motifs STORE OUT`: from a store to motifs, a page of them, and where they are."""
+
+import argparse
+from pathlib import Path
+
+from pipeline.cli.export import add_row_options, selected
+from pipeline.cli.parser import JSON, STORE, Parser, path_on_disk, whole_number
+from pipeline.cli.stores import open_whole
+from pipeline.messages import errors
+from pipeline.messages.progress import RowProgress
+from pipeline.messages.visible import in_lines, to_json
+
+HELP = "find motifs in a store, and where they are on the genome"
+DESCRIPTION = """Find the motifs of a store with TF-MoDISco, and their instances.
+
+  dlshap motifs ctcf.zarr ctcf_motifs
+
+Writes OUT/report/report.html (the motifs), OUT/seqlets.bed (the stretches that they were made of, on the genome) and,
+where Fi-NeMo is installed, OUT/hits/hits.bed (every instance). OUT/motifs.json has the command of each step, which can
+be run alone. A command that was stopped goes on where it was.
+"""
+PARENTS = (STORE, JSON)
+ALLELES = ("ref", "alt", "both")
+WINDOW, HITS_WINDOW = 400, 1000  # the tools' own defaults
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.set_defaults(allow_incomplete=False)
+    parser.add_argument("out", metavar="OUT", type=path_on_disk(), help="a folder")
+    add_row_options(parser, ALLELES)
+    own = parser.add_argument_group("motifs")
+    own.add_argument("--target", metavar="LABEL", help="which of the store's targets (default: the only one)")
+    help_ = f"bases around the centre that motifs are looked for in (default: {WINDOW})"
+    own.add_argument("--window", metavar="W", type=whole_number(2), help=help_)
+    help_ = "seqlets of each sign, at most (default: 2000); time grows faster than their number"
+    own.add_argument("--max-seqlets", metavar="N", type=whole_number(1), default=2000, help=help_)
+    help_ = "known motifs in MEME's format: the page names the likeliest of them for each motif"
+    own.add_argument("--meme", metavar="FILE", type=Path, help=help_)
+    help_ = f"bases around the centre that Fi-NeMo calls hits in (default: {HITS_WINDOW})"
+    own.add_argument("--hits-window", metavar="W", type=whole_number(2), help=help_)
+    own.add_argument("--no-hits", action="store_true", help="do not call hits, although Fi-NeMo is installed")
+    own.add_argument("--overwrite", action="store_true", help="begin anew, although OUT holds motifs")
+
+
+def run(options: argparse.Namespace) -> int:
+    from pipeline.exports.motifs import LINKED, RECORD, Settings, find_motifs
+    from pipeline.exports.selection import target_index
+    from pipeline.exports.text import lines_of
+
+    store = open_whole(options)
+    length = int(store.codes.shape[1])
+    windows = (options.window or min(WINDOW, length // 2 * 2), options.hits_window or min(HITS_WINDOW, length // 2 * 2))
+    (of_motifs, filters, _), (of_hits, _, _) = (selected(store, options, ALLELES, window) for window in windows)
+    if options.meme is not None:
+        next(lines_of(options.meme, "--meme"), None)  # before an hour of work
+    target = store.targets[target_index(store, options.target)]
+    meme = "" if options.meme is None else str(options.meme)
+    settings = Settings(target, windows[0], options.max_seqlets, meme, 0 if options.no_hits else windows[1], filters)
+    with RowProgress("exporting", None) as progress:
+        record = find_motifs((of_motifs, of_hits), settings, options.out, options.overwrite, progress.advance)
+    files = [str(options.out / name) for name in (*LINKED, RECORD) if (options.out / name).is_file()]
+    notes = [note for step in record["steps"] for note in step["notes"]] + record["notes"]
+    print(to_json(record) if options.json else in_lines([*files, *notes]))
+    return errors.EXIT_DONE

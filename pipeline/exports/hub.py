@@ -1,0 +1,222 @@
+"""A folder that genome browsers open: a bigWig for each target, a UCSC track hub, and sessions of IGV.
+
+    OUT/<label>.bw            the observed base's attribution, as `dlshap export bigwig` writes it
+    OUT/hub.txt               for UCSC and WashU, with genomes.txt and trackDb.txt: letters as high as their attribution
+    OUT/igv_session.xml       for IGV on the desktop, with paths from its own folder
+    OUT/igv_web.json          for IGV in the web: letters as well; its addresses begin with --url
+
+All tracks have one scale, 0 in the middle, that 99.9 % of all values lie within. Browsers take a hub from a web server:
+UCSC from one that answers requests for parts of files.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+import numpy as np
+
+from pipeline.exports import bigwig
+from pipeline.exports.base import Export, Written
+from pipeline.exports.files import appearing
+from pipeline.exports.selection import Selection
+from pipeline.messages.errors import UserError
+from pipeline.messages.progress import Advance
+from pipeline.messages.visible import brief, visible
+
+TEXTS = ("hub.txt", "genomes.txt", "trackDb.txt", "igv_session.xml", "igv_web.json")
+POSITIVE, NEGATIVE = "37,92,153", "214,40,57"  # blue and red, as R,G,B
+WITHIN = 0.999  # the share of values that the scale holds
+HEIGHT = 100  # pixels of a track
+N_SAMPLED = 2000  # rows that the scale is taken from
+ASSEMBLY = re.compile(r"(hg|mm|rn|dm|ce|danRer|galGal|sacCer|xenTro)\d+")  # at UCSC; a genome's file often begins so
+LONGEST_LABEL = 17  # of a track, at UCSC
+
+
+@dataclass(frozen=True)
+class Track:
+    """One target: the file of its track, and what it is called."""
+
+    file: str
+    name: str
+    label: str
+    title: str
+
+
+def export(
+    selection: Selection,
+    out: Path,
+    overwrite: bool,
+    advance: Advance,
+    assembly: str | None,
+    email: str,
+    url: str,
+    chrom_sizes: Path | None,
+) -> Written:
+    """Write the folder `out`; see `Export.write`.
+
+    Args:
+        assembly: the browsers' name of the genome; by default that which its file begins with, or else hg38.
+        email: that a hub must have.
+        url: where the folder will be served.
+        chrom_sizes: as for `bigwig.export`.
+
+    Raises:
+        UserError: as `bigwig.export`, or the assembly is no name.
+    """
+    if assembly is None:
+        found = ASSEMBLY.match(str(selection.store.attrs.get("dataset", {}).get("genome", "")))
+        assembly = found[0] if found else "hg38"
+    elif not re.fullmatch(r"[A-Za-z0-9_.-]+", assembly):
+        raise UserError(f"--assembly {assembly}: expected what browsers call the genome, such as hg38")
+    tracks = _tracks(selection)
+    paths = [out / name for name in (*TEXTS, *(track.file for track in tracks))]
+    with appearing(paths, overwrite) as hidden:
+        texts, files = hidden[: len(TEXTS)], hidden[len(TEXTS) :]
+        notes: dict[str, None] = {}
+        for target, file in zip(selection.targets, files, strict=True):
+            one = replace(selection, targets=(target,))
+            notes |= dict.fromkeys(bigwig.export(one, file, True, advance, chrom_sizes).notes)
+        scale = _scale(selection)
+        where = _busiest(selection)
+        written = (
+            _ra(
+                hub="dlshap",
+                shortLabel="attributions",
+                longLabel=_title(selection),
+                genomesFile="genomes.txt",
+                email=email,
+            ),
+            _ra(genome=assembly, trackDb="trackDb.txt", defaultPos=where),
+            _track_db(tracks, scale),
+            _igv_xml(tracks, scale, assembly, where),
+            _igv_json(tracks, scale, assembly, where, url),
+        )
+        for path, text in zip(texts, written, strict=True):
+            path.write_text(text, encoding="utf-8")
+    notes[f"genome {assembly} (--assembly); scale {-scale:.4g} to {scale:.4g}; {where} is shown first"] = None
+    return Written(paths, len(selection), list(notes))
+
+
+def _tracks(selection: Selection) -> list[Track]:
+    """A track for each target, with names that are file names and words of a hub."""
+    store, tracks, seen = selection.store, [], set()
+    for target in selection.targets:
+        label = store.targets[target]
+        name = re.sub(r"[^A-Za-z0-9_]+", "_", label).strip("_") or "target"
+        name = f"target_{name}" if name[0].isdigit() else name
+        if name in seen:
+            name = f"{name}_{target}"
+        seen.add(name)
+        title = brief(visible(store.target_names[target]), 70)
+        tracks.append(Track(f"{name}.bw", name, brief(visible(label), LONGEST_LABEL), f"{title}, attribution"))
+    return tracks
+
+
+def _title(selection: Selection) -> str:
+    return brief(visible(f"DeepLIFT/SHAP attributions of {selection.store.url.rstrip('/').rpartition('/')[2]}"), 75)
+
+
+def _scale(selection: Selection) -> float:
+    """Half the height of all tracks: what WITHIN of the sizes lie below, over rows spread over the selection."""
+    some = np.unique(np.linspace(0, len(selection) - 1, min(len(selection), N_SAMPLED)).astype(int))
+    sizes = [
+        np.abs(block["attribution"]).ravel()
+        for target in selection.targets
+        for block in replace(selection, rows=selection.rows[some], targets=(target,)).blocks(["attribution"])
+    ]
+    return float(np.quantile(np.concatenate(sizes), WITHIN)) or 1.0
+
+
+def _busiest(selection: Selection) -> str:
+    """The 200 bases around the centre of the row with the largest prediction, as browsers write a place: from 1."""
+    first = selection.target
+    predictions = np.asarray(selection.store.prediction[:, first])[selection.rows]
+    row = int(np.nanargmax(np.where(np.isfinite(predictions), predictions, -np.inf)))
+    centre = int(selection.centre[row])
+    return f"{selection.text('chrom')[row]}:{max(centre - 99, 1)}-{centre + 100}"
+
+
+def _ra(**settings: str) -> str:
+    """A stanza of a hub."""
+    return "".join(f"{name} {value}\n" for name, value in settings.items()) + "\n"
+
+
+def _track_db(tracks: Sequence[Track], scale: float) -> str:
+    shared = {
+        "visibility": "full",
+        "autoScale": "off",
+        "viewLimits": f"{-scale:.6g}:{scale:.6g}",
+        "maxHeightPixels": f"200:{HEIGHT}:20",
+        "color": POSITIVE,
+        "altColor": NEGATIVE,
+        "alwaysZero": "on",
+        "windowingFunction": "maximum",
+        "logo": "on",  # letters, where the view is close enough
+    }
+    return "".join(
+        _ra(
+            track=track.name,
+            type=f"bigWig {-scale:.6g} {scale:.6g}",
+            bigDataUrl=track.file,
+            shortLabel=track.label,
+            longLabel=track.title,
+            **shared,
+        )
+        for track in tracks
+    )
+
+
+def _igv_xml(tracks: Sequence[Track], scale: float, assembly: str, where: str) -> str:
+    session = ElementTree.Element("Session", genome=assembly, locus=where, version="8")
+    resources = ElementTree.SubElement(session, "Resources")
+    for track in tracks:
+        ElementTree.SubElement(resources, "Resource", path=track.file, type="bigwig")
+    panel = ElementTree.SubElement(session, "Panel", name="DataPanel")
+    looks = {"autoScale": "false", "color": POSITIVE, "altColor": NEGATIVE, "height": str(HEIGHT), "visible": "true"}
+    for track in tracks:
+        own = {"id": track.file, "name": track.title, "renderer": "BAR_CHART", "windowFunction": "none"}
+        shown = ElementTree.SubElement(panel, "Track", own | looks)
+        limits = {"minimum": f"{-scale:.6g}", "baseline": "0.0", "maximum": f"{scale:.6g}"}
+        line = {"type": "LINEAR", "drawBaseline": "true", "flipAxis": "false"}
+        ElementTree.SubElement(shown, "DataRange", line | limits)
+    ElementTree.indent(session)
+    return ElementTree.tostring(session, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _igv_json(tracks: Sequence[Track], scale: float, assembly: str, where: str, url: str) -> str:
+    base = f"{url.rstrip('/')}/" if url else ""
+    looks = {"type": "wig", "format": "bigwig", "graphType": "dynseq", "height": HEIGHT, "autoscale": False}
+    looks |= {"min": -scale, "max": scale, "color": f"rgb({POSITIVE})", "altColor": f"rgb({NEGATIVE})"}
+    shown = [{"name": track.title, "url": base + quote(track.file), **looks} for track in tracks]
+    return json.dumps({"genome": assembly, "locus": where, "tracks": shown}, indent=2) + "\n"
+
+
+EXPORT = Export(
+    name="hub",
+    help="a folder for genome browsers: a track for each target, a hub for UCSC and WashU, sessions of IGV",
+    write=export,
+    out="a folder",
+    options={
+        "assembly": {
+            "metavar": "NAME",
+            "help": "the browsers' name of the genome (default: as its file begins, or hg38)",
+        },
+        "email": {
+            "metavar": "ADDRESS",
+            "default": "nobody@example.org",
+            "help": "of whom UCSC's hub names for questions",
+        },
+        "url": {"metavar": "URL", "default": "", "help": "where the folder will be served, for igv_web.json"},
+        "chrom_sizes": {"metavar": "FILE", "type": Path, "help": "chromosomes and sizes, such as a .fai"},
+    },
+    alleles=("ref",),
+    every_target=True,
+    purpose="tracks with letters for UCSC, WashU and IGV",
+    suffix="_hub",
+    files=TEXTS,
+    needs_loci=True,
+)

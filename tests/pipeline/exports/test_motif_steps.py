@@ -1,0 +1,111 @@
+"""`dlshap motifs` with stand-ins for its tools: which steps are taken, and what is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.cli.main import dispatch
+from pipeline.exports import motifs
+from pipeline.store.reader import Store
+
+MODISCO = """#!/usr/bin/env bash
+set -e
+echo "$@" >> {folder}/calls
+while [ $# -gt 1 ]; do [ "$1" = -o ] && out=$2; shift; done
+case $out in *.h5) cp {folder}/prepared.h5 $out;; *) mkdir -p $out; echo page > $out/report.html;; esac
+"""
+FINEMO = """#!/usr/bin/env bash
+echo "$@" >> {folder}/calls
+[ -e {folder}/works ] || {{ echo "no room on the device"; exit 3; }}
+while [ $# -gt 1 ]; do [ "$1" = -o ] && out=$2; shift; done
+mkdir -p $out; echo hits > $out/hits.tsv
+"""
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the stand-ins, where `calls` tells how they were called."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    for name, text in (("modisco", MODISCO), ("finemo", FINEMO)):
+        (folder / name).write_text(text.format(folder=folder))
+        (folder / name).chmod(0o755)
+    monkeypatch.setattr(motifs, "_tool", lambda name: folder / name)
+    prepare(folder / "prepared.h5", [(0, 2, 9, False), (3, 0, 8, True)])
+    return folder
+
+
+def prepare(path: Path, seqlets: list[tuple[int, int, int, bool]]) -> None:
+    """A file of motifs as modisco writes it: one motif, of these rows of the export, starts, ends and strands."""
+    with h5py.File(path, "w") as file:
+        if seqlets:
+            group = file.create_group("neg_patterns/pattern_0/seqlets")
+            for name, values in zip(
+                ("example_idx", "start", "end", "is_revcomp"), zip(*seqlets, strict=True), strict=True
+            ):
+                group[name] = np.array(values)
+            group["contrib_scores"] = np.full((len(seqlets), 5, 4), -0.5)
+
+
+def test_steps_are_taken_once_and_go_on(
+    located: Store, tools: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["motifs", located.url, str(out), "--target", "7", "--window", "20"]
+    assert dispatch(command) == 1
+    told = capfd.readouterr().err
+    assert "finemo call-hits ended with exit code 3; the last that it said is 'no room on the device'" in told
+    record = json.loads((out / "motifs.json").read_text())
+    names = ["export modisco", "modisco motifs", "modisco report", "seqlets", "export finemo"]
+    assert [step["name"] for step in record["steps"]] == names
+    assert record["steps"][1]["command"] == (
+        f"modisco motifs -s {out}/modisco/ohe.npz -a {out}/modisco/attr.npz -w 20 -n 2000 -o {out}/motifs.h5"
+    )
+    rows = [line.split("\t") for line in (out / "modisco/rows.tsv").read_text().splitlines()[1:]]
+    lines = [line.split("\t") for line in (out / "seqlets.bed").read_text().splitlines()[1:]]
+    expected = []
+    for example, start, end, strand in ((0, 2, 9, "+"), (3, 0, 8, "-")):
+        _, row, name, chrom, left, *_ = rows[example]
+        assert int(left) == located.rows["start"][int(row)] + 10
+        at = [str(int(left) + start), str(int(left) + end)]
+        expected.append([chrom, *at, "neg_patterns.pattern_0", "0", strand, name, row, "-10"])
+    assert lines == sorted(expected)
+
+    (tools / "works").touch()
+    assert dispatch(command) == 0
+    assert [call.split()[0] for call in (tools / "calls").read_text().splitlines()] == [
+        *("motifs", "report"),
+        *("call-hits", "call-hits"),
+    ]
+    assert str(out / "report/report.html") in capfd.readouterr().out
+    assert dispatch(command) == 0, "there is nothing left to do"
+    (out / "report/report.html").unlink()
+    assert dispatch(command) == 0
+    assert (out / "report/report.html").is_file()
+    record = json.loads((out / "motifs.json").read_text())
+    assert [step["name"] for step in record["steps"]] == [*names, "finemo call-hits"]
+    assert dispatch([*command[:-1], "16"]) == 2
+    assert "holds the motifs of other settings: window 20 there, 16 here" in capfd.readouterr().err
+    assert dispatch([*command[:2], str(tmp_path), *command[3:]]) == 2
+    assert "holds files, and no motifs.json" in capfd.readouterr().err
+
+
+def test_no_motif_and_no_finemo_are_told(
+    located: Store, tools: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tools / "finemo").unlink()
+    command = ["motifs", located.url, str(tmp_path / "out"), "--target", "7"]
+    assert dispatch(command) == 0
+    assert "no hits: Fi-NeMo is not installed" in capfd.readouterr().out
+    prepare(tools / "prepared.h5", [])
+    assert dispatch([*command, "--overwrite"]) == 0
+    assert "TF-MoDISco found no motif" in capfd.readouterr().out
+    assert not (tmp_path / "out/report").exists()
+    (tools / "modisco").unlink()
+    assert dispatch(command) == 2
+    assert "pip install 'dlshap[motifs]'" in capfd.readouterr().err
