@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-    with appearing(paths, overwrite) as (ohe, attr, rows, bed):
-        parts = ((places, one_hot_array(codes)) for places, codes in selection.placed("codes", place_of))
+from dlshap_core.sequences import one_hot_array
 from pipeline.exports.base import Export, Written
 from pipeline.exports.files import Member, appearing, in_blocks, reordered, write_npz
 from pipeline.exports.selection import Selection, require_even
