@@ -3,7 +3,7 @@
 Rows of such a store are the reference and the alternate allele in turn, and the variant's first base lies at position
 L // 2 of both windows (see inputs/variants.py).
 
-Shape legend: V variants, L positions.
+Shape legend: V variants, R references, L positions.
 """
 
 from collections.abc import Iterator
@@ -129,3 +129,26 @@ def strongest_change(change: np.ndarray, width: int) -> tuple[int, int]:
     sums = np.concatenate([[0.0], np.abs(change).cumsum()])
     start = int((sums[width:] - sums[:-width]).argmax())
     return start, start + width
+
+
+def against_references(difference_V: np.ndarray, reference_prediction_VR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How large a difference of predictions is beside those of the references, which both alleles share.
+
+    Args:
+        difference_V: of the predictions of the alleles.
+        reference_prediction_VR: the predictions at the references.
+
+    Returns:
+        (V,) each, NaN with one reference: the standard deviation of the predictions at the references, and the share of
+        pairs of references whose predictions are at least as far apart as those of the alleles.
+    """
+    predictions = reference_prediction_VR.astype(np.float64)
+    n_references = predictions.shape[1]
+    if n_references < 2:
+        unknown = np.full(len(predictions), np.nan)
+        return unknown, unknown
+    first, second = np.triu_indices(n_references, k=1)
+    size = np.abs(difference_V.astype(np.float64))
+    pairs = zip(size.tolist(), predictions, strict=True)
+    share = [float((np.abs(of_one[first] - of_one[second]) >= least).mean()) for least, of_one in pairs]
+    return predictions.std(axis=1, ddof=1), np.array(share)

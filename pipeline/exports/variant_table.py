@@ -5,9 +5,12 @@ the place of its first base as a VCF counts (from 1), `ref` and `alt` its allele
 they are longer than the window), `start` and `end` the window, 0-based and half-open.
 
 Columns of a target end in its label: `prediction_ref_0`, `prediction_alt_0`, `prediction_difference_0` (alternate minus
-reference), `worst_delta_0` (signed, the one of largest absolute value of either allele), `change_start_0` and
-`change_end_0` (the K bases of the genome with the largest sum of |attribution difference|, 0-based and half-open),
-`change_0` (the signed sum of the difference over them) and `change_size_0` (the sum of sizes). Attributions are
+reference), `reference_spread_0` (the standard deviation of the predictions at the references, which both alleles
+share), `reference_pair_share_0` (the share of pairs of references that are predicted at least as far apart as the
+alleles; NaN with one reference), `worst_delta_0` (signed, the one of largest absolute value of either allele),
+`change_start_0` and `change_end_0` (the K bases of the genome with the largest sum of |attribution difference|, 0-based
+and half-open), `change_0` (the signed sum of the difference over them) and `change_size_0` (the sum of sizes).
+Attributions are
 compared base by base of the reference window: see analysis/variant_effects.py. Where the store keeps the values of each
 fold, also `fold_agreement_0` (of the attribution differences, see analysis/fold_agreement.py) and
 `prediction_difference_spread_0` (largest less smallest of the folds').
@@ -18,13 +21,20 @@ from typing import Any
 import numpy as np
 
 from pipeline.analysis import fold_agreement
-from pipeline.analysis.variant_effects import Variant, difference, strongest_change, variants_of, with_both_alleles
+from pipeline.analysis.variant_effects import (
+    Variant,
+    against_references,
+    difference,
+    strongest_change,
+    variants_of,
+    with_both_alleles,
+)
 from pipeline.exports.row_table import worst
 from pipeline.exports.selection import Selection
 from pipeline.messages.words import counted
 from pipeline.store.reader import Block, Store
 
-ARRAYS_READ = ("codes", "attribution", "prediction", "convergence_delta")
+ARRAYS_READ = ("codes", "attribution", "prediction", "reference_prediction", "convergence_delta")
 
 
 def rows_of(selection: Selection) -> tuple[np.ndarray, list[str]]:
@@ -50,11 +60,15 @@ def tabulate(store: Store, block: Block, labels: dict[int, str], k: int) -> dict
     for index, label in labels.items():
         prediction = block["prediction"][:, index]
         deltas = block["convergence_delta"][:, index].reshape(len(first), -1)
+        of_variants = prediction[1::2] - prediction[::2]
+        spread, share = against_references(of_variants, block["reference_prediction"][::2, index])
         changes = _changes(block["attribution"][:, index], variants, table["start"][first], k)
         columns |= {
             f"prediction_ref_{label}": prediction[::2],
             f"prediction_alt_{label}": prediction[1::2],
-            f"prediction_difference_{label}": prediction[1::2] - prediction[::2],
+            f"prediction_difference_{label}": of_variants,
+            f"reference_spread_{label}": spread,
+            f"reference_pair_share_{label}": share,
             f"worst_delta_{label}": worst(deltas),
             **{f"{name}_{label}": values for name, values in changes.items()},
         }

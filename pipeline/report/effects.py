@@ -56,7 +56,7 @@ def _effect(store: Store, target: int, index: int, name: str, draws: bool) -> di
     """One variant: predictions of its alleles, and where its attributions change most, on the genome, and by how much;
     logos if it is drawn."""
     rows = np.arange(index * ALLELES_PER_VARIANT, (index + 1) * ALLELES_PER_VARIANT)
-    values = store.take(["codes", "attribution", "prediction"], rows, target)
+    values = store.take(["codes", "attribution", "prediction", "reference_prediction"], rows, target)
     codes, attribution = values["codes"], values["attribution"]
     (variant,) = variant_effects.variants_of(store, Block(rows, values))
     change = variant_effects.difference(attribution[0], attribution[1], *variant.lengths)
@@ -64,11 +64,14 @@ def _effect(store: Store, target: int, index: int, name: str, draws: bool) -> di
     left = int(store.rows["start"][rows[0]])
     ref, alt = (float(value) for value in values["prediction"])
     drawn = np.stack([*attribution, change])
+    difference = float(np.asarray(store["prediction_difference"][index, target]))
+    _, share = variant_effects.against_references(np.array([difference]), values["reference_prediction"][:1])
     return {
         "variant": variant,
         "ref": ref,
         "alt": alt,
-        "difference": float(np.asarray(store["prediction_difference"][index, target])),
+        "difference": difference,
+        "share": float(share[0]),
         "locus": f"{variant.chrom}:{left + start:,}-{left + end:,}",
         "change": float(change[start:end].sum()),
         "logos": _logos(variant, np.stack([*codes, codes[0]]), drawn, start, end, name) if draws else [],

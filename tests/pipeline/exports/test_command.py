@@ -37,7 +37,11 @@ FILES = {
 def of_every_kind() -> list[ParameterSet]:
     """tangermeme is compiled anew in each process, which takes half a minute."""
     slow = [pytest.mark.slow]
-    return [pytest.param(kind, marks=slow if kind == "seqlets" else []) for kind in exports()]
+    return [pytest.param(kind, marks=slow if kind == "seqlets" else []) for kind in FILES]
+
+
+def test_every_kind_is_tried() -> None:
+    assert {*FILES, "variant-scores"} == set(exports())  # which is of variants alone: test_variants.py
 
 
 @pytest.mark.parametrize("kind", of_every_kind())

@@ -32,7 +32,7 @@ def stanzas(text: str) -> list[dict[str, str]]:
 
 def test_a_browser_finds_every_target_with_the_values_of_the_store(located: Store, tmp_path: Path) -> None:
     out = tmp_path / "hub"
-    options = ["--assembly", "hg19", "--url", "https://example.org/h"]
+    options = ["--assembly", "hg19", "--url", "http://localhost:8000/h"]
     assert dispatch(["export", "hub", located.url, str(out), *options]) == 0
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -76,7 +76,7 @@ def test_a_browser_finds_every_target_with_the_values_of_the_store(located: Stor
     web = json.loads((out / "igv_web.json").read_text())
     assert (web["genome"], web["locus"]) == ("hg19", genome["defaultPos"])
     assert [(each["url"], each["graphType"]) for each in web["tracks"]] == [
-        (f"https://example.org/h/{path}", "dynseq") for path in paths
+        (f"http://localhost:8000/h/{path}", "dynseq") for path in paths
     ]
 
 

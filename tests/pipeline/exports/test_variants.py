@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pipeline.analysis.fold_agreement import agreement
 from pipeline.analysis.variant_effects import difference
 from pipeline.cli.main import dispatch
 from pipeline.store.reader import Store
+from tests.pipeline.exports.stores import make_store
 
 MIDDLE = 30  # of the windows
 
@@ -40,6 +42,11 @@ def test_a_line_for_each_variant(variants: Store, tmp_path: Path) -> None:
             assert line[f"prediction_ref_{label}"] == prediction[ref, target]
             assert line[f"prediction_alt_{label}"] == prediction[alt, target]
             assert line[f"prediction_difference_{label}"] == variants["prediction_difference"][index, target]
+            references = np.asarray(variants.reference_prediction[ref, target], dtype=np.float64)
+            apart = [abs(a - b) for a, b in itertools.combinations(references, 2)]
+            least = abs(float(variants["prediction_difference"][index, target]))
+            assert line[f"reference_spread_{label}"] == pytest.approx(references.std(ddof=1))
+            assert line[f"reference_pair_share_{label}"] == pytest.approx(np.mean(np.array(apart) >= least))
             assert line[f"worst_delta_{label}"] == max([*deltas[ref, target], *deltas[alt, target]], key=abs)
             change = difference(attribution[ref, target], attribution[alt, target], 1, n_alt)
             sums = [np.abs(change[at : at + 5]).sum() for at in range(56)]
@@ -48,6 +55,37 @@ def test_a_line_for_each_variant(variants: Store, tmp_path: Path) -> None:
             assert sums[at] == pytest.approx(max(sums))
             assert line[f"change_size_{label}"] == pytest.approx(max(sums))
             assert line[f"change_{label}"] == pytest.approx(change[at : at + 5].sum())
+
+
+def test_scores_have_the_names_of_the_variant_scorer(
+    variants: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert export("variant-scores", variants, tmp_path / "a.tsv", "--target", "0") == 2
+    assert "these scores are of log counts" in capfd.readouterr().err
+    codes = np.random.default_rng(2).integers(0, 4, (6, 60), dtype=np.uint8)
+    codes[1::2] = codes[::2]
+    codes[1::2, MIDDLE] = (codes[::2, MIDDLE] + 1) % 4
+    names = [f"rs{row // 2}:{'alt' if row % 2 else 'ref'}" for row in range(6)]
+    store = make_store(tmp_path / "a.zarr", codes, [("chr3", 500)] * 6, names, head="counts", alleles=True)
+    assert export("variant-scores", store, tmp_path / "a.tsv") == 0
+    with (tmp_path / "a.tsv").open() as file:
+        lines = list(csv.DictReader(file, delimiter="\t"))
+    prediction = np.asarray(store.prediction[:, 0], dtype=np.float64)
+    references = np.asarray(store.reference_prediction[:, 0], dtype=np.float64)
+    assert [line["variant_id"] for line in lines] == ["rs0", "rs1", "rs2"]
+    for line, (one, two), of_references, row in zip(
+        lines, prediction.reshape(3, 2), references[::2], codes[::2], strict=True
+    ):
+        assert (line["chr"], line["pos"]) == ("chr3", "531")
+        assert (line["allele1"], line["allele2"]) == (decode(row[[MIDDLE]]), decode((row[[MIDDLE]] + 1) % 4))
+        assert float(line["allele1_pred_counts"]) == pytest.approx(np.exp(one), rel=1e-5)
+        assert float(line["logfc"]) == pytest.approx(np.log2(np.exp(two) / np.exp(one)), rel=1e-4)
+        assert float(line["abs_logfc"]) == abs(float(line["logfc"]))
+        assert float(line["reference_spread"]) == pytest.approx(np.log2(np.exp(of_references)).std(ddof=1), rel=1e-4)
+        apart = [abs(a - b) for a, b in itertools.combinations(of_references, 2)]
+        assert float(line["reference_pair_share"]) == pytest.approx(
+            np.mean(np.array(apart) >= abs(two - one)), abs=1e-5
+        )
 
 
 def test_folds_are_compared_by_what_a_variant_changes(variants: Store, tmp_path: Path) -> None:
