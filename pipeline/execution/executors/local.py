@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import secrets
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -13,13 +16,32 @@ import torch
 
 from pipeline.config.schema import EngineConfig
 from pipeline.execution import executor
+from pipeline.execution.executors import reaper
 from pipeline.execution.executors.ray_settings import RayConfig
+from pipeline.execution.host import environment
 from pipeline.execution.work import ShardResult, WorkSpec
 from pipeline.messages.errors import GOES_ON, RunError, Stopped
 from pipeline.messages.progress import LOG
 
 NOTICE_S = 0.3  # in which it shows whether whoever stops this command stops Ray too
+REAPED_S = 6.0
 OBJECT_STORE_BYTES = 200 * 2**20  # shard indices and short results are all that goes through it
+
+
+@contextlib.contextmanager
+def none_left() -> Iterator[None]:
+    """What is started within this context ends with it, or with this process, however that ends; see reaper.py."""
+    name, value = "DLSHAP_RAY", secrets.token_hex(8)
+    script = [sys.executable, "-I", "-S", reaper.__file__, f"{name}={value}"]
+    reaping = subprocess.Popen(script, stdin=subprocess.PIPE, process_group=0)
+    try:
+        with environment({name: value}, replace=True):
+            yield
+    finally:
+        assert reaping.stdin is not None
+        reaping.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it ends soon, and holds up nobody
+            reaping.wait(REAPED_S)
 
 
 @dataclass
@@ -74,7 +96,12 @@ class LocalRayExecutor(executor.Executor):
         problem = RunError("Ray cannot be started on this machine")
         after_ray = self.enter_context(contextlib.ExitStack())
         after_ray.callback(shutil.rmtree, folder, ignore_errors=True)
-        for apart in (ray_private.on_loopback(), ray_private.own_token(), ray_private.own_process_groups()):
+        for apart in (
+            none_left(),
+            ray_private.on_loopback(),
+            ray_private.own_token(),
+            ray_private.own_process_groups(),
+        ):
             self.enter_context(apart)
         try:
             self.enter_context(connected(options, ray_private.STARTED_WITH, self.cluster.code, problem))
