@@ -1,13 +1,13 @@
 """`dlshap motifs STORE OUT`: from a store to motifs, a page of them, and where they are."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from pipeline.cli.export import add_row_options, selected
+from pipeline.cli.export import ALLELES_NOTE, add_row_options, selected
 from pipeline.cli.parser import JSON, STORE, Parser, path_on_disk, whole_number
 from pipeline.cli.stores import open_whole
 from pipeline.messages import errors
-from pipeline.messages.progress import RowProgress
 from pipeline.messages.visible import in_lines, to_json
 
 HELP = "find motifs in a store, and where they are on the genome"
@@ -44,21 +44,31 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from pipeline.exports.motifs import LINKED, RECORD, Settings, find_motifs
-    from pipeline.exports.selection import target_index
+    from pipeline.exports.selection import require_even
     from pipeline.exports.text import lines_of
+    from pipeline.store.windows import centred
 
     store = open_whole(options)
     length = int(store.codes.shape[1])
-    windows = (options.window or min(WINDOW, length // 2 * 2), options.hits_window or min(HITS_WINDOW, length // 2 * 2))
-    (of_motifs, filters, _), (of_hits, _, _) = (selected(store, options, ALLELES, window) for window in windows)
+    window = options.window or min(WINDOW, length // 2 * 2)
+    hits_window = options.hits_window or min(HITS_WINDOW, length // 2 * 2)
+    require_even(window, "TF-MoDISco")
+    require_even(hits_window, "Fi-NeMo")
+    selection, filters, allele = selected(store, options, ALLELES, window)
     if options.meme is not None:
         next(lines_of(options.meme, "--meme"), None)  # before an hour of work
-    target = store.targets[target_index(store, options.target)]
-    meme = "" if options.meme is None else str(options.meme)
-    settings = Settings(target, windows[0], options.max_seqlets, meme, 0 if options.no_hits else windows[1], filters)
-    with RowProgress("exporting", None) as progress:
-        record = find_motifs((of_motifs, of_hits), settings, options.out, options.overwrite, progress.advance)
+    settings = Settings(
+        store.targets[selection.target],
+        window,
+        options.max_seqlets,
+        "" if options.meme is None else str(options.meme),
+        0 if options.no_hits else hits_window,
+        filters,
+    )
+    of_hits = replace(selection, window=centred(length, hits_window))
+    record = find_motifs((selection, of_hits), settings, options.out, options.overwrite)
     files = [str(options.out / name) for name in (*LINKED, RECORD) if (options.out / name).is_file()]
     notes = [note for step in record["steps"] for note in step["notes"]] + record["notes"]
+    notes += [] if allele is None else [ALLELES_NOTE[allele]]
     print(to_json(record) if options.json else in_lines([*files, *notes]))
     return errors.EXIT_DONE

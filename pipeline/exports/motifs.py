@@ -35,7 +35,7 @@ from pipeline.exports.files import appearing
 from pipeline.exports.selection import Filters, Selection
 from pipeline.exports.text import field, lines_of
 from pipeline.messages.errors import RunError, UserError, require_extra
-from pipeline.messages.progress import LOG, Advance
+from pipeline.messages.progress import LOG, RowProgress
 from pipeline.store.json_files import parse_object
 from pipeline.store.reader import Store
 
@@ -86,7 +86,7 @@ class Task:
 
 
 def find_motifs(
-    selections: tuple[Selection, Selection], settings: Settings, out: Path, overwrite: bool, advance: Advance
+    selections: tuple[Selection, Selection], settings: Settings, out: Path, overwrite: bool
 ) -> dict[str, Any]:
     """Take every step that is not done yet, and return the record, which is in `out`/motifs.json too.
 
@@ -109,7 +109,7 @@ def find_motifs(
     done = {step["name"]: step for step in before.get("steps", [])}
     (out / "logs").mkdir(parents=True, exist_ok=True)
     _write(out / RECORD, record)
-    for task in _tasks(selections, settings, out, advance):
+    for task in _tasks(selections, settings, out):
         step = done.get(task.name)
         if step is None or step["files"] != _sizes(out, task.makes):
             done.clear()  # what was made of it is old
@@ -136,17 +136,20 @@ def motif_step(store: Store, target: str) -> Step:
 # --- the steps ------------------------------------------------------------------------------------------------------
 
 
-def _tasks(selections: tuple[Selection, Selection], settings: Settings, out: Path, advance: Advance) -> Iterator[Task]:
+def _tasks(selections: tuple[Selection, Selection], settings: Settings, out: Path) -> Iterator[Task]:
     """The steps in order; each is asked for when the one before it is done."""
     whole, hits = selections
     pair = ["-s", out / "modisco/ohe.npz", "-a", out / "modisco/attr.npz"]
     motifs, known = out / "motifs.h5", ["-m", settings.meme, "-l"] if settings.meme else []
 
     def export_modisco() -> Sequence[str]:
-        return modisco.export(whole, out / "modisco", True, advance).notes[1:]  # without what to do next
+        with RowProgress("exporting", None) as progress:
+            written = modisco.export(whole, out / "modisco", True, progress.advance)
+        return written.notes[1:]  # without what to do next
 
     def export_finemo() -> Sequence[str]:
-        return finemo.export(hits, out / "finemo", True, advance, "float32").notes
+        with RowProgress("exporting", None) as progress:
+            return finemo.export(hits, out / "finemo", True, progress.advance, "float32").notes
 
     yield Task("export modisco", _export_command(whole, settings, out / "modisco"), "modisco", export_modisco)
     sizes = ["-w", whole.width, "-n", settings.max_seqlets]

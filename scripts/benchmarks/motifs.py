@@ -50,7 +50,12 @@ def find_motifs(folder: Path, window: int) -> list[Motif]:
     done = subprocess.run([*command, *files], capture_output=True, text=True, check=False, timeout=1200)
     if done.returncode:
         raise RuntimeError(f"modisco motifs failed: {done.stderr.strip()[-400:]}")
-    with h5py.File(folder / "motifs.h5") as file:
+    return read_motifs(folder / "motifs.h5")
+
+
+def read_motifs(path: Path) -> list[Motif]:
+    """The motifs of positive attributions in a file of TF-MoDISco."""
+    with h5py.File(path) as file:
         return [
             Motif(np.asarray(pattern["sequence"]), int(np.asarray(pattern["seqlets"]["n_seqlets"]).item()))
             for pattern in file.get("pos_patterns", {}).values()

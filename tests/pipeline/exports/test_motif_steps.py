@@ -76,6 +76,8 @@ def test_steps_are_taken_once_and_go_on(
         expected.append([chrom, *at, "neg_patterns.pattern_0", "0", strand, name, row, "-10"])
     assert lines == sorted(expected)
 
+    with np.load(out / "finemo/regions.npz") as regions:
+        assert regions["contributions"].shape == (20, 4, 40), "the tool's own window, where sequences are as long"
     (tools / "works").touch()
     assert dispatch(command) == 0
     assert [call.split()[0] for call in (tools / "calls").read_text().splitlines()] == [
@@ -106,6 +108,8 @@ def test_no_motif_and_no_finemo_are_told(
     assert dispatch([*command, "--overwrite"]) == 0
     assert "TF-MoDISco found no motif" in capfd.readouterr().out
     assert not (tmp_path / "out/report").exists()
+    assert dispatch([*command, "--hits-window", "9"]) == 2
+    assert "--window 9: Fi-NeMo reads an even number" in capfd.readouterr().err
     (tools / "modisco").unlink()
     assert dispatch(command) == 2
     assert "pip install 'dlshap[motifs]'" in capfd.readouterr().err

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyBigWig
 import pytest
-from benchmarks.motifs import CTCF, PLANTED, find_motifs, frequencies, similarity
+from benchmarks.motifs import CTCF, PLANTED, frequencies, read_motifs, similarity
 
 import pipeline
+from pipeline.analysis.planted_motifs import EXAMPLE_TRUTH, read_truth
 from pipeline.cli.main import dispatch
 from tests.conftest import real_data_directory
 
@@ -31,10 +32,20 @@ def test_similarity_is_1_for_the_consensus_itself_on_either_strand() -> None:
 def test_the_planted_motifs_of_the_example_are_found(tmp_path: Path) -> None:
     store = tmp_path / "example.zarr"
     assert pipeline.run(["cluster=none", "references.n_shuffles=10", f"store.path={store}"]).complete
-    assert dispatch(["export", "modisco", str(store), str(tmp_path / "export"), "--window", "300"]) == 0
-    motifs = find_motifs(tmp_path / "export", 300)
+    assert dispatch(["motifs", str(store), str(tmp_path / "out"), "--window", "300"]) == 0
+    motifs = read_motifs(tmp_path / "out/motifs.h5")
     best = {name: max(similarity(motif.frequencies, text) for motif in motifs) for name, text in PLANTED.items()}
     assert min(best.values()) > SIMILAR, best
+    assert (tmp_path / "out/report/report.html").stat().st_size > 10_000
+    assert (tmp_path / "out/hits/hits.tsv").is_file()
+
+    sites = read_truth(EXAMPLE_TRUTH)
+    lines = [line.split("\t") for line in (tmp_path / "out/seqlets.bed").read_text().splitlines()[1:]]
+    covered = [
+        any(site.sequence == name and start <= site.start and site.end <= end for site in sites)
+        for name, start, end in ((line[0], int(line[1]), int(line[2])) for line in lines if line[3].startswith("pos"))
+    ]
+    assert np.mean(covered) > 0.9, "seqlets of positive motifs hold a planted one, at its very bases"
 
 
 @pytest.mark.slow
@@ -53,10 +64,11 @@ def test_ctcf_is_found_in_the_attributions_of_a_trained_model(tmp_path: Path) ->
     loci = ["dataset=loci", f"dataset.loci={tmp_path}/both.narrowPeak", f"dataset.genome={real}/hg38_chr1_1m.fa.gz"]
     assert pipeline.run([*model, *loci, "cluster=none", f"store.path={store}"]).complete
 
-    export = tmp_path / "export"
-    assert dispatch(["export", "modisco", str(store), str(export), "--window", "1000"]) == 0
-    motifs = find_motifs(export, 1000)
-    assert max(similarity(motif.frequencies, CTCF) for motif in motifs) > SIMILAR_TO_CORE
+    out = tmp_path / "motifs"
+    assert dispatch(["motifs", str(store), str(out), "--window", "1000"]) == 0
+    assert max(similarity(motif.frequencies, CTCF) for motif in read_motifs(out / "motifs.h5")) > SIMILAR_TO_CORE
+    hits = [line.split("\t") for line in (out / "hits/hits.bed").read_text().splitlines()]
+    assert {line[0] for line in hits} == {"chr1"}
 
     assert dispatch(["export", "bigwig", str(store), str(tmp_path / "ctcf.bw")]) == 0
     opened = pipeline.open_store(store)
