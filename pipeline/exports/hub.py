@@ -5,8 +5,8 @@
     OUT/igv_session.xml       for IGV on the desktop, with paths from its own folder
     OUT/igv_web.json          for IGV in the web: letters as well; its addresses begin with --url
 
-All tracks have one scale, 0 in the middle, that 99.9 % of all values lie within. Browsers take a hub from a web server:
-UCSC from one that answers requests for parts of files.
+All tracks have one scale, which 99 % of the rows lie within whole. Browsers take a hub from a web server: UCSC from one
+that answers requests for parts of files.
 """
 
 import json
@@ -29,7 +29,7 @@ from pipeline.messages.visible import brief, visible
 
 TEXTS = ("hub.txt", "genomes.txt", "trackDb.txt", "igv_session.xml", "igv_web.json")
 POSITIVE, NEGATIVE = "37,92,153", "214,40,57"  # blue and red, as R,G,B
-WITHIN = 0.999  # the share of values that the scale holds
+WITHIN = 0.99  # the share of rows whose largest value the scale holds, and of those whose smallest
 HEIGHT = 100  # pixels of a track
 N_SAMPLED = 2000  # rows that the scale is taken from
 ASSEMBLY = re.compile(r"(hg|mm|rn|dm|ce|danRer|galGal|sacCer|xenTro)\d+")  # at UCSC; a genome's file often begins so
@@ -80,7 +80,7 @@ def export(
         for target, file in zip(selection.targets, files, strict=True):
             one = replace(selection, targets=(target,))
             notes |= dict.fromkeys(bigwig.export(one, file, True, advance, chrom_sizes).notes)
-        scale = _scale(selection)
+        limits = _limits(selection)
         where = _busiest(selection)
         written = (
             _ra(
@@ -91,13 +91,13 @@ def export(
                 email=email,
             ),
             _ra(genome=assembly, trackDb="trackDb.txt", defaultPos=where),
-            _track_db(tracks, scale),
-            _igv_xml(tracks, scale, assembly, where),
-            _igv_json(tracks, scale, assembly, where, url),
+            _track_db(tracks, limits),
+            _igv_xml(tracks, limits, assembly, where),
+            _igv_json(tracks, limits, assembly, where, url),
         )
         for path, text in zip(texts, written, strict=True):
             path.write_text(text, encoding="utf-8")
-    notes[f"genome {assembly} (--assembly); scale {-scale:.4g} to {scale:.4g}; {where} is shown first"] = None
+    notes[f"genome {assembly} (--assembly); scale {limits[0]:.4g} to {limits[1]:.4g}; {where} is shown first"] = None
     return Written(paths, len(selection), list(notes))
 
 
@@ -112,7 +112,8 @@ def _tracks(selection: Selection) -> list[Track]:
             name = f"{name}_{target}"
         seen.add(name)
         title = brief(visible(store.target_names[target]), 70)
-        tracks.append(Track(f"{name}.bw", name, brief(visible(label), LONGEST_LABEL), f"{title}, attribution"))
+        short = title if len(selection.targets) == 1 else visible(label)
+        tracks.append(Track(f"{name}.bw", name, brief(short, LONGEST_LABEL), f"{title}, attribution"))
     return tracks
 
 
@@ -120,15 +121,16 @@ def _title(selection: Selection) -> str:
     return brief(visible(f"DeepLIFT/SHAP attributions of {selection.store.url.rstrip('/').rpartition('/')[2]}"), 75)
 
 
-def _scale(selection: Selection) -> float:
-    """Half the height of all tracks: what WITHIN of the sizes lie below, over rows spread over the selection."""
+def _limits(selection: Selection) -> tuple[float, float]:
+    """The lowest and the highest value that tracks show, of any target, over rows spread over the selection."""
     some = np.unique(np.linspace(0, len(selection) - 1, min(len(selection), N_SAMPLED)).astype(int))
-    sizes = [
-        np.abs(block["attribution"]).ravel()
-        for target in selection.targets
-        for block in replace(selection, rows=selection.rows[some], targets=(target,)).blocks(["attribution"])
-    ]
-    return float(np.quantile(np.concatenate(sizes), WITHIN)) or 1.0
+    lowest, highest = 0.0, 0.0
+    for target in selection.targets:
+        blocks = replace(selection, rows=selection.rows[some], targets=(target,)).blocks(["attribution"])
+        ends = [(block["attribution"].min(axis=1), block["attribution"].max(axis=1)) for block in blocks]
+        low, high = (np.concatenate(of_rows) for of_rows in zip(*ends, strict=True))
+        lowest, highest = min(lowest, np.quantile(low, 1 - WITHIN)), max(highest, np.quantile(high, WITHIN))
+    return float(lowest), float(highest) or 1.0
 
 
 def _busiest(selection: Selection) -> str:
@@ -145,11 +147,12 @@ def _ra(**settings: str) -> str:
     return "".join(f"{name} {value}\n" for name, value in settings.items()) + "\n"
 
 
-def _track_db(tracks: Sequence[Track], scale: float) -> str:
+def _track_db(tracks: Sequence[Track], limits: tuple[float, float]) -> str:
+    low, high = (f"{limit:.6g}" for limit in limits)
     shared = {
         "visibility": "full",
         "autoScale": "off",
-        "viewLimits": f"{-scale:.6g}:{scale:.6g}",
+        "viewLimits": f"{low}:{high}",
         "maxHeightPixels": f"200:{HEIGHT}:20",
         "color": POSITIVE,
         "altColor": NEGATIVE,
@@ -160,7 +163,7 @@ def _track_db(tracks: Sequence[Track], scale: float) -> str:
     return "".join(
         _ra(
             track=track.name,
-            type=f"bigWig {-scale:.6g} {scale:.6g}",
+            type=f"bigWig {low} {high}",
             bigDataUrl=track.file,
             shortLabel=track.label,
             longLabel=track.title,
@@ -170,7 +173,7 @@ def _track_db(tracks: Sequence[Track], scale: float) -> str:
     )
 
 
-def _igv_xml(tracks: Sequence[Track], scale: float, assembly: str, where: str) -> str:
+def _igv_xml(tracks: Sequence[Track], limits: tuple[float, float], assembly: str, where: str) -> str:
     session = ElementTree.Element("Session", genome=assembly, locus=where, version="8")
     resources = ElementTree.SubElement(session, "Resources")
     for track in tracks:
@@ -180,17 +183,17 @@ def _igv_xml(tracks: Sequence[Track], scale: float, assembly: str, where: str) -
     for track in tracks:
         own = {"id": track.file, "name": track.title, "renderer": "BAR_CHART", "windowFunction": "none"}
         shown = ElementTree.SubElement(panel, "Track", own | looks)
-        limits = {"minimum": f"{-scale:.6g}", "baseline": "0.0", "maximum": f"{scale:.6g}"}
+        ends = {"minimum": f"{limits[0]:.6g}", "baseline": "0.0", "maximum": f"{limits[1]:.6g}"}
         line = {"type": "LINEAR", "drawBaseline": "true", "flipAxis": "false"}
-        ElementTree.SubElement(shown, "DataRange", line | limits)
+        ElementTree.SubElement(shown, "DataRange", line | ends)
     ElementTree.indent(session)
     return ElementTree.tostring(session, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _igv_json(tracks: Sequence[Track], scale: float, assembly: str, where: str, url: str) -> str:
+def _igv_json(tracks: Sequence[Track], limits: tuple[float, float], assembly: str, where: str, url: str) -> str:
     base = f"{url.rstrip('/')}/" if url else ""
     looks = {"type": "wig", "format": "bigwig", "graphType": "dynseq", "height": HEIGHT, "autoscale": False}
-    looks |= {"min": -scale, "max": scale, "color": f"rgb({POSITIVE})", "altColor": f"rgb({NEGATIVE})"}
+    looks |= {"min": limits[0], "max": limits[1], "color": f"rgb({POSITIVE})", "altColor": f"rgb({NEGATIVE})"}
     shown = [{"name": track.title, "url": base + quote(track.file), **looks} for track in tracks]
     return json.dumps({"genome": assembly, "locus": where, "tracks": shown}, indent=2) + "\n"
 
@@ -217,6 +220,6 @@ EXPORT = Export(
     every_target=True,
     purpose="tracks with letters for UCSC, WashU and IGV",
     suffix="_hub",
-    files=TEXTS,
+    files=("hub.txt", "igv_session.xml"),
     needs_loci=True,
 )
