@@ -91,8 +91,8 @@ class Centring:
         self._kinds.clear()
 
     def add(self, fields: Sequence[str]) -> None:
-        """Count a line; one with a bad interval is ignored."""
-        if len(fields) > 2 and WHOLE.fullmatch(fields[1]) and WHOLE.fullmatch(fields[2]):
+        """Count a line that may be narrowPeak; one with a bad interval is ignored."""
+        if len(fields) >= _N_COLUMNS and WHOLE.fullmatch(fields[1]) and WHOLE.fullmatch(fields[2]):
             self._kinds[kind_of(fields, int(fields[1]), int(fields[2]))] += 1
 
     @property

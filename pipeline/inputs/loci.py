@@ -77,6 +77,7 @@ class LociSource(RowSource):
 
     def __init__(self, loci: Path, genome: Path, length: int, strand: str = "ignore", centre: str = "auto") -> None:
         self.loci, self.genome, self.length, self.strand = loci, genome, length, strand
+        self._genome_name = genome.name  # a path takes its time to say
         self._form = Centring(loci.name, centre)
         self.description: dict[str, Any] = {"kind": "loci", "loci": loci.name, "genome": genome.name}
         self.description |= {"length": length, "strand": strand, "centre": centre}
@@ -91,10 +92,10 @@ class LociSource(RowSource):
             genome.expect(set(last_use))
             self.description |= {"chrom_sizes": genome_sizes(genome, last_use), "n_summits": 0, "n_middles": 0}
             for index, number, line in data_lines(self.loci):
-                yield self._row(genome, index, number, line)
-                chrom = columns(text_of(line)[0])[0]
-                if last_use.get(chrom) == index:
-                    genome.release(chrom)
+                row = self._row(genome, index, number, line)
+                yield row
+                if last_use.get(row.chrom) == index:
+                    genome.release(row.chrom)
         self.description["notes"] = self._notes(strands["-"])
 
     def _notes(self, n_minus: int) -> list[str]:
@@ -126,21 +127,21 @@ class LociSource(RowSource):
     def _row(self, genome: Genome, index: int, number: int, line: bytes) -> Row:
         text, is_utf8 = text_of(line)
         fields = columns(text)
-        label = ":".join([fields[0][:40], "-".join(field[:20] for field in fields[1:3])])
-        where = f"row {index} {label} ({self.loci.name}, line {number})"
         try:
             if not is_utf8:
                 raise ValueError("the line is not UTF-8 text")
             locus = parse_locus(fields, self._form)
             start = locus.centre - self.length // 2
             end = start + self.length
-            check_window(locus.chrom, start, end, genome, self.genome.name)
+            check_window(locus.chrom, start, end, genome, self._genome_name)
             codes = encode(genome.fetch(locus.chrom, start, end))
             if self.strand == "apply" and locus.strand == "-":
                 codes = reverse_complement(codes)
         except UserError:
             raise
         except ValueError as error:
+            label = ":".join([fields[0][:40], "-".join(field[:20] for field in fields[1:3])])
+            where = f"row {index} {label} ({self.loci.name}, line {number})"
             return Row(index, None, f"{where}: {error}{_hint(index, text, fields)}", label, chrom=fields[0])
         self.description["n_summits" if locus.on_summit else "n_middles"] += 1
         return Row(index, codes, None, locus.name, locus.chrom, start, end, locus.strand)
