@@ -1,4 +1,4 @@
-"""What differs between two stores of the same sequences. Both are read once, side by side, block by block.
+"""What differs between two stores of the same sequences. They are read side by side, block by block.
 
 Memory grows by a few numbers for each row. Shape legend: M rows that are finished in both, B rows of a block,
 L positions.
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.analysis import variant_effects
 from pipeline.analysis.kmers import Kmer, KmerTotals
 from pipeline.messages.errors import UserError
 from pipeline.messages.progress import Advance
@@ -124,6 +125,17 @@ class TargetComparison:
     gained: list[Kmer]
     lost: list[Kmer]
 
+    @property
+    def units(self) -> tuple[float, float]:
+        """`scale`, and 1 for a store whose attributions are all 0: what they are divided by to be compared."""
+        return _units(self.scale)
+
+    def correlation_quantiles(self) -> dict[str, float]:
+        """What half of the rows that have a correlation reach, and 90% of them, and all; empty without such a row."""
+        known = self.correlation[np.isfinite(self.correlation)]
+        found = np.quantile(known, [0.5, 0.1, 0]).tolist() if len(known) else []
+        return dict(zip(("median", "percentile_10", "lowest"), found, strict=False))
+
     def most_changed(self, most: int) -> np.ndarray:
         """Places among the M rows, by falling change; rows without one are left out."""
         order = np.lexsort((-self.largest, -np.nan_to_num(self.change, nan=-1.0)))
@@ -211,12 +223,13 @@ def pair_targets(a: Store, b: Store, wanted: Sequence[str] = ()) -> list[tuple[i
     return pairs
 
 
-def strongest_change(a: np.ndarray, b: np.ndarray, scale: tuple[float, float]) -> tuple[int, int]:
-    """[start, end) of the SITE_WIDTH bases of a row where its (L,) scaled attributions differ most."""
-    width = min(SITE_WIDTH, len(a))
-    sums = np.convolve(np.abs(a / (scale[0] or 1) - b / (scale[1] or 1)), np.ones(width), mode="valid")
-    start = int(np.argmax(sums))
-    return start, start + width
+def most_changed_bases(a: np.ndarray, b: np.ndarray, units: tuple[float, float]) -> tuple[int, int]:
+    """[start, end) of the SITE_WIDTH bases of a row where its (L,) attributions, each in its unit, differ most."""
+    return variant_effects.strongest_change(a / units[0] - b / units[1], SITE_WIDTH)
+
+
+def _units(scale: tuple[float, float]) -> tuple[float, float]:
+    return scale[0] or 1.0, scale[1] or 1.0
 
 
 def _some(labels: Sequence[str], most: int = 6) -> str:
@@ -258,11 +271,8 @@ def _settings(a: Store, b: Store) -> list[str]:
     """What the values depend on and differs; of the code of the models only that it does."""
     fields = [dict(store.attrs.get("fingerprint", {})) for store in (a, b)]
     code = [{key: each.pop(key) for key in list(each) if key.startswith("model.settings.")} for each in fields]
-    found = [
-        phrase.removeprefix("settings.").replace(" there and ", " in the first and ").removesuffix(" here")
-        + " in the second"
-        for phrase in differences(*fields)
-    ]
+    phrases = differences(fields[0], fields[1], sides=("in the first", "in the second"))
+    found = [phrase.removeprefix("settings.") for phrase in phrases]
     return found + (["the code or the settings of the model differ"] if code[0] != code[1] else [])
 
 
@@ -307,11 +317,11 @@ def _compare_target(
     found = np.concatenate(gathered.columns)
     prediction, (correlation, aa, bb, ab, largest, finite) = found[:, :2], found[:, 2:].T
     n = max(1, int(finite.sum()) * length)
-    scale = tuple(float(np.sqrt(each[finite > 0].sum() / n)) for each in (aa, bb))
-    scale_a, scale_b = (each or 1.0 for each in scale)
-    squared = aa / scale_a**2 - 2 * ab / (scale_a * scale_b) + bb / scale_b**2
+    scale_a, scale_b = (float(np.sqrt(each[finite > 0].sum() / n)) for each in (aa, bb))
+    unit_a, unit_b = _units((scale_a, scale_b))
+    squared = aa / unit_a**2 - 2 * ab / (unit_a * unit_b) + bb / unit_b**2
     change = np.where(finite > 0, np.sqrt(np.maximum(squared, 0) / length), np.nan)
-    gains = gathered.kmers[1].beyond(gathered.kmers[0], scale_b, scale_a)
+    gains = gathered.kmers[1].beyond(gathered.kmers[0], unit_b, unit_a)
     return TargetComparison(
         a=pair[0],
         b=pair[1],
@@ -321,7 +331,7 @@ def _compare_target(
         size=np.sqrt(np.column_stack([aa, bb]) / length),
         largest=largest,
         change=change,
-        scale=(scale[0], scale[1]),
+        scale=(scale_a, scale_b),
         gained=gains.strongest(8),
         lost=gains.strongest(8, negative=True),
     )

@@ -10,7 +10,7 @@ from pipeline.cli.stores import open_with_rows
 from pipeline.messages import errors
 from pipeline.messages.errors import require_extra
 from pipeline.messages.progress import RowProgress
-from pipeline.messages.visible import in_lines, to_json
+from pipeline.messages.visible import brief, in_lines, to_json
 from pipeline.messages.words import counted
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ DESCRIPTION = """Compare two stores of the same sequences: of two models, folds,
   dlshap compare k562.zarr hepg2.zarr -o compared.html --tsv rows.tsv
   dlshap compare before.zarr after.zarr --tolerance 1e-5
 
-What was run differently, every array (the same bits, or how far values lie apart), how well the attributions of each
-sequence agree, which sequences changed most, and which 6-mers gain and lose. The exit code is 0 where all values have
-the same bits, or differ by at most --tolerance of the largest one; otherwise 1. Existing files are replaced.
+Shows what was run differently, every array (the same bits, or how far values lie apart), how well the attributions of
+each sequence agree, which sequences changed most, and which 6-mers gain and lose. The exit code is 0 where all values
+have the same bits, or differ by at most --tolerance of the largest one; otherwise 1. Existing files are replaced.
 """
 PARENTS = (STORE, INCOMPLETE, JSON)
 FOLDER_FILES = ("matplotlibrc",)  # that Matplotlib would read from the working folder
@@ -132,7 +132,7 @@ def _to_dict(found: "Comparison") -> dict[str, Any]:
             {
                 "labels": [found.a.targets[target.a], found.b.targets[target.b]],
                 "scale": list(target.scale),
-                "correlation": _quantiles(target.correlation),
+                "correlation": target.correlation_quantiles(),
                 "most_changed": [
                     {
                         "row": int(target.rows[place]),
@@ -150,28 +150,18 @@ def _to_dict(found: "Comparison") -> dict[str, Any]:
     }
 
 
-def _quantiles(correlation: Any) -> dict[str, float]:
-    """Of the rows that have a correlation: what half and nine in ten reach, and the lowest."""
-    import numpy as np
-
-    known = correlation[np.isfinite(correlation)]
-    if not len(known):
-        return {}
-    return dict(zip(("median", "of 90%", "lowest"), np.quantile(known, [0.5, 0.1, 0]).tolist(), strict=True))
-
-
 def _lines(found: "Comparison", same: bool, tolerance: float) -> Iterator[str]:
     """For people."""
-    from pipeline.messages.visible import brief
-
     what = "the same bits" if found.identical else f"the same within {tolerance:g}" if same else "different"
     yield f"{counted(len(found.rows), 'row')} compared: {what}"
-    yield from _first(found.settings, "settings differ: ", "no setting that values depend on differs")
+    more = f"; and {len(found.settings) - N_TOLD} more" if len(found.settings) > N_TOLD else ""
+    differ = f"settings differ: {'; '.join(found.settings[:N_TOLD])}{more}"
+    yield differ if found.settings else "no setting that values depend on differs"
     for array in found.arrays:
         if array.identical:
             yield f"{array.name}: the same bits"
             continue
-        half, _, most = (array.difference.quantile(part) for part in (0.5, 0.9, 0.99))
+        half, most = (array.difference.quantile(part) for part in (0.5, 0.99))
         alone = f"; {counted(array.n_finite_in_one, 'value')} finite in one alone" if array.n_finite_in_one else ""
         largest = f"{array.a.largest:.3g} and {array.b.largest:.3g}"
         yield (
@@ -184,10 +174,10 @@ def _lines(found: "Comparison", same: bool, tolerance: float) -> Iterator[str]:
     for target in found.targets:
         labels = dict.fromkeys([brief(found.a.target_names[target.a]), brief(found.b.target_names[target.b])])
         yield f"{' and '.join(labels)}:"
-        if known := _quantiles(target.correlation):
+        if known := target.correlation_quantiles():
             yield (
                 f"  correlation of a sequence's attributions: {known['median']:.3f} (half reach it), "
-                f"{known['of 90%']:.3f} (90% do), {known['lowest']:.3f} (all do)"
+                f"{known['percentile_10']:.3f} (90% do), {known['lowest']:.3f} (all do)"
             )
         places = target.most_changed(N_TOLD).tolist()
         if places:
@@ -197,8 +187,3 @@ def _lines(found: "Comparison", same: bool, tolerance: float) -> Iterator[str]:
         for word, kmers in (("gain", target.gained), ("lose", target.lost)):
             if kmers:
                 yield f"  6-mers that {word} in the second: {', '.join(kmer.text for kmer in kmers[:N_TOLD])}"
-
-
-def _first(phrases: list[str], before: str, none: str) -> Iterator[str]:
-    more = f"; and {len(phrases) - N_TOLD} more" if len(phrases) > N_TOLD else ""
-    yield f"{before}{'; '.join(phrases[:N_TOLD])}{more}" if phrases else none

@@ -36,8 +36,8 @@ COMMANDS = {
 }
 STOPPED = {signal.SIGTERM: errors.EXIT_STOPPED, signal.SIGINT: errors.EXIT_INTERRUPTED}
 GRACE_S = 20  # for the way out after a signal; what is not finished by then is done again by the same command
-FULL = os.strerror(errno.ENOSPC)
 END_S = 5  # for the end of the interpreter after that
+FULL = os.strerror(errno.ENOSPC)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

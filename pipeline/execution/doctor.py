@@ -21,7 +21,7 @@ from pipeline.messages.secrets import without_credentials
 from pipeline.messages.words import size
 
 SHOWN = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "RAY_ADDRESS", "RAY_AUTH_MODE", "DLSHAP_CACHE")
-CREDENTIALS = (  # of which only is said that they are there
+CREDENTIALS = (  # only their names are shown
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",

@@ -30,7 +30,7 @@ MAX_KILLS = 6  # in a row, from whomever, at the same point
 MAX_DEATHS = 60  # of any kind: nothing goes on for ever
 SAME_POINT = 0.75  # of the processor time of the longest-lived of them: a busy machine counts 15% more or less
 LONGEST_PAUSE_S = 2.0
-BROKEN = 70  # exit code of a process whose device computes nothing any more
+EXIT_BROKEN = 70  # of a process whose device computes nothing any more
 STARTING = "starting"  # nothing of the shard is on the device yet
 CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS, signal.SIGTRAP}
 
@@ -56,7 +56,7 @@ class Death:
         return self.code >= 0 or -self.code in CRASHES or self.was_out_of_memory
 
     def __str__(self) -> str:
-        if self.code == BROKEN:
+        if self.code == EXIT_BROKEN:
             return f"its device broke while {self.stage}"
         how = f"ended by {signal.Signals(-self.code).name}" if self.code < 0 else f"exit code {self.code}"
         return f"{how} while {self.stage}{', out of memory' if self.was_out_of_memory else ''}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.execution.device_queue import DeviceLock
 from pipeline.execution.host import keep_freed_memory
-from pipeline.execution.isolated import BROKEN
+from pipeline.execution.isolated import EXIT_BROKEN
 from pipeline.execution.work import ShardResult
 from pipeline.execution.worker import Worker
 from pipeline.messages.errors import DeviceBrokenError
@@ -54,7 +54,7 @@ def main() -> None:
     try:
         result: ShardResult | Exception = Worker(work, StagedLock(stage)).attribute(shard)
     except DeviceBrokenError:
-        os._exit(BROKEN)  # where it always ends so, it is the shard's own doing
+        os._exit(EXIT_BROKEN)  # where it always ends so, it is the shard's own doing
     except Exception as error:
         result = error
     with os.fdopen(writer, "wb") as pipe:

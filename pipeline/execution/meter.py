@@ -40,7 +40,7 @@ class Meter:
     def __init__(self) -> None:
         self._look: Callable[[], PoolState] | None = None
         self._publish: Callable[[Metrics], None] = lambda metrics: None
-        self._lock = threading.Lock()
+        self._lock, self._looking = threading.Lock(), threading.Lock()
         self._rows, self._shards, self._found, self._failures = 0, 0, 0, 0
         self._seconds = dict.fromkeys(("prepare", "attribute", "complete"), 0.0)
         self._actor_s, self._of_actor = dict.fromkeys(PHASES, 0.0), Counter[str]()
@@ -76,6 +76,10 @@ class Meter:
             yield
         finally:
             self._look = None
+            if self._looking.acquire(
+                timeout=STOP_S
+            ):  # one under way would start a Ray of its own when this one is gone
+                self._looking.release()
 
     @contextlib.contextmanager
     def attributing(self) -> Iterator[None]:
@@ -106,10 +110,10 @@ class Meter:
             self._nodes.append(text)
 
     def _see(self) -> None:
-        look = self._look
-        if look is None:
-            return
-        pool = look()
+        with self._looking:
+            if (look := self._look) is None:
+                return
+            pool = look()
         for text in changes(self._pool.nodes if self._pool else pool.nodes, pool.nodes):
             LOG.info(text)
             self.note_node(text)

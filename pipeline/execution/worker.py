@@ -92,7 +92,7 @@ class Worker:
         Raises:
             OSError: the backend of the store failed.
             RunError, UserError: this machine or its files cannot do the work.
-        DeviceBrokenError: its device computes nothing any more.
+            DeviceBrokenError: its device computes nothing any more.
         """
         attempt = self._directory.begin(shard)
         try:
@@ -118,7 +118,13 @@ class Worker:
                 return self.give_up(shard, f"{one_line(error)}; in full in {log}", log)
             read_s, wait_s, device_s, write_s = (record.phases[phase] for phase in PHASES)
             return ShardResult(
-                shard.index, len(shard), "", False, "", False, record.worker, read_s, wait_s, device_s, write_s
+                shard.index,
+                len(shard),
+                worker=record.worker,
+                read_s=read_s,
+                wait_s=wait_s,
+                device_s=device_s,
+                write_s=write_s,
             )
         finally:
             self._directory.end(attempt)

@@ -5,8 +5,8 @@
     OUT/igv_session.xml       for IGV on the desktop, with paths from its own folder
     OUT/igv_web.json          for IGV in the web: letters as well; its addresses begin with --url
 
-All tracks have one scale, which 99 % of the rows lie within whole. Browsers take a hub from a web server: UCSC from one
-that answers requests for parts of files.
+All tracks have one scale: 99 % of the rows have their largest value within it, and 99 % their smallest. Browsers take a
+hub from a web server: UCSC from one that answers requests for parts of files.
 """
 
 import json
@@ -137,7 +137,7 @@ def _busiest(selection: Selection) -> str:
     """The 200 bases around the centre of the row with the largest prediction, as browsers write a place: from 1."""
     first = selection.target
     predictions = np.asarray(selection.store.prediction[:, first])[selection.rows]
-    row = int(np.nanargmax(np.where(np.isfinite(predictions), predictions, -np.inf)))
+    row = int(np.where(np.isfinite(predictions), predictions, -np.inf).argmax())
     centre = int(selection.centre[row])
     return f"{selection.text('chrom')[row]}:{max(centre - 99, 1)}-{centre + 100}"
 
@@ -211,7 +211,7 @@ EXPORT = Export(
         "email": {
             "metavar": "ADDRESS",
             "default": "nobody@example.org",
-            "help": "of whom UCSC's hub names for questions",
+            "help": "the contact that UCSC's hub names",
         },
         "url": {"metavar": "URL", "default": "", "help": "where the folder will be served, for igv_web.json"},
         "chrom_sizes": {"metavar": "FILE", "type": Path, "help": "chromosomes and sizes, such as a .fai"},

@@ -10,9 +10,8 @@ share), `reference_pair_share_0` (the share of pairs of references that are pred
 alleles; NaN with one reference), `worst_delta_0` (signed, the one of largest absolute value of either allele),
 `change_start_0` and `change_end_0` (the K bases of the genome with the largest sum of |attribution difference|, 0-based
 and half-open), `change_0` (the signed sum of the difference over them) and `change_size_0` (the sum of sizes).
-Attributions are
-compared base by base of the reference window: see analysis/variant_effects.py. Where the store keeps the values of each
-fold, also `fold_agreement_0` (of the attribution differences, see analysis/fold_agreement.py) and
+Attributions are compared base by base of the reference window: see analysis/variant_effects.py. Where the store keeps
+the values of each fold, also `fold_agreement_0` (of the attribution differences, see analysis/fold_agreement.py) and
 `prediction_difference_spread_0` (largest less smallest of the folds').
 """
 

@@ -155,8 +155,8 @@ class RowProgress:
 
     @property
     def rows_per_second(self) -> float:
-        """Since the first rows came, without these; of them, while there are no others."""
-        since, before = (self._started, 0) if self._has_first_alone else self._first or (self._started, 0)
+        """Since the first rows came, without these; while there are no others, of these since the start."""
+        since, before = (self._started, 0) if self._first is None or self._has_first_alone else self._first
         return (self._new - before) / max(time.monotonic() - since, 1e-9)
 
     @property

@@ -47,7 +47,7 @@ def _sizes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     if not units or len(units) % _OF_EACH or len(units) > _OF_EACH * len(_DILATIONS):
         raise UserError(
             f"{path} is no checkpoint of OpenSpliceAI with 4, 8, 12 or 16 residual units; for another model use "
-            f"model=module"
+            "model=module"
         )
     widths = [units[index].shape[-1] for index in sorted(units)]
     dilations = [_DILATIONS[index // _OF_EACH] for index in range(len(units))]

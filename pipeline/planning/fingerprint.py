@@ -24,11 +24,15 @@ def make_fingerprint(
 
 
 def differences(
-    stored: Mapping[str, Any], wanted: Mapping[str, Any], where: Mapping[str, str] | None = None
+    stored: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    where: Mapping[str, str] | None = None,
+    sides: tuple[str, str] = ("there", "here"),
 ) -> list[str]:
-    """A phrase for each field in which two fingerprints differ, with both values, and `where` a field comes from."""
+    """A phrase for each field in which two fingerprints differ, with both values, and `where` a field comes from;
+    `sides` is what the two are called."""
     return [
-        f"{field} is {_short(stored.get(field))} there and {_short(wanted.get(field))} here"
+        f"{field} is {_short(stored.get(field))} {sides[0]} and {_short(wanted.get(field))} {sides[1]}"
         + (f" ({where[field]})" if where and field in where else "")
         for field in sorted({*stored, *wanted})
         if stored.get(field) != wanted.get(field)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.analysis.comparison import QUANTILES, Comparison, TargetComparison, strongest_change
+from pipeline.analysis.comparison import QUANTILES, Comparison, TargetComparison, most_changed_bases
 from pipeline.messages.visible import brief
 from pipeline.report import figures
 from pipeline.report.page import environment
@@ -42,7 +42,7 @@ def _section(found: Comparison, target: TargetComparison, prefix: str) -> dict[s
         "target": target,
         "names": words,
         "n_known": len(known),
-        "correlations": np.quantile(known, [0.5, 0.1, 0.0]).tolist() if len(known) else [],
+        "correlations": target.correlation_quantiles(),
         "histogram": Markup(figures.histogram(known, limits, label, "sequences", f"{prefix}-correlation"))
         if len(known)
         else "",
@@ -60,10 +60,10 @@ def _rows(found: Comparison, target: TargetComparison, prefix: str) -> list[dict
     for place in places:
         row = int(target.rows[place])
         a, b = _attribution(found.a, target.a, row), _attribution(found.b, target.b, row)
-        start, end = strongest_change(a, b, target.scale)
+        start, end = most_changed_bases(a, b, target.units)
         for drawn, store, index in zip(sites, (found.a, found.b), (target.a, target.b), strict=True):
             drawn.append(read_site(store, row, start, end, index))
-    limits = _limits(sites, target.scale)
+    limits = _limits(sites, target.units)
     logos = [
         figures.logos(drawn, limit, f"{prefix}-{which}")
         for drawn, limit, which in zip(sites, limits, "ab", strict=True)
@@ -86,10 +86,9 @@ def _rows(found: Comparison, target: TargetComparison, prefix: str) -> list[dict
 
 
 def _limits(
-    sites: tuple[list[Site], list[Site]], scale: tuple[float, float]
+    sites: tuple[list[Site], list[Site]], units: tuple[float, float]
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Limits of attribution for the logos of each store: equal ones in units of its scale."""
-    units = [each or 1.0 for each in scale]
+    """Limits of attribution for the logos of each store: equal ones in its units."""
     each = [figures.limits_of(drawn) if drawn else (-1.0, 1.0) for drawn in sites]
     low = min(limit[0] / unit for limit, unit in zip(each, units, strict=True))
     high = max(limit[1] / unit for limit, unit in zip(each, units, strict=True))

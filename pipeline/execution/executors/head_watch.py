@@ -95,7 +95,7 @@ class Silence:
         self.part, self.answered, self.is_warned = part, now, False
 
     def note(self, error: OSError | None, now: float) -> str | None:
-        """What one attempt came to, by a clock that only goes forward; what to say where the head is given up."""
+        """What one attempt came to, by a clock that only goes forward; what to say where the part is given up."""
         if error is None:
             if self.is_warned:
                 LOG.info(f"{self.part} answers again")

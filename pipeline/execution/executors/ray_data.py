@@ -22,6 +22,7 @@ from pipeline.execution.executors import ray_private
 from pipeline.execution.executors.ray_cluster import Pool, describe, enter_sent, inventory
 from pipeline.execution.executors.ray_pool import Prometheus, look
 from pipeline.execution.host import keep_freed_memory
+from pipeline.execution.isolated import EXIT_BROKEN
 from pipeline.execution.meter import Meter
 from pipeline.execution.work import ShardResult, WorkSpec
 from pipeline.execution.worker import Worker
@@ -32,7 +33,6 @@ MAX_BLOCKS = 10_000  # Ray Data takes 0.7 ms for a block: beyond this many, bloc
 MAX_SINGLE = 5_000  # of the last shards, which stay single so that the actors end together
 NODE_LABEL = "ray.io/node-id"  # that Ray gives every node
 NOTICE_S = 4.0  # until it is known that Ray on this machine has died, or that someone stops it and this process
-EXIT_BROKEN = 70
 REPORT_S = 0.5  # an output of a busy actor costs it about 0.1 s: shards shorter than this are reported together
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.analysis.comparison import ArrayComparison, Sizes, strongest_change
+from pipeline.analysis.comparison import ArrayComparison, Sizes, most_changed_bases
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-30, 1e30])
@@ -50,5 +50,5 @@ def test_the_stretch_that_changed_most_is_in_units_of_each_store() -> None:
     a[10:14] = 1.0
     b = 50 * a
     b[60:64] += 20.0
-    assert strongest_change(a, b, (1.0, 50.0))[0] in range(44, 61)
-    assert strongest_change(a[:8], b[:8], (1.0, 50.0)) == (0, 8)
+    assert most_changed_bases(a, b, (1.0, 50.0))[0] in range(44, 61)
+    assert most_changed_bases(a[:8], b[:8], (1.0, 50.0)) == (0, 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import pipeline
 from pipeline.execution.executors.ray_cluster import Pool
 from pipeline.execution.executors.ray_pool import limited_by
-from pipeline.execution.meter import changes
+from pipeline.execution.meter import Meter, PoolState, changes
 from pipeline.store.metrics import read_metrics
 from pipeline.store.run_directory import RunDirectory
 from tests.pipeline.conftest import N_ROWS, Inputs
@@ -28,6 +29,22 @@ def test_a_command_writes_its_counts(inputs: Inputs, tmp_path: Path) -> None:
     assert 0 < (found.device_busy_share or 0) <= 1
     result = json.loads((tmp_path / "a.zarr.run" / "result.json").read_text())
     assert found.command == result["command"]["id"]
+
+
+def test_a_look_at_the_pool_ends_before_its_ray_is_let_go() -> None:
+    begun, ended, meter = threading.Event(), list[bool](), Meter()
+
+    def look() -> PoolState:
+        begun.set()
+        ended.append(not threading.Event().wait(0.1))
+        return PoolState(1, 1)
+
+    with meter.watching(look, lambda metrics: None):
+        looking = threading.Thread(target=meter._see)
+        looking.start()
+        assert begun.wait(5)
+    assert ended == [True]
+    looking.join()
 
 
 def test_nodes_that_come_and_go_are_told() -> None:
