@@ -256,13 +256,27 @@ def drawn(
     def draw(block: PairBlock) -> tuple[PairBlock, Tensor, Tensor]:
         return block, _ready(X[block.rows], device), _ready(source(block.rows, block.ks), device)
 
-    with ThreadPoolExecutor(1, thread_name_prefix="dlshap-references") as thread:
+    with ThreadPoolExecutor(1, "dlshap-references", _entering_streams_of_caller(device)) as thread:
         pending = thread.submit(draw, blocks[0])
         for after in blocks[1:]:
             found = pending.result()
             pending = thread.submit(draw, after)
             yield found
         yield pending.result()
+
+
+def _entering_streams_of_caller(device: torch.device) -> Callable[[], None]:
+    """Makes the device and the streams of this thread those of the one it is called in: else what is drawn on a GPU
+    lands on another device, or is read before it is there."""
+    if device.type != "cuda":
+        return lambda: None
+    streams = torch.cuda.current_stream(device), torch.cuda.current_stream()
+
+    def enter() -> None:
+        for stream in streams:  # the last one's device becomes the current one
+            torch.cuda.set_stream(stream)
+
+    return enter
 
 
 def _ready(x: Tensor, device: torch.device) -> Tensor:

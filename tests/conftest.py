@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         missing["gpu"] = "no CUDA device"
     for item in items:
         for marker, reason in missing.items():
-            if marker in item.keywords:
+            if item.get_closest_marker(marker) is not None:  # keywords hold the names of folders too
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 

@@ -74,7 +74,7 @@ class Network(nn.Module):
 
     def __init__(self, recipe: Recipe, length: int, channels: int = 4) -> None:
         super().__init__()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.stem = nn.Conv1d(4, channels, 5, padding=2)
             self.layers = []

@@ -123,9 +123,13 @@ class Results:
         """On the CPU, and for a GPU what tells when it is there."""
         if self._device.type != "cuda":
             return part.copied(Tensor.cpu), None
-        copy = part.copied(lambda x: torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True))
+
+        def copied(x: Tensor) -> Tensor:  # on the CPU, whatever the default device
+            return torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
+
+        copy = part.copied(copied)
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(part.total.device))  # which need not be the current device
         return copy, event
 
     def _land(self) -> None:

@@ -57,7 +57,7 @@ class Sandwich(nn.Module):
 
 def seeded(make: Callable[[], nn.Module], seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
     """A model with reproducible weights, in eval mode."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make().to(dtype).eval()
 

@@ -123,7 +123,7 @@ def pairs() -> tuple[Tensor, Tensor]:
 
 
 def make(last_word: Callable[[Tensor], Tensor] = lambda y: y) -> nn.Module:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Stateful(last_word)
 
