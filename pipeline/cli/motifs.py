@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     window = options.window or min(WINDOW, length // 2 * 2)
     hits_window = options.hits_window or min(HITS_WINDOW, length // 2 * 2)
     require_even(window, "TF-MoDISco")
-    require_even(hits_window, "Fi-NeMo")
+    require_even(hits_window, "Fi-NeMo", "--hits-window")
     selection, filters, allele = selected(store, options, ALLELES, window)
     if options.meme is not None:
         next(lines_of(options.meme, "--meme"), None)  # before an hour of work

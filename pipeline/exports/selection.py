@@ -198,7 +198,7 @@ def signals(selection: Selection) -> np.ndarray:
     return np.concatenate([np.abs(block["attribution"]).sum(axis=1, dtype=np.float64) for block in blocks])
 
 
-def require_even(width: int, tool: str) -> None:
+def require_even(width: int, tool: str, option: str = "--window") -> None:
     """Raises UserError for an odd number of bases: the tools take half of it on either side of the centre."""
     if width % 2:
-        raise UserError(f"--window {width}: {tool} reads an even number of bases, such as {width - 1}")
+        raise UserError(f"{option} {width}: {tool} reads an even number of bases, such as {width - 1}")

@@ -66,9 +66,8 @@ class Columnar:
             for batch in self._parquet(columns) if self._is_parquet else self._arrow(columns):
                 batch.validate(full=True)  # offsets within the values, and UTF-8
                 n_bytes = sum(map(_nbytes, batch.columns)) if are_shared else batch.nbytes
-                streamed.add(
-                    max(sum(map(_cell_bytes, batch.columns)) if are_shared else n_bytes, _ROW_BYTES * len(batch))
-                )
+                of_cells = sum(map(_cell_bytes, batch.columns)) if are_shared else n_bytes
+                streamed.add(max(of_cells, _ROW_BYTES * len(batch)))
                 if not are_shared and n_bytes <= limits.record_bytes():
                     yield batch
                     continue

@@ -1,11 +1,12 @@
 """The page of a comparison of two stores: one HTML file that needs nothing but itself."""
 
+import importlib.metadata
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.analysis.comparison import QUANTILES, Comparison, TargetComparison, most_changed_bases
+from pipeline.analysis.comparison import QUANTILES, SITE_WIDTH, Comparison, TargetComparison, most_changed_bases
 from pipeline.messages.visible import brief
 from pipeline.report import figures
 from pipeline.report.page import environment
@@ -25,7 +26,8 @@ def make_comparison_page(found: Comparison) -> str:
         "n_rows": len(found.a),
         "sections": sections,
         "quantiles": QUANTILES,
-        "version": found.a.attrs.get("versions", {}).get("dlshap", ""),
+        "site_width": SITE_WIDTH,
+        "version": importlib.metadata.version("dlshap"),
     }
     return environment().get_template("comparison.html").render(context)
 

@@ -26,7 +26,7 @@ LATE_S = 3 * HEARTBEAT_S  # after which the silence of a command is told
 N_NEWEST = 64  # done records that say which hosts do how much
 N_NAMED = 20  # failures and the like that the text names
 SLOW = 2.0  # times as slow as others
-LONG, LONG_S = 5.0, 60.0
+LONG, LONG_S = 5.0, 60.0  # times as long as others took, and seconds at least
 _OF_SIGNALS = {str(exit_code): text for exit_code, text in STOPPED_BY.items()}  # as version 0.1 wrote them
 
 

@@ -109,7 +109,7 @@ def test_no_motif_and_no_finemo_are_told(
     assert "TF-MoDISco found no motif" in capfd.readouterr().out
     assert not (tmp_path / "out/report").exists()
     assert dispatch([*command, "--hits-window", "9"]) == 2
-    assert "--window 9: Fi-NeMo reads an even number" in capfd.readouterr().err
+    assert "--hits-window 9: Fi-NeMo reads an even number" in capfd.readouterr().err
     (tools / "modisco").unlink()
     assert dispatch(command) == 2
     assert "pip install 'dlshap[motifs]'" in capfd.readouterr().err
