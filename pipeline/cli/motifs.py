@@ -45,7 +45,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     from pipeline.exports.motifs import LINKED, RECORD, Settings, find_motifs
     from pipeline.exports.selection import require_even
-    from pipeline.exports.text import lines_of
+    from pipeline.exports.seqlets import read_motifs
     from pipeline.store.windows import centred
 
     store = open_whole(options)
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     require_even(hits_window, "Fi-NeMo", "--hits-window")
     selection, filters, allele = selected(store, options, ALLELES, window)
     if options.meme is not None:
-        next(lines_of(options.meme, "--meme"), None)  # before an hour of work
+        read_motifs(options.meme)  # what is wrong with it is told before an hour of work
     settings = Settings(
         store.targets[selection.target],
         window,

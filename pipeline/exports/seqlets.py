@@ -101,7 +101,7 @@ def export(
             f"--min-length {min_length} --max-length {max_length}: expected lengths in that order, from 1 to the "
             f"{selection.width} bases of the sequences"
         )
-    require_extra("motifs", "tangermeme.seqlet", "memelite")
+    require_extra("motifs", "tangermeme.seqlet")
     known = None if meme is None else read_motifs(meme)
     with appearing([out], overwrite) as (hidden,):
         found = Seqlets.joined(
@@ -178,6 +178,7 @@ def _genome_order(found: Seqlets, chroms: list[str], left: np.ndarray) -> np.nda
 
 def read_motifs(path: Path) -> dict[str, np.ndarray]:
     """The (4, W) frequencies of the motifs of a MEME file, by what its MOTIF lines say; UserError where it is none."""
+    require_extra("motifs", "memelite")
     from memelite.io import read_meme
 
     if not path.is_file():

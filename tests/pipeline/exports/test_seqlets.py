@@ -103,6 +103,9 @@ def test_planted_sites_are_found_where_they_are(tmp_path: Path, length: int, cap
     plain = [line.split("\t") for line in without.read_text().splitlines()[2:]]
     assert [line[5] for line in plain] == ["."] * len(found)
     assert [line[:5] for line in plain] == [line.split("\t")[:5] for line in lines]
+    (tmp_path / "no.meme").write_text("MOTIF one\nletter-probability matrix: w= 1\n0.1 0.2 x 0.3\n")
+    assert dispatch([*command[:3], str(tmp_path / "c.bed"), "--meme", str(tmp_path / "no.meme")]) == 2
+    assert "no.meme: it cannot be read as a MEME file" in capfd.readouterr().err
     codes = np.asarray(store.codes[:])
     codes[store.on_minus_strand] = reverse_complement(codes[store.on_minus_strand])
     row, (start, _) = 0, SITES[0]
