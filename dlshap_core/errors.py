@@ -1,5 +1,7 @@
 """Errors of the core, written for the person who gets them."""
 
+import traceback
+
 import torch
 
 
@@ -30,3 +32,15 @@ def is_out_of_memory(error: BaseException | None) -> bool:
         return False
     is_it = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
     return is_it or is_out_of_memory(error.__cause__)
+
+
+def let_go(error: BaseException) -> None:
+    """Free what the frames of an error, and of those that led to it, hold: the tensors of the batch that failed."""
+    left: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            left += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]

@@ -6,6 +6,7 @@ from typing import Any
 from dlshap_core.errors import is_out_of_memory
 from pipeline.config.schema import Config
 from pipeline.execution.device import Machine
+from pipeline.execution.gpu_memory import on_device
 from pipeline.execution.prepare import fingerprint_of, resolve_batch_size, stage
 from pipeline.execution.probe import ProbeFailed, ValuesDiffer, difference, require_same_values
 from pipeline.execution.store_access import attributes_of, claimed, present_attributes
@@ -112,8 +113,10 @@ class Request:
         """Refuse to go on where the same model, by all that is known of it, gives other values than it did."""
         store = self.directory.store
         draw = load_references(plan, lambda: read_array(store, POOL))
+        folds, device = self.loaded.folds, self.machine.device_here
         try:
-            require_same_values(ShardCodec(store), plan, self.loaded.folds, draw, self.machine.device_here)
+            with on_device(folds, device):
+                require_same_values(ShardCodec(store), plan, folds, draw, device)
         except ProbeFailed as error:
             if error.__cause__ is None or not is_out_of_memory(error.__cause__):
                 raise UserError(f"{self.directory.url}: {error}") from error

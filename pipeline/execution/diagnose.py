@@ -1,13 +1,12 @@
 """Why a shard failed: which sequence, or which batch size would have fitted into memory."""
 
 import gc
-import traceback
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from dlshap_core.errors import DecisionError, is_out_of_memory
+from dlshap_core.errors import DecisionError, is_out_of_memory, let_go
 from pipeline.execution.ensemble import Folds, attribute_rows
 from pipeline.messages.secrets import one_line
 from pipeline.planning.extra_inputs import ExtraInputs
@@ -85,15 +84,3 @@ def _failure(
         let_go(error)
         return error
     return None
-
-
-def let_go(error: BaseException) -> None:
-    """Free what the frames of an error, and of those that led to it, hold: the tensors of the batch that failed."""
-    left: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while left:
-        each = left.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
-            traceback.clear_frames(each.__traceback__)
-            left += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]

@@ -1,8 +1,12 @@
-"""How many pairs of a batch fit into a GPU's memory, from what two small batches take."""
+"""A GPU's memory: how many pairs of a batch fit, from what two small batches take; weights that stay in it."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import nn
+
+from dlshap_core.errors import is_out_of_memory, let_go
 
 FEW, MORE = 2, 18  # pairs
 USED = 0.8  # of the memory that is free: other sequences, and what allocators leave between
@@ -22,8 +26,10 @@ def pairs_that_fit(run: Callable[[int], object], device: str, share: float = 1.0
     run(FEW)  # libraries take their own memory
     try:
         few, more = (_peak(run, n, device) for n in (FEW, MORE))
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        let_go(error)
         return FEW
     free, _ = torch.cuda.mem_get_info(device)
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -50,3 +56,41 @@ def _peak(run: Callable[[int], object], n: int, device: str) -> int:
     before = torch.cuda.memory_allocated(device)
     run(n)
     return int(torch.cuda.max_memory_allocated(device)) - before
+
+
+@contextlib.contextmanager
+def on_device(folds: Sequence[nn.Module], device: str) -> Iterator[None]:
+    """Within this context the weights of all folds are on a GPU, so that no call takes them there again; after it
+    nothing of this process is, so that another one has all of the memory. On a CPU this does nothing."""
+    if not device.startswith("cuda"):
+        yield
+        return
+    keep_on_device(folds, device)
+    try:
+        yield
+    finally:
+        leave_device(folds)
+
+
+def keep_on_device(folds: Sequence[nn.Module], device: str) -> None:
+    """Take the weights of all folds to a GPU. Where they do not fit, each call takes its own there and back."""
+    if not device.startswith("cuda"):
+        return
+    try:
+        for fold in folds:
+            fold.to(device)
+    except torch.OutOfMemoryError:
+        leave_device(folds)
+
+
+def leave_device(folds: Sequence[nn.Module]) -> None:
+    """Take all folds back to the CPU, and give the memory of the GPU back that this process has cached."""
+    for fold in folds:
+        fold.cpu()
+    torch.cuda.empty_cache()
+
+
+def bound(device: str, share: float) -> None:
+    """Let this process have no more than its share of a GPU's memory: the others on it have theirs then."""
+    if device.startswith("cuda") and share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, torch.device(device).index)

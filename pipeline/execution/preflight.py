@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from dlshap_core.audit import Audit, AuditedOperation, audit
 from dlshap_core.engine import Attribution, attribute
+from dlshap_core.errors import is_out_of_memory, let_go
 from dlshap_core.one_hot import one_hot
 from dlshap_core.passes.decisions import Decisions
 from dlshap_core.shuffles import shuffle_codes
@@ -27,11 +29,12 @@ from pipeline.config.dataset_args import parse
 from pipeline.config.schema import Config
 from pipeline.execution.determinism import repeatable
 from pipeline.execution.device import numbers
-from pipeline.execution.gpu_memory import pairs_that_fit
+from pipeline.execution.gpu_memory import MORE, on_device, pairs_that_fit
 from pipeline.execution.host import give_back_freed_memory
 from pipeline.execution.pair_memory import LONG, PairFit, fit_of_pair
 from pipeline.execution.versions import installed_code
 from pipeline.messages.errors import UserError
+from pipeline.messages.secrets import one_line
 from pipeline.messages.words import counted
 from pipeline.models.bpnet import BPNet
 from pipeline.models.explained import output_notes, target_names, watched
@@ -41,9 +44,14 @@ from pipeline.models.lengths import length_hint
 from pipeline.models.load import LoadedModel, bare, finished
 from pipeline.models.target_names import places
 from pipeline.planning.extra_inputs import ExtraInputs, as_tensors, describe_extra_inputs
+from pipeline.references.kind import Drawn
 from pipeline.store.backends.local import LocalBackend
 
 _SAYS_WHAT = (RuntimeError, ValueError, TypeError, IndexError)  # errors of a model that are told without their kind
+_CUBLAS = (
+    "CUDA has computed in this process before dlshap could set it: begin again with CUBLAS_WORKSPACE_CONFIG=:4096:8 in "
+    "the environment; engine.deterministic=false does without"
+)
 NOT_EXACT = ("integrated", "detach followed")  # how treatments begin that are right to a stated error, or by choice
 
 
@@ -114,14 +122,19 @@ def run_preflight(
 
     random_state = config.random_state
 
-    def attribute_pairs(n: int, fold: nn.Module = loaded.module, decisions: Decisions | None = None) -> Attribution:
+    def attribute_pairs(
+        n: int, fold: nn.Module = loaded.module, decisions: Decisions | None = None, n_references: int = MORE
+    ) -> Attribution:
+        n_sequences = -(-n // n_references)
+        k = -(-n // n_sequences)
+        drawn = one_hot(torch.from_numpy(shuffle_codes(codes[None], range(random_state, random_state + k))))
         return attribute(
             fold,
-            one_hot(codes[None]),
-            one_hot(torch.from_numpy(shuffle_codes(codes[None], range(random_state, random_state + n)))),
-            args=_repeated(extra_inputs, 1),
+            one_hot(codes[None]).expand(n_sequences, -1, -1),
+            drawn.expand(n_sequences, -1, -1, -1),
+            args=_repeated(extra_inputs, n_sequences),
             targets=places(config.engine.targets, loaded.target_names),
-            batch_size=n,
+            batch_size=n_sequences * k,
             device=device,
             decisions=decisions,
             split=fit.split,
@@ -130,13 +143,14 @@ def run_preflight(
 
     decided, n_pairs = [Decisions() for _ in loaded.folds], 1 if fit.split else 2
     step(f"trying the model: {counted(n_pairs, 'pair')} of the first sequence")
-    with _as_user_errors(loaded, codes, name, config, extra_inputs):
+    with _as_user_errors(loaded, codes, name, config, extra_inputs), on_device(loaded.folds, device):
         with watched(loaded.module) as seen:
             tried = attribute_pairs(n_pairs, decisions=decided[0])
         if decided[0].expected:  # other weights may decide otherwise, by the same lines
             for fold, decisions in list(zip(loaded.folds, decided, strict=True))[1:]:
                 attribute_pairs(n_pairs, fold, decisions)
-        tried_out = None if fit.split else pairs_that_fit(attribute_pairs, device, config.cluster.gpu_share)
+        run = partial(attribute_pairs, n_references=_fewest_references(config))
+        tried_out = None if fit.split else pairs_that_fit(run, device, config.cluster.gpu_share)
     if not bool(torch.isfinite(tried.prediction).all()):
         suspects = "the weights damaged, or dataset.args out of range" if extra_inputs else "the weights damaged"
         output = loaded.description.get("output") or ""
@@ -241,6 +255,13 @@ def _are_named(loaded: LoadedModel, n_outputs: int, config: Config) -> bool:
     return n_names > 0
 
 
+def _fewest_references(config: Config) -> int:
+    """References of each sequence, or 1 where only its files know: what is kept of a sequence is then counted with
+    every pair, which asks for too much memory rather than for too little."""
+    kind = config.references
+    return kind.n if isinstance(kind, Drawn) else 1
+
+
 def _failure(codes: np.ndarray, name: str) -> str:
     return f"the model cannot be attributed on the first sequence, {name!r} ({len(codes)} bases)"
 
@@ -272,8 +293,16 @@ def _as_user_errors(
         if isinstance(error, IndexError) and str(error).startswith("target "):  # the engine's own
             names = f"; model.target_names has {len(loaded.target_names)} names" if loaded.target_names else ""
             raise UserError(f"engine.targets={config.engine.targets}: {error}{names}") from error
+        if is_out_of_memory(error):
+            let_go(error)  # nothing is tried again while the memory is full
+            raise UserError(
+                f"{_failure(codes, name)}: the pairs that it is tried with do not fit into the memory of the device; "
+                f"use a machine with more memory, or shorter sequences: {one_line(error)}"
+            ) from error
         fix = ""
-        if "deterministic" in str(error):
+        if "CUBLAS_WORKSPACE_CONFIG" in str(error):
+            fix = f" ({_CUBLAS})"
+        elif "deterministic" in str(error):
             fix = " (engine.deterministic=false allows it)"
         elif hint := form_hint(str(error), config.model, config.engine.dtype) or _length_hint(
             loaded, len(codes), config, extra_inputs

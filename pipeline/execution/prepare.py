@@ -18,6 +18,7 @@ from pipeline.config.registry import plugin_code
 from pipeline.config.schema import Config
 from pipeline.config.settings import value_settings
 from pipeline.execution.device import Machine, device_kind, require_numbers
+from pipeline.execution.gpu_memory import on_device
 from pipeline.execution.preflight import Preflight, not_exact, run_preflight
 from pipeline.execution.probe import Edges, take
 from pipeline.execution.versions import describe, installed_code
@@ -292,4 +293,5 @@ def _attributes(
 def _probe(run: ResolvedRun[Edges], loaded: LoadedModel, machine: Machine) -> dict[str, Any]:
     """The probe of the plan; computed on this machine, whatever the device of the run."""
     here = replace(run.plan, device=machine.device_here)
-    return take(loaded.folds, here, run.draw(), run.sink.rows(), device_kind(here.device))
+    with on_device(loaded.folds, here.device):
+        return take(loaded.folds, here, run.draw(), run.sink.rows(), device_kind(here.device))

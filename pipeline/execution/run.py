@@ -144,8 +144,9 @@ def work_spec(config: Config, plan: Plan, directory: RunDirectory) -> WorkSpec:
     model["target_names"] = None  # the plan has them
     search = [*filter(None, [settings["cluster"]["code"]]), os.getcwd()]
     mixed = config.cluster.mixed_devices == "allow"
+    timeout_s, gpu_share = config.store.lock_timeout_s, config.cluster.gpu_share
     return WorkSpec(
-        directory.url, config.store.options, plan, model, search, mixed, config.store.lock_timeout_s, config.limits
+        directory.url, config.store.options, plan, model, search, mixed, timeout_s, config.limits, gpu_share
     )
 
 

@@ -21,6 +21,7 @@ class WorkSpec:
         mixed_devices: whether a device of another kind than the plan's may compute.
         lock_timeout_s: how long another worker is waited for.
         limits: what a file may hold.
+        gpu_share: of a GPU, that a worker has for itself.
     """
 
     store: str
@@ -31,6 +32,7 @@ class WorkSpec:
     mixed_devices: bool
     lock_timeout_s: float = LOCK_TIMEOUT_S
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    gpu_share: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pipeline.execution import isolated
 from pipeline.execution.device import device_name, kind_problem
 from pipeline.execution.device_queue import DeviceAccess, DeviceLock
 from pipeline.execution.ensemble import Folds
+from pipeline.execution.gpu_memory import bound, keep_on_device, leave_device
 from pipeline.execution.probe import ValuesDiffer, difference, require_same_values
 from pipeline.execution.shard import attribute_shard
 from pipeline.execution.spot_check import SpotChecks
@@ -139,7 +140,11 @@ class Worker:
         return ShardResult(shard.index, len(shard), error)
 
     def _isolate(self, shard: Shard) -> ShardResult:
+        """All of the device's memory is for the other process."""
+        folds = self._loaded[0] if self._loaded else ()
+        leave_device(folds)
         ended = isolated.attribute(replace(self._work, search=own_modules.folders()), shard)
+        keep_on_device(folds, self._work.plan.device)
         if isinstance(ended, ShardResult):
             return ended
         return self.give_up(shard, f"it ends the process that works on it ({ended}); is memory short?")
@@ -158,12 +163,14 @@ class Worker:
             work, plan = self._work, self._work.plan
             if (problem := kind_problem(plan, work.mixed_devices)) is not None:
                 raise RunError(problem)
+            bound(plan.device, work.gpu_share)
             with limits.using(work.limits):
                 loaded = load_model(model_from_dict(work.model))
             if different := loaded.differences(plan.fingerprint):
                 raise RunError(f"the model here is not the one that the run was planned with: {'; '.join(different)}")
             with limits.using(work.limits):
                 draw = load_references(plan, lambda: read_array(self._directory.store, POOL))
+            self._device(lambda: keep_on_device(loaded.folds, plan.device))
             self._loaded = loaded.folds, draw
         return self._loaded
 

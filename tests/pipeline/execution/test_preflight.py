@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,4 +252,23 @@ def test_a_model_that_reads_memory_before_it_is_written_is_refused() -> None:
         (Unset(),), ("0",), "w", Code(settings={"all": "unset"}), {"head": "none", "output": None}, True
     )
     with pytest.raises(UserError, match="its prediction is not finite"):
+        run_preflight(loaded, CODES, "s0", Config(), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError("not deterministic: set CUBLAS_WORKSPACE_CONFIG=:4096:8"), "begin again with CUBLAS_WORKSPACE"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "do not fit into the memory of the device"),
+    ],
+)
+def test_what_cuda_fails_with_is_named(error: Exception, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.execution import preflight
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    cached_audit(loaded := loaded_model(), CODES, "s0", Config(), "cpu")
+    monkeypatch.setattr(preflight, "attribute", fail)
+    with pytest.raises(UserError, match=says):
         run_preflight(loaded, CODES, "s0", Config(), "cpu")
