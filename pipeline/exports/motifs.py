@@ -16,8 +16,10 @@ is not made again by the same command. Coordinates are 0-based and half-open.
 import hashlib
 import importlib.metadata
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -190,19 +192,30 @@ def _by_tool(makes: str, out: Path, tool: str, command: str, *arguments: Any) ->
     log = out / "logs" / f"{tool}_{command}.txt"
 
     def run() -> Sequence[str]:
-        with log.open("wb") as said:
-            ran = subprocess.run(
-                [_tool(tool), *words], stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, check=False
-            )
-        if ran.returncode:
+        if code := _exit_code([_tool(tool), *words], log):
             last = (log.read_text(encoding="utf-8", errors="replace").splitlines() or ["nothing"])[-1]
             raise RunError(
-                f"{tool} {command} ended with exit code {ran.returncode}; the last that it said is {last!r}, all of it "
+                f"{tool} {command} ended with exit code {code}; the last that it said is {last!r}, all of it "
                 f"is in {log}; the same command goes on from there"
             )
         return ()
 
     return Task(f"{tool} {command}", shlex.join([tool, *words]), makes, run)
+
+
+def _exit_code(command: Sequence[str | Path], log: Path) -> int:
+    """Run a command, whose words go to a file. Whatever ends us on the way ends it, and what it has started."""
+    with (
+        log.open("wb") as said,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+        ) as process,
+    ):
+        try:
+            return process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 def _tool(name: str) -> Path:

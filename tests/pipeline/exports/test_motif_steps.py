@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import h5py
@@ -11,6 +15,7 @@ import pytest
 
 from pipeline.cli.main import dispatch
 from pipeline.exports import motifs
+from pipeline.messages.errors import EXIT_STOPPED
 from pipeline.store.reader import Store
 
 MODISCO = """#!/usr/bin/env bash
@@ -113,3 +118,26 @@ def test_no_motif_and_no_finemo_are_told(
     (tools / "modisco").unlink()
     assert dispatch(command) == 2
     assert "pip install 'dlshap[motifs]'" in capfd.readouterr().err
+
+
+def test_a_signal_ends_the_tool_and_what_it_started(located: Store, tools: Path, tmp_path: Path) -> None:
+    child = tools / "child"
+    (tools / "modisco").write_text(
+        f"#!/usr/bin/env bash\nsleep 99 & echo $! > {child}.new; mv {child}.new {child}; wait\n"
+    )
+
+    def stop() -> None:
+        while not child.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    assert dispatch(["motifs", located.url, str(tmp_path / "out"), "--target", "7"]) == EXIT_STOPPED
+    state = Path(f"/proc/{child.read_text().strip()}/stat")
+    deadline = time.monotonic() + 10
+    while state.exists() and ") Z " not in state.read_text():
+        assert time.monotonic() < deadline, "it goes on"
+        time.sleep(0.01)
+    assert [step["name"] for step in json.loads((tmp_path / "out/motifs.json").read_text())["steps"]] == [
+        "export modisco"
+    ]
