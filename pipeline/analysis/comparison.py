@@ -68,7 +68,7 @@ class ArrayComparison:
         identical: whether all values have the same bits.
         difference: sizes of the differences.
         a, b: sizes of the values.
-        n_finite_in_one: values that are finite in one store alone.
+        n_not_finite: values that differ and are not finite in one store or in both; NaN equals NaN.
     """
 
     name: str
@@ -76,19 +76,20 @@ class ArrayComparison:
     difference: Sizes = field(default_factory=Sizes)
     a: Sizes = field(default_factory=Sizes)
     b: Sizes = field(default_factory=Sizes)
-    n_finite_in_one: int = 0
+    n_not_finite: int = 0
 
     @property
     def relative(self) -> float:
         """The largest difference, as a share of the largest value of either store."""
-        if self.n_finite_in_one:
+        if self.n_not_finite:
             return float("inf")
         largest = max(self.a.largest, self.b.largest)
         return self.difference.largest / largest if largest else 0.0
 
     def add(self, a: np.ndarray, b: np.ndarray) -> None:
         self.identical = self.identical and a.tobytes() == b.tobytes()
-        self.n_finite_in_one += int((np.isfinite(a) != np.isfinite(b)).sum())
+        not_finite = ~(np.isfinite(a) & np.isfinite(b)) & ~(np.isnan(a) & np.isnan(b))
+        self.n_not_finite += int((not_finite & (a != b)).sum())
         self.a.add(a)
         self.b.add(b)
         with np.errstate(invalid="ignore"):  # infinite in both

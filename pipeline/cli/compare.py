@@ -124,7 +124,7 @@ def _to_dict(found: "Comparison") -> dict[str, Any]:
                 "largest_values": [array.a.largest, array.b.largest],
                 "largest_difference": array.difference.largest,
                 "quantiles": {f"{part:g}": number(array.difference.quantile(part)) for part in QUANTILES},
-                "finite_in_one": array.n_finite_in_one,
+                "not_finite": array.n_not_finite,
             }
             for array in found.arrays
         ],
@@ -162,11 +162,11 @@ def _lines(found: "Comparison", same: bool, tolerance: float) -> Iterator[str]:
             yield f"{array.name}: the same bits"
             continue
         half, most = (array.difference.quantile(part) for part in (0.5, 0.99))
-        alone = f"; {counted(array.n_finite_in_one, 'value')} finite in one alone" if array.n_finite_in_one else ""
+        more = f"; differing values that are not finite: {array.n_not_finite:,}" if array.n_not_finite else ""
         largest = f"{array.a.largest:.3g} and {array.b.largest:.3g}"
         yield (
             f"{array.name}: half of the values differ by at most {half:.2g}, 99% by {most:.2g}, all by "
-            f"{array.difference.largest:.3g}; the largest values are {largest}{alone}"
+            f"{array.difference.largest:.3g}; the largest values are {largest}{more}"
         )
     yield from (f"not compared: {reason}" for reason in found.not_compared)
     if found.identical:

@@ -36,13 +36,16 @@ def test_an_array_is_the_same_to_the_bit_or_is_not() -> None:
     a = np.array([1.0, -0.0, np.nan, np.inf], dtype=np.float32)
     same = ArrayComparison("prediction")
     same.add(a, a.copy())
-    assert (same.identical, same.relative, same.n_finite_in_one) == (True, 0.0, 0)
+    assert (same.identical, same.relative, same.n_not_finite) == (True, 0.0, 0)
     signed = ArrayComparison("prediction")
     signed.add(a, np.abs(a))
     assert (signed.identical, signed.relative) == (False, 0.0), "0 and -0 are other bits of the same value"
     lost = ArrayComparison("prediction")
     lost.add(a, np.where(np.isnan(a), np.float32(0), a))
-    assert (lost.identical, lost.relative, lost.n_finite_in_one) == (False, np.inf, 1)
+    assert (lost.identical, lost.relative, lost.n_not_finite) == (False, np.inf, 1)
+    turned = ArrayComparison("prediction")
+    turned.add(a, -a)
+    assert (turned.relative, turned.n_not_finite) == (np.inf, 1), "infinite, and on the other side"
 
 
 def test_the_stretch_that_changed_most_is_in_units_of_each_store() -> None:
