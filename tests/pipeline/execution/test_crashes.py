@@ -39,7 +39,7 @@ def check_finished(store: Path, finished: Path) -> None:
     assert findings.complete
     assert findings.strays == []
     left = {path.relative_to(f"{store}.run").parts[0] for path in Path(f"{store}.run").rglob("*") if path.is_file()}
-    assert left <= {"claim", "plan.json", "files.json", "prepared", "done", "logs", "result.json"}
+    assert left <= {"claim", "plan.json", "files.json", "prepared", "done", "logs", "result.json", "metrics.json"}
 
 
 def n_changes(inputs: Inputs, store: Path) -> int:

@@ -15,7 +15,7 @@ from tests.pipeline.faults.commands import Commands, commands_in, preload
 
 TARGET = "model._target_=tests.pipeline.faults.chaos.ChaosNet"
 ROOT = Path(__file__).parents[3]
-LEFT = {"claim", "plan.json", "files.json", "prepared", "done", "logs", "result.json"}
+LEFT = {"claim", "plan.json", "files.json", "prepared", "done", "logs", "result.json", "metrics.json"}
 
 
 @pytest.fixture
