@@ -223,6 +223,11 @@ def held() -> int:
     return int(_lib.fake_held())
 
 
+def peak() -> int:
+    """The most bytes that tensors held since `reset`."""
+    return int(_lib.fake_peak())
+
+
 def memory_fraction(device: int = 0) -> float | None:
     """What torch.cuda.set_per_process_memory_fraction was told."""
     return _fractions.get(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ from pipeline.config.compose import compose_config
 from pipeline.config.schema import Config
 from pipeline.execution import preflight
 from pipeline.execution import worker as worker_module
+from pipeline.execution.ensemble import attribute_rows
 from pipeline.execution.gpu_memory import bound, on_device
 from pipeline.execution.preflight import run_preflight
 from pipeline.execution.run import work_spec
@@ -95,3 +97,30 @@ def test_a_pair_is_measured_with_the_references_of_the_run(
         assert shapes[1:] == expected
         assert found.pairs_that_fit is not None
     assert pretended.cached() == 0, "workers on this GPU find all of it free"
+
+
+def test_the_advice_of_a_shard_that_runs_out_of_memory_is_right(
+    inputs: Inputs,  # noqa: F811
+    tmp_path: Path,
+    pretended: ModuleType,
+) -> None:
+    overrides = inputs.overrides(tmp_path / "a.zarr", "run.shards=0", "engine.device=cuda", "engine.batch_size=18")
+    pipeline.run(overrides)
+    directory = RunDirectory(tmp_path / "a.zarr")
+    plan = directory.read_plan()
+    assert plan is not None
+    worker, peaks = Worker(work_spec(compose_config(overrides), plan, directory)), {}
+    worker.process(plan.shard(1))
+    assert worker._loaded is not None
+    folds, draw = worker._loaded
+    codes = np.zeros((6, plan.length), np.uint8)
+    held = pretended.held()
+    for size in (18, 9):
+        pretended.reset()
+        attribute_rows(folds, replace(plan, batch_size=size), codes[: size // 3], draw(codes, 0))
+        peaks[size] = pretended.peak() - held
+    assert peaks[9] < 0.9 * peaks[18]
+    with pretended.memory_of(held + (peaks[9] + peaks[18]) // 2):
+        error = worker.process(plan.shard(2)).error
+    assert "do not fit into the memory of cuda, 9 do: give engine.batch_size=9" in error
+    assert pretended.held() <= held
