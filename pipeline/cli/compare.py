@@ -166,7 +166,7 @@ def _lines(found: "Comparison", same: bool, tolerance: float) -> Iterator[str]:
         largest = f"{array.a.largest:.3g} and {array.b.largest:.3g}"
         yield (
             f"{array.name}: half of the values differ by at most {half:.2g}, 99% by {most:.2g}, all by "
-            f"{array.difference.largest:.3g}; the largest values are {largest}{more}"
+            f"{array.difference.largest:.2g}; the largest values are {largest}{more}"
         )
     yield from (f"not compared: {reason}" for reason in found.not_compared)
     if found.identical:

@@ -129,7 +129,8 @@ def _limits(selection: Selection) -> tuple[float, float]:
         blocks = replace(selection, rows=selection.rows[some], targets=(target,)).blocks(["attribution"])
         ends = [(block["attribution"].min(axis=1), block["attribution"].max(axis=1)) for block in blocks]
         low, high = (np.concatenate(of_rows) for of_rows in zip(*ends, strict=True))
-        lowest, highest = min(lowest, np.quantile(low, 1 - WITHIN)), max(highest, np.quantile(high, WITHIN))
+        lowest = min(lowest, np.quantile(low, 1 - WITHIN, method="lower"))
+        highest = max(highest, np.quantile(high, WITHIN, method="higher"))
     return float(lowest), float(highest) or 1.0
 
 

@@ -30,12 +30,17 @@ def differences(
     sides: tuple[str, str] = ("there", "here"),
 ) -> list[str]:
     """A phrase for each field in which two fingerprints differ, with both values, and `where` a field comes from;
-    `sides` is what the two are called."""
+    `sides` is what the two are called.
+
+    The attributes of a model's modules (`model.settings.`) are named where nothing else differs: of another model there
+    are dozens, which say no more than its class, its weights or its head.
+    """
+    differing = [field for field in sorted({*stored, *wanted}) if stored.get(field) != wanted.get(field)]
+    telling = [field for field in differing if not field.startswith("model.settings.")]
     return [
         f"{field} is {_short(stored.get(field))} {sides[0]} and {_short(wanted.get(field))} {sides[1]}"
         + (f" ({where[field]})" if where and field in where else "")
-        for field in sorted({*stored, *wanted})
-        if stored.get(field) != wanted.get(field)
+        for field in telling or differing
     ]
 
 

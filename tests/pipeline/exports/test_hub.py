@@ -54,8 +54,8 @@ def test_a_browser_finds_every_target_with_the_values_of_the_store(located: Stor
     assert [(track["track"], track["shortLabel"]) for track in tracks] == [("target_0", "0"), ("target_7", "7")]
     low, high = (float(limit) for limit in tracks[0]["viewLimits"].split(":"))
     rows = np.asarray(located.attribution[:])
-    assert (rows.max(axis=2) <= high).mean() == pytest.approx(0.99, abs=0.03)
-    assert (rows.min(axis=2) >= low).mean() == pytest.approx(0.99, abs=0.03)
+    assert (rows.max(axis=2) <= high * 1.0001).mean() >= 0.99  # the strongest row too, as there are below 100
+    assert (rows.min(axis=2) >= low * 1.0001).mean() >= 0.99
     assert all(track["logo"] == "on" and len(track["shortLabel"]) <= 17 for track in tracks)
     region = Region.of(genome["defaultPos"])
     assert region is not None

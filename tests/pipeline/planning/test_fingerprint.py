@@ -24,3 +24,12 @@ def test_each_difference_is_named_with_both_values(fields: dict[str, int], field
 
 def test_hashes_are_shortened() -> None:
     assert differences({"w": "a" * 64}, {"w": "b" * 64}) == [f"w is {'a' * 12} there and {'b' * 12} here"]
+
+
+def test_attributes_of_modules_are_named_where_nothing_else_differs() -> None:
+    stored, wanted = (
+        {"model.settings.a.Net": 1, "model.name": "bpnet"},
+        {"model.settings.b.Net": 1, "model.name": "module"},
+    )
+    assert differences(stored, wanted) == ["model.name is bpnet there and module here"]
+    assert len(differences(stored, {**wanted, "model.name": "bpnet"})) == 2
