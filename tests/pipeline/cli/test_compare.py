@@ -18,6 +18,7 @@ from pipeline.cli.main import dispatch
 from pipeline.messages.errors import UserError
 from tests.pipeline.conftest import N_ROWS, Inputs, random_sequences, write_fasta
 from tests.pipeline.damage import copy_of
+from tests.pipeline.exports.stores import make_store, random_codes
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +134,21 @@ def test_targets_are_paired_by_label(
     b.targets = ["other", "another"]
     with pytest.raises(UserError, match="say which to compare: --target "):
         pair_targets(a, b)  # type: ignore[arg-type]
+
+
+def test_targets_folds_and_rows_of_two_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    codes = random_codes(9, 30)
+    hypothetical = np.random.RandomState(0).normal(size=(9, 3, 4, 30))
+    a = make_store(tmp_path / "a.zarr", codes, targets=[4, 5, 6], hypothetical=hypothetical, folds=["x", "y"])
+    swapped = hypothetical[:, [2, 0, 1]]
+    swapped[3, 1, :, 11] += 5.0
+    b = make_store(tmp_path / "b.zarr", codes, targets=[6, 4, 5], hypothetical=swapped, done=[0])
+    assert told(capsys, a.url, b.url, code=2)["error"].startswith(f"{b.url} is not complete")
+    found = told(capsys, a.url, b.url, "--allow-incomplete", code=1)
+    assert found["rows"] == 6
+    assert [target["labels"] for target in found["targets"]] == [["4", "4"], ["5", "5"], ["6", "6"]]
+    changed = [[row["row"] for row in target["most_changed"]] for target in found["targets"]]
+    assert changed == [[3], [], []]
+    assert f"attribution_by_fold: only {a.url} has it" in found["not_compared"]
+    attribution = next(array for array in found["arrays"] if array["name"] == "attribution")
+    assert attribution["largest_difference"] == pytest.approx(5.0)
