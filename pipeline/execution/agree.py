@@ -24,6 +24,8 @@ from pipeline.store.codec import ShardCodec, read_array
 from pipeline.store.run_directory import RunDirectory
 from pipeline.store.schema import POOL, ROOT
 
+CODE = "a hash of dlshap's own source files: dlshap was updated or edited since"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -139,7 +141,7 @@ class Request:
                 f"of seeds other than 0, genomic references and max-pooling differ. Give another store.path, or use "
                 f"dlshap 0.1"
             )
-        if different := differences(stored, wanted, self.loaded.sources):
+        if different := differences(stored, wanted, {**self.loaded.sources, "machine.code": CODE}):
             raise UserError(
                 f"{self.directory.url} belongs to another run: {'; '.join(different)}. Give another store.path, or "
                 f"remove it"

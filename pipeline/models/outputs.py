@@ -7,6 +7,7 @@ Shape legend: N sequences, T targets.
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from pipeline.messages.visible import brief
 from pipeline.messages.words import counted
 
 _MIDDLE = 4  # places that a suggestion averages, of an axis with at least twice as many
-_N_LISTED = 12
+_N_LISTED = 12  # entries that a message lists, and suggestions that it chooses among
 _LONGEST = 600  # characters of what is wrong
 _N_STRANDS = 2  # at most, of a profile
 _REDUCE: dict[str, Callable[..., Tensor]] = {
@@ -322,7 +323,8 @@ def _wide(x: Tensor) -> list[int]:
 
 def _advice(outputs: Any, n: int, start: str = "") -> str:
     """The end of a message: settings that fit, ready to paste."""
-    found = [text for _, text in zip(range(2), suggestions(outputs, n, start), strict=False)]
+    some = islice(suggestions(outputs, n, start), _N_LISTED)
+    found = sorted(some, key=lambda suggestion: ".mean(" in suggestion[0])[:2]  # what needs no reduction first
     if not found:
         return ""
     return ", such as " + ", or ".join(

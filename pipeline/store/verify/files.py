@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from pipeline.messages.words import counted
 from pipeline.planning.shards import Shard
 from pipeline.store.backends.base import Backend
 from pipeline.store.codec import ShardCodec, read_array
@@ -52,7 +53,7 @@ def check_files(
     findings.problems += _other_shapes(directory.store, manifest, damaged)
     findings.strays, unfinished = _others(directory.store, manifest)
     if unfinished:
-        findings.notes.append(f"{unfinished} files belong to shards that are not committed yet")
+        findings.notes.append(f"{counted(unfinished, 'file')} of shards that are not committed yet")
     return manifest
 
 

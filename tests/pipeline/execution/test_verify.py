@@ -181,7 +181,7 @@ def test_half_a_shard_and_unfinished_files_are_no_damage(
     (store / "prediction/.c.3.0.host.1.partial").write_bytes(b"half")
     code, found = ask(store, capsys)
     assert (code, found["problems"], found["strays"]) == (0, [], ["prediction/.c.3.0.host.1.partial"])
-    assert found["notes"] == ["2 files belong to shards that are not committed yet"]
+    assert found["notes"] == ["2 files of shards that are not committed yet"]
 
 
 def test_damage_to_an_unfinished_store_is_found(

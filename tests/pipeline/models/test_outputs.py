@@ -211,6 +211,7 @@ THREE_AXES = torch.zeros(2, 16, 5)
         ({"human": THREE_AXES}, "hunam[:, 1]", "human: (N, 16, 5), such as 'model.output=human[:, mid4].mean(1)'"),
         ({"human": THREE_AXES}, "[:, 1]", "no such output as [:, 1]"),
         ({"human": THREE_AXES}, ".mean(1)", "not one tensor"),
+        ((THREE_AXES, THREE_AXES[:, 0]), "[2][:, 1]", "such as 'model.output=[1]' (5 targets, axis 1), or"),
         ((THREE_AXES, None), "[2][:, 1]", "0: (N, 16, 5), 1: NoneType, such as 'model.output=[0][:, mid4].mean(1)'"),
         (torch.zeros(4, 3), "[:, 1]", "is (4, 3) for 2 sequences"),
         (Heads(THREE_AXES, THREE_AXES), "__class__[:, 1]", "no such output"),
