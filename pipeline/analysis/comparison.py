@@ -107,7 +107,7 @@ class TargetComparison:
         prediction: (M, 2) of each store.
         correlation: (M,) Pearson's, of the attributions along the sequence; NaN where either is the same everywhere, or
             not finite.
-        size: (M, 2) root mean square of the attributions of a row.
+        rms: (M, 2) root mean square of the attributions of a row.
         largest: (M,) the largest |difference| of the attributions, not scaled.
         change: (M,) root mean square of the difference of the scaled attributions; NaN where one is not finite.
         scale: root mean square of all finite attributions of each store.
@@ -119,7 +119,7 @@ class TargetComparison:
     rows: np.ndarray
     prediction: np.ndarray
     correlation: np.ndarray
-    size: np.ndarray
+    rms: np.ndarray
     largest: np.ndarray
     change: np.ndarray
     scale: tuple[float, float]
@@ -269,12 +269,13 @@ def _comparable(a: Store, b: Store) -> tuple[list[str], list[str]]:
 
 
 def _settings(a: Store, b: Store) -> list[str]:
-    """What the values depend on and differs; of the code of the models only that it does."""
+    """What the values depend on and differs; of the code of the models only that it does, where nothing else tells."""
     fields = [dict(store.attrs.get("fingerprint", {})) for store in (a, b)]
     code = [{key: each.pop(key) for key in list(each) if key.startswith("model.settings.")} for each in fields]
     phrases = differences(fields[0], fields[1], sides=("in the first", "in the second"))
     found = [phrase.removeprefix("settings.") for phrase in phrases]
-    return found + (["the code or the settings of the model differ"] if code[0] != code[1] else [])
+    tells = any(phrase.startswith("model.") for phrase in found)
+    return found + (["the code or the settings of the model differ"] if code[0] != code[1] and not tells else [])
 
 
 @dataclass
@@ -329,7 +330,7 @@ def _compare_target(
         rows=rows,
         prediction=prediction,
         correlation=correlation,
-        size=np.sqrt(np.column_stack([aa, bb]) / length),
+        rms=np.sqrt(np.column_stack([aa, bb]) / length),
         largest=largest,
         change=change,
         scale=(scale_a, scale_b),

@@ -96,8 +96,8 @@ def _columns(found: "Comparison") -> Iterator[dict[str, Any]]:
             "prediction": target.prediction[:, 0].tolist(),
             "prediction_of_other": target.prediction[:, 1].tolist(),
             "correlation": target.correlation.tolist(),
-            "size": target.size[:, 0].tolist(),
-            "size_of_other": target.size[:, 1].tolist(),
+            "rms": target.rms[:, 0].tolist(),
+            "rms_of_other": target.rms[:, 1].tolist(),
             "largest_difference": target.largest.tolist(),
             "change": target.change.tolist(),
         }
