@@ -132,8 +132,8 @@ def leaky_relu(gradient: Tensor | None, x: Tensor, r: Tensor, negative_slope: fl
 
 
 def fits(x: Tensor, r: Tensor) -> bool:
-    """Whether the kernels take an observed (..., 1, ...) and a reference activation (..., R, ...), as `Rows.paired`
-    gives them, or two of the same shape."""
+    """Whether the kernels take an observed (..., 1, ...) and a reference activation (..., R, ...), as
+    `RowPairing.paired` gives them, or two of the same shape."""
     if not takes(x, r):
         return False
     order = _order(r)

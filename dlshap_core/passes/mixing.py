@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dlshap_core.errors import DecisionError, UnsupportedModelError
 from dlshap_core.passes.model_passes import ModelPasses
 from dlshap_core.passes.row_trace import N_ROWS, RowTrace
-from dlshap_core.rules.rows import Rows
+from dlshap_core.rules.rows import RowPairing
 
 MIXES = "the model mixes the sequences of a batch, or draws random numbers"
 
@@ -36,7 +36,7 @@ def require_rows_apart(
         sequences: (S, A, L).
         references: (S, K, A, L).
         rows: of the sequences, among those of the extra inputs.
-        is_careful: as in `Rows`.
+        is_careful: as in `RowPairing`.
 
     Raises:
         UnsupportedModelError: they do.
@@ -77,7 +77,7 @@ def _trace_rows(passes: ModelPasses, x: Tensor, extra: list[Tensor], is_careful:
     for n in N_ROWS:
         decisions = None if trace is None else passes.decisions
         trace = RowTrace(trace)
-        layout = Rows(n, 1, is_careful=is_careful)
+        layout = RowPairing(n, 1, is_careful=is_careful)
         try:
             passes.trace(x[:n], [arg[:n] for arg in extra], layout, trace, decisions)
         except DecisionError as error:

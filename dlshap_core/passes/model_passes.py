@@ -22,7 +22,7 @@ from dlshap_core.passes.targets import Targets, as_rows_by_targets
 from dlshap_core.passes.tolerance import Lowered
 from dlshap_core.passes.transforms import called_plainly
 from dlshap_core.rules.gradients import find_custom_function
-from dlshap_core.rules.rows import PassesDiffer, Rows
+from dlshap_core.rules.rows import PassesDiffer, RowPairing
 
 _HOOKS_REFUSED = (
     "the model keeps or recomputes activations by hooks or functions of its own (save_on_cpu, or checkpointing other "
@@ -139,7 +139,7 @@ class ModelPasses:
             yield passes
 
     def observe(
-        self, sequences: Tensor, rows: slice, n_repeats: int, tape: Tape, layout: Rows, is_first: bool
+        self, sequences: Tensor, rows: slice, n_repeats: int, tape: Tape, layout: RowPairing, is_first: bool
     ) -> tuple[Tensor, Decided]:
         """First pass: predictions (S n_repeats, T) of the sequences, and what was decided; fills the tape.
 
@@ -161,7 +161,7 @@ class ModelPasses:
         return y, forward.decided
 
     def replay(
-        self, leaf: Tensor, rows: slice, n_references: int, tape: Tape, layout: Rows, is_first: bool
+        self, leaf: Tensor, rows: slice, n_references: int, tape: Tape, layout: RowPairing, is_first: bool
     ) -> tuple[Tensor, bool]:
         """Second pass: predictions (S K, T) of the references with multipliers in place of gradients, and whether
         every rule used has completeness. The arguments are those of `observe`; the first time it looks for custom
@@ -176,7 +176,9 @@ class ModelPasses:
                 raise UnsupportedModelError(_HOOKS_REFUSED)
         return y, forward.is_complete
 
-    def trace(self, x: Tensor, extra: list[Tensor], layout: Rows, trace: RowTrace, decisions: Decisions | None) -> None:
+    def trace(
+        self, x: Tensor, extra: list[Tensor], layout: RowPairing, trace: RowTrace, decisions: Decisions | None
+    ) -> None:
         """A pass that follows the rows of x (B, A, L), B being sequences of the layout."""
         forward = ForwardPass(Tape(), layout, False, self.modules, self.formats, None, decisions, trace)
         with self.formats.watching():
@@ -211,12 +213,12 @@ class ModelPasses:
     def measure(self, x: Tensor, extra: Sequence[Tensor]) -> Called:
         """What the rules keep of one sequence (1, A, L) in one of the two passes, by module; nothing is kept."""
         measure, formats = Measure(self.model), FormatChoice(may_change=False)
-        forward = ForwardPass(Tape(), Rows(1, 1), False, self.modules, formats)
+        forward = ForwardPass(Tape(), RowPairing(1, 1), False, self.modules, formats)
         x = x.detach().to(self.device).to(self.dtype).requires_grad_()
         self._call(x, [self.as_input(arg) for arg in extra], forward, measure.installed(forward))
         return measure.whole
 
-    def _observed(self, x: Tensor, rows: slice, n_repeats: int, forward: ForwardPass, layout: Rows) -> Tensor:
+    def _observed(self, x: Tensor, rows: slice, n_repeats: int, forward: ForwardPass, layout: RowPairing) -> Tensor:
         """One of the two passes, in which every sequence has so many rows."""
 
         def again(tape: Tape, replaying: bool) -> ForwardPass:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dlshap_core.passes.model_passes import ModelPasses
 from dlshap_core.passes.tape import Overwritten, Tape
-from dlshap_core.rules.rows import Rows
+from dlshap_core.rules.rows import RowPairing
 
 
 @dataclass
@@ -76,7 +76,7 @@ class PairRunner:
         if needs_company and n_references == 2:
             n_repeats = 2  # one row of padding would make both passes equal in size, and rows are told by size
         n_padding = 1 if needs_company and n_references > 2 else 0
-        layout = Rows(
+        layout = RowPairing(
             n_sequences * n_repeats, n_references // n_repeats, n_padding, passes.targets.is_one, self.is_careful
         )
         tape = Tape()

@@ -37,7 +37,7 @@ from dlshap_core.rules import names
 from dlshap_core.rules.call import Call, varying_tensors
 from dlshap_core.rules.kinds import Kind
 from dlshap_core.rules.masks import number_of
-from dlshap_core.rules.rows import PassesDiffer, Rows
+from dlshap_core.rules.rows import PassesDiffer, RowPairing
 from dlshap_core.rules.table import look_up, of_complex
 from dlshap_core.torch_private import is_wrapped_by_functorch, version
 
@@ -72,7 +72,7 @@ class ForwardPass(TorchFunctionMode):
     def __init__(
         self,
         tape: Tape,
-        rows: Rows,
+        rows: RowPairing,
         replaying: bool,
         modules: dict[int, str],
         formats: FormatChoice,

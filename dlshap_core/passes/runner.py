@@ -13,7 +13,7 @@ from dlshap_core.passes.checks import Checks, Incomplete
 from dlshap_core.passes.model_passes import ModelPasses, SavingMatters
 from dlshap_core.passes.pairs import Batch, PairRunner
 from dlshap_core.passes.tape import Overwritten, Tape
-from dlshap_core.rules.rows import PassesDiffer, Rows
+from dlshap_core.rules.rows import PassesDiffer, RowPairing
 
 
 class BatchRunner:
@@ -82,7 +82,9 @@ class BatchRunner:
         for i in range(len(sequences) if row is None else 0):
             alone = slice(rows.start + i, rows.start + i + 1)
             try:
-                self._passes.observe(sequences[i : i + 1], alone, 1, Tape(), Rows(1, 1), not self.checks.has_passed)
+                self._passes.observe(
+                    sequences[i : i + 1], alone, 1, Tape(), RowPairing(1, 1), not self.checks.has_passed
+                )
             except DecisionError:
                 row = i
                 break

@@ -31,7 +31,7 @@ from dlshap_core.kernels import fused
 from dlshap_core.kernels.max_pooling import LEAST_STANDING, ONE_STANDING_OF
 from dlshap_core.kernels.memory_format import has_channels_last
 from dlshap_core.rules.gradients import pull_back
-from dlshap_core.rules.rows import Rows
+from dlshap_core.rules.rows import RowPairing
 
 # Up to how many eps of the larger one a difference of two activations is taken for rounding between the two passes.
 # Low, as a base at the edge of what a place sees may change it by 1e-6. It decides alone only where the output rises or
@@ -100,7 +100,7 @@ _Find = Callable[[Tensor], tuple[Tensor, Tensor]]  # the maxima of an activation
 
 
 def _max_over_windows(
-    rows: Rows, observed: Tensor, reference: Tensor, find: _Find, n_axes: int, block_size: int | None = None
+    rows: RowPairing, observed: Tensor, reference: Tensor, find: _Find, n_axes: int, block_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Max over windows in the last `n_axes` axes: the output with its multipliers, and the reference's places.
 
@@ -198,7 +198,7 @@ def max_pool(n_axes: int, always_with_places: bool = False) -> Callable[..., Ten
     pool = getattr(F, f"max_pool{n_axes}d_with_indices")
 
     def rule(
-        rows: Rows,
+        rows: RowPairing,
         observed: Tensor,
         reference: Tensor,
         kernel_size: _Sizes,
@@ -231,7 +231,7 @@ def adaptive_max_pool(n_axes: int, always_with_places: bool = False) -> Callable
     pool = getattr(F, f"adaptive_max_pool{n_axes}d_with_indices")
 
     def rule(
-        rows: Rows, observed: Tensor, reference: Tensor, output_size: _Sizes, return_indices: bool = False
+        rows: RowPairing, observed: Tensor, reference: Tensor, output_size: _Sizes, return_indices: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         value, places = _max_over_windows(rows, observed, reference, lambda z: pool(z, output_size), n_axes)
         return (value, places) if return_indices or always_with_places else value
@@ -239,13 +239,13 @@ def adaptive_max_pool(n_axes: int, always_with_places: bool = False) -> Callable
     return rule
 
 
-def _max_over_last(rows: Rows, observed: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+def _max_over_last(rows: RowPairing, observed: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Max over the last axis, kept with size 1."""
     return _max_over_windows(rows, observed, reference, lambda z: z.max(dim=-1, keepdim=True), 1)
 
 
 def max_over_axis(
-    rows: Rows, observed: Tensor, reference: Tensor, dim: int, keepdim: bool = False
+    rows: RowPairing, observed: Tensor, reference: Tensor, dim: int, keepdim: bool = False
 ) -> tuple[Tensor, Tensor]:
     """max(dim=...): values and places."""
     value, places = _max_over_last(rows, observed.movedim(dim, -1), reference.movedim(dim, -1))
@@ -255,7 +255,11 @@ def max_over_axis(
 
 
 def amax(
-    rows: Rows, observed: Tensor, reference: Tensor, dim: int | tuple[int, ...] | None = None, keepdim: bool = False
+    rows: RowPairing,
+    observed: Tensor,
+    reference: Tensor,
+    dim: int | tuple[int, ...] | None = None,
+    keepdim: bool = False,
 ) -> Tensor:
     """amax over one or several axes. Where several inputs share the maximum, the first one gets it all."""
     if dim is None or dim == ():
@@ -273,7 +277,7 @@ def amax(
 
 
 def min_over_axis(
-    rows: Rows, observed: Tensor, reference: Tensor, dim: int, keepdim: bool = False
+    rows: RowPairing, observed: Tensor, reference: Tensor, dim: int, keepdim: bool = False
 ) -> tuple[Tensor, Tensor]:
     """min is -max(-x)."""
     value, places = max_over_axis(rows, -observed, -reference, dim, keepdim)
@@ -281,13 +285,17 @@ def min_over_axis(
 
 
 def amin(
-    rows: Rows, observed: Tensor, reference: Tensor, dim: int | tuple[int, ...] | None = None, keepdim: bool = False
+    rows: RowPairing,
+    observed: Tensor,
+    reference: Tensor,
+    dim: int | tuple[int, ...] | None = None,
+    keepdim: bool = False,
 ) -> Tensor:
     """min is -max(-x)."""
     return -amax(rows, -observed, -reference, dim, keepdim)
 
 
-def cummax(rows: Rows, observed: Tensor, reference: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def cummax(rows: RowPairing, observed: Tensor, reference: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """The maximum of each place and all before: values and places."""
 
     def find(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,7 +305,7 @@ def cummax(rows: Rows, observed: Tensor, reference: Tensor, dim: int) -> tuple[T
     return torch.return_types.cummax((value.movedim(-1, dim), places.movedim(-1, dim)))
 
 
-def cummin(rows: Rows, observed: Tensor, reference: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def cummin(rows: RowPairing, observed: Tensor, reference: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """-cummax(-x)."""
     value, places = cummax(rows, -observed, -reference, dim)
     return torch.return_types.cummin((-value, places))

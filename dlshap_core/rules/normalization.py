@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from dlshap_core.rules.gradients import pull_back
 from dlshap_core.rules.kinds import PairRule
-from dlshap_core.rules.rows import Rows
+from dlshap_core.rules.rows import RowPairing
 from dlshap_core.rules.secants import finite_or_zero
 
 
@@ -214,7 +214,7 @@ def _parts(x: Tensor, n_axes: int, eps: float, centres: bool) -> tuple[Tensor, T
 
 
 def _standardise_rule(
-    rows: Rows, observed: Tensor, reference: Tensor, n_axes: int, eps: float, centres: bool
+    rows: RowPairing, observed: Tensor, reference: Tensor, n_axes: int, eps: float, centres: bool
 ) -> Tensor:
     """y = c s: midpoint product, secant of rsqrt in the variance, secant x + r of the square in c.
 

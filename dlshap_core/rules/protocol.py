@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dlshap_core.kernels.memory_format import FormatChoice
 from dlshap_core.rules.call import Call
-from dlshap_core.rules.rows import Rows
+from dlshap_core.rules.rows import RowPairing
 
 
 class Pass(Protocol):
@@ -25,7 +25,7 @@ class Pass(Protocol):
     """
 
     replaying: bool
-    rows: Rows
+    rows: RowPairing
     formats: FormatChoice
     is_complete: bool
 

@@ -16,7 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from dlshap_core.rules.gradients import pull_back
 from dlshap_core.rules.kinds import PairRule
-from dlshap_core.rules.rows import Rows
+from dlshap_core.rules.rows import RowPairing
 from dlshap_core.rules.secants import sigmoid, tanh
 
 _Both = Callable[[Tensor, Tensor], Tensor]
@@ -86,7 +86,7 @@ def _lstm_parts(steps: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, 
     return hidden, gates, memory
 
 
-def _combiner(rows: Rows) -> tuple[Callable[[_Both, Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
+def _combiner(rows: RowPairing) -> tuple[Callable[[_Both, Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
     """What takes a function of both sides, and the mean of both sides, to the rows of the references."""
 
     def of_both(function: _Both, x: Tensor, r: Tensor) -> Tensor:
@@ -95,12 +95,12 @@ def _combiner(rows: Rows) -> tuple[Callable[[_Both, Tensor, Tensor], Tensor], Ca
     return of_both, lambda x, r: of_both(torch.add, x, r) / 2
 
 
-def _check_rows(rows: Rows, observed: Tensor, reference: Tensor) -> None:
+def _check_rows(rows: RowPairing, observed: Tensor, reference: Tensor) -> None:
     if rows.axis(observed, reference) not in (1, None):
         raise ValueError("its steps are the sequences of a batch; see batch_first")
 
 
-def _lstm_rule(rows: Rows, observed: Tensor, reference: Tensor, *parameters: Tensor) -> Tensor:
+def _lstm_rule(rows: RowPairing, observed: Tensor, reference: Tensor, *parameters: Tensor) -> Tensor:
     """c = f c + i g, h = o tanh(c): midpoint products of the secants of the gates and of tanh(c)."""
     _check_rows(rows, observed, reference)
     of_both, mean = _combiner(rows)
@@ -152,7 +152,7 @@ def _gru_parts(steps: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, .
     return hidden, before, gate_r, gate_z, content_h, reset, update, gate_n, gate_n.tanh()
 
 
-def _gru_rule(rows: Rows, observed: Tensor, reference: Tensor, *parameters: Tensor) -> Tensor:
+def _gru_rule(rows: RowPairing, observed: Tensor, reference: Tensor, *parameters: Tensor) -> Tensor:
     """h = n + z (h - n), n = tanh(a + r b): midpoint products of the secants of the gates."""
     _check_rows(rows, observed, reference)
     of_both, mean = _combiner(rows)

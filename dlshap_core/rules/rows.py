@@ -13,7 +13,7 @@ class PassesDiffer(Exception):
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowPairing:
     """How rows of the observing pass pair with rows of the replaying one: S sequences, each with R references.
 
     The observing pass may hold further rows behind the sequences, `n_padding` of them, which are dropped.

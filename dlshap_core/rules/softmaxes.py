@@ -16,7 +16,7 @@ from torch import Tensor
 from dlshap_core.kernels import fused
 from dlshap_core.kernels.softmax import SERIES, SERIES_BELOW
 from dlshap_core.rules.gradients import pull_back
-from dlshap_core.rules.rows import Rows
+from dlshap_core.rules.rows import RowPairing
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _finite(z: Tensor, dtype: torch.dtype) -> Tensor:
     return z.clamp_min(torch.finfo(z.dtype).min / 4)
 
 
-def _sides(rows: Rows, x: Tensor, r: Tensor, dim: int | tuple[int, ...]) -> _Sides:
+def _sides(rows: RowPairing, x: Tensor, r: Tensor, dim: int | tuple[int, ...]) -> _Sides:
     """Of finite logits."""
     c_x, c_r = (z.logsumexp(dim, keepdim=True) for z in (x, r))
     logits_x, logits_r = rows.paired(x, r)
@@ -67,7 +67,9 @@ def _sides(rows: Rows, x: Tensor, r: Tensor, dim: int | tuple[int, ...]) -> _Sid
     return _Sides(logits_x - logits_r, p_x, p_r, *rows.paired(c_x, c_r))
 
 
-def softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+def softmax(
+    rows: RowPairing, observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None
+) -> Tensor:
     """y = exp(z - logsumexp z): secant of exp at the log probabilities, and the multipliers w of log sum exp.
 
     m(z_j -> y_i) = E'_i ([i = j] - w_j), with E' the secant of that exp. This is tangermeme's rule. Its factors are at
@@ -101,7 +103,9 @@ def softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: to
     return pull_back(reference, value, pullback, outer, weights)
 
 
-def log_softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+def log_softmax(
+    rows: RowPairing, observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None
+) -> Tensor:
     """z - logsumexp(z)."""
     value = torch.log_softmax(reference.detach(), dim, dtype)
     x, r = (_finite(z, value.dtype) for z in (observed, reference))
@@ -115,7 +119,7 @@ def log_softmax(rows: Rows, observed: Tensor, reference: Tensor, dim: int, dtype
 
 
 def logsumexp(
-    rows: Rows, observed: Tensor, reference: Tensor, dim: int | tuple[int, ...], keepdim: bool = False
+    rows: RowPairing, observed: Tensor, reference: Tensor, dim: int | tuple[int, ...], keepdim: bool = False
 ) -> Tensor:
     """log s + c: the secant of log times the secants of exp; the multipliers of one output need not add up to 1."""
     value = torch.logsumexp(reference.detach(), dim, keepdim)
@@ -130,7 +134,7 @@ def logsumexp(
     return pull_back(reference, value, pullback, weights)
 
 
-def logcumsumexp(rows: Rows, observed: Tensor, reference: Tensor, dim: int) -> Tensor:
+def logcumsumexp(rows: RowPairing, observed: Tensor, reference: Tensor, dim: int) -> Tensor:
     """c_k = log sum exp of z_1 to z_k, with the multipliers of logsumexp for each k.
 
     Under the shift C_k, the larger of both sides' c_k, they are S_j exp(-C_k) L_k for j <= k: S_j is the secant of exp

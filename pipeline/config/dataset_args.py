@@ -20,7 +20,7 @@ EXAMPLES = "a path such as x.npy, x.npz:key or x.zarr:key with a row for each re
 
 
 @dataclass(frozen=True)
-class Entry:
+class ExtraInput:
     """One extra input.
 
     Attributes:
@@ -43,11 +43,11 @@ class Entry:
         return any(map(_is_track, self.paths))
 
 
-def parse(entry: Any) -> Entry:
+def parse(entry: Any) -> ExtraInput:
     """What an element of `dataset.args` means. Raises ValueError that says what is wrong with it."""
     if isinstance(entry, list):
         paths = [str(path) for path in entry]
-        pair = Entry(f"[{','.join(paths)}]", paths=tuple(paths))
+        pair = ExtraInput(f"[{','.join(paths)}]", paths=tuple(paths))
         if len(paths) != 2 or not all(map(_is_track, paths)):
             raise ValueError(f"{pair.text} is a list; expected two bigWigs, of the plus and the minus strand")
         return pair
@@ -58,10 +58,10 @@ def parse(entry: Any) -> Entry:
     rest, dtype = (typed["rest"], _TYPES[typed["type"]]) if typed else (text, None)
     file = _FILE.fullmatch(rest)
     if file is None:
-        return Entry(text, name=rest, dtype=dtype)
+        return ExtraInput(text, name=rest, dtype=dtype)
     if _is_track(file["path"]) and (file["key"] or dtype):
         raise ValueError(f"{text}: a bigWig has no keys, and its values are float32; leave out what follows its name")
-    return Entry(text, paths=(file["path"],), key=file["key"], dtype=dtype)
+    return ExtraInput(text, paths=(file["path"],), key=file["key"], dtype=dtype)
 
 
 def _is_track(path: str) -> bool:

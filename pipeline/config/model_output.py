@@ -52,7 +52,7 @@ Item = int | str | slice | tuple[int, ...] | Middle  # `...` is the text "..."; 
 
 
 @dataclass(frozen=True)
-class Entry:
+class Keyed:
     """An entry of what the model returns, by its name."""
 
     of: "Node"
@@ -137,7 +137,7 @@ class Binary:
         return f"{left}{self.sign}{_operand(self.right)}"
 
 
-Node = Whole | Entry | Indexed | Reduced | Transformed | Number | Negative | Binary
+Node = Whole | Keyed | Indexed | Reduced | Transformed | Number | Negative | Binary
 
 
 def parse(text: str) -> Node:
@@ -237,7 +237,7 @@ class _Parser:
                 found = self._index(found)
                 continue
             name = self._name()
-            found = self._call(name, found) if self._is("(") else Entry(found, name)
+            found = self._call(name, found) if self._is("(") else Keyed(found, name)
         return found
 
     def _atom(self) -> Node:
@@ -252,11 +252,11 @@ class _Parser:
         if kind == "number":
             return self._number()
         if kind == "text":
-            return Entry(Whole(), self._take()[1:-1])
+            return Keyed(Whole(), self._take()[1:-1])
         if kind != "name":
             self._expected("an output, such as [:, 5] or human[:, 5]")
         name = self._take()
-        return self._call(name, None) if self._is("(") else Entry(Whole(), name)
+        return self._call(name, None) if self._is("(") else Keyed(Whole(), name)
 
     def _number(self) -> Node:
         text = self._take()
@@ -329,7 +329,7 @@ class _Parser:
         if not items or items.count("...") > 1:
             raise ValueError("[] holds nothing, or ... twice; expected a place for each axis, such as [:, 5]")
         if len(items) == 1 and isinstance(key := items[0], str) and key != "...":
-            return Entry(of, key[1:-1])
+            return Keyed(of, key[1:-1])
         if any(isinstance(item, str) and item != "..." for item in items):
             raise ValueError("a name stands alone in its brackets, such as ['human'][:, 5]")
         return Indexed(of, tuple(items))

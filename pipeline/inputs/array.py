@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.config import limits
-from pipeline.config.dataset_args import Entry
+from pipeline.config.dataset_args import ExtraInput
 from pipeline.config.settings import setting
 from pipeline.inputs import numeric
 from pipeline.inputs.base import Row, RowSource, Source, Values
@@ -43,7 +43,7 @@ class Array(InputForm):
     def is_folder(cls, folder: Path) -> bool:
         return is_zarr(folder) or suffix_of(folder) == ".zarr"
 
-    def values_of(self, entry: Entry) -> Values:
+    def values_of(self, entry: ExtraInput) -> Values:
         return numeric.array(entry, self.given_path(), entry.name)
 
 

@@ -16,7 +16,7 @@ BYTES_PER_BATCH = 1 << 24  # of codes and names; the first limit reached ends a 
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowBatch:
     """One streamed batch of n parsed rows, in input order.
 
     Attributes:
@@ -60,14 +60,14 @@ class Source(Protocol):
 
     description: dict[str, Any]
 
-    def batches(self) -> Iterator[Rows]:
+    def batches(self) -> Iterator[RowBatch]:
         """The rows in input order. Raises UserError (a ValueError) when the file as a whole cannot be read."""
         ...
 
 
 @dataclass
 class Row:
-    """One parsed row; the fields are those of `Rows`."""
+    """One parsed row; the fields are those of `RowBatch`."""
 
     source_row: int
     codes: np.ndarray | None
@@ -79,12 +79,12 @@ class Row:
     strand: str = "."
 
 
-def _batch(rows: Sequence[Row]) -> Rows:
+def _batch(rows: Sequence[Row]) -> RowBatch:
     columns: dict[str, Any] = {item.name: [getattr(row, item.name) for row in rows] for item in fields(Row)}
-    return Rows(**columns | {name: np.array(columns[name], np.int64) for name in ("source_row", "start", "end")})
+    return RowBatch(**columns | {name: np.array(columns[name], np.int64) for name in ("source_row", "start", "end")})
 
 
-def batched(rows: Iterable[Row]) -> Iterator[Rows]:
+def batched(rows: Iterable[Row]) -> Iterator[RowBatch]:
     """Rows in batches of bounded size."""
     some: list[Row] = []
     n_bytes = 0
@@ -103,7 +103,7 @@ class RowSource(ABC):
 
     description: dict[str, Any]
 
-    def batches(self) -> Iterator[Rows]:
+    def batches(self) -> Iterator[RowBatch]:
         return batched(self._rows())
 
     @abstractmethod
@@ -117,7 +117,7 @@ class Values(Protocol):
     shape: tuple[int, ...]
     dtype: str
 
-    def take(self, rows: Rows) -> tuple[np.ndarray, list[str | None]]:
+    def take(self, rows: RowBatch) -> tuple[np.ndarray, list[str | None]]:
         """(n, ...) values of the rows, in the order of the input, and for each None or why it has no value."""
         ...
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from pipeline.inputs import bigwig_child
-from pipeline.inputs.base import Rows
+from pipeline.inputs.base import RowBatch
 from pipeline.inputs.bed import require_chrom
 from pipeline.messages.errors import UserError, require_extra
 from pipeline.messages.secrets import one_line
@@ -46,7 +46,7 @@ class Tracks:
         self._length, self._is_applied = length, strand == "apply"
         self._reader = _Reader(paths)
 
-    def take(self, rows: Rows) -> tuple[np.ndarray, list[str | None]]:
+    def take(self, rows: RowBatch) -> tuple[np.ndarray, list[str | None]]:
         """See `Values`."""
         values = np.zeros((len(rows), *self.shape), self.dtype)
         problems: list[str | None] = [None] * len(rows)
@@ -68,7 +68,7 @@ class Tracks:
         """Close the files."""
         self._reader.close()
 
-    def _windows(self, rows: Rows, i: int) -> list[_Window]:
+    def _windows(self, rows: RowBatch, i: int) -> list[_Window]:
         """Where each file has the values of a row. Raises ValueError where one does not reach it."""
         chrom, start, end = rows.chrom[i], int(rows.start[i]), int(rows.end[i])
         for name, sizes in zip(self._reader.names, self._reader.sizes, strict=True):

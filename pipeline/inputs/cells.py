@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config.dataset_args import Entry
+from pipeline.config.dataset_args import ExtraInput
 from pipeline.inputs.bed import columns, data_lines
 from pipeline.inputs.centres import Centring
 from pipeline.inputs.columnar import Columnar, kind_of, list_shape, values_of
@@ -28,7 +28,7 @@ _PEAK = {**_BED, "signalvalue": 7, "pvalue": 8, "qvalue": 9}
 _BED_MORE = {**_BED, "thickstart": 7, "thickend": 8}
 
 
-def columnar(entry: Entry, path: Path) -> RecordValues:
+def columnar(entry: ExtraInput, path: Path) -> RecordValues:
     """A column of a Parquet or Arrow file, of numbers or of fixed-size lists of them. Raises UserError for another."""
     table = Columnar(path)
     require_column(entry.name, table.columns, "dataset.args", path)
@@ -59,7 +59,7 @@ class Cell:
     where: str
 
 
-def text_column(entry: Entry, cells: Callable[[], Iterator[Cell]]) -> RecordValues:
+def text_column(entry: ExtraInput, cells: Callable[[], Iterator[Cell]]) -> RecordValues:
     """A column of a text, which `cells` reads from its beginning: of the given type, else int64 where all numbers are
     whole, else float32."""
     numbers = (cell.text for cell in cells() if cell.text is not None and _number(cell.text) is not None)
@@ -97,7 +97,7 @@ def _number(text: str) -> int | float | None:
     return None if "_" in text or math.isnan(number) else number
 
 
-def delimited(entry: Entry, path: Path, delimiter: str | None) -> RecordValues:
+def delimited(entry: ExtraInput, path: Path, delimiter: str | None) -> RecordValues:
     """A column of a table as text. Raises UserError where there is none of this name."""
     table = Delimited(path, delimiter)
     require_column(entry.name, table.columns, "dataset.args", path)
@@ -111,7 +111,7 @@ def delimited(entry: Entry, path: Path, delimiter: str | None) -> RecordValues:
     return text_column(entry, cells)
 
 
-def of_loci(entry: Entry, path: Path) -> RecordValues:
+def of_loci(entry: ExtraInput, path: Path) -> RecordValues:
     """A column of BED or narrowPeak, by its name in these formats or its number from 1. Raises UserError for others."""
     names = _loci_columns(path)
     number = int(entry.name) if entry.name.isdecimal() else names.get(entry.name.lower(), 0)

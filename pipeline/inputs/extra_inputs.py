@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config.dataset_args import Entry, parse
+from pipeline.config.dataset_args import ExtraInput, parse
 from pipeline.inputs import numeric
-from pipeline.inputs.base import Rows, Source, Values
+from pipeline.inputs.base import RowBatch, Source, Values
 from pipeline.inputs.bigwig import Tracks
 from pipeline.inputs.form import InputForm, Windows
 from pipeline.inputs.text import require_file, require_path
@@ -28,7 +28,7 @@ class WithExtraInputs:
         self.description: dict[str, Any] = source.description
         self._ready: list[Values] | None = self._open_all()  # bad files are refused at once
 
-    def batches(self) -> Iterator[Rows]:
+    def batches(self) -> Iterator[RowBatch]:
         """The rows with their extra inputs; a row without one is bad. See `Source`."""
         args, n_records = self._ready or self._open_all(), 0
         self._ready = None  # they are read once
@@ -53,7 +53,7 @@ class WithExtraInputs:
         return [_open(entry, self._dataset) for entry in self._entries]
 
 
-def _joined(rows: Rows, args: Sequence[Values]) -> Rows:
+def _joined(rows: RowBatch, args: Sequence[Values]) -> RowBatch:
     """The rows with values of each."""
     found = [arg.take(rows) for arg in args]
     problems = list(rows.problem)
@@ -64,14 +64,14 @@ def _joined(rows: Rows, args: Sequence[Values]) -> Rows:
     return replace(rows, problem=problems, extra_inputs=list(zip(*(values for values, _ in found), strict=True)))
 
 
-def _rows(batch: Rows, start: int, stop: int) -> Rows:
+def _rows(batch: RowBatch, start: int, stop: int) -> RowBatch:
     """Some rows of a batch."""
     if start == 0 and stop >= len(batch):
         return batch
-    return Rows(**{item.name: getattr(batch, item.name)[start:stop] for item in fields(batch)})
+    return RowBatch(**{item.name: getattr(batch, item.name)[start:stop] for item in fields(batch)})
 
 
-def _open(entry: Entry, dataset: InputForm) -> Values:
+def _open(entry: ExtraInput, dataset: InputForm) -> Values:
     """What gives the values of an entry, from the beginning."""
     paths = [require_path(path, "dataset.args") for path in entry.paths]
     if entry.is_track:
@@ -81,11 +81,11 @@ def _open(entry: Entry, dataset: InputForm) -> Values:
     return numeric.array(entry, paths[0], entry.key) if paths else dataset.values_of(entry)
 
 
-def _called(entry: Entry) -> str:
+def _called(entry: ExtraInput) -> str:
     return f"{_described(entry)} (0 where it has no value)" if entry.is_track else _described(entry)
 
 
-def _described(entry: Entry) -> str:
+def _described(entry: ExtraInput) -> str:
     """An entry for the store, with the names of its files."""
     if not entry.paths:
         return entry.text

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from pipeline.config.dataset_args import Entry
+from pipeline.config.dataset_args import ExtraInput
 from pipeline.config.schema import DatasetConfig
 from pipeline.config.settings import setting
 from pipeline.inputs.base import Source, Values
@@ -32,7 +32,7 @@ class InputForm(DatasetConfig, ABC):
         """Whether a folder is of this form."""
         return False
 
-    def values_of(self, entry: Entry) -> Values:
+    def values_of(self, entry: ExtraInput) -> Values:
         """Values of a column or an array that `dataset.args` names; where `has_columns`."""
         raise NotImplementedError
 

@@ -12,7 +12,7 @@ from dlshap_core.sequences import UNKNOWN
 from pipeline.config import dataset_args, limits
 from pipeline.config.schema import DatasetConfig
 from pipeline.config.settings import expanded, settings_of
-from pipeline.inputs.base import Rows, Source
+from pipeline.inputs.base import RowBatch, Source
 from pipeline.inputs.duplicates import Repeats, input_notes
 from pipeline.inputs.facts import InputFacts, InputHash
 from pipeline.inputs.form import InputForm
@@ -137,9 +137,9 @@ def ingest(
     return found
 
 
-def _groups(source: Source, n: int, progress: Callable[[int], None]) -> Iterator[list[tuple[Rows, int]]]:
+def _groups(source: Source, n: int, progress: Callable[[int], None]) -> Iterator[list[tuple[RowBatch, int]]]:
     """The rows, n of them at a time, each as a batch and its index in it."""
-    group: list[tuple[Rows, int]] = []
+    group: list[tuple[RowBatch, int]] = []
     for rows in source.batches():
         for i in range(len(rows)):
             group.append((rows, i))
@@ -162,7 +162,7 @@ def first_good(source: Source, dataset: DatasetConfig) -> tuple[np.ndarray, str,
     raise UserError("the input holds no sequences")
 
 
-def _problem(rows: Rows, i: int, found: Ingested, dataset: DatasetConfig) -> str | None:
+def _problem(rows: RowBatch, i: int, found: Ingested, dataset: DatasetConfig) -> str | None:
     """Why a row cannot be used; None if it can."""
     if rows.problem[i] is not None:
         return rows.problem[i]
@@ -170,7 +170,7 @@ def _problem(rows: Rows, i: int, found: Ingested, dataset: DatasetConfig) -> str
     return None if what is None else f"row {rows.source_row[i]} {shown(rows.name[i])}{what}"
 
 
-def _what_is_wrong(rows: Rows, i: int, found: Ingested, dataset: DatasetConfig) -> str | None:
+def _what_is_wrong(rows: RowBatch, i: int, found: Ingested, dataset: DatasetConfig) -> str | None:
     """What an error says of a row behind its name; None where nothing is wrong."""
     codes, name, chrom = rows.codes[i], rows.name[i], rows.chrom[i]
     if codes is None or len(codes) == 0:

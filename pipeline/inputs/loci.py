@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dlshap_core.sequences import encode, reverse_complement
-from pipeline.config.dataset_args import Entry
+from pipeline.config.dataset_args import ExtraInput
 from pipeline.config.settings import setting
 from pipeline.inputs import cells
 from pipeline.inputs.base import Row, RowSource, Source, Values
@@ -57,7 +57,7 @@ class Loci(Windows):
     def open(self) -> Source:
         return LociSource(self.file("loci"), self.file("genome"), self.width, self.strand, self.centre)
 
-    def values_of(self, entry: Entry) -> Values:
+    def values_of(self, entry: ExtraInput) -> Values:
         return cells.of_loci(entry, self.file("loci"))
 
 

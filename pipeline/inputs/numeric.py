@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config.dataset_args import Entry
-from pipeline.inputs.base import Rows
+from pipeline.config.dataset_args import ExtraInput
+from pipeline.inputs.base import RowBatch
 from pipeline.inputs.numbers import open_numbers
 from pipeline.messages.errors import UserError
 from pipeline.messages.words import counted
@@ -32,13 +32,13 @@ class RecordValues:
     """Values for each record of the input; `shape` and `dtype` are those of one record, `blocks` reads them."""
 
     def __init__(
-        self, entry: Entry, shape: tuple[int, ...], dtype: str, blocks: Callable[[], Iterator[ValueBlock]]
+        self, entry: ExtraInput, shape: tuple[int, ...], dtype: str, blocks: Callable[[], Iterator[ValueBlock]]
     ) -> None:
         self.shape, self.dtype = shape, dtype
         self._entry, self._blocks = entry, blocks()
         self._block, self._start = ValueBlock(np.zeros((0, *shape), dtype)), 0
 
-    def take(self, rows: Rows) -> tuple[np.ndarray, list[str | None]]:
+    def take(self, rows: RowBatch) -> tuple[np.ndarray, list[str | None]]:
         """See `Values`. Raises UserError where the values end before the rows."""
         values, problems = np.zeros((len(rows), *self.shape), self.dtype), []
         for i, record in enumerate(rows.source_row.tolist()):
@@ -102,7 +102,7 @@ def checked(values: np.ndarray, dtype: str, what: Callable[[int], str]) -> Value
     return ValueBlock(made, problems)
 
 
-def array(entry: Entry, path: Path, key: str | None) -> RecordValues:
+def array(entry: ExtraInput, path: Path, key: str | None) -> RecordValues:
     """An array with a row for each record: npy, npz or Zarr. Raises UserError where it is none of numbers."""
 
     def setting(key: str) -> str:

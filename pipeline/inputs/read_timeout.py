@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from pipeline.inputs.base import Rows, Source
+from pipeline.inputs.base import RowBatch, Source
 from pipeline.messages.errors import UserError
 from pipeline.messages.progress import LOG
 
@@ -30,7 +30,7 @@ class TimedSource:
         (self._source,) = self._on_a_thread(lambda: iter([open_()]))
         self.description: dict[str, Any] = self._source.description
 
-    def batches(self) -> Iterator[Rows]:
+    def batches(self) -> Iterator[RowBatch]:
         """The rows of the source. Raises UserError where the input cannot be read, or gives nothing in `timeout_s`."""
         return self._on_a_thread(self._source.batches)
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from dlshap_core.sequences import encode
-from pipeline.config.dataset_args import Entry
+from pipeline.config.dataset_args import ExtraInput
 from pipeline.config.settings import setting, to_dict
 from pipeline.inputs import cells
 from pipeline.inputs.base import Row, RowSource, Source, Values
@@ -79,7 +79,7 @@ class Table(InputForm):
     def open(self) -> Source:
         return TableSource(self.file("path"), self.column, to_dict(self.columns), self.delimiter, self.axes)
 
-    def values_of(self, entry: Entry) -> Values:
+    def values_of(self, entry: ExtraInput) -> Values:
         path = self.file("path")
         if first_bytes(path).startswith(MAGIC):
             return cells.columnar(entry, path)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from pipeline.config.model_output import (
     WHOLE,
     Binary,
-    Entry,
     Indexed,
     Item,
+    Keyed,
     Middle,
     Negative,
     Node,
@@ -117,7 +117,7 @@ class _Evaluation:
                 return self._outputs
             case Number():
                 return node.value
-            case Entry():
+            case Keyed():
                 return self._entry(node)
             case Indexed():
                 return self._indexed(self.value(node.of), node)
@@ -134,7 +134,7 @@ class _Evaluation:
             case Binary():
                 return self._combined(node)
 
-    def _entry(self, node: Entry) -> Any:
+    def _entry(self, node: Keyed) -> Any:
         of = self.value(node.of)
         if (found := _entry(of, node.key)) is not _ABSENT:
             return found
@@ -368,7 +368,7 @@ def _named(start: str, name: int | str) -> str:
     """An entry of what a text gave."""
     if str(name).lstrip("-").isdecimal():
         return f"{start}[{name}]"
-    entry = str(Entry(Whole(), str(name)))
+    entry = str(Keyed(Whole(), str(name)))
     return f"{start}.{entry}" if start and not entry.startswith("[") else start + entry
 
 

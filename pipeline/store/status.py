@@ -15,7 +15,7 @@ from pipeline.messages.visible import in_lines
 from pipeline.messages.words import counted
 from pipeline.planning.plan import Plan
 from pipeline.store.attributes import plan_of, read_attributes
-from pipeline.store.backends.base import Entry
+from pipeline.store.backends.base import StoredFile
 from pipeline.store.metrics import read_metrics
 from pipeline.store.presence import HEARTBEAT_S, SILENT_S, SeenCommand, read_commands
 from pipeline.store.records import DoneRecord
@@ -203,7 +203,7 @@ def slow_actors(records: Sequence[DoneRecord]) -> Iterator[str]:
             yield f"{actor} takes {seconds:.3g} s for a row, the middle one of {len(took)} actors {usual:.3g} s"
 
 
-def slow_shards(records: Sequence[DoneRecord], attempts: Sequence[Entry], now: float) -> Iterator[str]:
+def slow_shards(records: Sequence[DoneRecord], attempts: Sequence[StoredFile], now: float) -> Iterator[str]:
     """Shards that have been in work for LONG times as long as others took, and not only for seconds."""
     if not records:
         return

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from pipeline.store.backends.tree import MOST_BYTES
 
 
-class Entry(NamedTuple):
+class StoredFile(NamedTuple):
     """A file of a backend; a tuple, because there may be millions.
 
     Attributes:
@@ -71,7 +71,7 @@ class Backend(Protocol):
     def delete(self, key: str) -> None:
         """Delete a file; no error where nothing is."""
 
-    def files(self, prefix: str = "") -> Iterator[Entry]:
+    def files(self, prefix: str = "") -> Iterator[StoredFile]:
         """Every file whose key starts with this string, in all folders, in any order."""
 
     def clear(self, prefix: str = "", only: Callable[[str], object] = anything) -> None:

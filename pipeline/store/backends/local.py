@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pipeline.messages.errors import UserError
-from pipeline.store.backends.base import LOCK_TIMEOUT_S, Entry, anything, check_key, unguarded
+from pipeline.store.backends.base import LOCK_TIMEOUT_S, StoredFile, anything, check_key, unguarded
 from pipeline.store.backends.tree import MOST_BYTES, Tree, open_regular, read_regular, sync_descriptor
 from pipeline.store.backends.turn import Turn
 
@@ -106,7 +106,7 @@ class LocalBackend:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             self._tree.unlink(check_key(key))
 
-    def files(self, prefix: str = "") -> Iterator[Entry]:
+    def files(self, prefix: str = "") -> Iterator[StoredFile]:
         return _scan(self._tree, prefix, [])
 
     def clear(self, prefix: str = "", only: Callable[[str], object] = anything) -> None:
@@ -307,7 +307,7 @@ def _flock(descriptor: int, where: str, waiting: Callable[[str], None], timeout_
         turn.pause()
 
 
-def _scan(tree: Tree, prefix: str, folders: list[str]) -> Iterator[Entry]:
+def _scan(tree: Tree, prefix: str, folders: list[str]) -> Iterator[StoredFile]:
     """Files whose keys start with the prefix; the folders that were looked into are added to the list, outer first.
 
     Folders are keys that end in /, or "".
@@ -330,7 +330,7 @@ def _scan(tree: Tree, prefix: str, folders: list[str]) -> Iterator[Entry]:
                         if name.startswith(start) or start.startswith(name + "/"):
                             todo.append(f"{folder}{name}/")
                     elif name.startswith(start) and (status := _status(entry)):
-                        yield Entry(folder + name, status.st_size, status.st_mtime)
+                        yield StoredFile(folder + name, status.st_size, status.st_mtime)
         finally:
             os.close(descriptor)
 

@@ -25,7 +25,7 @@ from obstore.store import ObjectStore, from_url
 from pipeline.messages.errors import UserError
 from pipeline.messages.progress import LOG
 from pipeline.messages.secrets import refuse_values, without_credentials
-from pipeline.store.backends.base import LOCK_TIMEOUT_S, Entry, anything, check_key, unguarded
+from pipeline.store.backends.base import LOCK_TIMEOUT_S, StoredFile, anything, check_key, unguarded
 from pipeline.store.backends.lease import Lease
 from pipeline.store.backends.object_errors import OBJECT_STORE_ERRORS, TRANSIENT, as_os_error, is_without_credentials
 from pipeline.store.backends.tree import MOST_BYTES, TooLarge
@@ -173,14 +173,14 @@ class ObjectStoreBackend:
     def delete(self, key: str) -> None:
         self._delete([check_key(key)])
 
-    def files(self, prefix: str = "") -> Iterator[Entry]:
+    def files(self, prefix: str = "") -> Iterator[StoredFile]:
         folder = prefix.rpartition("/")[0] or None  # the store's own prefixes are whole parts of keys
         last = None
         while page := self._persist(prefix, partial(self._page, folder, last)):
             last = page[-1]["path"]
             for found in page:
                 if found["path"].startswith(prefix):
-                    yield Entry(found["path"], found["size"], found["last_modified"].timestamp())
+                    yield StoredFile(found["path"], found["size"], found["last_modified"].timestamp())
 
     def _page(self, folder: str | None, last: str | None) -> "Sequence[ObjectMeta]":
         """What comes after a key. After a failure obstore's own stream says that it is at its end, so each is new."""

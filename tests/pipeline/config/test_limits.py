@@ -11,7 +11,7 @@ from pipeline.config import limits, memory
 from pipeline.config.compose import compose_config
 from pipeline.config.schema import LimitsConfig
 from pipeline.config.settings import value_settings
-from pipeline.inputs.base import Rows
+from pipeline.inputs.base import RowBatch
 from pipeline.inputs.read_timeout import TimedSource
 from pipeline.messages.errors import UserError
 
@@ -26,7 +26,7 @@ def test_limits_hold_within_and_on_the_thread_that_reads() -> None:
             self.description: dict[str, object] = {}
             found.append(limits.current().record_mb)
 
-        def batches(self) -> list[Rows]:
+        def batches(self) -> list[RowBatch]:
             found.append(limits.current().record_mb)
             assert threading.current_thread().name == "input"
             return []

@@ -14,7 +14,7 @@ from dlshap_core.sequences import decode
 from pipeline.config.compose import compose_config
 from pipeline.inputs import numbers
 from pipeline.inputs.array import ArraySource
-from pipeline.inputs.base import Rows
+from pipeline.inputs.base import RowBatch
 from pipeline.inputs.open import open_source
 from pipeline.messages.errors import UserError
 from tests.pipeline.inputs.file_forms import codes_of, one_hot_of
@@ -22,17 +22,17 @@ from tests.pipeline.inputs.file_forms import codes_of, one_hot_of
 SEQUENCES = ["ACGTN", "CCCCC", "GATTA"]
 
 
-def read(path: Path, **settings: str) -> Rows:
+def read(path: Path, **settings: str) -> RowBatch:
     (rows,) = ArraySource(path, **settings).batches()
     return rows
 
 
-def read_array(folder: Path, values: np.ndarray, **settings: str) -> Rows:
+def read_array(folder: Path, values: np.ndarray, **settings: str) -> RowBatch:
     np.save(folder / "x.npy", values)
     return read(folder / "x.npy", **settings)
 
 
-def texts(rows: Rows) -> list[str]:
+def texts(rows: RowBatch) -> list[str]:
     assert rows.problem == [None] * len(rows)
     return [decode(codes) for codes in rows.codes if codes is not None]
 

@@ -22,7 +22,7 @@ from dlshap_core.sequences import decode
 from pipeline.config import limits
 from pipeline.config.compose import compose_config
 from pipeline.config.schema import LimitsConfig
-from pipeline.inputs.base import Rows
+from pipeline.inputs.base import RowBatch
 from pipeline.inputs.genome import StreamedGenome, open_genome
 from pipeline.inputs.ingest import Nowhere, ingest
 from pipeline.inputs.open import open_source
@@ -39,7 +39,7 @@ SMALL = [
 ]
 
 
-def read(*overrides: str) -> list[Rows]:
+def read(*overrides: str) -> list[RowBatch]:
     config = compose_config(list(overrides))
     with limits.using(config.limits):
         return list(open_source(config.dataset).batches())

@@ -12,7 +12,7 @@ from dlshap_core.sequences import decode
 from pipeline.config import limits
 from pipeline.config.schema import LimitsConfig
 from pipeline.inputs import base
-from pipeline.inputs.base import Rows
+from pipeline.inputs.base import RowBatch
 from pipeline.inputs.fasta import FastaSource, locus_of
 from pipeline.inputs.open import open_source
 from pipeline.messages.errors import UserError
@@ -29,7 +29,7 @@ def write(path: Path, content: bytes, compression: str = "plain") -> Path:
     return path
 
 
-def read(path: Path) -> Rows:
+def read(path: Path) -> RowBatch:
     batches = list(FastaSource(path).batches())
     assert len(batches) == 1
     return batches[0]

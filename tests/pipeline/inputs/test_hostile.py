@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dlshap_core.sequences import decode
-from pipeline.inputs.base import Rows
+from pipeline.inputs.base import RowBatch
 from pipeline.inputs.fasta import FastaSource
 from pipeline.inputs.loci import LociSource
 from pipeline.inputs.variants import VariantSource
@@ -21,20 +21,20 @@ from pipeline.messages.errors import UserError
 LONG = "ACGT" * 250_000
 
 
-def fasta(folder: Path, content: bytes) -> Rows:
+def fasta(folder: Path, content: bytes) -> RowBatch:
     (folder / "x.fa").write_bytes(content)
     (rows,) = FastaSource(folder / "x.fa").batches()
     return rows
 
 
-def loci(folder: Path, content: bytes, genome: str = f">chr1\n{LONG}\n", length: int = 4) -> Rows:
+def loci(folder: Path, content: bytes, genome: str = f">chr1\n{LONG}\n", length: int = 4) -> RowBatch:
     (folder / "l.bed").write_bytes(content)
     (folder / "g.fa").write_text(genome)
     (rows,) = LociSource(folder / "l.bed", folder / "g.fa", length).batches()
     return rows
 
 
-def variants(folder: Path, content: bytes, genome: str = f">chr1\n{LONG}\n") -> Rows:
+def variants(folder: Path, content: bytes, genome: str = f">chr1\n{LONG}\n") -> RowBatch:
     (folder / "v.vcf").write_bytes(content)
     (folder / "g.fa").write_text(genome)
     (rows,) = VariantSource(folder / "v.vcf", folder / "g.fa", 4).batches()
@@ -177,7 +177,7 @@ def test_a_genome_with_a_byte_order_mark(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("read", [fasta, loci, variants])
 @pytest.mark.parametrize("form", ["tar", "UTF-16"])
-def test_what_gzip_holds_is_no_text(tmp_path: Path, read: Callable[[Path, bytes], Rows], form: str) -> None:
+def test_what_gzip_holds_is_no_text(tmp_path: Path, read: Callable[[Path, bytes], RowBatch], form: str) -> None:
     content = "chr1\t9\t12\tA\tC\n".encode("utf-16")
     if form == "tar":
         buffer = io.BytesIO()

@@ -12,7 +12,7 @@ import pytest
 
 from dlshap_core.sequences import decode
 from pipeline.inputs import genome
-from pipeline.inputs.base import Rows
+from pipeline.inputs.base import RowBatch
 from pipeline.inputs.loci import LociSource
 from pipeline.inputs.open import open_source
 from pipeline.messages.errors import UserError
@@ -39,7 +39,7 @@ def write_genome(folder: Path, form: str = "plain", text: str = GENOME) -> Path:
     return path
 
 
-def read(folder: Path, loci: str | bytes, length: int, form: str = "plain", name: str = "loci.bed") -> Rows:
+def read(folder: Path, loci: str | bytes, length: int, form: str = "plain", name: str = "loci.bed") -> RowBatch:
     path = folder / name
     path.write_bytes(loci if isinstance(loci, bytes) else loci.encode())
     batches = list(LociSource(path, write_genome(folder, form), length).batches())
@@ -47,7 +47,7 @@ def read(folder: Path, loci: str | bytes, length: int, form: str = "plain", name
     return batches[0]
 
 
-def texts(rows: Rows) -> list[str]:
+def texts(rows: RowBatch) -> list[str]:
     assert rows.problem == [None] * len(rows)
     return [decode(codes) for codes in rows.codes if codes is not None]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.inputs.base import Row, Rows, batched
+from pipeline.inputs.base import Row, RowBatch, batched
 from pipeline.inputs.open import open_source
 from pipeline.inputs.read_timeout import TimedSource
 from pipeline.messages.errors import UserError
@@ -25,7 +25,7 @@ class Slow:
         self.description: dict[str, Any] = {"kind": "slow"}
         self.n, self.end, self.given = n, end, 0
 
-    def batches(self) -> Iterator[Rows]:
+    def batches(self) -> Iterator[RowBatch]:
         for i in range(self.n):
             self.given += 1
             yield from batched(iter([Row(i, None, "none", f"r{i}")]))

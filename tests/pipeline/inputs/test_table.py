@@ -12,18 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from dlshap_core.sequences import decode
-from pipeline.inputs.base import Rows
+from pipeline.inputs.base import RowBatch
 from pipeline.inputs.table import TableSource
 from pipeline.messages.errors import UserError
 from tests.pipeline.inputs.file_forms import lists, one_hot_of, write
 
 
-def rows_of(source: TableSource) -> Rows:
+def rows_of(source: TableSource) -> RowBatch:
     (rows,) = source.batches()
     return rows
 
 
-def read(folder: Path, content: str | bytes, name: str = "t.csv", **settings: object) -> Rows:
+def read(folder: Path, content: str | bytes, name: str = "t.csv", **settings: object) -> RowBatch:
     path = write(folder / name, content if isinstance(content, bytes) else content.encode())
     return rows_of(TableSource(path, **settings))  # type: ignore[arg-type]
 
@@ -33,7 +33,7 @@ def write_parquet(path: Path, **columns: object) -> Path:
     return path
 
 
-def texts(rows: Rows) -> list[str]:
+def texts(rows: RowBatch) -> list[str]:
     assert rows.problem == [None] * len(rows)
     return [decode(codes) for codes in rows.codes if codes is not None]
 

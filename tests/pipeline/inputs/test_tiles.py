@@ -12,7 +12,7 @@ import pytest
 from dlshap_core.sequences import decode
 from pipeline.config.compose import compose_config
 from pipeline.inputs import tiles
-from pipeline.inputs.base import Rows
+from pipeline.inputs.base import RowBatch
 from pipeline.inputs.ingest import Nowhere, ingest
 from pipeline.inputs.open import open_source
 from pipeline.inputs.tiles import TileSource
@@ -30,12 +30,12 @@ def write(path: Path, text: str = GENOME) -> Path:
     return path
 
 
-def read(source: TileSource) -> Rows:
+def read(source: TileSource) -> RowBatch:
     (rows,) = source.batches()
     return rows
 
 
-def windows(rows: Rows) -> dict[str, str]:
+def windows(rows: RowBatch) -> dict[str, str]:
     assert rows.problem == [None] * len(rows)
     return {name: decode(codes) for name, codes in zip(rows.name, rows.codes, strict=True) if codes is not None}
 

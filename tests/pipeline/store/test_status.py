@@ -21,7 +21,7 @@ import pipeline
 from pipeline.cli.main import dispatch
 from pipeline.messages.errors import EXIT_STOPPED, Stopped
 from pipeline.planning.plan import Plan
-from pipeline.store.backends.base import Entry
+from pipeline.store.backends.base import StoredFile
 from pipeline.store.metrics import Metrics, write_metrics
 from pipeline.store.presence import SILENT_S, Command, this_command
 from pipeline.store.records import DoneRecord, Failure
@@ -433,7 +433,7 @@ def test_hosts_and_silence_are_told(inputs: Inputs, tmp_path: Path) -> None:
 
 def test_a_shard_that_takes_long_is_told() -> None:
     records = [DoneRecord(i, i, i + 1, {}, 30.0, {}, "a:1") for i in range(3)]
-    attempts = [Entry(f"attempts/{i:08d}-0", 1, NOW - age) for i, age in ((3, 100.0), (4, 200.0))]
+    attempts = [StoredFile(f"attempts/{i:08d}-0", 1, NOW - age) for i, age in ((3, 100.0), (4, 200.0))]
     (text,) = slow_shards(records, attempts, NOW)
     assert text.startswith("shard 4 has been in work for 3 min 20 s, others took 30.0 s")
     assert not list(slow_actors(records))

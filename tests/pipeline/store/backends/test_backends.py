@@ -24,7 +24,7 @@ from obstore.exceptions import GenericError
 from pipeline.messages.errors import UserError
 from pipeline.store import backends
 from pipeline.store.backends import object_store, registry
-from pipeline.store.backends.base import Backend, Entry
+from pipeline.store.backends.base import Backend, StoredFile
 from pipeline.store.backends.local import LocalBackend
 from pipeline.store.backends.object_store import ObjectStoreBackend, Timeouts
 from pipeline.store.backends.registry import open_backend
@@ -137,7 +137,7 @@ def test_what_is_written_is_there(backend: Backend) -> None:
     assert backend.read("a/b/c") == b"newer"
     assert [backend.size(key) for key in ("x", "a/b/c", "a/b", "x/y", "z")] == [0, 5, None, None, None]
     entries = {entry.key: entry for entry in backend.files()}
-    assert entries == {key: Entry(key, size, entries[key].modified) for key, size in (("x", 0), ("a/b/c", 5))}
+    assert entries == {key: StoredFile(key, size, entries[key].modified) for key, size in (("x", 0), ("a/b/c", 5))}
     assert all(abs(entry.modified - before) < 60 for entry in entries.values())
 
 
