@@ -42,6 +42,7 @@ from pipeline.store.json_files import parse_object
 from pipeline.store.reader import Store
 
 RECORD = "motifs.json"
+TOLD_EVERY_S = 60.0  # that a tool is still at work: some say nothing for minutes
 SUFFIX = "_motifs"  # of OUT in a report, behind the store's name
 LINKED = ("report/report.html", "seqlets.bed", "hits/hits.bed")  # what a report links to
 VERSIONS = ("dlshap", "modisco", "modisco-lite", "finemo", "memelite")
@@ -208,11 +209,22 @@ def _exit_code(command: Sequence[str | Path], log: Path) -> int:
     with (
         log.open("wb") as said,
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # the file has what was said so far
         ) as process,
     ):
+        begin = time.monotonic()
         try:
-            return process.wait()
+            while True:
+                try:
+                    return process.wait(TOLD_EVERY_S)
+                except subprocess.TimeoutExpired:
+                    minutes = (time.monotonic() - begin) / 60
+                    LOG.info(f"{Path(command[0]).name}: at work for {minutes:.0f} min; what it says is in {log}")
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise

@@ -147,3 +147,14 @@ def runs(pid: int) -> bool:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
+
+
+def test_whoever_waits_is_told_where_to_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(motifs, "TOLD_EVERY_S", 0.1)
+    caplog.set_level("INFO", "dlshap")
+    log = tmp_path / "said.txt"
+    assert motifs._exit_code(["bash", "-c", "echo here; sleep 0.5; exit 4"], log) == 4
+    assert log.read_text() == "here\n"
+    assert caplog.messages[0] == f"bash: at work for 0 min; what it says is in {log}"
