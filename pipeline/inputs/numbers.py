@@ -73,6 +73,10 @@ def open_numbers(
 def _member(archive: zipfile.ZipFile, key: str | None, where: str, setting: Setting) -> str:
     """The name of the array's file in a npz."""
     keys = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    if repeated := {each for each in keys if keys.count(each) > 1 and key in (None, each)}:
+        raise UserError(
+            f"{where} holds two arrays of the name {min(repeated)}; save them again under names of their own"
+        )
     if key is None and len(keys) == 1:
         return f"{keys[0]}.npy"
     if key is not None and key in keys:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,18 @@ def test_npz(tmp_path: Path) -> None:
     np.savez(path)
     with pytest.raises(UserError, match="holds no array"):
         read(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+def test_npz_with_two_arrays_of_one_name(tmp_path: Path) -> None:
+    np.savez(path := tmp_path / "x.npz", x=one_hot_of(SEQUENCES), X=one_hot_of(SEQUENCES))
+    assert texts(read(path, key="x")) == SEQUENCES
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x.npy", archive.read("X.npy"))
+    assert texts(read(path, key="X")) == SEQUENCES
+    for settings in ({}, {"key": "x"}):
+        with pytest.raises(UserError, match="holds two arrays of the name x; save them again"):
+            read(path, **settings)
 
 
 def test_fortran_order(tmp_path: Path) -> None:
