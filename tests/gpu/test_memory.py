@@ -123,4 +123,4 @@ def test_the_advice_of_a_shard_that_runs_out_of_memory_is_right(
     with pretended.memory_of(held + (peaks[9] + peaks[18]) // 2):
         error = worker.process(plan.shard(2)).error
     assert "do not fit into the memory of cuda, 9 do: give engine.batch_size=9" in error
-    assert pretended.held() <= held
+    assert pretended.held() < held + peaks[9] // 4, "nothing of the batch that failed"
