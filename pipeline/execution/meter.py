@@ -76,9 +76,8 @@ class Meter:
             yield
         finally:
             self._look = None
-            if self._looking.acquire(
-                timeout=STOP_S
-            ):  # one under way would start a Ray of its own when this one is gone
+            # A look that is under way would start a Ray of its own when this one is gone.
+            if self._looking.acquire(timeout=STOP_S):
                 self._looking.release()
 
     @contextlib.contextmanager

@@ -20,6 +20,7 @@ from pipeline.execution.ensemble import attribute_rows
 from pipeline.execution.gpu_memory import bound, on_device
 from pipeline.execution.preflight import run_preflight
 from pipeline.execution.run import work_spec
+from pipeline.execution.work import WorkSpec
 from pipeline.execution.worker import Worker
 from pipeline.messages.errors import UserError
 from pipeline.store.run_directory import RunDirectory
@@ -29,6 +30,15 @@ from tests.pipeline.execution.test_preflight import CODES, loaded_model
 pytestmark = pytest.mark.gpu
 
 
+def begun(overrides: list[str], store: Path) -> WorkSpec:
+    """What a worker is given of a run of which a part is done."""
+    pipeline.run(overrides)
+    directory = RunDirectory(store)
+    plan = directory.read_plan()
+    assert plan is not None
+    return work_spec(compose_config(overrides), plan, directory)
+
+
 def test_weights_are_taken_to_the_device_once(
     inputs: Inputs,  # noqa: F811
     tmp_path: Path,
@@ -36,11 +46,8 @@ def test_weights_are_taken_to_the_device_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     overrides = inputs.overrides(tmp_path / "a.zarr", "run.shards=0", "engine.device=cuda", "cluster=none")
-    pipeline.run(overrides)
-    directory = RunDirectory(tmp_path / "a.zarr")
-    plan = directory.read_plan()
-    assert plan is not None
-    spec, copied = work_spec(compose_config(overrides), plan, directory), []
+    spec, copied = begun(overrides, tmp_path / "a.zarr"), []
+    plan = spec.plan
     for begin in ("here", "in every call"):
         worker = Worker(spec)
         for index in (1, 2):
@@ -105,11 +112,8 @@ def test_the_advice_of_a_shard_that_runs_out_of_memory_is_right(
     pretended: ModuleType,
 ) -> None:
     overrides = inputs.overrides(tmp_path / "a.zarr", "run.shards=0", "engine.device=cuda", "engine.batch_size=18")
-    pipeline.run(overrides)
-    directory = RunDirectory(tmp_path / "a.zarr")
-    plan = directory.read_plan()
-    assert plan is not None
-    worker, peaks = Worker(work_spec(compose_config(overrides), plan, directory)), {}
+    spec, peaks = begun(overrides, tmp_path / "a.zarr"), {}
+    worker, plan = Worker(spec), spec.plan
     worker.process(plan.shard(1))
     assert worker._loaded is not None
     folds, draw = worker._loaded

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,8 +89,7 @@ def test_results_are_reported_one_by_one_and_quick_ones_together(monkeypatch: py
             yield ShardResult(index, 5, "", False)
 
     reports = report(work())
-    first = next(reports)
-    assert {name: first[name] for name in ("shard", "n_rows", "error")} == {"shard": [0], "n_rows": [5], "error": [""]}
+    assert next(reports) == {name: [value] for name, value in asdict(ShardResult(0, 5, "", False)).items()}
     assert taken == [0], "the first is out before the second begins"
     assert [batch["shard"] for batch in reports] == [[1, 2, 3]]
 
