@@ -4,7 +4,7 @@ import importlib.metadata
 
 project = "dlshap"
 release = importlib.metadata.version("dlshap")
-author = "dlshap contributors"
+author = copyright = "dlshap contributors"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 myst_enable_extensions = ["deflist", "dollarmath"]
