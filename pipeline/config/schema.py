@@ -132,7 +132,7 @@ class ReferencesConfig(Group):
     def problems(self) -> Iterator[str]:
         n, given = self.n_shuffles or 1, self.random_state
         if self.is_drawn and self.n_shuffles is None:
-            yield f"references={self.name} needs references.n_shuffles; add references.n_shuffles=... to the command"
+            yield f"references={self.name} needs references.n_shuffles; set references.n_shuffles=..."
         if n > SEED_STEP:
             yield f"references.n_shuffles={n}; expected at most {SEED_STEP}: so many belong to one seed"
         if given is not None and not 0 <= given <= 2**32 - n:

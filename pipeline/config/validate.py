@@ -128,7 +128,7 @@ def _own(values: Mapping[str, Any], group: str, empty: Any) -> dict[str, Any]:
         elif value is not None and value not in (to_dict(each())[key] for each in others.values()):
             choices = one_of(list(others))
             if empty.name == AUTO:
-                raise UserError(f"{group}.{key}={value} needs {group}={choices}; add {group}={choices} to the command")
+                raise UserError(f"{group}.{key}={value} needs {group}={choices}; set {group}={choices}")
             raise UserError(
                 f"{group}={empty.name} and {group}.{key} contradict each other; "
                 f"use {group}={choices}, or leave {group}.{key} out"
@@ -138,12 +138,12 @@ def _own(values: Mapping[str, Any], group: str, empty: Any) -> dict[str, Any]:
 
 def _needed(key: str, chosen: Mapping[str, Any]) -> str:
     """What to say of a setting that must be given."""
-    add = f"add {key}=... to the command"
+    what = f"set {key}=..."
     for group, empty in chosen.items():
         for each in settings_of(empty, f"{group}."):
             if each.key == key:
-                return f"{group}={empty.name} needs {key} ({each.description}); {add}"
-    return f"{key} is not given; {add}"
+                return f"{group}={empty.name} needs {key} ({each.description}); {what}"
+    return f"{key} is not given; {what}"
 
 
 def check(config: Config) -> None:

@@ -54,7 +54,7 @@ class Address(RayConfig):
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         if not self.address:
-            yield "cluster=address needs cluster.address; add cluster.address=host:port to the command, or =auto"
+            yield "cluster=address needs cluster.address; set cluster.address=host:port, or =auto"
         elif self.address.startswith("ray://"):
             yield (
                 f"cluster.address={self.address} is an address of Ray Client, which cannot do this work; run "

@@ -98,6 +98,6 @@ class RayConfig(ExecutorConfig, ABC):
                 f"cluster.actors for a fixed number, or cluster.min_actors and cluster.max_actors for a growing one"
             )
         if least is not None and most is None:
-            yield f"cluster.min_actors={least} needs cluster.max_actors; add cluster.max_actors=... to the command"
+            yield f"cluster.min_actors={least} needs cluster.max_actors; set cluster.max_actors=..."
         if least is not None and most is not None and least > most:
             yield f"cluster.min_actors={least} is more than cluster.max_actors={most}; lower the one or raise the other"

@@ -69,7 +69,7 @@ def test_the_examples_model_on_other_sequences_is_said(own: list[str], capsys: p
 
 
 def test_a_class_asks_for_its_group(own: list[str]) -> None:
-    with pytest.raises(UserError, match=r"model\._target_=a\.B needs model=module; add model=module"):
+    with pytest.raises(UserError, match=r"model\._target_=a\.B needs model=module; set model=module"):
         compose_config([*own, "model._target_=a.B"])
 
 
