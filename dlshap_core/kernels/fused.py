@@ -74,7 +74,7 @@ def secant(
     It is the ratio of differences but of the few elements that are too close for it, by `secants.STEPS`, which are left
     to `of_close`.
     """
-    flat = _Flat(x, r)
+    flat = Flat(x, r)
     flat_x, flat_r = flat.x, flat.r
     n_rows = len(flat_r)
     arrays: list[Any] = [z.contiguous().numpy() for z in (flat_x, flat_r, function(flat_x), flat.of(y_r))]
@@ -148,25 +148,26 @@ def takes(*activations: Tensor) -> bool:
 
 def pull_back(kernel: Kernel, gradient: Tensor, x: Tensor, r: Tensor, rest: tuple[Any, ...]) -> Tensor:
     """The kernel on activations that fit and a gradient of as many elements as r; of the gradient's shape."""
-    flat = _Flat(x, r)
+    flat = Flat(x, r)
     return flat.back(kernel(flat.of(gradient.to(r.dtype)), flat.x, flat.r, *rest)).view(gradient.shape)
 
 
 def multipliers(kernel: Kernel, x: Tensor, r: Tensor, rest: tuple[Any, ...]) -> Tensor:
     """What `pull_back` multiplies by, of the shape of r."""
-    flat = _Flat(x, r)
+    flat = Flat(x, r)
     return flat.back(kernel(None, flat.x, flat.r, *rest))
 
 
-class _Flat:
-    """Activations that fit as two axes, (rows, elements), in the order in which they lie in memory."""
+class Flat:
+    """Activations as two axes, (rows, elements), in the order in which they lie in memory: views where they fit."""
 
     def __init__(self, x: Tensor, r: Tensor) -> None:
         self._order, self._shape = _order(r), r.shape
-        x, r = x.permute(self._order), r.permute(self._order)
+        x, r = x.permute(self._order).contiguous(), r.permute(self._order).contiguous()
         self._permuted_shape = r.shape
         n_observed, n_rows = _rows(x, r)
-        self.x, self.r = x.view(n_observed, -1), r.view(n_rows, -1)
+        self.x = x.view(n_observed, x.shape.numel() // max(1, n_observed))
+        self.r = r.view(n_rows, r.shape.numel() // max(1, n_rows))
 
     def of(self, z: Tensor) -> Tensor:
         """The same of a tensor of as many elements as r."""

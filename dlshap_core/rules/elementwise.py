@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from dlshap_core.kernels import fused
+from dlshap_core.rules import operators
 from dlshap_core.rules.call import Call, is_varying
 from dlshap_core.rules.gradients import multiply, pull_back
 from dlshap_core.rules.integrated import INTEGRATED
 from dlshap_core.rules.kinds import Composite, Kind
+from dlshap_core.rules.operators import at_least_float32
 from dlshap_core.rules.protocol import Pass
 from dlshap_core.rules.secants import STEPS, average_derivative
 
@@ -44,6 +46,10 @@ class Elementwise(Kind):
         fits = fused.fits(observed, reference_view) and value.dtype == reference.dtype
         # Of one pair the multipliers take half the memory of what they are made of; of more the sequences take little.
         keeps_both = forward.rows.goes_back_once and not forward.rows.is_one_pair
+        if operators.is_for(reference) and value.shape == reference.shape:
+            rule = operators.of_secant(self.secant, args, kwargs)
+            if rule is not None:
+                return call.finish(self._late(forward, call, rule, observed, reference_view, value))
         if fits and self.kernel is not None and not kwargs and keeps_both:
             kept = reference_view.clone() if call.in_place else forward.rows.keep(reference_view)
             pullback = functools.partial(fused.pull_back, self.kernel, rest=args)
@@ -58,6 +64,28 @@ class Elementwise(Kind):
             reference = reference.expand(value.shape)
         return call.finish(multiply(reference, value, multiplier.reshape(value.shape)))
 
+    def _late(
+        self,
+        forward: Pass,
+        call: Call,
+        rule: tuple[str, tuple[float, ...]],
+        observed: Tensor,
+        reference: Tensor,
+        value: Tensor,
+    ) -> Tensor:
+        """By an operator, while going back."""
+        (source,) = call.inputs
+        shape, view = source.shape, reference.shape
+        if forward.rows.is_one_pair:
+            multiplier = operators.secant(None, observed, reference, *rule)
+            return multiply(source, value, multiplier.reshape(shape))
+        kept = reference.clone() if call.in_place else forward.rows.keep(reference)
+
+        def pullback(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+            return operators.secant(gradient.view(view), x, r, *rule).reshape(shape)
+
+        return pull_back(source, value, pullback, observed, kept)
+
     def _by_parts(
         self, observed: Tensor, reference: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], is_whole: bool
     ) -> Tensor:
@@ -66,9 +94,9 @@ class Elementwise(Kind):
         x, r = observed.permute(order) if observed.ndim == reference.ndim else observed, reference.permute(order)
         is_flat = x.shape == r.shape and x.is_contiguous() and r.is_contiguous()
         if is_whole or not is_flat or r.numel() <= _PART:
-            return self.secant(_at_least_float32(observed), _at_least_float32(reference), *args, **kwargs)
+            return self.secant(at_least_float32(observed), at_least_float32(reference), *args, **kwargs)
         parts = zip(x.view(-1).split(_PART), r.view(-1).split(_PART), strict=True)
-        multipliers = [self.secant(_at_least_float32(x), _at_least_float32(r), *args, **kwargs) for x, r in parts]
+        multipliers = [self.secant(at_least_float32(x), at_least_float32(r), *args, **kwargs) for x, r in parts]
         back = sorted(range(r.ndim), key=order.__getitem__)
         return torch.cat(multipliers).view(r.shape).permute(back)
 
@@ -101,7 +129,3 @@ class Power(Kind):
     def run(self, forward: Pass, call: Call) -> Any:
         exponent = call.args[1] if len(call.args) > 1 else call.kwargs["exponent"]
         return (self.of_base if is_varying(exponent) else self.elementwise).run(forward, call)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -10,9 +10,12 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from dlshap_core.rules import operators
+from dlshap_core.rules.call import is_varying
 from dlshap_core.rules.gradients import pull_back
 from dlshap_core.rules.kinds import PairRule
 from dlshap_core.rules.rows import RowPairing
@@ -54,6 +57,8 @@ def layer_norm(
     cudnn_enable: bool = True,
 ) -> Tensor:
     """(x - mean) rsqrt(var + eps) over the last axes, then the affine map."""
+    if _is_one(input, weight, bias):
+        return standardise(input, len(normalized_shape), eps, True, weight, bias)
     return _affine(standardise(input, len(normalized_shape), eps), weight, bias)
 
 
@@ -62,7 +67,14 @@ def rms_norm(
 ) -> Tensor:
     """x rsqrt(mean x^2 + eps); eps defaults to the dtype's epsilon."""
     eps = torch.finfo(input.dtype).eps if eps is None else eps
+    if _is_one(input, weight):
+        return standardise(input, len(normalized_shape), eps, False, weight)
     return _affine(standardise(input, len(normalized_shape), eps, False), weight, None)
+
+
+def _is_one(input: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether a norm and its affine map, which does not vary, are taken as one."""
+    return operators.is_for(input) and not any(map(is_varying, parameters))
 
 
 def group_norm(
@@ -197,11 +209,22 @@ def norm(
     return vector_norm(input, order, dim, keepdim)
 
 
-def standardise(x: Tensor, n_axes: int, eps: float, centres: bool = True) -> Tensor:
-    """(x - mean) rsqrt(var + eps) over the last axes, or without a mean x rsqrt(mean x^2 + eps)."""
+def standardise(
+    x: Tensor,
+    n_axes: int,
+    eps: float,
+    centres: bool = True,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """(x - mean) rsqrt(var + eps) over the last axes, or without a mean x rsqrt(mean x^2 + eps); on a GPU times a
+    weight and plus a bias of these axes."""
     if has_torch_function_unary(x):
-        return handle_torch_function(standardise, (x,), x, n_axes, eps, centres)
-    return _parts(x, n_axes, eps, centres)[0]
+        return handle_torch_function(standardise, (x,), x, n_axes, eps, centres, weight, bias)
+    if not operators.is_for(x):
+        return _parts(x, n_axes, eps, centres)[0]
+    shape = list(x.shape[-n_axes:])
+    return F.layer_norm(x, shape, weight, bias, eps) if centres else torch.rms_norm(x, shape, weight, eps)
 
 
 def _parts(x: Tensor, n_axes: int, eps: float, centres: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,7 +237,14 @@ def _parts(x: Tensor, n_axes: int, eps: float, centres: bool) -> tuple[Tensor, T
 
 
 def _standardise_rule(
-    rows: RowPairing, observed: Tensor, reference: Tensor, n_axes: int, eps: float, centres: bool
+    rows: RowPairing,
+    observed: Tensor,
+    reference: Tensor,
+    n_axes: int,
+    eps: float,
+    centres: bool,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """y = c s: midpoint product, secant of rsqrt in the variance, secant x + r of the square in c.
 
@@ -225,21 +255,69 @@ def _standardise_rule(
     and to x less its mean; q has a mean of 0.
     """
     axes, dtype = tuple(range(-n_axes, 0)), reference.dtype
+    if operators.is_for(reference):
+        value = standardise(reference.detach(), n_axes, eps, centres, weight, bias)
+
+        def pull_back_late(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+            found = _back_through_norm(gradient.reshape(r.shape), x, r, weight, n_axes, eps, centres)
+            return found.reshape(gradient.shape)
+
+        x, r = rows.paired(observed, reference.detach())
+        return pull_back(reference, value, pull_back_late, x, rows.keep(r))
     value, s_r, c_r = _parts(reference.detach(), n_axes, eps, centres)
     _, s_x, c_x = _parts(observed, n_axes, eps, centres)
     scale_x, scale_r = rows.paired(s_x, s_r)
-    slope = ((scale_x + scale_r) / 2).reshape(s_r.shape)
-    bend = finite_or_zero(-((scale_x * scale_r) ** 2) / (scale_x + scale_r)).reshape(s_r.shape)
+    slope, bend = (z.reshape(s_r.shape) for z in _slope_and_bend(scale_x, scale_r))
     bend = bend / (2 * reference.shape[-n_axes:].numel())
     both = torch.add(*rows.paired(c_x, c_r)).reshape(reference.shape)
 
     def pullback(gradient: Tensor, slope: Tensor, bend: Tensor, both: Tensor) -> Tensor:
-        spread = bend * (gradient * both).sum(axes, keepdim=True)
-        if centres:
-            gradient = gradient - gradient.mean(axes, keepdim=True)
-        return (gradient * slope).addcmul_(both, spread).to(dtype)
+        return _through(gradient, slope, bend, both, axes, centres).to(dtype)
 
     return pull_back(reference, value, pullback, slope, bend, both)
+
+
+def _slope_and_bend(scale_x: Tensor, scale_r: Tensor) -> tuple[Tensor, Tensor]:
+    return (scale_x + scale_r) / 2, finite_or_zero(-((scale_x * scale_r) ** 2) / (scale_x + scale_r))
+
+
+def _through(
+    gradient: Tensor, slope: Tensor, bend: Tensor, both: Tensor, axes: tuple[int, ...], centres: bool
+) -> Tensor:
+    spread = bend * (gradient * both).sum(axes, keepdim=True)
+    if centres:
+        gradient = gradient - gradient.mean(axes, keepdim=True)
+    return (gradient * slope).addcmul_(both, spread)
+
+
+def _norm_by_torch(
+    gradient: Tensor, x: Tensor, r: Tensor, weight: Tensor | None, n_axes: int, eps: float, centres: bool
+) -> Tensor:
+    dtype = r.dtype
+    gradient, x, r = (operators.at_least_float32(z) for z in (gradient, x, r))
+    _, s_x, c_x = _parts(x, n_axes, eps, centres)
+    _, s_r, c_r = _parts(r, n_axes, eps, centres)
+    slope, bend = _slope_and_bend(s_x, s_r)
+    gradient = gradient if weight is None else gradient * weight
+    bend = bend / (2 * r.shape[-n_axes:].numel())
+    return _through(gradient, slope, bend, c_x + c_r, tuple(range(-n_axes, 0)), centres).to(dtype)
+
+
+def _norm_by_triton(
+    gradient: Tensor, x: Tensor, r: Tensor, weight: Tensor | None, n_axes: int, eps: float, centres: bool
+) -> Tensor:
+    from dlshap_core.kernels import triton_rows
+
+    n_inner, (x_rows, r_rows, gradient_rows) = operators.as_rows(n_axes, x, r, gradient)
+    weight = None if weight is None else weight.contiguous().view(-1)
+    return triton_rows.normalise(gradient_rows, x_rows, r_rows, weight, eps, centres, n_inner).view(r.shape)
+
+
+_back_through_norm = operators.define(
+    "normalise(Tensor gradient, Tensor x, Tensor r, Tensor? weight, int n_axes, float eps, bool centres) -> Tensor",
+    _norm_by_torch,
+    _norm_by_triton,
+)
 
 
 standardise.dlshap_kind = PairRule(_standardise_rule, "normalisation")  # type: ignore[attr-defined]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dlshap_core.rules.gradients import gauss_legendre
 
+SELU = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0  # its constants as those of `elu`
 _SQRT_HALF = math.sqrt(0.5)
 
 
@@ -121,7 +122,7 @@ def celu(x: Tensor, r: Tensor, alpha: float = 1.0) -> Tensor:
 
 def selu(x: Tensor, r: Tensor) -> Tensor:
     """elu with the published constants (Klambauer et al. 2017)."""
-    return elu(x, r, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
+    return elu(x, r, *SELU)
 
 
 def exp(x: Tensor, r: Tensor) -> Tensor:
@@ -243,15 +244,19 @@ def erf(x: Tensor, r: Tensor) -> Tensor:
 
 def gelu(x: Tensor, r: Tensor, approximate: str = "none") -> Tensor:
     """x P(x), with P the normal distribution function or its tanh approximation, by the midpoint product."""
-    if approximate == "none":
-        gate_x, gate_r = torch.erf(x * _SQRT_HALF), torch.erf(r * _SQRT_HALF)
-        gate_secant = erf(x * _SQRT_HALF, r * _SQRT_HALF) * _SQRT_HALF
-    else:
-        scale, cubic = math.sqrt(2 / math.pi), 0.044715
-        inner_x, inner_r = (scale * (z + cubic * z**3) for z in (x, r))
-        gate_x, gate_r = inner_x.tanh(), inner_r.tanh()
-        gate_secant = tanh(inner_x, inner_r) * scale * (1 + cubic * (x * x + x * r + r * r))
+    if approximate != "none":
+        return gelu_tanh(x, r)
+    gate_x, gate_r = torch.erf(x * _SQRT_HALF), torch.erf(r * _SQRT_HALF)
+    gate_secant = erf(x * _SQRT_HALF, r * _SQRT_HALF) * _SQRT_HALF
     return (2 + gate_x + gate_r) / 4 + (x + r) / 4 * gate_secant
+
+
+def gelu_tanh(x: Tensor, r: Tensor) -> Tensor:
+    """The approximation."""
+    scale, cubic = math.sqrt(2 / math.pi), 0.044715
+    inner_x, inner_r = (scale * (z + cubic * z**3) for z in (x, r))
+    gate_secant = tanh(inner_x, inner_r) * scale * (1 + cubic * (x * x + x * r + r * r))
+    return (2 + inner_x.tanh() + inner_r.tanh()) / 4 + (x + r) / 4 * gate_secant
 
 
 def step(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:

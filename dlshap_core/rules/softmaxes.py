@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dlshap_core.kernels import fused
 from dlshap_core.kernels.softmax import SERIES, SERIES_BELOW
+from dlshap_core.rules import operators
 from dlshap_core.rules.gradients import pull_back
 from dlshap_core.rules.rows import RowPairing
 
@@ -91,16 +92,61 @@ def softmax(
         if not rows.is_one_pair:  # for which memory is dear
             kept += [torch.softmax(sequences, dim), rows.keep(value)]
         return pull_back(reference, value, pull_back_softmax, *kept)
+    if operators.is_for(reference) and reference.ndim > 1:
+        moved = rows.paired(observed.movedim(dim, -1), reference.detach().movedim(dim, -1))
+
+        def pull_back_late(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+            found = _back_through_softmax(gradient.movedim(dim, -1).reshape(r.shape), x, r)
+            return found.reshape(reference_shape).movedim(-1, dim)
+
+        reference_shape = reference.movedim(dim, -1).shape
+        return pull_back(reference, value, pull_back_late, moved[0], rows.keep(moved[1]))
     x, r = (_finite(z, value.dtype) for z in (observed, reference))
     sides = _sides(rows, x, r, dim)
     outer = sides.of_probabilities().reshape(shape)
     weights = sides.of_logsumexp().reshape(shape)
 
     def pullback(gradient: Tensor, outer: Tensor, weights: Tensor) -> Tensor:
-        through = gradient * outer
-        return (through - weights * through.sum(dim, keepdim=True)).to(reference_dtype)
+        return _through(gradient, outer, weights, dim).to(reference_dtype)
 
     return pull_back(reference, value, pullback, outer, weights)
+
+
+def _through(gradient: Tensor, outer: Tensor, weights: Tensor, dim: int) -> Tensor:
+    through = gradient * outer
+    return through - weights * through.sum(dim, keepdim=True)
+
+
+def _softmax_by_torch(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+    dtype = r.dtype
+    x, r = (_finite(z, dtype) for z in (x, r))
+    c_x, c_r = (z.logsumexp(-1, keepdim=True) for z in (x, r))
+    sides = _Sides(x - r, (x - c_x).exp_(), (r - c_r).exp_(), c_x, c_r)
+    return _through(gradient, sides.of_probabilities(), sides.of_logsumexp(), -1).to(dtype)
+
+
+def _softmax_on_cpu(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+    if not fused.takes(x, r):
+        return _softmax_by_torch(gradient, x, r)
+    n_inner, (x_rows, r_rows, gradient_rows) = operators.as_rows(1, x, r, gradient)
+    p_x, p_r = torch.softmax(x_rows, -1), torch.softmax(r_rows, -1)
+    return fused.softmax(gradient_rows, x_rows, r_rows, p_x, p_r, n_inner).view(r.shape)
+
+
+def _softmax_by_triton(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+    from dlshap_core.kernels import triton_rows
+
+    n_inner, (x_rows, r_rows, gradient_rows) = operators.as_rows(1, x, r, gradient)
+    return triton_rows.softmax(gradient_rows, x_rows, r_rows, n_inner).view(r.shape)
+
+
+# Over the last axis.
+_back_through_softmax = operators.define(
+    "softmax(Tensor gradient, Tensor x, Tensor r) -> Tensor",
+    _softmax_by_torch,
+    _softmax_by_triton,
+    _softmax_on_cpu,
+)
 
 
 def log_softmax(

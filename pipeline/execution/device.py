@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 
+from dlshap_core.rules.operators import has_triton
 from pipeline.messages.errors import UserError
 from pipeline.planning.plan import Plan
 
@@ -61,9 +62,10 @@ def require_numbers(dtype: str, device: str) -> None:
 
 
 def device_kind(device: str) -> str:
-    """What decides the last bits of a result: the model of the GPU, or the vector instructions of the CPU."""
+    """What decides the last bits of a result: the model of the GPU and whether rules are fused there, or the vector
+    instructions of the CPU."""
     if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.get_device_name(device) + ("" if has_triton() else " without Triton")
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 

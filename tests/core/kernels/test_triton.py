@@ -1,0 +1,140 @@
+"""The Triton forms of the fused rules, in Triton's interpreter, against the rules by torch's operations in float64."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from dlshap_core.rules import normalization, operators, secants, softmaxes
+
+if torch.cuda.is_available():
+    pytest.skip("kernels are compiled here, not interpreted", allow_module_level=True)
+os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, and when a kernel is defined
+pytest.importorskip("triton", reason="comes with torch's builds for GPUs: pip install triton")
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in the interpreter
+NUMBERS = {
+    "leaky_relu": [0.1],
+    "clamp": [-0.7, 0.9],
+    "softshrink": [0.5],
+    "elu": [1.3, 0.9, 0.7],
+    "softplus": [1.5, 20.0],
+}
+# Relative to the multiplier, at most, in float32; where it is a small difference of the values of f, beside those.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11, torch.bfloat16: 1e-5}
+ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-11, torch.bfloat16: 1e-2}  # of results in the dtype itself
+SPECIAL = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1.0, -1.0, 1e30, 88.0, -88.0, 100.0, -100.0, 1e-30])
+
+
+def activations(*shape: int, n_references: int = 2) -> tuple[Tensor, Tensor]:
+    """(S, 1, ...) and (S, R, ...), some alike, some nearly alike."""
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.randn(3, 1, *shape, generator=generator)
+    r = 2 * torch.randn(3, n_references, *shape, generator=generator)
+    n = shape[-1] // 4
+    r[:, 0, ..., :n] = x[:, 0, ..., :n]
+    r[:, 0, ..., n : 2 * n] = x[:, 0, ..., n : 2 * n] * (1 + 1e-6)
+    r[:, -1, ..., :n] = x[:, 0, ..., :n] + 0.01
+    return x, r
+
+
+def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype, least: float = 1.0) -> None:
+    bound = TOLERANCE[dtype] * expected.abs().clamp_min(least)
+    assert ((found.double() - expected).abs() <= bound).all(), (found.double() - expected).abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rule", sorted(operators.SECANTS))
+def test_secants(rule: str, dtype: torch.dtype) -> None:
+    x, r = (z.to(dtype) for z in activations(300))
+    numbers = NUMBERS.get(rule, [])
+    expected = getattr(secants, rule)(x.double(), r.double(), *numbers)
+    found = operators._secant_by_triton(None, x, r, rule, numbers)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    is_tame = expected.abs() < 1e6
+    assert_near(found[is_tame], expected[is_tame], dtype, 1.0)
+    gradient = torch.randn(r.shape, dtype=torch.float64).to(dtype)
+    taken = operators._secant_by_triton(gradient, x, r, rule, numbers)
+    torch.testing.assert_close(
+        taken, (gradient * found).to(dtype), rtol=1e-6 if dtype != torch.bfloat16 else 1e-2, atol=0
+    )
+
+
+@pytest.mark.parametrize("rule", sorted(operators.SECANTS))
+def test_secants_of_special_values(rule: str) -> None:
+    x, r = (z.contiguous().view(1, -1) for z in torch.broadcast_tensors(SPECIAL[:, None], SPECIAL))
+    numbers = NUMBERS.get(rule, [])
+    expected = getattr(secants, rule)(x, r, *numbers)
+    found = operators._secant_by_triton(None, x, r, rule, numbers)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", ["one row", "no rows", "no elements", "strided", "other order", "second axis"])
+def test_layouts_of_activations(case: str) -> None:
+    x, r = activations(6, 8)
+    if case == "one row":
+        x, r = x[:1], r[:1, :1]
+    elif case == "no rows":
+        x, r = x[:0], r[:0]
+    elif case == "no elements":
+        x, r = x[..., :0], r[..., :0]
+    elif case == "strided":
+        x, r = x[..., ::2], r[..., ::2]
+    elif case == "other order":
+        x, r = (z.transpose(-1, -2).contiguous().transpose(-1, -2) for z in (x, r))
+    elif case == "second axis":
+        x, r = x.permute(2, 0, 1, 3), r.permute(2, 0, 1, 3)
+    gradient = torch.randn(r.shape)
+    found = operators._secant_by_triton(gradient, x, r, "tanh", [])
+    torch.testing.assert_close(found, gradient * secants.tanh(x, r))
+    if case != "no elements":
+        found = softmaxes._softmax_by_triton(gradient, x, r)
+        torch.testing.assert_close(found, softmaxes._softmax_by_torch(gradient, x, r), rtol=1e-4, atol=1e-6)
+        found = normalization._norm_by_triton(gradient, x, r, None, 1, 1e-5, True)
+        expected = normalization._norm_by_torch(gradient, x, r, None, 1, 1e-5, True)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1,), (2,), (5, 17), (2, 5000)])
+def test_softmax(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, r = (z.to(dtype) for z in activations(*shape))
+    gradient = torch.randn(r.shape, dtype=torch.float64).to(dtype)
+    expected = softmaxes._softmax_by_torch(gradient.double(), x.double(), r.double())
+    found = softmaxes._softmax_by_triton(gradient, x, r)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=ROUNDING[dtype], atol=ROUNDING[dtype])
+
+
+def test_softmax_of_masked_and_far_logits() -> None:
+    x, r = activations(4, 16)
+    x[..., -3:] = r[..., -3:] = -math.inf  # masked on both sides
+    x[:, :, 0, 2] = -math.inf  # and on one
+    x[:, :, 1] *= 100
+    x[:, :, 2] = r[:, :, 2] = -math.inf
+    gradient = torch.randn(r.shape)
+    expected = softmaxes._softmax_by_torch(gradient.double(), x.double(), r.double())
+    expected[:, :, 2] = (gradient[:, :, 2] - gradient[:, :, 2].mean(-1, keepdim=True)) / 16  # of equal logits
+    found = softmaxes._softmax_by_triton(gradient, x, r)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+    x[0, 0, 0, 0] = math.nan
+    assert softmaxes._softmax_by_triton(gradient, x, r)[0, :, 0].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1,), (4, 7), (3, 5000)])
+@pytest.mark.parametrize("centres", [True, False])
+def test_norms(shape: tuple[int, ...], dtype: torch.dtype, centres: bool) -> None:
+    x, r = (3 + z.to(dtype) for z in activations(*shape))
+    r[0] = r[0, :, ..., :1]  # a row without variance
+    gradient, weight = (torch.randn(s, dtype=torch.float64).to(dtype) for s in (r.shape, shape[-1:]))
+    wide = (gradient.double(), x.double(), r.double(), weight.double())
+    expected = normalization._norm_by_torch(*wide, 1, 1e-5, centres)
+    found = normalization._norm_by_triton(gradient, x, r, weight, 1, 1e-5, centres)
+    assert found.dtype == dtype
+    scale = 1 + expected.abs().amax(-1, keepdim=True)
+    assert ((found.double() - expected).abs() <= ROUNDING[dtype] * scale).all()

@@ -1,0 +1,96 @@
+"""What a steady batch costs on a GPU, beside the two passes forward and the one back that no method can do without.
+
+Counted on the pretended GPU, where an operator is one kernel that reads its arguments and writes its results, as its
+Triton form does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from benchmarks.models import SUBJECTS, build
+from torch import Tensor, nn
+
+from dlshap_core import attribute
+
+pytestmark = pytest.mark.gpu
+S, K = 2, 5
+
+
+class Gated(nn.Module):
+    """Attention pooling and activations written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 32, 15, padding=7)
+        self.norm = nn.BatchNorm1d(32)
+        self.to_logits = nn.Conv1d(32, 32, 1)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.norm(self.conv(x)))
+        weights = self.to_logits(x).unflatten(-1, (-1, 2)).softmax(-1)
+        x = (x.unflatten(-1, (-1, 2)) * weights).sum(-1)
+        x = torch.where(x > 0, x, 0.1 * x)
+        x = F.softplus(x) / (1 + x.abs())
+        return self.head(F.silu(x).mean(-1))
+
+
+def model(name: str, length: int) -> nn.Module:
+    torch.manual_seed(0)
+    return Gated().eval() if name == "gated" else build(SUBJECTS[name], length, 10, torch.device("cpu"))
+
+
+def one_hot(*shape: int) -> Tensor:
+    codes = torch.randint(0, 4, shape, generator=torch.Generator().manual_seed(0))
+    return F.one_hot(codes, 4).transpose(-1, -2).float()
+
+
+# Kernels and bytes, as shares of the floor's: the goals.
+@pytest.mark.parametrize(
+    ("name", "length", "kernels", "n_bytes"),
+    [
+        ("bpnet64", 128, 1.5, 1.15),
+        ("splice", 200, 1.5, 1.15),
+        ("transformer", 128, 2.5, 1.6),
+    ],
+)
+def test_a_batch_costs_little_more_than_its_floor(
+    name: str, length: int, kernels: float, n_bytes: float, pretended: ModuleType
+) -> None:
+    on_cpu, on_gpu = model(name, length), model(name, length).cuda().requires_grad_(False)
+    X, references = one_hot(8 * S, length), one_hot(8 * S, K, length)
+
+    def engine(n: int) -> Tensor:
+        return attribute(on_gpu, X[: n * S], references[: n * S], device="cuda", batch_size=S * K).hypothetical
+
+    def floor(n: int) -> None:
+        for i in range(n):
+            rows = slice(i * S, (i + 1) * S)
+            with torch.no_grad():
+                on_gpu(X[rows].cuda())
+            leaf = references[rows].flatten(0, 1).cuda().requires_grad_()
+            torch.autograd.grad(on_gpu(leaf)[:, 0].sum(), leaf)
+
+    expected = attribute(on_cpu, X[:S], references[:S], device="cpu", batch_size=S * K).hypothetical
+    torch.testing.assert_close(engine(2)[:S], expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
+
+    def counted(run: Callable[[int], object]) -> tuple[float, float, dict[str, int]]:
+        """Kernels, bytes and synchronisations of a batch, after the first ones."""
+        taken = []
+        for n in (2, 2, 4):
+            pretended.reset()
+            run(n)
+            taken.append(pretended.counts())
+        few, more = taken[1:]
+        waits = {why: n - few.syncs.get(why, 0) for why, n in more.syncs.items() if n != few.syncs.get(why, 0)}
+        return (more.kernels - few.kernels) / 2, (more.bytes - few.bytes) / 2, waits
+
+    found, least = counted(engine), counted(floor)
+    assert found[0] <= kernels * least[0]
+    assert found[1] <= n_bytes * least[1]
+    assert found[2] == {}, "nothing waits for the device"
