@@ -191,6 +191,11 @@ def _mish(x, r, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _level(z, below, at, above):
+    return tl.where(z > 0.0, above, tl.where(z == 0.0, at, below))
+
+
+@triton.jit
 def _multiplier(x, r, RULE: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, TINY: tl.constexpr):
     WIDE: tl.constexpr = x.dtype == tl.float64
     if RULE == "ramp":
@@ -242,6 +247,9 @@ def _multiplier(x, r, RULE: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: t
         m = _erf(x, r, tl.erf(x), tl.erf(r), WIDE)
     elif RULE == "gelu":
         m = _gelu(x, r, WIDE)
+    elif RULE == "jump":
+        step = _level(x, A, B, C) - _level(r, A, B, C)
+        m = tl.where(step == 0.0, 0.0, step / (x - r))
     else:
         tl.static_assert(RULE == "gelu_tanh")
         m = _gelu_tanh(x, r)

@@ -62,6 +62,13 @@ def is_varying(x: Any) -> bool:
     return isinstance(x, Tensor) and x.requires_grad
 
 
+def as_operand(x: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor, or a number as one; that is made on the device, as a copy from the host would be waited for."""
+    if isinstance(x, Tensor):
+        return torch.as_tensor(x, dtype=dtype, device=device)
+    return torch.full((), x, dtype=dtype, device=device)
+
+
 def tensors_among(values: Any, wanted: Callable[[Any], bool]) -> list[Tensor]:
     """The wanted tensors in nested arguments, in order."""
     found: list[Tensor] = []

@@ -69,11 +69,11 @@ def pull_back(source: Tensor, value: Tensor, pullback: Callable[..., Tensor], *k
     return _Pullback.apply([value.detach()], lambda g, *rest: (pullback(g, *rest),), 1, source, *kept)
 
 
-def pull_back_to_two(
-    first: Tensor, second: Tensor, value: Tensor, pullback: Callable[..., tuple[Tensor, Tensor]], *kept: Tensor
+def pull_back_to(
+    sources: Sequence[Tensor], value: Tensor, pullback: Callable[..., tuple[Tensor, ...]], *kept: Tensor
 ) -> Tensor:
-    """`value`, whose gradient g flows to two sources as pullback(g, *kept), a pair of tensors of their shapes."""
-    return _Pullback.apply([value.detach()], pullback, 2, first, second, *kept)
+    """`value`, whose gradient g flows to several sources as pullback(g, *kept), tensors of their shapes."""
+    return _Pullback.apply([value.detach()], pullback, len(sources), *sources, *kept)
 
 
 def multiply(source: Tensor, value: Tensor, multiplier: Tensor) -> Tensor:

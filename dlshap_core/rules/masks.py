@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlshap_core.rules.call import Call, is_varying, varying_tensors
-from dlshap_core.rules.gradients import multiply, path_gradient, substitute
+from dlshap_core.rules import operators
+from dlshap_core.rules.call import Call, as_operand, is_varying, varying_tensors
+from dlshap_core.rules.gradients import between, multiply, path_gradient, pull_back, pull_back_to, substitute
 from dlshap_core.rules.kinds import Kind
 from dlshap_core.rules.protocol import Pass
 
@@ -60,9 +61,13 @@ def _require_mask(forward: Pass, call: Call) -> None:
 
 
 class Comparison(Kind):
-    """gt, ge, lt, le, eq, ne of operands that vary."""
+    """gt, ge, lt, le, eq, ne of operands that vary; `levels` are its numbers where the difference of the operands is
+    below 0, at 0 and above."""
 
     label = "step: secant"
+
+    def __init__(self, *levels: float) -> None:
+        self._levels = levels
 
     def run(self, forward: Pass, call: Call) -> Any:
         with forward:
@@ -70,6 +75,8 @@ class Comparison(Kind):
             difference = _as_number(left, call) - _as_number(right, call)
         mask = call.with_inputs(x.detach() for x in call.inputs)
         value = mask.to(difference.dtype)
+        if operators.is_for(difference):
+            return self._finish(call, mask, self._late(forward, call, difference, value))
         if not forward.replaying:
             forward.record(call, [difference, value])
             return self._finish(call, mask, substitute(difference, value))
@@ -77,6 +84,20 @@ class Comparison(Kind):
         change = observed - difference.detach()
         multiplier = torch.where(observed_value == value, 0.0, (observed_value - value) / change)
         return self._finish(call, mask, multiply(difference, value, multiplier))
+
+    def _late(self, forward: Pass, call: Call, difference: Tensor, value: Tensor) -> Tensor:
+        """The number of the mask, by an operator while going back."""
+        if not forward.replaying:
+            forward.record(call, [difference])
+            return substitute(difference, value)
+        (observed,) = forward.recorded(call.name, 1)
+        x, r = forward.rows.paired(observed, difference.detach())
+        levels, shape = self._levels, difference.shape
+
+        def pullback(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+            return operators.secant(gradient.reshape(r.shape), x, r, "jump", levels).reshape(shape)
+
+        return pull_back(difference, value, pullback, x, forward.rows.keep(r))
 
     @staticmethod
     def _finish(call: Call, mask: Tensor, number: Tensor) -> Tensor:
@@ -129,7 +150,7 @@ class Select(Kind):
             return call.finish(self._by_parts(forward, condition, chosen, other))
         dtype = next((x.dtype for x in (chosen, other) if isinstance(x, Tensor)), condition.dtype)
         dtype = dtype if dtype.is_floating_point else condition.dtype
-        operands = [torch.as_tensor(x, dtype=dtype, device=condition.device) for x in (condition, chosen, other)]
+        operands = [as_operand(x, dtype, condition.device) for x in (condition, chosen, other)]
         operands = [x if x.requires_grad else _finite(x) for x in operands]
         operands = list(torch.broadcast_tensors(*operands))
         value = torch.where(operands[0].detach() != 0, operands[1].detach(), operands[2].detach())
@@ -137,6 +158,8 @@ class Select(Kind):
         if not forward.replaying:
             forward.record(call, varying)
             return call.finish(torch.where(operands[0].detach() != 0, operands[1], operands[2]) + 0 * operands[0])
+        if operators.is_for(value):
+            return call.finish(self._late(forward, call, operands, value))
         observed = forward.observed(call, varying)
         observed_operands = _in_place_of_varying(operands, observed)
         reference_operands = [x.detach() for x in operands]
@@ -163,6 +186,29 @@ class Select(Kind):
         return call.finish(path_gradient(select, [x for x, _ in varying_ends], [r for _, r in varying_ends], value))
 
     @staticmethod
+    def _late(forward: Pass, call: Call, operands: list[Tensor], value: Tensor) -> Tensor:
+        """By an operator, while going back."""
+        varies = [x.requires_grad for x in operands]
+        recorded = iter(forward.recorded(call.name, sum(varies)))
+        observed, reference = [], []
+        for operand in operands:
+            if operand.requires_grad:
+                x, r = forward.rows.paired(next(recorded), operand.detach())
+                observed.append(x)
+                reference.append(r)
+            else:  # not the first, which is the condition
+                reference.append(operand.reshape(reference[0].shape))
+
+        def pullback(gradient: Tensor, c_r: Tensor, a_r: Tensor, b_r: Tensor, *observed: Tensor) -> tuple[Tensor, ...]:
+            sides = iter(observed)
+            c_x, a_x, b_x = (next(sides) if has_sides else None for has_sides in varies)
+            found = _back_through_select(gradient.reshape(c_r.shape), c_x, c_r, a_x, a_r, b_x, b_r)
+            return tuple(z.reshape(gradient.shape) for z in found)
+
+        varying = [x for x in operands if x.requires_grad]
+        return pull_back_to(varying, value, pullback, *map(forward.rows.keep, reference), *observed)
+
+    @staticmethod
     def _by_parts(forward: Pass, condition: Tensor, chosen: Any, other: Any) -> Tensor:
         with forward:
             real = torch.where(condition, chosen.real, other.real)
@@ -180,6 +226,51 @@ class Select(Kind):
         else:
             other, condition, chosen = call.named("input", "mask", "value")
         return condition, chosen, other
+
+
+def select_multipliers(
+    c_x: Tensor, c_r: Tensor, a_x: Tensor | None, a_r: Tensor, b_x: Tensor | None, b_r: Tensor
+) -> list[Tensor]:
+    """Those of the condition and of the branches that vary, which have an observed side: midpoint products.
+
+    Where the condition flips and a branch is not finite on both sides, the condition gets it all, and each branch
+    stands still at the value it has on the side that selects it.
+    """
+    other_a, other_b = a_r if a_x is None else a_x, b_r if b_x is None else b_x
+    has_a, has_b = (x.isfinite() & r.isfinite() for x, r in ((other_a, a_r), (other_b, b_r)))
+    all_to_c = (c_x != c_r) & ~(has_a & has_b)
+    picked = c_r != 0
+    value, other_value = torch.where(picked, a_r, b_r), torch.where(c_x != 0, other_a, other_b)
+    still_a = torch.where(all_to_c, torch.where(picked, value, other_value), 0.0)
+    still_b = torch.where(all_to_c, torch.where(picked, other_value, value), 0.0)
+    follows_a, follows_b = has_a & ~all_to_c, has_b & ~all_to_c
+    middle_a = torch.where(follows_a, between(a_r, other_a, 0.5), between(still_a, still_a, 0.5))
+    middle_b = torch.where(follows_b, between(b_r, other_b, 0.5), between(still_b, still_b, 0.5))
+    middle_c = between(c_r, c_x, 0.5)
+    found = [middle_a - middle_b]
+    if a_x is not None:
+        found.append(torch.where(follows_a, middle_c, 0.0))
+    if b_x is not None:
+        found.append(torch.where(follows_b, 1 - middle_c, 0.0))
+    return found
+
+
+def _select_by_torch(gradient: Tensor, *operands: Any) -> list[Tensor]:
+    return [gradient * m for m in select_multipliers(*operands)]
+
+
+def _select_by_triton(gradient: Tensor, *operands: Any) -> list[Tensor]:
+    from dlshap_core.kernels import triton_pairs
+
+    return triton_pairs.select(gradient, operands[:2], operands[2:4], operands[4:])
+
+
+# The gradients of what varies; a constant branch has no observed side.
+_back_through_select = operators.define(
+    "select(Tensor gradient, Tensor c_x, Tensor c_r, Tensor? a_x, Tensor a_r, Tensor? b_x, Tensor b_r) -> Tensor[]",
+    _select_by_torch,
+    _select_by_triton,
+)
 
 
 def _imaginary(x: Any) -> Any:

@@ -100,12 +100,6 @@ DERIVED = words(
     """
 )
 
-COMPARISONS = words(
-    """
-    gt ge lt le eq ne __gt__ __ge__ __lt__ __le__ __eq__ __ne__ greater greater_equal less less_equal not_equal
-    """
-)
-
 LEAVES_TORCH = words(
     """
     tensor asarray __deepcopy__ item tolist numpy __array__ __float__ __int__ __index__ __complex__ __dlpack__ map

@@ -65,7 +65,7 @@ def is_for(x: Tensor) -> bool:
 # Secants of `rules.secants` by name, which take numbers alone; others are one of these.
 SECANTS = words(
     "ramp leaky_relu absolute clamp hardsigmoid hardswish softshrink elu exp log log1p square sqrt rsqrt reciprocal "
-    "tanh sigmoid silu softplus log_sigmoid mish erf gelu gelu_tanh"
+    "tanh sigmoid silu softplus log_sigmoid mish erf gelu gelu_tanh jump"
 )
 _AS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "clamp": lambda low, high: ("clamp", -math.inf if low is None else low, math.inf if high is None else high),

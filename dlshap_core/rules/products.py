@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlshap_core.rules.arithmetic import quotient_multipliers
-from dlshap_core.rules.call import Call, is_varying
-from dlshap_core.rules.gradients import path_gradient, pull_back_to_two, substitute
+from dlshap_core.rules import operators
+from dlshap_core.rules.arithmetic import FAR, quotient_multipliers
+from dlshap_core.rules.call import Call, as_operand, is_varying
+from dlshap_core.rules.gradients import path_gradient, pull_back_to, substitute
 from dlshap_core.rules.kinds import Kind
 from dlshap_core.rules.protocol import Pass
 
@@ -52,6 +53,8 @@ class Product(Multilinear):
         first, second = call.inputs
         observed = forward.recorded(call.name, 2)
         value = call.with_inputs([first.detach(), second.detach()])
+        if operators.is_for(value):
+            return call.finish(self._late(forward, first, second, observed, value))
         mean_a, mean_b = (self._mean(forward, x, r.detach()) for x, r in zip(observed, call.inputs, strict=True))
 
         def pullback(gradient: Tensor, mean_a: Tensor, mean_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +62,28 @@ class Product(Multilinear):
                 return gradient @ mean_b.mT, mean_a.mT @ gradient
             return (gradient * mean_b).sum_to_size(mean_a.shape), (gradient * mean_a).sum_to_size(mean_b.shape)
 
-        return call.finish(pull_back_to_two(first, second, value, pullback, mean_a, mean_b))
+        return call.finish(pull_back_to([first, second], value, pullback, mean_a, mean_b))
+
+    def _late(self, forward: Pass, first: Tensor, second: Tensor, observed: list[Tensor], value: Tensor) -> Tensor:
+        """By operators, while going back."""
+        a_x, a_r = forward.rows.paired(observed[0], first.detach())
+        b_x, b_r = forward.rows.paired(observed[1], second.detach())
+        is_flat = not self.is_of_matrices and first.shape == second.shape == value.shape
+
+        def pullback(gradient: Tensor, a_x: Tensor, a_r: Tensor, b_x: Tensor, b_r: Tensor) -> tuple[Tensor, Tensor]:
+            if is_flat:
+                to_a, to_b = _back_through_product(gradient.reshape(a_r.shape), a_x, a_r, b_x, b_r)
+                return to_a.reshape(gradient.shape), to_b.reshape(gradient.shape)
+            mean_a, mean_b = _mean(a_x, a_r).reshape(first_shape), _mean(b_x, b_r).reshape(second_shape)
+            if self.is_of_matrices:
+                return gradient @ mean_b.mT, mean_a.mT @ gradient
+            return (gradient * _bounded(mean_b)).sum_to_size(first_shape), (gradient * _bounded(mean_a)).sum_to_size(
+                second_shape
+            )
+
+        first_shape, second_shape = first.shape, second.shape
+        kept = [a_x, forward.rows.keep(a_r), b_x, forward.rows.keep(b_r)]
+        return pull_back_to([first, second], value, pullback, *kept)
 
     def _fits(self, inputs: list[Tensor]) -> bool:
         """Two tensors of one dtype; matrices without broadcasting."""
@@ -70,12 +94,58 @@ class Product(Multilinear):
 
     def _mean(self, forward: Pass, observed: Tensor, reference: Tensor) -> Tensor:
         """Of the shape of the reference, with infinities made finite, as in `between`."""
-        x, r = forward.rows.paired(observed, reference)
-        mean = torch.add(x / 2, r, alpha=0.5).reshape(reference.shape)
-        if self.is_of_matrices:  # an infinite factor makes the product itself NaN
-            return mean
-        largest = min(1e30, torch.finfo(reference.dtype).max)
-        return mean.clamp_(-largest, largest)
+        mean = _mean_by_torch(*forward.rows.paired(observed, reference)).reshape(reference.shape)
+        return mean if self.is_of_matrices else _bounded(mean)  # an infinite factor makes a product of matrices NaN
+
+
+def _bounded(mean: Tensor) -> Tensor:
+    largest = min(1e30, torch.finfo(mean.dtype).max)
+    return mean.clamp_(-largest, largest)
+
+
+def _mean_by_torch(x: Tensor, r: Tensor) -> Tensor:
+    return torch.add(x / 2, r, alpha=0.5)
+
+
+def _product_by_torch(gradient: Tensor, a_x: Tensor, a_r: Tensor, b_x: Tensor, b_r: Tensor) -> list[Tensor]:
+    return [gradient * _bounded(_mean_by_torch(b_x, b_r)), gradient * _bounded(_mean_by_torch(a_x, a_r))]
+
+
+def _mean_by_triton(x: Tensor, r: Tensor) -> Tensor:
+    from dlshap_core.kernels import triton_pairs
+
+    return triton_pairs.mean(x, r)
+
+
+def _product_by_triton(gradient: Tensor, a_x: Tensor, a_r: Tensor, b_x: Tensor, b_r: Tensor) -> list[Tensor]:
+    from dlshap_core.kernels import triton_pairs
+
+    return triton_pairs.product(gradient, (a_x, a_r), (b_x, b_r))
+
+
+def _quotient_by_torch(gradient: Tensor, a_x: Tensor | None, a_r: Tensor, b_x: Tensor, b_r: Tensor) -> list[Tensor]:
+    m_a, m_b = quotient_multipliers(a_r if a_x is None else a_x, b_x, a_r, b_r)
+    return [gradient * m for m in ((m_b,) if a_x is None else (m_a, m_b))]
+
+
+def _quotient_by_triton(gradient: Tensor, a_x: Tensor | None, a_r: Tensor, b_x: Tensor, b_r: Tensor) -> list[Tensor]:
+    from dlshap_core.kernels import triton_pairs
+
+    return triton_pairs.quotient(gradient, (a_x, a_r), (b_x, b_r), FAR)
+
+
+_mean = operators.define("mean(Tensor x, Tensor r) -> Tensor", _mean_by_torch, _mean_by_triton)
+_back_through_product = operators.define(
+    "product(Tensor gradient, Tensor a_x, Tensor a_r, Tensor b_x, Tensor b_r) -> Tensor[]",
+    _product_by_torch,
+    _product_by_triton,
+)
+# The gradients of what varies; a constant numerator has no a_x.
+_back_through_quotient = operators.define(
+    "quotient(Tensor gradient, Tensor? a_x, Tensor a_r, Tensor b_x, Tensor b_r) -> Tensor[]",
+    _quotient_by_torch,
+    _quotient_by_triton,
+)
 
 
 @dataclass(frozen=True)
@@ -97,11 +167,37 @@ class Quotient(Kind):
             forward.record(call)
             return call.plain()
         value = call.with_inputs(x.detach() for x in call.inputs)
+        if operators.is_for(value) and denominator.shape == value.shape and denominator.dtype == value.dtype:
+            return call.finish(self._late(forward, call, numerator, denominator, value))
         observed = iter(forward.observed(call))
-        a_r = torch.as_tensor(numerator, dtype=denominator.dtype, device=denominator.device)
+        a_r = as_operand(numerator, denominator.dtype, denominator.device)
         a_x = next(observed) if is_varying(numerator) else a_r
         m_a, m_b = quotient_multipliers(a_x, next(observed), a_r.detach(), denominator.detach())
         return call.finish(substitute(m_a * a_r + m_b * denominator, value))
+
+    @staticmethod
+    def _late(forward: Pass, call: Call, numerator: Any, denominator: Tensor, value: Tensor) -> Tensor:
+        """By an operator, while going back; both sides have the shape of the quotient."""
+        numerator = as_operand(numerator, denominator.dtype, denominator.device)
+        is_constant, shape = not numerator.requires_grad, numerator.shape
+        recorded = forward.recorded(call.name, len(call.inputs))
+        b_x, b_r = forward.rows.paired(recorded[-1], denominator.detach())
+        if is_constant:
+            a_r = numerator.expand(value.shape).view(b_r.shape)
+            a_x: list[Tensor] = []
+        else:
+            x = recorded[0]
+            x = x.expand(recorded[-1].shape) if shape != value.shape else x
+            first, a_r = forward.rows.paired(x, numerator.detach().expand(value.shape))
+            a_x = [first]
+
+        def pullback(gradient: Tensor, a_r: Tensor, b_x: Tensor, b_r: Tensor, *a_x: Tensor) -> tuple[Tensor, ...]:
+            found = _back_through_quotient(gradient.reshape(b_r.shape), a_x[0] if a_x else None, a_r, b_x, b_r)
+            *to_a, to_b = (z.reshape(gradient.shape) for z in found)
+            return *(z.sum_to_size(shape) for z in to_a), to_b
+
+        kept = [forward.rows.keep(a_r), b_x, forward.rows.keep(b_r), *a_x]
+        return pull_back_to(call.inputs, value, pullback, *kept)
 
     @classmethod
     def _is_linear(cls, call: Call) -> bool:

@@ -265,6 +265,12 @@ def step(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:
     return torch.where(difference == 0, 0.0, (function(x) - function(r)) / difference)
 
 
+def jump(x: Tensor, r: Tensor, below: float, at: float, above: float) -> Tensor:
+    """Secant of what has one value below 0, one at 0 and one above; 0 where both sides have the same."""
+    value_x, value_r = (torch.where(z > 0, above, torch.where(z == 0, at, below)) for z in (x, r))
+    return torch.where(value_x == value_r, 0.0, (value_x - value_r) / (x - r))
+
+
 def shrink(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:
     """Secant of a function that jumps between y = x and a constant (threshold, hardshrink); f'(x) where x = r."""
     difference = x - r

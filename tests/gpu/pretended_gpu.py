@@ -156,6 +156,7 @@ for _name, _value in {
     "stream": _stream,
     "synchronize": lambda device=None: _lib.fake_sync(_index(device)),
     "empty_cache": lambda: _lib.fake_empty_cache(),
+    "is_bf16_supported": lambda including_emulation=True: True,
     "get_device_name": lambda device=None: "Pretended GPU",
     "memory_allocated": lambda device=None: _lib.fake_held(),
     "memory_reserved": lambda device=None: _lib.fake_reserved(),

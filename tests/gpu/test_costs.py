@@ -57,6 +57,7 @@ def one_hot(*shape: int) -> Tensor:
         ("bpnet64", 128, 1.5, 1.15),
         ("splice", 200, 1.5, 1.15),
         ("transformer", 128, 2.5, 1.6),
+        ("gated", 128, 2.5, 1.6),
     ],
 )
 def test_a_batch_costs_little_more_than_its_floor(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from dlshap_core.rules import normalization, operators, secants, softmaxes
+from dlshap_core.rules import masks, normalization, operators, products, secants, softmaxes
 
 if torch.cuda.is_available():
     pytest.skip("kernels are compiled here, not interpreted", allow_module_level=True)
@@ -23,6 +24,7 @@ NUMBERS = {
     "softshrink": [0.5],
     "elu": [1.3, 0.9, 0.7],
     "softplus": [1.5, 20.0],
+    "jump": [0.0, 1.0, 3.0],
 }
 # Relative to the multiplier, at most, in float32; where it is a small difference of the values of f, beside those.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11, torch.bfloat16: 1e-5}
@@ -138,3 +140,66 @@ def test_norms(shape: tuple[int, ...], dtype: torch.dtype, centres: bool) -> Non
     assert found.dtype == dtype
     scale = 1 + expected.abs().amax(-1, keepdim=True)
     assert ((found.double() - expected).abs() <= ROUNDING[dtype] * scale).all()
+
+
+OPERANDS = {"mean": 1, "product": 2, "quotient": 2, "quotient of a constant": 2, "select": 3}
+OPERANDS |= {"select or a constant": 3, "select a constant": 3}
+
+
+def both_forms(name: str, operands: list[tuple[Tensor, Tensor]], gradient: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """By Triton, and by torch in float64."""
+    forms: list[Callable[..., list[Tensor]]]
+    if name == "mean":
+        forms = [
+            lambda _, x, r: [products._mean_by_triton(x, r)],
+            lambda _, x, r: [products._mean_by_torch(x, r)],
+        ]
+    elif name == "product":
+        forms = [products._product_by_triton, products._product_by_torch]
+    elif name.startswith("quotient"):
+        forms = [products._quotient_by_triton, products._quotient_by_torch]
+    else:
+        forms = [masks._select_by_triton, masks._select_by_torch]
+    sides: list[Tensor | None] = [z for pair in operands for z in pair]
+    constant = {"quotient of a constant": 0, "select a constant": 2, "select or a constant": 4}.get(name)
+    if constant is not None:
+        sides[constant] = None
+    wide = [None if z is None else z.double() for z in sides]
+    return forms[0](gradient, *sides), forms[1](gradient.double(), *wide)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", OPERANDS)
+def test_rules_of_several_operands(name: str, dtype: torch.dtype) -> None:
+    operands = [activations(4, 50, n_references=3) for _ in range(OPERANDS[name])]
+    operands[-1] = operands[-1][0].flip(-1), operands[-1][1].flip(-1).transpose(-1, -2).contiguous().transpose(-1, -2)
+    if name.startswith("select"):
+        operands[0] = (operands[0][0] > 0).float(), (operands[0][1] > 0.5).float()
+    operands = [(x.to(dtype), r.to(dtype)) for x, r in operands]
+    gradient = torch.randn(operands[0][1].shape, dtype=torch.float64).to(dtype)
+    found, expected = both_forms(name, operands, gradient)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), other, rtol=ROUNDING[dtype], atol=ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("name", OPERANDS)
+def test_several_operands_of_special_values(name: str) -> None:
+    """As torch's form in single precision, with one reference; nothing in both is empty."""
+    n = OPERANDS[name]
+    generator = torch.Generator().manual_seed(0)
+    drawn = SPECIAL[torch.randint(0, len(SPECIAL), (n, 2, 1, 4000), generator=generator)]
+    operands = [(x, r) for x, r in drawn]
+    if name.startswith("select"):
+        operands[0] = (operands[0][0] > 0).float(), (operands[0][1] > 0).float()
+    gradient = torch.randn(1, 4000, generator=generator)
+    constant = {"quotient of a constant": 0, "select a constant": 2, "select or a constant": 4}.get(name)
+    sides: list[Tensor | None] = [z for pair in operands for z in pair]
+    if constant is not None:
+        sides[constant] = None
+    kind = name.partition(" ")[0]
+    module = masks if kind == "select" else products
+    given = sides if kind == "mean" else [gradient, *sides]
+    found, expected = (getattr(module, f"_{kind}_by_{form}")(*given) for form in ("triton", "torch"))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-30, equal_nan=True)

@@ -1,0 +1,136 @@
+"""Each fused rule on a GPU gives what the CPU gives, whatever it is called with, and however often it goes back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlshap_core import attribute
+
+pytestmark = pytest.mark.gpu
+S, K, LENGTH, CHANNELS = 2, 3, 24, 8
+Function = Callable[[Tensor], Tensor]
+
+ELEMENTWISE: dict[str, Function] = {
+    "relu": F.relu,
+    "relu in place": lambda x: F.relu(x + 0, inplace=True),
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.2),
+    "prelu": lambda x: F.prelu(x, torch.full((CHANNELS,), 0.3, dtype=x.dtype, device=x.device)),
+    "rrelu": F.rrelu,
+    "abs": torch.abs,
+    "clamp": lambda x: x.clamp(-0.5, 0.7),
+    "clamp(min=)": lambda x: x.clamp(min=-0.2),
+    "clamp of a tensor": lambda x: x.clamp(max=torch.full((LENGTH,), 0.2, dtype=x.dtype, device=x.device)),
+    "hardtanh": F.hardtanh,
+    "relu6": F.relu6,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "softshrink": lambda x: F.softshrink(x, 0.1),
+    "elu": lambda x: F.elu(x, 1.3),
+    "celu": lambda x: F.celu(x, 1.3),
+    "selu": F.selu,
+    "exp": torch.exp,
+    "expm1": torch.expm1,
+    "log": lambda x: torch.log(x.abs() + 0.1),
+    "log1p": lambda x: torch.log1p(x.abs()),
+    "sqrt": lambda x: torch.sqrt(x.abs() + 0.1),
+    "rsqrt": lambda x: torch.rsqrt(x.abs() + 0.1),
+    "reciprocal": lambda x: torch.reciprocal(x.abs() + 0.5),
+    "square": torch.square,
+    "x ** 2": lambda x: x**2,
+    "x ** 3": lambda x: x**3,
+    "2 ** x": lambda x: 2.0**x,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "softplus": lambda x: F.softplus(x, 2.0, 5.0),
+    "logsigmoid": F.logsigmoid,
+    "mish": F.mish,
+    "erf": torch.erf,
+    "gelu": F.gelu,
+    "gelu by tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+OTHERS: dict[str, Function] = {
+    "softmax": lambda x: x.softmax(-1),
+    "softmax of channels": lambda x: x.softmax(1),
+    "layer_norm": lambda x: F.layer_norm(x, x.shape[-2:], None, torch.ones_like(x[0]).detach()),
+    "layer_norm with a weight": lambda x: F.layer_norm(x, [LENGTH], torch.linspace(0.5, 2, LENGTH).to(x), None),
+    "rms_norm": lambda x: F.rms_norm(x, [LENGTH], torch.linspace(0.5, 2, LENGTH).to(x), 1e-5),
+    "group_norm": lambda x: F.group_norm(x, 2),
+    "instance_norm": lambda x: F.instance_norm(x),
+    "product": lambda x: x * x.tanh(),
+    "product in place": lambda x: x.tanh().mul_(x),
+    "gate": lambda x: x * x.mean(-1, keepdim=True).sigmoid(),
+    "matmul": lambda x: x @ x.mT,
+    "quotient": lambda x: x / (1 + x * x),
+    "quotient of a number": lambda x: 1 / (1 + x * x),
+    "quotient of a constant": lambda x: torch.linspace(0.5, 2, LENGTH).to(x) / (1 + x * x),
+    "quotient of means": lambda x: x.mean(-1, keepdim=True) / (1 + x * x),
+    "quotient by means": lambda x: x / (1 + (x * x).mean(-1, keepdim=True)),
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "where with a number": lambda x: torch.where(x > x.mean(-1, keepdim=True), x, 0.5),
+    "where with a tensor": lambda x: torch.where(x <= 0, torch.linspace(0.5, 2, LENGTH).to(x), x.tanh()),
+    "where of two numbers": lambda x: torch.where(x >= 0.1, 2.0, 0.5).to(x.dtype),
+    "where undefined": lambda x: torch.where(x > 0, torch.log(x), 0.0),
+    "masked_fill": lambda x: x.masked_fill(x < 0.1, -1.0).softmax(-1),
+    "masked_fill with infinity": lambda x: x.masked_fill(x < -0.3, -math.inf).softmax(-1),
+    "masks": lambda x: x * ((x > 0.1) | (x < -0.1)) + (x == 0),
+    "max_pool of blocks": lambda x: F.max_pool1d(x, 4),
+    "max_pool": lambda x: F.max_pool1d(x, 5, 2, padding=1),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv1d(4, CHANNELS, 5, padding=2)
+        self.function = function
+        self.mix = nn.Linear(CHANNELS, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(self.function(self.conv(x)).mean(-1))
+
+
+def one_hot(seed: int, *shape: int) -> Tensor:
+    codes = torch.randint(0, 4, shape, generator=torch.Generator().manual_seed(seed))
+    return F.one_hot(codes, 4).transpose(-1, -2).float()
+
+
+def assert_as_on_a_cpu(function: Function, dtype: torch.dtype, n_references: int, tolerance: float) -> None:
+    X, references = one_hot(0, 4, LENGTH), one_hot(1, 4, n_references, LENGTH)
+    references[0, 0] = X[0]
+    of = {}
+    for device in ("cpu", "cuda"):
+        found = attribute(
+            Model(function).eval(),
+            X,
+            references,
+            targets=[0, 1],
+            device=device,
+            batch_size=S * n_references,
+            dtype=dtype,
+        )
+        of[device] = found.hypothetical
+    scale = of["cpu"].abs().max()
+    assert scale > 0
+    assert (of["cuda"] - of["cpu"]).abs().max() <= tolerance * scale
+
+
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *OTHERS])
+def test_multipliers_are_those_of_a_cpu(name: str) -> None:
+    function = (ELEMENTWISE | OTHERS)[name]
+    assert_as_on_a_cpu(function, torch.float64, K, 1e-9)
+    assert_as_on_a_cpu(function, torch.float32, 1, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "name", ["relu", "gelu", "softmax", "layer_norm with a weight", "product", "quotient", "where"]
+)
+def test_half_precision(name: str) -> None:
+    assert_as_on_a_cpu((ELEMENTWISE | OTHERS)[name], torch.bfloat16, K, 0.05)
