@@ -21,6 +21,10 @@ DESCRIPTION = """DeepLIFT/SHAP attributions of DNA sequence models, for many seq
 LISTED = ("model", "dataset")  # groups whose choices the first help names
 
 
+class _NoOption(str):
+    """An argument behind `--`."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaint is an error like any other of the user's: one line, or JSON where that is asked for.
 
@@ -31,10 +35,15 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str | None = None, **kwargs: Any) -> None:
         super().__init__(prog, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
         self.commands: argparse._SubParsersAction[Parser] | None = None
+        self.register("type", None, str)  # none of the class above
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError."""
         raise UserError(f"{message}; `{self.prog} --help` lists what there is")
+
+    def _parse_optional(self, arg_string: str) -> Any:
+        """Argparse reads what is positional twice, and `--` only once."""
+        return None if isinstance(arg_string, _NoOption) else super()._parse_optional(arg_string)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse a command line whose options may stand anywhere after the names of its subcommands.
@@ -43,7 +52,8 @@ class Parser(argparse.ArgumentParser):
         first.
         """
         if self.commands is None:
-            return self.parse_intermixed_args(arguments)
+            end = arguments.index("--") if "--" in arguments else len(arguments)
+            return self.parse_intermixed_args([*arguments[:end], *map(_NoOption, arguments[end + 1 :])])
         if arguments and arguments[0] in self.commands.choices:
             return self.commands.choices[arguments[0]].parse(arguments[1:])
         return self.parse_args(arguments)

@@ -17,6 +17,7 @@ from pipeline.config.schema import LimitsConfig
 from pipeline.messages.errors import UserError
 
 MB = 10**6
+_PER_BASE = 1 << 16  # bytes that a model may make of each base of a long sequence
 _MAY_HAVE_HOLES = 1 << 24  # bytes; the holes of smaller files do no harm
 _DEFAULTS = LimitsConfig()
 _limits: ContextVar[LimitsConfig | None] = ContextVar("limits", default=None)
@@ -102,6 +103,18 @@ def require_held(n_bytes: int, on_disk: int, what: str) -> None:
         raise UserError(
             f"{what} takes {_size(n_bytes)} of memory once it is read, and {_size(free)} are free; use a machine, or "
             f"ask for a job, with more memory"
+        )
+
+
+def require_computed(n_bytes: int, on_disk: int, n_bases: int, what: str) -> None:
+    """For what the layers of a model make of one sequence of so many bases. Raises UserError where it is larger than
+    `limits.computed_mb`, more than `limits.held_ratio` times as large as its file, and more than models of long
+    sequences make."""
+    limits = current()
+    if n_bytes > max(limits.computed_mb * MB, limits.held_ratio * on_disk, _PER_BASE * n_bases):
+        raise UserError(
+            f"{what}: its layers make {_size(n_bytes)} or more of one sequence of {n_bases} bases, and it has "
+            f"{_size(on_disk)} on disk, {_over('computed_mb', f'{limits.computed_mb} MB', str(2 * _needed(n_bytes)))}"
         )
 
 

@@ -20,6 +20,7 @@ from pipeline.execution.determinism import repeatable
 from pipeline.execution.device import numbers
 from pipeline.execution.host import give_back_freed_memory
 from pipeline.execution.spot_check import FoldStrand, SpotCheck
+from pipeline.models.allocations import try_first
 from pipeline.planning.extra_inputs import ExtraInputs, as_tensors, other_strand
 from pipeline.planning.plan import Plan
 from pipeline.references.base import ShardReferences
@@ -75,6 +76,7 @@ def attribute_rows(
 
     Raises:
         ShardError: such a prediction is another than in its batch.
+        UserError: the model makes more of a sequence than its file may have it make.
     """
     given = as_tensors(extra_inputs)
     on_other_strand = [other_strand(values, plan.length) for values in given]
@@ -85,6 +87,7 @@ def attribute_rows(
         give_back_freed_memory()
     with repeatable(plan.threads, plan.deterministic):
         for index, module in enumerate(folds):
+            try_first(module, one_hot(codes_NL[:1]), [values[:1] for values in given])
             attribute_strand = partial(_attribute, module, plan, check)
             strands = [attribute_strand((index, 0), one_hot(codes_NL), references, given)]
             if plan.reverse_complement:

@@ -16,10 +16,12 @@ from pipeline.execution.executor import executor_of
 from pipeline.execution.gpu_memory import USED
 from pipeline.messages.errors import UserError
 from pipeline.messages.words import size
+from pipeline.models.allocations import try_first
 from pipeline.models.load import LoadedModel
 from pipeline.planning.extra_inputs import ExtraInputs, as_tensors
 
 _BETWEEN = 1.5  # on a CPU, times what tensors take: what the allocator leaves between them
+_BATCH, _MUCH = 4 * 10**9, 10**8  # bytes of a batch of shorter sequences on a CPU, and of one of their pairs
 LONG = 1 << 13  # bases; a pair of fewer fits wherever the model does
 
 
@@ -31,11 +33,13 @@ class PairFit:
         split: names of modules that are computed again, so that it fits; none where that is not needed.
         most: pairs that fit at once.
         notes: lines about it.
+        is_tried_alone: whether one pair is enough to try the model with.
     """
 
     split: tuple[str, ...] = ()
     most: int | None = None
     notes: tuple[str, ...] = ()
+    is_tried_alone: bool = False
 
 
 def fit_of_pair(
@@ -44,13 +48,17 @@ def fit_of_pair(
     """Measured with a forward pass on the first sequence.
 
     Raises:
-        UserError: a pair does not fit.
+        UserError: a pair does not fit, or the model makes more of the sequence than its file may have it make.
     """
-    if len(codes) < LONG and config.engine.checkpoint != "always":
+    try_first(loaded.module, one_hot(codes[None]), as_tensors([value[None] for value in extra_inputs]))
+    is_short = len(codes) < LONG and config.engine.checkpoint != "always"
+    if is_short and device != "cpu":  # a GPU's memory is measured later
         return PairFit()
     found = _measured(loaded, codes, config, device, extra_inputs)
     if found is None:
         return PairFit()
+    if is_short:
+        return PairFit(most=max(1, _BATCH // max(found.whole, 1)), is_tried_alone=found.whole > _MUCH)
     if device == "cpu":
         found = replace(found, whole=int(_BETWEEN * found.whole), split=int(_BETWEEN * found.split))
     return chosen(found, config, len(codes), *_free(config, device))

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -52,6 +52,7 @@ _CUBLAS = (
     "CUDA has computed in this process before dlshap could set it: begin again with CUBLAS_WORKSPACE_CONFIG=:4096:8 in "
     "the environment; engine.deterministic=false does without"
 )
+_AS_IT_IS = PairFit()
 NOT_EXACT = ("integrated", "detach followed")  # how treatments begin that are right to a stated error, or by choice
 
 
@@ -110,7 +111,7 @@ def run_preflight(
     if fit.split and device == "cpu":
         give_back_freed_memory()
     step("trying the model: its operations")
-    found = cached_audit(loaded, codes, name, config, device, extra_inputs, fit.split)
+    found = cached_audit(loaded, codes, name, config, device, extra_inputs, fit)
     if found.refused:
         count = "" if len(found.refused) == 1 else f"{len(found.refused)} reasons: "
         reasons = "; ".join(" ".join(reason.split()) for reason in found.refused)
@@ -141,7 +142,7 @@ def run_preflight(
             **numbers(config.engine.dtype),
         )
 
-    decided, n_pairs = [Decisions() for _ in loaded.folds], 1 if fit.split else 2
+    decided, n_pairs = [Decisions() for _ in loaded.folds], 1 if fit.split or fit.is_tried_alone else 2
     step(f"trying the model: {counted(n_pairs, 'pair')} of the first sequence")
     with _as_user_errors(loaded, codes, name, config, extra_inputs), on_device(loaded.folds, device):
         with watched(loaded.module) as seen:
@@ -185,30 +186,30 @@ def audit_model(
     config: Config,
     device: str,
     extra_inputs: ExtraInputs = (),
-    split: Sequence[str] = (),
+    fit: PairFit = _AS_IT_IS,
 ) -> Audit:
-    """The audit on a sequence and a shuffle of it, or of a long one on one pair, and keep it in the cache; arguments as
-    of `run_preflight`, and `split` as of the engine.
+    """The audit on a sequence and a shuffle of it, or of what takes much on one pair, and keep it in the cache;
+    arguments as of `run_preflight`, and `fit` says how a pair is computed.
 
     Raises:
         UserError: the model fails for another reason than an operation that is refused.
     """
     random_state = config.random_state
     shuffled = shuffle_codes(codes[None], [random_state])
-    is_long = len(codes) >= LONG
-    X = one_hot(codes[None] if is_long else np.concatenate([codes[None], shuffled[0]]))
+    is_alone = len(codes) >= LONG or fit.is_tried_alone
+    X = one_hot(codes[None] if is_alone else np.concatenate([codes[None], shuffled[0]]))
     _require_number(loaded, config)
     with _as_user_errors(loaded, codes, name, config, extra_inputs):
         found = audit(
             loaded.module,
             X,
-            one_hot(torch.from_numpy(shuffled)) if is_long else None,
+            one_hot(torch.from_numpy(shuffled)) if is_alone else None,
             args=_repeated(extra_inputs, len(X)),
             targets=places(config.engine.targets, loaded.target_names),
             device=device,
             dtype=numbers(config.engine.dtype)["dtype"],
             random_state=random_state,
-            split=split,
+            split=fit.split,
         )
     _keep(_cache_file(loaded, len(codes), config, device, extra_inputs), found)
     return found
@@ -221,7 +222,7 @@ def cached_audit(
     config: Config,
     device: str,
     extra_inputs: ExtraInputs = (),
-    split: Sequence[str] = (),
+    fit: PairFit = _AS_IT_IS,
 ) -> Audit:
     """The audit from the cache, or a new one; arguments and errors as of `audit_model`."""
     try:
@@ -230,7 +231,7 @@ def cached_audit(
         operations = tuple(AuditedOperation(**operation) for operation in values.pop("operations"))
         return Audit(operations, tuple(values.pop("refused")), **values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # absent, damaged, or of another version
-        return audit_model(loaded, codes, name, config, device, extra_inputs, split)
+        return audit_model(loaded, codes, name, config, device, extra_inputs, fit)
 
 
 def not_exact(found: Audit) -> list[str]:

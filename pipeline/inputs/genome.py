@@ -13,7 +13,6 @@ Two ways to read, chosen by what the file is:
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +25,7 @@ from pipeline.inputs.compressed import DamagedFile, is_compressed
 from pipeline.inputs.text import BYTE_ORDER_MARK, damaged, open_bytes, text_of
 from pipeline.messages.errors import UserError
 from pipeline.messages.secrets import one_line
+from pipeline.store.backends.scratch import scratch_folder
 
 _CHUNK_BYTES = 1 << 22
 _LONGEST_HEADER = 4096  # bytes; a longer one is not believed to be one
@@ -76,10 +76,10 @@ class IndexedGenome:
 
     def __init__(self, path: Path) -> None:
         index = path.with_name(path.name + ".fai")
-        with tempfile.TemporaryDirectory(prefix="dlshap-") as folder:
+        with scratch_folder() as folder:
             if not describes(index, path):
                 _require_lines(path)
-                made = Path(folder) / index.name
+                made = folder / index.name
                 _open(path, made).close()
                 index = _publish(made, index)
             self._fasta = _open(path, index)  # reads the whole index, which may then go

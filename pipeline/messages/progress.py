@@ -8,6 +8,7 @@ import contextlib
 import functools
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -76,6 +77,24 @@ def shown_on_stderr() -> Iterator[None]:
         LOG.propagate = propagate
 
 
+@contextlib.contextmanager
+def now_and_then(tell: Callable[[], None]) -> Iterator[None]:
+    """Call `tell` from time to time, on a thread of its own, while something works that tells nothing."""
+    ended = threading.Event()
+
+    def tell_on() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LINES):
+            tell()
+
+    thread = threading.Thread(target=tell_on, daemon=True, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class _Bar(Progress):
     """A bar below the messages of a command that is at a terminal; elsewhere it is disabled and shows nothing."""
 
@@ -118,6 +137,8 @@ class RowProgress:
         self._new = 0
         self._first: tuple[float, int] | None = None  # when the first came, after what starts up, and how many
         self._step_from: float | None = None
+        self._step: str | None = None
+        self._telling = contextlib.ExitStack()
         self._started = self._last_line = time.monotonic()
         self._bar = _Bar(BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
         self._task = self._bar.add_task(doing, total=total, completed=done, speed="")
@@ -126,12 +147,22 @@ class RowProgress:
         self._bar.start()
         if self._bar.disable and self.total is not None:
             LOG.info(f"{self.doing}: {self.total} rows, {self.done} of them done before")
+        if self._bar.disable:
+            self._telling.enter_context(now_and_then(self._tell))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._telling.close()
         self._bar.stop()
+
+    def _tell(self) -> None:
+        """Where things stand, unless that was told shortly before."""
+        now = time.monotonic()
+        if now - self._last_line > SECONDS_BETWEEN_LINES / 2:
+            self._last_line = now
+            LOG.info(f"{self._step or self.doing}: {self.line()}")
 
     def advance(self, n_rows: int) -> None:
         """So many more rows are done."""
@@ -140,14 +171,13 @@ class RowProgress:
         self._first = self._first or (time.monotonic(), n_rows)
         self._bar.update(self._task, advance=n_rows, speed=f"{self.rows_per_second:.1f} rows/s")
         if self._bar.disable and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            LOG.info(f"{self.doing}: {self.line()}")
+            self._tell()
 
     def step(self, doing: str | None) -> None:
         """Something else is done before the next row; None: it is over. Off a terminal it is told where this takes
         long, with the first step that begins after some seconds."""
         now = time.monotonic()
-        self._step_from = None if doing is None else self._step_from or now
+        self._step, self._step_from = doing, None if doing is None else self._step_from or now
         self._bar.update(self._task, description=doing or self.doing)
         if self._bar.disable and self._step_from is not None and now - self._step_from > SECONDS_BEFORE_STEPS:
             self._last_line = now

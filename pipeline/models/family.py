@@ -22,6 +22,7 @@ class Raw:
         init: all arguments that it was made with.
         trusted: whether a pickle had to be trusted.
         fitted: how the weights came to fit.
+        is_described: whether its file says how large the model is, and not the user's code alone.
     """
 
     module: nn.Module
@@ -29,6 +30,7 @@ class Raw:
     init: dict[str, Any]
     trusted: bool = False
     fitted: Fitted = field(default_factory=Fitted)
+    is_described: bool = True
 
 
 @dataclass

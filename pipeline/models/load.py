@@ -18,6 +18,7 @@ from pipeline.config.schema import AUTO, Config, ModelConfig
 from pipeline.messages.errors import UserError
 from pipeline.messages.progress import LOG
 from pipeline.models.adapted import ADAPTERS, adapted
+from pipeline.models.allocations import is_to_be_tried
 from pipeline.models.checkpoint import checkpoint_path
 from pipeline.models.code import Code, code_of
 from pipeline.models.family import ModelFamily, Raw
@@ -117,6 +118,9 @@ def load_model(model: ModelConfig) -> LoadedModel:
     modules = [raw.module for raw in raws]
     require_alike(modules, paths)
     folds = [finished(module, model) for module in modules]
+    for fold, raw in zip(folds, raws, strict=True):
+        if raw.is_described and raw.path is not None:
+            is_to_be_tried(fold, raw.path)
     settings = [settings_hashes(module) for module in modules] if not model.has_own_code else []
     if any(other != settings[0] for other in settings):
         raise UserError(

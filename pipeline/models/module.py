@@ -51,7 +51,7 @@ class Module(ModelFamily):
             require_tree(weights)
         if target is None:
             if isinstance(weights, nn.Module):
-                return Raw(weights, path, {}, trusted)
+                return Raw(weights, path, {}, trusted, is_described=False)
             raise UserError(
                 "model._target_ is not set; give the model's class, by its import path package.module.Class or as "
                 "path/to/file.py:Class"
@@ -80,7 +80,7 @@ class Module(ModelFamily):
             listed = ", ".join(f"{name}={value}" for name, value in list(read.items())[:_SHOWN])
             note = f"arguments of {target} from {path}/{SETTINGS}: {listed}{', ...' if len(read) > _SHOWN else ''}"
             fitted = replace(fitted, notes=(*fitted.notes, note))
-        return Raw(module, path, init, trusted, fitted)
+        return Raw(module, path, init, trusted, fitted, is_described=bool(read))
 
     def _read(self, path: Path) -> Weights | nn.Module:
         whole = self._target_ is None

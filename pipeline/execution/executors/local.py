@@ -3,7 +3,6 @@
 import contextlib
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from pipeline.execution.host import environment
 from pipeline.execution.work import ShardResult, WorkSpec
 from pipeline.messages.errors import GOES_ON, RunError, Stopped
 from pipeline.messages.progress import LOG
+from pipeline.store.backends.scratch import keep_folder, remove_folder
 
 NOTICE_S = 0.3  # in which it shows whether whoever stops this command stops Ray too
 REAPED_S = 6.0
@@ -95,7 +95,7 @@ class LocalRayExecutor(executor.Executor):
         LOG.info("starting Ray")
         problem = RunError("Ray cannot be started on this machine")
         after_ray = self.enter_context(contextlib.ExitStack())
-        after_ray.callback(shutil.rmtree, folder, ignore_errors=True)
+        after_ray.callback(remove_folder, folder)
         for apart in (
             none_left(),
             ray_private.on_loopback(),
@@ -106,7 +106,8 @@ class LocalRayExecutor(executor.Executor):
         try:
             self.enter_context(connected(options, ray_private.STARTED_WITH, self.cluster.code, problem))
         except RunError:
-            after_ray.pop_all()  # the folder is kept: it has Ray's logs, which the error speaks of
+            after_ray.pop_all()
+            keep_folder(folder)  # it has Ray's logs, which the error speaks of
             raise
         self.enter_context(ray_watched([own_node(own_node_address())], self.last_words))
         self.enter_context(self._watched_on_the_way_out())

@@ -31,6 +31,7 @@ from ray.job_config import JobConfig
 
 from pipeline.execution.host import environment
 from pipeline.messages.progress import LOG, RAY_LOG
+from pipeline.store.backends.scratch import make_folder
 
 # Environment variables of Ray. Without them: its native part writes to stderr what Ray Data does on purpose; usage is
 # reported to the makers of Ray; a warning of a default to come; a terminal's Ctrl-C ends the workers, which are not in
@@ -219,7 +220,7 @@ def own_folder() -> str:
     if length > most:
         LOG.info(f"Ray's files go to /tmp: for its sockets {parent} is too long ({length} bytes, more than {most})")
         parent = "/tmp"
-    return tempfile.mkdtemp(prefix="dlshap-", dir=parent)
+    return make_folder(parent)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,6 @@ import itertools
 import os
 import random
 import re
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +26,7 @@ from pipeline.messages.secrets import refuse_values, without_credentials
 from pipeline.store.backends.base import LOCK_TIMEOUT_S, StoredFile, anything, check_key, unguarded
 from pipeline.store.backends.lease import Lease
 from pipeline.store.backends.object_errors import OBJECT_STORE_ERRORS, TRANSIENT, as_os_error, is_without_credentials
+from pipeline.store.backends.scratch import scratch_folder
 from pipeline.store.backends.tree import MOST_BYTES, TooLarge
 from pipeline.store.backends.turn import SAID_EVERY_S
 
@@ -199,11 +198,8 @@ class ObjectStoreBackend:
     @contextlib.contextmanager
     def staging(self, name: str) -> Iterator[Path]:
         """On this machine's disk."""
-        folder = Path(tempfile.mkdtemp(prefix="dlshap-"))
-        try:
+        with scratch_folder() as folder:
             yield folder / name
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, folder: Path, last: str) -> None:
         self.clear(only=_OF_A_STORE.fullmatch)  # what an upload that was cut off has left

@@ -62,6 +62,31 @@ def test_commands_that_only_look_at_a_store_do_not_wait_for_torch(finished: Path
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["status", "--", "-s.zarr"], "complete"),
+        (["verify", "--json", "--", "-s.zarr"], '"sound": true'),
+        (["export", "tsv", "--", "-s.zarr", "-o.tsv"], "rows in -o.tsv"),
+        (["logo", "-o", "l.png", "--", "-s.zarr", "-r0"], "'-r0'"),
+        (["compare", "--", "-s.zarr", "-s.zarr"], "the same bits"),
+        (["report", "-o", "r.html", "--", "-s.zarr"], "r.html"),
+    ],
+)
+def test_a_store_may_be_called_like_an_option(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    told: str,
+) -> None:
+    (tmp_path / "-s.zarr").symlink_to(finished)
+    monkeypatch.chdir(tmp_path)
+    dispatch(command)
+    assert told in "".join(capsys.readouterr())
+
+
 def test_numbers_that_cannot_be_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["verify", str(finished), "--sample", "-5"]) == 2
     assert "argument --sample: '-5': expected a whole number from 0 on" in capsys.readouterr().err

@@ -7,6 +7,8 @@ import os
 import pty
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,18 @@ def test_lines_say_how_fast_and_how_long(capsys: pytest.CaptureFixture[str], mon
         "dlshap: attributing: 40 of 100 rows, 0.3 rows/s, 3 min 00 s left",
         "dlshap: warning: something is odd",
     ]
+
+
+def test_lines_come_while_no_row_does(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.messages.progress.SECONDS_BETWEEN_LINES", 0.02)
+    with shown_on_stderr(), RowProgress("reading", None) as progress:
+        time.sleep(0.1)
+        progress.step("trying the model")
+        time.sleep(0.1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "dlshap: reading: 0 rows, 0.0 rows/s"
+    assert lines[-1] == "dlshap: trying the model: 0 rows, 0.0 rows/s"
+    assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
 
 
 @pytest.mark.parametrize(

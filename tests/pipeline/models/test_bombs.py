@@ -14,6 +14,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -22,6 +24,7 @@ from torch import nn
 from pipeline.config import limits
 from pipeline.config.schema import LimitsConfig
 from pipeline.messages.errors import UserError
+from pipeline.models.allocations import is_to_be_tried, try_first
 from pipeline.models.bpnet import load_bpnet
 from pipeline.models.checkpoint import read_checkpoint
 from pipeline.models.folder import folder_arguments
@@ -195,6 +198,116 @@ def test_a_folder_that_says_how_large_a_layer_is(tmp_path: Path, how: str) -> No
         load_model(chosen("model", "module", **given))
     with limits.using(SMALL), pytest.raises(UserError, match="does not fit Sized"):  # what a person says is made
         load_model(chosen("model", "module", **given, init={"n": 1000, "how": how}))
+
+
+class Wide(nn.Module):
+    """Small weights that make much of a sequence: `how` says by what."""
+
+    def __init__(self, n: int, how: str) -> None:
+        super().__init__()
+        self.n, self.how = n, how
+        self.conv = nn.Conv1d(4, 40_000, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        match self.how:
+            case "convolution":
+                return self.conv(x).mean(2)
+            case "transposed":
+                return nn.functional.conv_transpose1d(x, self.conv.weight[:4].expand(4, 4, 100_000)).mean(2)
+            case "product":
+                return (self.conv.weight[:, :, 0] @ x).mean(2)
+            case "repeated":
+                return sum(x.repeat_interleave(4000, 2).mean(2) for _ in range(self.n))  # type: ignore[return-value]
+            case "views":
+                for _ in range(self.n):
+                    x = x.expand(10**6, -1, -1)[-1:].transpose(1, 2).transpose(2, 1)
+                return x.mean(2)
+            case _:
+                x = x.clone()
+                for _ in range(self.n):
+                    x.add_(1)
+                return x.mean(2)
+
+
+def tried(tmp_path: Path, how: str, n: int = 10, length: int = 10) -> tuple[nn.Module, torch.Tensor]:
+    """A model whose file may make 1 MB of a sequence."""
+    module, path = Wide(n, how).eval(), tmp_path / "x.pt"
+    path.write_bytes(bytes(100))
+    with limits.using(LimitsConfig(computed_mb=1)):
+        is_to_be_tried(module, path)
+    return module, torch.ones(1, 4, length, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("how", "size"),
+    [("convolution", "1.6 MB"), ("transposed", "1.6 MB"), ("product", "1.6 MB"), ("repeated", "1.28 MB")],
+)
+def test_a_small_file_whose_layers_make_much_of_a_sequence(tmp_path: Path, how: str, size: str) -> None:
+    module, x = tried(tmp_path, how)
+    message = (
+        rf"x\.pt: its layers make {size}.* or more of one sequence of 10 bases, and it has 100 bytes on disk, more"
+    )
+    for _ in range(2):
+        with pytest.raises(UserError, match=message) as caught:
+            try_first(module, x)
+    assert "if the file is honest, add limits.computed_mb=" in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["views", "in place"])
+def test_what_takes_no_memory_is_not_counted(tmp_path: Path, how: str) -> None:
+    try_first(*tried(tmp_path, how, 2000))
+
+
+def test_a_model_is_tried_once_and_fails_elsewhere(tmp_path: Path) -> None:
+    calls: list[int] = []
+    module, x = tried(tmp_path, "in place", 1)
+    module.register_forward_hook(lambda *_: calls.append(1))
+    try_first(module, torch.ones(1, 3, 10).to_sparse())  # does not fit: the engine says what to do
+    for _ in range(3):
+        try_first(module, x)
+    assert len(calls) == 1
+    assert list(module.state_dict()) == ["conv.weight"]
+
+
+def test_long_sequences_may_make_more() -> None:
+    with limits.using(LimitsConfig(computed_mb=1)):
+        limits.require_computed(60_000 * 196_608, 100, 196_608, "it")
+        with pytest.raises(UserError, match=r"it: its layers make 13\.8 GB or more of one sequence of 196608 bases"):
+            limits.require_computed(70_000 * 196_608, 100, 196_608, "it")
+
+
+def test_a_small_file_of_keras_whose_layers_are_bounded_each(tmp_path: Path) -> None:
+    """Five branches of UpSampling1D, each as large as a tensor may be, whose sum lives at once."""
+    inputs = {"class_name": "InputLayer", "name": "dna", "config": {"batch_input_shape": [None, 10, 4]}}
+    layers: list[dict[str, Any]] = [{**inputs, "inbound_nodes": []}]
+
+    def add(kind: str, name: str, before: list[str], **config: Any) -> str:
+        inbound = [[[each, 0, 0, {}] for each in before]]
+        config |= {"name": name}
+        layers.append({"class_name": kind, "name": name, "config": config, "inbound_nodes": inbound})
+        return name
+
+    branches = [add("UpSampling1D", f"up_{i}", ["dna"], size=10_000) for i in range(5)]
+    add("GlobalAveragePooling1D", "mean", [add("Add", "sum", branches)])
+    add("Dense", "dense", ["mean"], units=1)
+    layers[0]["config"]["name"] = "dna"
+    ends = {"input_layers": [["dna", 0, 0]], "output_layers": [["dense", 0, 0]]}
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps({"class_name": "Functional", "config": {"layers": layers, **ends}})
+        group = file.create_group("model_weights/dense")
+        file["model_weights"].attrs["layer_names"] = [b"dense"]
+        group.attrs["weight_names"] = [b"kernel:0", b"bias:0"]
+        group["kernel:0"], group["bias:0"] = np.ones((4, 1), "f4"), np.zeros(1, "f4")
+    given = chosen("model", "keras", checkpoint=str(tmp_path / "m.h5"))
+    x = torch.zeros(1, 4, 10)
+    with limits.using(LimitsConfig(computed_mb=6)):
+        loaded = load_model(given)
+    with pytest.raises(UserError, match=r"m\.h5: its layers make \d.* MB or more of one sequence of 10 bases"):
+        try_first(loaded.module, x)  # whoever calls it, the limits are those of when it was read
+    with limits.using(LimitsConfig(computed_mb=20)):
+        loaded = load_model(given)
+    try_first(loaded.module, x)
+    assert loaded.module(x).shape == (1, 1)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from pipeline.config.schema import EngineConfig
 from pipeline.execution.executors import ray_private
 from pipeline.execution.executors.local import Local, LocalRayExecutor
 from pipeline.messages.errors import EXIT_STOPPED, RunError, Stopped
+from pipeline.store.backends.scratch import remove_folder
 
 
 def test_target_max_block_size() -> None:
@@ -132,7 +133,9 @@ def test_the_folder_is_closed_and_its_paths_are_short(
         elsewhere = Path(ray_private.own_folder())
     assert elsewhere.parent == Path("/tmp")
     assert caplog.messages == [f"Ray's files go to /tmp: for its sockets {deeper} is too long (24 bytes, more than 23)"]
-    for made in (folder, deep, deeper, Path(short), elsewhere):
+    for made in (folder, elsewhere):
+        remove_folder(str(made))
+    for made in (deep, deeper, Path(short)):
         made.rmdir()
 
 
@@ -161,6 +164,7 @@ def test_set_sigterm_handler() -> None:
 
 REFUSED = """
 import sys
+from pipeline.store.backends.scratch import remove_folder
 from pipeline.execution.executors import ray_private
 print(ray_private.refusal(sys.argv[1], False))
 """
