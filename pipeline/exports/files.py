@@ -12,6 +12,7 @@ A crash before the third name leaves what the next export to the same place puts
 
 import contextlib
 import os
+import stat
 import tempfile
 import uuid
 import zipfile
@@ -106,7 +107,11 @@ def _put_back(paths: Sequence[Path]) -> None:
 
 
 def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+    """Whether it is a folder of this user's: others may have put theirs there, as in /tmp."""
+    with contextlib.suppress(OSError):
+        about = path.lstat()
+        return stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid()
+    return False
 
 
 def _remove_if_empty(folder: Path) -> None:

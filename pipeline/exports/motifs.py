@@ -20,6 +20,7 @@ import os
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -324,6 +325,7 @@ def _read(out: Path, wanted: dict[str, Any], overwrite: bool) -> dict[str, Any]:
         if out.is_dir() and any(out.iterdir()):
             raise UserError(f"{out} holds files, and no {RECORD} of this command; give a new or an empty folder")
         return {}
+    _require_plain(out)
     if overwrite:
         return {}
     try:
@@ -337,6 +339,19 @@ def _read(out: Path, wanted: dict[str, Any], overwrite: bool) -> dict[str, Any]:
                 "folder, or --overwrite to make them anew"
             )
     return found
+
+
+def _require_plain(out: Path) -> None:
+    """Raises UserError where a link or a pipe lies in the folder: tools write to what they find there."""
+    for folder, folders, names in os.walk(out):
+        for path in (Path(folder, name) for name in (*folders, *names)):
+            about = path.lstat()
+            is_own = stat.S_ISDIR(about.st_mode) or (stat.S_ISREG(about.st_mode) and about.st_nlink == 1)
+            if not is_own:
+                raise UserError(
+                    f"{path} is a link, a pipe, or a file with another name too (a hard link), and would be written "
+                    f"through; remove it, or give another folder"
+                )
 
 
 def _difference(found: Any, wanted: Any) -> str:

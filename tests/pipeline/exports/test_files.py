@@ -199,3 +199,19 @@ def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"), reordered(tmp_path, (6, 2), "float32", []):
         pass
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root makes files of another user")
+@pytest.mark.parametrize("state", ["moving", "moved", "replaced"])
+def test_hidden_folders_of_another_user_are_left_alone(tmp_path: Path, state: str) -> None:
+    """As one may put beside an export in /tmp: its files would take the places of ours."""
+    paths = [tmp_path / name for name in ("x.a", "x.b")]
+    export(paths, "old")
+    planted = tmp_path / f".x.a.{state}"
+    planted.mkdir()
+    (planted / "x.a").write_text("theirs")
+    os.chown(planted, 65534, 65534)
+    with pytest.raises(UserError, match="exists; give --overwrite"):
+        export(paths, "new", overwrite=False)
+    assert texts(paths) == ["old", "old"]
+    assert (planted / "x.a").read_text() == "theirs"

@@ -158,3 +158,20 @@ def test_whoever_waits_is_told_where_to_look(
     assert motifs._exit_code(["bash", "-c", "echo here; sleep 0.5; exit 4"], log) == 4
     assert log.read_text() == "here\n"
     assert caplog.messages[0] == f"bash: at work for 0 min; what it says is in {log}"
+
+
+@pytest.mark.parametrize("name", ["motifs.json", "logs/modisco_motifs.txt", "motifs.h5", "report/report.html", "hits"])
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
+def test_a_folder_with_planted_links(
+    located: Store, tools: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    (out / name).parent.mkdir(parents=True)
+    (out / "motifs.json").write_text("{}")
+    (out / name).unlink(missing_ok=True)
+    victim.write_text("{}")
+    {"link": os.symlink, "hard link": os.link, "pipe": lambda _, path: os.mkfifo(path)}[kind](victim, out / name)
+    assert dispatch(["motifs", located.url, str(out), "--target", "7", "--window", "20", "--overwrite"]) == 2
+    assert f"{out / name} is a link, a pipe, or a file with another name too" in capfd.readouterr().err
+    assert victim.read_text() == "{}"
+    assert not (tools / "calls").exists()
