@@ -250,7 +250,7 @@ def test_a_small_file_whose_layers_make_much_of_a_sequence(tmp_path: Path, how: 
     for _ in range(2):
         with pytest.raises(UserError, match=message) as caught:
             try_first(module, x)
-    assert "if the file is honest, add limits.computed_mb=" in str(caught.value)
+    assert "if the file is honest, set limits.computed_mb=" in str(caught.value)
 
 
 @pytest.mark.parametrize("how", ["views", "in place"])
