@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from pipeline.planning.plain_values import require_fields
 from pipeline.store.backends.base import Backend
@@ -21,6 +21,7 @@ from pipeline.store.json_files import parse_object
 FOLDER = "commands/"
 HEARTBEAT_S = 10.0
 SILENT_S = 90.0  # after which a command on another machine is taken for gone
+CLOCKS_DIFFER_S = 5.0  # more than a request takes
 N_LOOKED_AT = 100  # the newest: a job array may have thousands
 
 
@@ -33,7 +34,7 @@ class Command:
         host, process: where it runs.
         machine: the same for processes that see each other by number (this boot, this container); "" if not known.
         born: when the process was started, in ticks of that machine: a number may be used again.
-        began: when the command began, in seconds since 1970.
+        began: when the command began, in seconds since 1970 by the clock of the backend.
     """
 
     id: str
@@ -87,20 +88,31 @@ def _born(process: int) -> str:
 
 
 @contextlib.contextmanager
-def at_work(run: Backend, command: Command) -> Iterator[None]:
-    """Within this context others see that a command is at work on a run."""
-    key, data, ended = f"{FOLDER}{command.id}", json.dumps(asdict(command)).encode(), threading.Event()
+def at_work(run: Backend, command: Command) -> Iterator[Command]:
+    """Within this context others see that a command is at work on a run.
+
+    Yields:
+        the command, with `began` by the clock of the backend where that of this machine is off.
+    """
+    key, ended = f"{FOLDER}{command.id}", threading.Event()
+
+    def write() -> None:
+        run.write(key, json.dumps(asdict(command)).encode())
 
     def beat() -> None:
         while not ended.wait(HEARTBEAT_S):
             with contextlib.suppress(OSError):  # the backend fails: the work will meet that, or the next beat succeeds
-                run.write(key, data)
+                write()
 
-    run.write(key, data)
+    write()
+    ahead_s = next((entry.modified - time.time() for entry in run.files(FOLDER) if entry.key == key), 0.0)
+    if abs(ahead_s) > CLOCKS_DIFFER_S:
+        command = replace(command, began=command.began + ahead_s)
+        write()
     beating = threading.Thread(target=beat, name="heartbeat", daemon=True)
     beating.start()
     try:
-        yield
+        yield command
     finally:
         ended.set()
         beating.join()
@@ -132,6 +144,11 @@ def read_commands(run: Backend, now: float) -> list[SeenCommand]:
 
 
 def rank_of(command: Command, run: Backend) -> int:
-    """How many commands that began before this one work on a run too."""
-    others = (seen.command for seen in read_commands(run, time.time()) if not seen.is_gone)
-    return sum((other.began, other.id) < (command.began, command.id) for other in others if other.id != command.id)
+    """How many commands that began before this one work on a run too.
+
+    What time it is by the clock of the backend, this one's own file tells, which is at most HEARTBEAT_S old.
+    """
+    own = next((entry for entry in run.files(FOLDER) if entry.key == f"{FOLDER}{command.id}"), None)
+    seen = read_commands(run, own.modified if own else time.time())
+    others = (each.command for each in seen if not each.is_gone and each.command.id != command.id)
+    return sum((other.began, other.id) < (command.began, command.id) for other in others)

@@ -110,7 +110,7 @@ class RunDirectory:
         if self._is_at_work:
             yield
             return
-        with at_work(self.run, self.command):
+        with at_work(self.run, self.command) as self.command:
             self._is_at_work = True
             try:
                 yield

@@ -30,13 +30,19 @@ ELSEWHERE = (
 _numbers = itertools.count()
 
 # later: 503. reset: the connection is cut before the request goes on. hang: no answer. lost: the request goes through,
-# the connection is reset instead of an answer. cut: the answer ends halfway. denied: 403.
-Fault = Literal["", "later", "reset", "hang", "lost", "cut", "denied"]
+# the connection is reset instead of an answer. cut: the answer ends halfway. denied: 403. skewed: 403 of a clock
+# that is off.
+Fault = Literal["", "later", "reset", "hang", "lost", "cut", "denied", "skewed"]
 Rule = Callable[[str, str], Fault]  # of the method and the path with its query
 
 ANSWERS = {
     "later": (503, "SlowDown", "Please reduce your request rate."),
     "denied": (403, "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records."),
+    "skewed": (
+        403,
+        "RequestTimeTooSkewed",
+        "The difference between the request time and the current time is too large.",
+    ),
 }
 
 

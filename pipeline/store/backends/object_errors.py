@@ -22,6 +22,7 @@ TRANSIENT = (TimeoutError, ConnectionError)
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 # Where machines of a cloud get credentials; the last that is tried.
 METADATA_HOSTS = ("169.254.169.254", "metadata.google.internal")
+SKEWED = "RequestTimeTooSkewed|RequestExpired|Request date header too old"  # signatures hold the time
 NEEDED = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_KEY)"
 CHECK_ACCESS = "check the credentials in the environment, and what they may do there"
 
@@ -55,6 +56,10 @@ def as_os_error(error: Exception, url: str, key: str) -> OSError:
         return FileExistsError(f"{where}: someone else has written it")
     if is_without_credentials(error):
         return PermissionError(f"{where}: no credentials in the environment, and this machine has none; set {NEEDED}")
+    if re.search(SKEWED, text):
+        return PermissionError(
+            f"{where}: refused, as this machine's clock is off ({_reason(text)}); set its clock right"
+        )
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403):
         return PermissionError(f"{where}: access denied ({_reason(text)}); {CHECK_ACCESS}")
     if status in (408, 429) or status >= 500:

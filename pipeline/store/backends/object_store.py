@@ -38,6 +38,14 @@ SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss")
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _OF_A_STORE = re.compile(r"(\w+/)?(zarr\.json|c(\.\d+)*)")
 CREDENTIALS = "AWS_ACCESS_KEY_ID"  # where this is set, no machine of a cloud is asked for any
+# Options of obstore's `ClientConfig` that are given like all others; it panics where they are among those of a store.
+OF_CLIENT = (
+    *("allow_http", "allow_invalid_certificates", "default_content_type", "http1_only", "http2_only", "user_agent"),
+    *("http2_keep_alive_interval", "http2_keep_alive_timeout", "http2_keep_alive_while_idle"),
+    *("pool_idle_timeout", "pool_max_idle_per_host", "randomize_addresses"),
+    *("proxy_ca_certificate", "proxy_excludes", "proxy_url"),
+)
+OURS = ("connect_timeout", "read_timeout", "timeout")  # of it: how long is waited is for Timeouts to say
 PAGE = 1000  # keys in one request that lists or deletes
 
 
@@ -63,12 +71,14 @@ def make_store(url: str, options: Mapping[str, str], timeouts: Timeouts) -> Obje
     for name in ENDPOINTS:
         refuse_values(os.environ.get(name, ""), f"the environment variable {name}")
     endpoint = options.get("endpoint") or next((os.environ[name] for name in ENDPOINTS if name in os.environ), "")
+    of_store, of_client = _sorted(options)
     settings: dict[str, Any] = {
-        "config": dict(options),
+        "config": of_store,
         "client_options": {
+            "allow_http": endpoint.startswith("http://"),
+            **of_client,
             "connect_timeout": timedelta(seconds=min(5.0, timeouts.answer_s)),
             "timeout": timedelta(seconds=timeouts.answer_s),
-            "allow_http": endpoint.startswith("http://"),
         },
         "retry_config": {
             "max_retries": 1000 if timeouts.retry_s else 0,
@@ -81,6 +91,25 @@ def make_store(url: str, options: Mapping[str, str], timeouts: Timeouts) -> Obje
     except (*OBJECT_STORE_ERRORS, ValueError) as error:
         reason = without_credentials(str(error).partition("\n")[0])
         raise UserError(f"{url}: {reason}; check the URL and the options of the store") from error
+
+
+def _sorted(options: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Options of a store and of its HTTP client, as the texts that obstore expects."""
+    of_store, of_client = {}, {}
+    for name, value in options.items():
+        if not isinstance(value, str | bool | int | float):
+            raise UserError(f"store.options.{name}={value!r}; expected a text, a number, true or false")
+        bare = re.sub("^(aws|google|azure)_", "", name.lower())
+        if bare in OURS:
+            raise UserError(
+                f"store.options.{name}: for how long requests are waited for is not a setting; leave it out"
+            )
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        if bare in OF_CLIENT:
+            of_client[bare] = text
+        else:
+            of_store[name] = text
+    return of_store, of_client
 
 
 def open_url(url: str, options: Mapping[str, str], scratch: Path | None) -> "ObjectStoreBackend":

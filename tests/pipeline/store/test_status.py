@@ -22,8 +22,9 @@ from pipeline.cli.main import dispatch
 from pipeline.messages.errors import EXIT_STOPPED, Stopped
 from pipeline.planning.plan import Plan
 from pipeline.store.backends.base import StoredFile
+from pipeline.store.backends.local import LocalBackend
 from pipeline.store.metrics import Metrics, write_metrics
-from pipeline.store.presence import SILENT_S, Command, this_command
+from pipeline.store.presence import SILENT_S, Command, at_work, rank_of, this_command
 from pipeline.store.records import DoneRecord, Failure
 from pipeline.store.run_directory import RunDirectory
 from pipeline.store.status import (
@@ -429,6 +430,21 @@ def test_hosts_and_silence_are_told(inputs: Inputs, tmp_path: Path) -> None:
         assert (late.state, late.seconds_left) == ("under way", None)
         assert "no sign of life of its command for 31.0 s: it may have died; sure after 1 min 30 s" in late.text()
     assert not read_status(directory).is_going_on
+
+
+@pytest.mark.parametrize("off_s", [-3600.0, 0.0, 3600.0])
+def test_commands_find_their_order_with_clocks_that_are_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off_s: float
+) -> None:
+    """The clock of the one that begins first is off."""
+    run, real, off = LocalBackend(tmp_path / "a.zarr.run"), time.time, [off_s]
+    monkeypatch.setattr("time.time", lambda: real() + off[0])
+    with at_work(run, elsewhere(id="x", began=time.time())) as first:
+        off[0] = 0.0
+        with at_work(run, elsewhere(id="a", began=time.time() + 1)) as second:
+            assert rank_of(second, run) == 1
+            off[0] = off_s
+            assert rank_of(first, run) == 0
 
 
 def test_a_shard_that_takes_long_is_told() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import obstore
 import pytest
 import zarr
 from obstore.exceptions import GenericError
@@ -26,7 +28,7 @@ from pipeline.store import backends
 from pipeline.store.backends import object_store, registry
 from pipeline.store.backends.base import Backend, StoredFile
 from pipeline.store.backends.local import LocalBackend
-from pipeline.store.backends.object_store import ObjectStoreBackend, Timeouts
+from pipeline.store.backends.object_store import OF_CLIENT, OURS, ObjectStoreBackend, Timeouts
 from pipeline.store.backends.registry import open_backend
 from tests.pipeline.object_store import Bucket, Fault, FaultyProxy, fill
 
@@ -305,16 +307,38 @@ def test_a_module_with_schemes_is_a_backend(tmp_path: Path, monkeypatch: pytest.
         ("s3://", None, r"s3://: there is no bucket in it; expected s3://bucket/prefix"),
         ("s3://b/x", {"endpint": "y"}, r"s3://b/x: .*'endpint' is not valid"),
         ("az://c/p", None, r"az://c/p: .*Account must be specified"),
+        ("s3://b/x", {"allow_http": "maybe"}, r"s3://b/x: .*failed to parse .maybe. as boolean"),
+        ("s3://b/x", {"AWS_Timeout": "5s"}, r"store\.options\.AWS_Timeout: .* is not a setting; leave it out"),
+        ("s3://b/x", {"endpoint": None}, r"store\.options\.endpoint=None; expected a text, a number, true or false"),
     ],
 )
 def test_addresses_that_are_none(
-    url: str, options: dict[str, str] | None, message: str, monkeypatch: pytest.MonkeyPatch
+    url: str, options: dict[str, Any] | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in os.environ if name.startswith("AZURE_")]:
         monkeypatch.delenv(name)
     with pytest.raises(UserError, match=message) as caught:
         open_backend(url, options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["s3://b/x", "gs://b/x", "az://b/x"])
+@pytest.mark.parametrize("options", [{"allow_http": True}, {"AWS_ALLOW_HTTP": "yes", "pool_max_idle_per_host": 2}])
+def test_options_of_the_client_are_options(url: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "someone")
+    open_backend(url, options)
+
+
+def test_an_option_of_the_client_is_heeded(bucket: Bucket) -> None:
+    open_backend(bucket.url, {**bucket.options, "allow_http": True}).write("x", b"1")
+    with pytest.raises(OSError, match="cannot be reached"):
+        ObjectStoreBackend(bucket.url, {**bucket.options, "allow_http": False}, HASTY).read("x")
+
+
+def test_the_options_of_the_client_are_those_that_obstore_has() -> None:
+    declared = (Path(obstore.__file__).parent / "_store" / "_client.pyi").read_text()
+    names = set(re.findall(r"^    (\w+):", declared, re.MULTILINE))
+    assert names - {"default_headers", "root_certificate"} == {*OF_CLIENT, *OURS}
 
 
 # --- a folder ---------------------------------------------------------------------------------------------------------
@@ -555,6 +579,13 @@ def test_what_another_try_cannot_mend_is_said_at_once(bucket: Bucket, proxy: Fau
             assert not isinstance(caught.value, FileNotFoundError)
             assert "\n" not in str(caught.value)
         assert time.monotonic() - began < 5
+
+
+def test_a_clock_that_is_off_is_named(bucket: Bucket, proxy: FaultyProxy) -> None:
+    proxy.always("skewed")
+    for use in every_use(ObjectStoreBackend(f"{bucket.url}/p", bucket.behind(proxy).options)):
+        with pytest.raises(PermissionError, match=r"this machine's clock is off \(403 RequestTimeTooSkewed: .*\); set"):
+            use()
 
 
 def test_a_signal_does_not_wait_for_an_answer(bucket: Bucket, proxy: FaultyProxy) -> None:
