@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,16 +92,18 @@ class AddressExecutor(executor.Executor):
         LOG.info(f"connecting to the Ray cluster at {address}")
         problem = UserError(f"cluster.address={address}: no Ray cluster can be reached")
         self.enter_context(connected({"address": address}, ray_private.CONNECTED_WITH, self.cluster.code, problem))
-        parts = [own_node(own_node_address()), head(ray.get_runtime_context().gcs_address)]
+        its_head = ray.get_runtime_context().gcs_address
+        parts = [own_node(own_node_address()), head(its_head, ray_private.keeps_state(its_head))]
         self.enter_context(ray_watched(parts, self.last_words))
 
     def work(self, spec: WorkSpec, shards: np.ndarray) -> Generator[ShardResult, None, None]:
         """Nodes that cannot work on the run are left out with the reason, and their shards are done by the others."""
         left = dict.fromkeys(shards.tolist())
         avoided: dict[str, str] = {}
+        checked: set[str] = set()
         while left:
             n_before = len(left)
-            pool = self._pool(spec, len(left), avoided)
+            pool = self._pool(spec, len(left), avoided, checked)
             work = run_shards(spec, list(left), pool, self.cluster.wait_for_actors_s, meter=self.meter)
             with contextlib.closing(work) as results:
                 for result in results:
@@ -111,17 +114,17 @@ class AddressExecutor(executor.Executor):
                 else:
                     return
 
-    def _pool(self, spec: WorkSpec, n_shards: int, avoided: dict[str, str]) -> Pool:
+    def _pool(self, spec: WorkSpec, n_shards: int, avoided: dict[str, str], checked: set[str]) -> Pool:
         """The actors for so many shards, on nodes that can do the work; the others are added to those avoided."""
         each = actor_needs(self.cluster, spec.plan.device, spec.plan.threads)
         able = [node for node in nodes() if node["NodeID"] not in avoided and fits(node["Resources"], each)]
-        found = check_nodes(spec, able)
-        for node, problem in found.items():
+        for node, problem in check_nodes(spec, [node for node in able if node["NodeID"] not in checked]):
             text = f"left out, as it cannot work on this run: {problem}"
             LOG.warning(text)
             self.meter.note_node(text)
             avoided[node] = problem
-        if able and len(found) == len(able) and self.cluster.max_actors is None:
+        checked.update(node["NodeID"] for node in able)
+        if able and all(node["NodeID"] in avoided for node in able) and self.cluster.max_actors is None:
             raise UserError(f"no node can work on this run: {' | '.join(avoided.values())}")
         return size_pool(self.cluster, spec.plan.device, spec.plan.threads, n_shards, avoided)
 
@@ -216,26 +219,28 @@ def remote_machine(device: str, cluster: RayConfig) -> Machine:
     return found
 
 
-def check_nodes(work: WorkSpec, able: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Have nodes say whether they can work on this run; returns what those lack that cannot, by the node's id."""
+def check_nodes(work: WorkSpec, able: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Have nodes say whether they can work on this run; yields each that cannot, by its id, as soon as it says why."""
 
     def look(work: WorkSpec) -> list[str]:
         enter_sent()
         return node_problems(work)
 
-    if not able:
-        return {}
-    check = ray.remote(num_cpus=0, max_retries=0)(look)
+    check = ray.remote(num_cpus=0, max_retries=2)(look)  # Ray kills tasks where memory is short for a moment
     tasks = {}
     for node in able:
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         tasks[check.options(scheduling_strategy=here).remote(work)] = node
-    ray.wait(list(tasks), num_returns=len(tasks), timeout=NODE_TIMEOUT_S)
-    return {
-        node["NodeID"]: f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}): {'; '.join(found)}"
-        for task, node in tasks.items()
-        if (found := _found(task))
-    }
+    until, waiting = time.monotonic() + NODE_TIMEOUT_S, list(tasks)
+    while waiting:
+        ready, waiting = ray.wait(waiting, timeout=max(0.0, until - time.monotonic()))
+        for task in ready or waiting:
+            node = tasks[task]
+            if found := _found(task):
+                where = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+                yield node["NodeID"], f"{where}: {'; '.join(found)}"
+        if not ready:
+            return
 
 
 def _found(task: Any) -> list[str]:

@@ -22,8 +22,8 @@ EVERY_S = 1.0
 ANSWER_TIMEOUT_S = 10.0
 WARNED_AFTER_S = 8.0
 DEAD_AFTER_S = 45.0  # nothing comes back: a machine that is off, or a network that is cut and may be mended
-REFUSED_AFTER_S = 20.0  # its machine answers that no Ray listens there: a head that restarts may take some seconds
-NODE_REFUSED_AFTER_S = 1.5  # a node never comes back under the same address
+REFUSED_AFTER_S = 1.5  # its machine answers that no Ray listens there, and what begins there again is another Ray
+RESTARTED_AFTER_S = 20.0  # the same of a head that keeps its state, and goes on when it is started again
 GRACE_S = 8.0  # for the way out, on which Ray may wait for the head; then this process is ended all the same
 HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and settings, none
 HTTP2_SETTINGS = 4  # the kind of frame that a server must answer with
@@ -78,14 +78,16 @@ class Part:
         return f"{self.name} at {self.address}"
 
 
-def head(address: str) -> Part:
-    """The head of a cluster."""
-    return Part("the head of the Ray cluster", address, "a cluster is up", REFUSED_AFTER_S, DEAD_AFTER_S)
+def head(address: str, keeps_state: bool) -> Part:
+    """The head of a cluster. One that does not keep its state must be given up before another is at its address: Ray's
+    native part ends this process as soon as it meets that."""
+    refused_after_s = RESTARTED_AFTER_S if keeps_state else REFUSED_AFTER_S
+    return Part("the head of the Ray cluster", address, "a cluster is up", refused_after_s, DEAD_AFTER_S)
 
 
 def own_node(address: str) -> Part:
     """What Ray runs on this machine (the raylet), which may be busy for long."""
-    return Part("Ray on this machine", address, "Ray runs here", NODE_REFUSED_AFTER_S, math.inf)
+    return Part("Ray on this machine", address, "Ray runs here", REFUSED_AFTER_S, math.inf)
 
 
 class Silence:

@@ -197,6 +197,12 @@ def _no_member(gcs: Any) -> str | None:
     )
 
 
+def keeps_state(address: str) -> bool:
+    """Whether a head goes on when it is started again, as it keeps its state on a disk or in Redis. It notes that for
+    statistics, whether it sends them or not. True where it has noted nothing."""
+    return usage_lib.get_extra_usage_tags_to_report(GcsClient(address=address)).get("gcs_storage") != "memory"
+
+
 def n_actors_alive(name: str) -> int:
     """Actors of this command's that are up and whose class has this in its name, as Ray Data's have that of ours.
     The public list of actors asks a dashboard, which a Ray of our own has not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import socket
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,13 +109,13 @@ def test_a_cluster_that_will_not_have_this_process_is_refused_with_the_reason(mo
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_instance")
-def test_a_running_ray_answers_and_its_nodes_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_ray_answers_and_its_nodes_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import ray
 
     require_answer(ray.get_runtime_context().gcs_address)
 
     def found() -> list[str]:
-        return list(module.check_nodes(None, nodes()).values())
+        return [problem for _, problem in module.check_nodes(None, nodes())]
 
     monkeypatch.setattr(module, "node_problems", lambda work: [])
     assert found() == []
@@ -121,7 +123,46 @@ def test_a_running_ray_answers_and_its_nodes_are_checked(monkeypatch: pytest.Mon
     assert re.fullmatch(r"node \S+ \(\S+\): x.fa is not there; it is raining", found()[0])
     monkeypatch.setattr(module, "node_problems", lambda work: 1 / 0)
     assert re.fullmatch(r"node \S+ \(\S+\): ZeroDivisionError: division by zero", found()[0])
-    assert module.check_nodes(None, []) == {}
+    assert list(module.check_nodes(None, [])) == []
+
+    def dies_once(work: Any) -> list[str]:
+        try:
+            (tmp_path / "died").mkdir()
+        except FileExistsError:
+            return []
+        os._exit(1)
+
+    monkeypatch.setattr(module, "node_problems", dies_once)
+    assert found() == []
+    assert (tmp_path / "died").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_instance")
+def test_what_a_node_lacks_is_told_before_the_others_have_answered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def problems(work: Any) -> list[str]:
+        try:
+            (tmp_path / "slow").mkdir()
+        except FileExistsError:
+            return ["quick"]
+        while not (tmp_path / "told").exists():
+            time.sleep(0.05)
+        return ["slow"]
+
+    monkeypatch.setattr(module, "node_problems", problems)
+    said = module.check_nodes(None, [*nodes(), *nodes()])
+    assert next(said)[1].endswith(": quick")
+    (tmp_path / "told").touch()
+    assert next(said)[1].endswith(": slow")
+    assert next(said, None) is None
+    (tmp_path / "told").unlink()
+    (tmp_path / "slow").rmdir()
+    monkeypatch.setattr(module, "NODE_TIMEOUT_S", 5.0)
+    last = [problem.partition(": ")[2] for _, problem in module.check_nodes(None, [*nodes(), *nodes()])]
+    assert last == ["quick", "no answer within 5.0 s"]
+    (tmp_path / "told").touch()
 
 
 @pytest.mark.ray
@@ -143,6 +184,7 @@ class Cluster:
         self.ids = ["a", "b", "c"]
         self.pools: list[tuple[str, ...]] = []
         self.checked: dict[str, str] = {}
+        self.asked: list[str] = []
         self.fails: Callable[[str, int], bool] = lambda node, shard: False
         monkeypatch.setattr(module, "nodes", self.nodes)
         monkeypatch.setattr("pipeline.execution.executors.ray_cluster.nodes", self.nodes)
@@ -152,8 +194,9 @@ class Cluster:
     def nodes(self) -> list[dict[str, Any]]:
         return [{"NodeID": name, "Resources": {"CPU": 1.0}} for name in self.ids]
 
-    def check(self, work: Any, able: list[dict[str, Any]]) -> dict[str, str]:
-        return {node["NodeID"]: self.checked[node["NodeID"]] for node in able if node["NodeID"] in self.checked}
+    def check(self, work: Any, able: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+        self.asked += [node["NodeID"] for node in able]
+        return ((name, self.checked[name]) for node in able if (name := node["NodeID"]) in self.checked)
 
     def run_shards(
         self, work: Any, shards: list[int], pool: Pool, wait_s: int, meter: Any
@@ -210,6 +253,7 @@ def test_a_late_node_is_checked_when_actors_are_placed_again(cluster: Cluster) -
     cluster.fails = fails
     assert cluster.run() == (list(range(9)), [])
     assert cluster.pools == [("a", "b", "c"), ("b", "c")]
+    assert cluster.asked == list("abcd"), "each once"
 
 
 def test_where_no_node_can_work_the_run_ends(cluster: Cluster) -> None:

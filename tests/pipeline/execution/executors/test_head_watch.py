@@ -71,9 +71,9 @@ def test_a_head_is_known_by_its_answer(head: Head) -> None:
             greet(each.address)
 
 
-def given_up(error: OSError, seconds: int) -> tuple[int | None, str]:
+def given_up(error: OSError, seconds: int, keeps_state: bool = True) -> tuple[int | None, str]:
     """After how many seconds without an answer, of those given, a head is given up; and the words."""
-    silence = Silence(head_at("h:1"), 0.0)
+    silence = Silence(head_at("h:1", keeps_state), 0.0)
     for now in range(1, seconds + 1):
         if reason := silence.note(error, float(now)):
             return now, reason
@@ -85,7 +85,8 @@ def test_a_machine_that_refuses_is_waited_for_less_long_than_one_that_is_cut_off
     after, text = given_up(REFUSED, 100)
     assert after == 20
     assert text.startswith("the head of the Ray cluster at h:1 has not answered for 20.0 s: no Ray listens there any")
-    after, text = given_up(CUT, 100)
+    assert given_up(REFUSED, 100, keeps_state=False)[0] == 2
+    after, text = given_up(CUT, 100, keeps_state=False)
     assert after == 45
     assert "it has died, or the network to it is cut; what is committed is kept, and the same command" in text
     assert module.DEAD_AFTER_S + module.EVERY_S + module.ANSWER_TIMEOUT_S < 60, "before Ray itself ends this process"
@@ -93,7 +94,7 @@ def test_a_machine_that_refuses_is_waited_for_less_long_than_one_that_is_cut_off
 
 def test_a_head_that_comes_back_in_time_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dlshap")
-    silence = Silence(head_at("h:1"), 0.0)
+    silence = Silence(head_at("h:1", True), 0.0)
     assert [silence.note(CUT, now) for now in (5.0, 30.0, 44.0)] == [None] * 3
     assert silence.note(None, 44.5) is None
     assert [silence.note(CUT, now) for now in (50.0, 89.0)] == [None] * 2
@@ -106,12 +107,7 @@ def test_a_head_that_comes_back_in_time_goes_on(caplog: pytest.LogCaptureFixture
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (
-        ("EVERY_S", 0.05),
-        ("REFUSED_AFTER_S", 0.1),
-        ("NODE_REFUSED_AFTER_S", 0.1),
-        ("DEAD_AFTER_S", 0.1),
-    ):
+    for name, value in {"EVERY_S": 0.05, "REFUSED_AFTER_S": 0.1, "DEAD_AFTER_S": 0.1}.items():
         monkeypatch.setattr(module, name, value)
 
 
@@ -138,7 +134,7 @@ def test_the_command_says_why_it_stopped(
     head: Head, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(options: object) -> int:
-        with ray_watched([head_at(head.address)], print):
+        with ray_watched([head_at(head.address, False)], print):
             head.stop()
             queue.Queue[None]().get()
         return 0
@@ -156,7 +152,7 @@ def test_in_another_thread_nothing_is_interrupted(head: Head) -> None:
     ended = []
 
     def work() -> None:
-        with ray_watched([head_at(head.address)], print):
+        with ray_watched([head_at(head.address, False)], print):
             head.stop()
             time.sleep(0.5)
             ended.append(True)

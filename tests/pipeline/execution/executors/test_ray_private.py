@@ -19,6 +19,7 @@ import ray
 import ray.exceptions
 from ray._common.usage import usage_constants, usage_lib
 from ray._private import ray_constants, services, utils, worker
+from ray._raylet import GcsClient
 from ray.data import DataContext
 
 from pipeline.config.schema import EngineConfig
@@ -194,6 +195,17 @@ def test_refusals_of_a_ray_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ray_private.refusal(address, False) is None
     monkeypatch.setattr(ray, "__version__", "2.0.0")
     assert "and this command Ray 2.0.0 on Python" in str(ray_private.refusal(address, False))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_instance")
+def test_gcs_storage() -> None:
+    address = ray.get_runtime_context().gcs_address
+    assert not ray_private.keeps_state(address)
+    key, namespace = f"{usage_constants.EXTRA_USAGE_TAG_PREFIX}gcs_storage".encode(), b"usage_stats"
+    for storage in (b"redis", b"memory"):
+        GcsClient(address=address).internal_kv_put(key, storage, overwrite=True, namespace=namespace)
+        assert ray_private.keeps_state(address) == (storage == b"redis")
 
 
 class Gcs:
