@@ -363,6 +363,49 @@ def test_the_command_of_the_job_fills_the_store(
     assert values(store) == values(finished)
 
 
+# --- scripts of shells ----------------------------------------------------------------------------------------------
+
+
+def shell_scripts() -> dict[str, str]:
+    """Texts of bash that schedulers run."""
+    task = documents(SKYPILOT)[0]["run"]
+    return {path.name: path.read_text() for path in SCRIPTS.glob("*.sbatch")} | {"run": f"#!/usr/bin/env bash\n{task}"}
+
+
+NAMES = ("slurm.sbatch", "array.sbatch", "run")
+SHELLCHECK = pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+
+
+def complaints(command: list[str], text: str, folder: Path) -> str:
+    """What a checker of shell scripts says of one; "" where it finds nothing."""
+    (folder / "script").write_text(text)
+    done = subprocess.run([*command, folder / "script"], capture_output=True, text=True)
+    assert bool(done.returncode) == bool(done.stdout + done.stderr)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bash_takes_the_scripts_and_finds_wrong_ones(name: str, tmp_path: Path) -> None:
+    text = shell_scripts()[name]
+    assert complaints(["bash", "-n"], text, tmp_path) == ""
+    for old, new in {"; then": "; than", "\nfor ": "\nfor for ", " || true)": " || true"}.items():
+        if old in text:
+            assert "syntax error" in complaints(["bash", "-n"], text.replace(old, new, 1), tmp_path), new
+
+
+@SHELLCHECK
+@pytest.mark.parametrize("name", NAMES)
+def test_shellcheck_finds_nothing_in_the_scripts_and_what_is_planted(name: str, tmp_path: Path) -> None:
+    text, command = shell_scripts()[name], ["shellcheck", "--exclude=SC2154"]  # variables that the scheduler sets
+    assert complaints(command, text, tmp_path) == ""
+    for line, code in {
+        "rm -r $1/*": "SC2086",
+        "unused=1": "SC2034",
+        "if [ $# = 1 ] && true; then fi": "SC1048",
+    }.items():
+        assert code in complaints(command, f"{text}\n{line}\n", tmp_path)
+
+
 # --- SkyPilot -------------------------------------------------------------------------------------------------------
 
 SKYPILOT = SCRIPTS / "skypilot.yaml"
@@ -412,6 +455,24 @@ def test_the_task_of_skypilot_is_one() -> None:
 def test_a_wrong_field_of_the_task_is_found(at: str, value: Any) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(planted(documents(SKYPILOT)[0], at, value), SKY_SCHEMA)
+
+
+PARSED = "import sys, yaml; from sky.task import Task; Task.from_yaml_config(yaml.safe_load(open(sys.argv[1])))"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("DLSHAP_SKY_PYTHON" not in os.environ, reason="DLSHAP_SKY_PYTHON names no Python with skypilot")
+def test_skypilot_takes_the_task_and_finds_wrong_fields(tmp_path: Path) -> None:
+    def is_taken(task: Any) -> bool:
+        (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
+        python = os.environ["DLSHAP_SKY_PYTHON"]
+        return not subprocess.run([python, "-c", PARSED, tmp_path / "task.yaml"], capture_output=True).returncode
+
+    (task,) = documents(SKYPILOT)
+    assert is_taken(task)
+    for at, value in {"num_node": 4, "resources/use_spots": True, "resources/accelerators": "L4:one"}.items():
+        assert not is_taken(planted(task, at, value)), at
+    assert not is_taken(planted(task, "resources/job_recovery", {"recover_on_exit_codes": ["many"]}))
 
 
 def start_rank(rank: int, n: int, folder: Path, port: int, words: list[str], path: str) -> subprocess.Popen[str]:
