@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,10 +92,12 @@ class AddressExecutor(executor.Executor):
         require_welcome(address)
         LOG.info(f"connecting to the Ray cluster at {address}")
         problem = UserError(f"cluster.address={address}: no Ray cluster can be reached")
+        disconnected = threading.Event()
+        self.callback(disconnected.set)
         self.enter_context(connected({"address": address}, ray_private.CONNECTED_WITH, self.cluster.code, problem))
         its_head = ray.get_runtime_context().gcs_address
         parts = [own_node(own_node_address()), head(its_head, ray_private.keeps_state(its_head))]
-        self.enter_context(ray_watched(parts, self.last_words))
+        self.enter_context(ray_watched(parts, self.last_words, disconnected))
 
     def work(self, spec: WorkSpec, shards: np.ndarray) -> Generator[ShardResult, None, None]:
         """Nodes that cannot work on the run are left out with the reason, and their shards are done by the others."""

@@ -24,7 +24,9 @@ WARNED_AFTER_S = 8.0
 DEAD_AFTER_S = 45.0  # nothing comes back: a machine that is off, or a network that is cut and may be mended
 REFUSED_AFTER_S = 1.5  # its machine answers that no Ray listens there, and what begins there again is another Ray
 RESTARTED_AFTER_S = 20.0  # the same of a head that keeps its state, and goes on when it is started again
-GRACE_S = 8.0  # for the way out, on which Ray may wait for the head; then this process is ended all the same
+GRACE_S = (
+    5.0  # for the way out; then this process is ended all the same, before Ray's native part looks for the head again
+)
 HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and settings, none
 HTTP2_SETTINGS = 4  # the kind of frame that a server must answer with
 SIGNAL = signal.SIGRTMAX - 5  # of the watch to its own process: it interrupts whatever the main thread waits for
@@ -118,7 +120,9 @@ class Silence:
 
 
 @contextlib.contextmanager
-def ray_watched(parts: Sequence[Part], last_words: Callable[[str], None]) -> Iterator[None]:
+def ray_watched(
+    parts: Sequence[Part], last_words: Callable[[str], None], disconnected: threading.Event
+) -> Iterator[None]:
     """Within this context `Stopped` is raised, with exit code 75, where a part of Ray is gone.
 
     Only the main thread can be interrupted; in another one this does nothing, and Ray ends the process.
@@ -126,6 +130,7 @@ def ray_watched(parts: Sequence[Part], last_words: Callable[[str], None]) -> Ite
     Args:
         parts: are asked, one after the other, every EVERY_S.
         last_words: is told the reason, before the run is interrupted: its way out may take longer than there is time.
+        disconnected: is set when this process has left Ray, for which Ray may wait for the part that is gone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -145,7 +150,7 @@ def ray_watched(parts: Sequence[Part], last_words: Callable[[str], None]) -> Ite
                 with contextlib.suppress(OSError):  # the storage of the run is away too
                     last_words(reason)
                 signal.pthread_kill(threading.main_thread().ident or 0, SIGNAL)
-                if not ended.wait(GRACE_S):
+                if not disconnected.wait(GRACE_S):
                     LOG.error(f"stopped: {reason}")
                     os._exit(EXIT_STOPPED)
                 return

@@ -103,13 +103,15 @@ class LocalRayExecutor(executor.Executor):
             ray_private.own_process_groups(),
         ):
             self.enter_context(apart)
+        disconnected = threading.Event()
+        self.callback(disconnected.set)
         try:
             self.enter_context(connected(options, ray_private.STARTED_WITH, self.cluster.code, problem))
         except RunError:
             after_ray.pop_all()
             keep_folder(folder)  # it has Ray's logs, which the error speaks of
             raise
-        self.enter_context(ray_watched([own_node(own_node_address())], self.last_words))
+        self.enter_context(ray_watched([own_node(own_node_address())], self.last_words, disconnected))
         self.enter_context(self._watched_on_the_way_out())
 
     def ended_by(self, error: BaseException) -> None:

@@ -46,8 +46,14 @@ STARTED_WITH = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_process_group_cleanup_enabled": "true",
 }
-# Of a cluster that runs: its native part ends this process 60 s after the head is gone; see head_watch.py.
-CONNECTED_WITH = {**QUIET, **SOON, "RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
+# Of a cluster that runs: its native part ends this process 60 s after the head is gone, or as soon as it meets another
+# head at its address, for which it would look every two seconds. See head_watch.py.
+CONNECTED_WITH = {
+    **QUIET,
+    **SOON,
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+    **{f"RAY_gcs_grpc_{which}_reconnect_backoff_ms": "10000" for which in ("initial", "min", "max")},
+}
 
 # What Ray puts below its folder for its sockets, at the longest, and the longest path that a socket may have.
 SOCKET = "/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"

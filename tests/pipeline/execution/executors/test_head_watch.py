@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import queue
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +26,18 @@ from tests.pipeline.faults.commands import record
 
 SETTINGS = bytes([0, 0, 0, HTTP2_SETTINGS, 0, 0, 0, 0, 0])
 REFUSED, CUT = ConnectionRefusedError(), TimeoutError()
+LEFT = threading.Event()  # Ray is left as soon as that is asked for
+LEFT.set()
+HANGS = """
+import threading, time
+from pipeline.execution.executors import head_watch as module
+module.EVERY_S, module.REFUSED_AFTER_S, module.GRACE_S = 0.05, 0.1, 0.5
+try:
+    with module.ray_watched([module.head("127.0.0.1:1", False)], print, threading.Event()):
+        time.sleep(60)
+finally:
+    time.sleep(60)
+"""
 
 
 class Head:
@@ -122,7 +136,7 @@ def test_whatever_the_run_waits_for_is_interrupted(head: Head) -> None:
 
     with (
         pytest.raises(Stopped, match="no Ray listens there any more") as caught,
-        ray_watched([own_node(head.address)], told.append),
+        ray_watched([own_node(head.address)], told.append, LEFT),
     ):
         wait()
     assert caught.value.exit_code == 75
@@ -134,7 +148,7 @@ def test_the_command_says_why_it_stopped(
     head: Head, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(options: object) -> int:
-        with ray_watched([head_at(head.address, False)], print):
+        with ray_watched([head_at(head.address, False)], print, LEFT):
             head.stop()
             queue.Queue[None]().get()
         return 0
@@ -147,12 +161,19 @@ def test_the_command_says_why_it_stopped(
     assert "no Ray listens there any more" in out
 
 
+@pytest.mark.slow
+def test_a_process_that_cannot_leave_ray_is_ended() -> None:
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 75, done.stderr
+    assert done.stdout.startswith("the head of the Ray cluster at 127.0.0.1:1 has not answered for ")
+
+
 @pytest.mark.usefixtures("quick")
 def test_in_another_thread_nothing_is_interrupted(head: Head) -> None:
     ended = []
 
     def work() -> None:
-        with ray_watched([head_at(head.address, False)], print):
+        with ray_watched([head_at(head.address, False)], print, LEFT):
             head.stop()
             time.sleep(0.5)
             ended.append(True)

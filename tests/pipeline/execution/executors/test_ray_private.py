@@ -65,7 +65,8 @@ def test_variables_of_the_environment_are_rays() -> None:
         assert name in (folder / path).read_text(), f"{path} does not read {name} any more"
     native = (folder / "_raylet.so").read_bytes()
     native_names = ("RAY_BACKEND_LOG_LEVEL", "process_group_cleanup_enabled", "gcs_rpc_server_reconnect_timeout_s")
-    for name in (*native_names, "get_check_signal_interval_milliseconds"):
+    reconnecting = [f"gcs_grpc_{which}_reconnect_backoff_ms" for which in ("initial", "min", "max")]
+    for name in (*native_names, *reconnecting, "get_check_signal_interval_milliseconds"):
         assert name.encode() in native, f"Ray's native part does not know {name} any more"
 
 
