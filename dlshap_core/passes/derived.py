@@ -76,11 +76,12 @@ def with_numbers(
 
 def keep_by_row(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, n_rows: int) -> None:
     """Of `any` and `all` over a whole batch, which a decision may follow: keep what each row has."""
-    if name not in ("any", "all") or output.ndim > 0:
+    how = {"_is_any_true": "any", "_is_all_true": "all"}.get(name, name)  # those of torch.distributions
+    if how not in ("any", "all") or output.ndim > 0:
         return
     asked = args[0] if args else kwargs["input"]
     if asked.ndim > 0 and asked.shape[0] == n_rows:
-        setattr(output, _BY_ROW, getattr(asked.reshape(n_rows, -1), name)(1).tolist())
+        setattr(output, _BY_ROW, getattr(asked.reshape(n_rows, -1), how)(1).tolist())
 
 
 def kept_by_row(x: Any) -> list[Any] | None:

@@ -25,7 +25,7 @@ READS_NO_VALUES = frozenset(
 
 # Masks and indices stay what they are here; elsewhere a mask is replaced by its number.
 KEEPS_MASKS = READS_NO_VALUES | frozenset(
-    words("any all __bool__ isnan isinf isfinite _nested_tensor_from_mask_left_aligned")
+    words("any all _is_any_true _is_all_true __bool__ isnan isinf isfinite _nested_tensor_from_mask_left_aligned")
 )
 
 # What returns as many places as there are values of some kind: a shape that tells of values.
@@ -96,7 +96,7 @@ MULTILINEAR = words(
 DERIVED = words(
     """
     argmax argmin argsort isclose isnan isinf isfinite isreal nonzero argwhere count_nonzero signbit searchsorted
-    bucketize unique any all long int short byte char bool
+    bucketize unique any all _is_any_true _is_all_true long int short byte char bool
     """
 )
 

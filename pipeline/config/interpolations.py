@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.messages.errors import UserError
 
+NO_NAME = "a file whose name holds ${ is given by another: ln -s 'NAME' OTHER"
 _SETTING = re.compile(r"\$\{[^:{}]*\}")  # of innermost braces, without a colon: the value of another setting
 
 
@@ -30,7 +31,9 @@ def refuse_all(settings: Any, whose: str) -> None:
     """Raise UserError where a value stands for something else."""
     for key, text in _texts(settings):
         if "${" in text:
-            raise UserError(f"{whose} holds {key}={text}, which stands for something else; settings of a run never do")
+            raise UserError(
+                f"{whose} holds {key}={text}, which stands for something else; settings of a run never do; {NO_NAME}"
+            )
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ human                                   an entry of a mapping, a named tuple or 
 human[:, mid4].mean(1)                  the four middle places of axis 1 averaged; [:, 446:450] are four by number
 [:, 5] - [:, 0:5].mean(1)               differences, sums, and products with numbers: 0.5*a - 2*b
 log1p([:, :, mid4].sum(2))              transforms, also written .log1p()
+.softmax(1)[:, 2]                       a probability of several that sum to 1 along an axis
 
 It is data: nothing of it is run as Python, and it is limited in length and in steps.
 """
@@ -17,11 +18,12 @@ from typing import NoReturn
 from pipeline.messages.visible import brief
 from pipeline.messages.words import did_you_mean, one_of
 
-REDUCTIONS = ("mean", "sum", "logsumexp", "max")
-TRANSFORMS = ("log1p", "log", "sqrt", "exp", "identity")
+REDUCTIONS = ("mean", "sum", "logsumexp", "max", "min")
+SOFTMAX = "softmax"  # along an axis, which stays
+TRANSFORMS = ("log1p", "log", "log2", "log10", "sqrt", "exp", "sigmoid", "identity")
 WHOLE = "output"  # all that the model returns, where no entry is called so
 _MAX_LENGTH, _MAX_TOKENS, _MAX_DEPTH = 20_000, 200, 12  # tokens but for those of lists of numbers
-_FUNCTIONS = (*REDUCTIONS, *TRANSFORMS)
+_FUNCTIONS = (*REDUCTIONS, SOFTMAX, *TRANSFORMS)
 _AXIS_NAMES, _KEEP_NAMES = ("axis", "dim"), ("keepdim", "keepdims")
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+(?:\.(?![^\W\d]|\.))?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[^\W\d]\w*)"
@@ -78,7 +80,7 @@ class Indexed:
 
 @dataclass(frozen=True)
 class Reduced:
-    """One value for several places along axes."""
+    """One value for several places along axes; or, of a softmax, one for each."""
 
     of: "Node"
     how: str
@@ -230,7 +232,10 @@ class _Parser:
 
     def _postfix(self) -> Node:
         found = self._atom()
-        while self._is("[", "."):
+        while self._is("[", ".") or self._is_key(found):
+            if self._kind == "number":
+                found = Indexed(found, (int(self._take()[1:]),))
+                continue
             if isinstance(found, Number):
                 self._expected("* or another sign behind a number")
             if self._take() == "[":
@@ -286,6 +291,8 @@ class _Parser:
         axes, keeps = self._axes()
         if not axes:
             raise ValueError(f"{name}() needs the axes that it is taken over, such as .{name}(1); axis 0 are sequences")
+        if name == SOFTMAX and (len(axes) > 1 or keeps):
+            raise ValueError("softmax() is taken along one axis, which stays, such as .softmax(1)")
         return Reduced(of, name, tuple(axes), keeps)
 
     def _axes(self) -> tuple[list[int], bool]:
@@ -343,7 +350,10 @@ class _Parser:
             return self._take()
         if self._kind == "name":
             if (match := _MIDDLE.fullmatch(name := self._take())) is None:
-                raise ValueError(f"{name} is no place; expected numbers, :, ..., mid4, or a name in quotes")
+                raise ValueError(
+                    f"{name} is no place; expected numbers, :, ..., mid4; targets are chosen by their names with "
+                    f"model.target_names=names.txt and 'engine.targets=[{name}]'"
+                )
             return Middle(int(match[1]) if match[1] else None)
         parts: list[int | None] = [None]
         n_colons = 0
@@ -370,6 +380,14 @@ class _Parser:
 
     def _is(self, *signs: str) -> bool:
         return self._kind == "sign" and self._tokens[self._at][1] in signs
+
+    def _is_key(self, found: Node) -> bool:
+        """Whether a number follows that is a key, human.128."""
+        return (
+            self._kind == "number"
+            and bool(re.fullmatch(r"\.\d{1,9}", self._tokens[self._at][1]))
+            and _is_of_output(found)
+        )
 
     def _take(self) -> str:
         self._at += 1

@@ -8,10 +8,10 @@ from dataclasses import fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from pipeline.config.expansion import require_bounded
-from pipeline.config.interpolations import refuse_all, refuse_lookups
+from pipeline.config.interpolations import NO_NAME, refuse_all, refuse_lookups
 from pipeline.config.overrides import setting_of
 from pipeline.config.registry import GROUPS, names, owners, schema
 from pipeline.config.schema import AUTO, Config, Group, ModelConfig
@@ -199,6 +199,8 @@ def _explained(error: Exception) -> str:
     if match := re.search(r"Error merging override \+*(store\.options|\S+)", text):
         return f"{match[1]}: the value is not of the type that {key[1] if key else 'the setting'} takes"
     first = str(error).strip().splitlines()[0]
+    if isinstance(error, InterpolationKeyError):
+        first += f" (${{...}} is the value of another setting; {NO_NAME})"
     return f"{key[1]}: {first}" if key else first
 
 

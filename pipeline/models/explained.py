@@ -86,12 +86,13 @@ def output_notes(description: Mapping[str, Any], seen: OutputShapes, targets: Se
         UserError: a profile's head on something that is no profile.
     """
     head, is_known = str(description.get("head")), description.get("name") in FAMILIES
+    n_outputs, output = math.prod(seen.output[1:]), description.get("output")
     lines = []
     if head.startswith("profile_"):
-        lines.append(_of_profile(head, is_known, seen.taken, length))
+        start = "" if output is None else output if output.isidentifier() else f"({output})"
+        lines.append(_of_profile(head, is_known, seen.taken, length, start))
     elif head == "counts":
         lines.append(_of_counts(is_known, seen.taken))
-    n_outputs, output = math.prod(seen.output[1:]), description.get("output")
     if output is not None and not is_name(output):
         where = f", {counted(n_outputs, 'target')}" if head == "none" else ""
         lines.insert(0, f"of what the model returns, {seen.returned}, {brief(output)} is taken (model.output){where}")
@@ -104,19 +105,28 @@ def output_notes(description: Mapping[str, Any], seen: OutputShapes, targets: Se
     return lines
 
 
-def _of_profile(head: str, is_known: bool, taken: tuple[Shape, ...], length: int) -> str:
+def _of_profile(head: str, is_known: bool, taken: tuple[Shape, ...], length: int, start: str) -> str:
     shape = taken[0]
     n_positions, n_strands = shape[-1], math.prod(shape[1:-1])
     if not (len(shape) in (2, 3) and 1 < n_positions <= length and (is_known or n_strands <= _N_STRANDS)):
         raise UserError(
             f"model.head={head}: the model returns {_shown(shape)} for sequences of {length} bases, which is no "
             f"profile; expected (N, positions) or (N, strands, positions) with 1 or 2 strands and 2 to {length} "
-            f"positions, such as one task's. Give a class that returns that, or model.head=none for (N, targets)"
+            f"positions, such as one task's{_one_task(shape, length, start)}. For (N, targets): model.head=none"
         )
     line = f"explained is the profile over {counted(n_strands, 'strand')} x {n_positions} positions{_which(0, taken)}"
     if n_positions * _BASES_OF_A_BIN <= length and not is_known:
         line += f"; the sequences have {length} bases: if its last axis is one of bins or tasks, it is no profile"
     return f"{line} (model.head={head})"
+
+
+def _one_task(shape: Shape, length: int, start: str) -> str:
+    """The setting that takes what may be a profile of several, along the longest axis; `start` gave the output."""
+    if len(shape) < 3 or not 1 < max(shape[1:]) <= length:
+        return ""
+    longest = max(range(1, len(shape)), key=lambda axis: shape[axis])
+    places = ", ".join(":" if axis in (0, longest) else "0" for axis in range(len(shape)))
+    return f", 'model.output={start}[{places}]'"
 
 
 def _of_counts(is_known: bool, taken: tuple[Shape, ...]) -> str:

@@ -6,6 +6,7 @@ Shape legend: N sequences, T targets.
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.model_output import (
+    SOFTMAX,
     WHOLE,
     Binary,
     Indexed,
@@ -41,6 +43,8 @@ _REDUCE: dict[str, Callable[..., Tensor]] = {
     "sum": torch.sum,
     "logsumexp": torch.logsumexp,
     "max": torch.amax,
+    "min": torch.amin,
+    SOFTMAX: lambda x, axes, keepdim: torch.softmax(x, axes[0]),
 }
 _ABSENT = object()
 
@@ -75,7 +79,8 @@ class SelectedOutput(nn.Module):
             what, start = f"model.output={brief(self.output)} leaves", _start(outputs, self.output)
         is_profile = isinstance(found, Tensor) and found.ndim == 3 and found.shape[1] <= _N_STRANDS
         profile = "; logits of a profile are for model.head=profile_midpoint" if is_profile else ""
-        raise UserError(f"{what} {listing(found, n)}; say which of it is explained{_advice(found, n, start)}{profile}")
+        advice = _advice(found, n, start, "; say which of it is explained")
+        raise UserError(f"{what} {listing(found, n)}{advice}{profile}")
 
 
 class WithHead(nn.Module):
@@ -321,15 +326,20 @@ def _wide(x: Tensor) -> list[int]:
     return [axis for axis in range(1, x.ndim) if x.shape[axis] > 1]
 
 
-def _advice(outputs: Any, n: int, start: str = "") -> str:
-    """The end of a message: settings that fit, ready to paste."""
+def _advice(outputs: Any, n: int, start: str = "", ask: str = "") -> str:
+    """The end of a message: what is asked for, and settings that fit, ready to paste."""
     some = islice(suggestions(outputs, n, start), _N_LISTED)
     found = sorted(some, key=lambda suggestion: ".mean(" in suggestion[0])[:2]  # what needs no reduction first
     if not found:
-        return ""
-    return ", such as " + ", or ".join(
-        f"'model.output={'null' if text == WHOLE else text}' ({what})" for text, what in found
-    )
+        return "; nothing of it is numbers with a row for each sequence: return those from a wrapper class"
+    return f"{ask}, such as " + ", or ".join(f"{_typed(text)} ({what})" for text, what in found)
+
+
+def _typed(text: str) -> str:
+    """The argument in the shell's quotes, which are single ones."""
+    own = text if '"' in text else text.replace("'", '"')
+    argument = f"model.output={'null' if text == WHOLE else own}"
+    return shlex.quote(argument) if "'" in argument else f"'{argument}'"
 
 
 def suggestions(outputs: Any, n: int, start: str = "") -> Iterator[tuple[str, str]]:
@@ -339,7 +349,7 @@ def suggestions(outputs: Any, n: int, start: str = "") -> Iterator[tuple[str, st
     """
     for name, value in _entries(outputs):
         yield from suggestions(value, n, _named(start, name))
-    if not isinstance(outputs, Tensor) or outputs.ndim == 0 or outputs.shape[0] != n:
+    if not isinstance(outputs, Tensor) or outputs.ndim == 0 or outputs.shape[0] != n or not outputs.is_floating_point():
         return
     wide = _wide(outputs)
     for kept in reversed(wide):

@@ -7,6 +7,7 @@ GPU the largest memory that torch allocated, less what model and data hold.
 import json
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,7 +71,9 @@ def peak_so_far(device: torch.device) -> int:
     """Bytes of the process or, on a GPU, of torch."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
+    if (status := Path("/proc/self/status")).exists():  # ru_maxrss begins with what the parent of the process had
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.models.keras_files.layer import Layer, LayerError
 
 MODELS = ("Functional", "Model", "Sequential")
+_KNOWN = ("crested>AttentionPool1D", "crested>MultiheadAttention")  # layers of others that are read
 _OWN = ("keras", "tf_keras", "tensorflow", "builtins")  # packages of Keras's own layers
 _ALIAS = "stored_as"  # in a piece of a configuration: the class that the file says, where another is taken for it
 _MOST_CALLS = 10_000  # of layers in one pass through a model
@@ -108,8 +109,9 @@ def renamed(found: Any, kinds: Mapping[str, str]) -> Any:
     for key in ("activation", "recurrent_activation"):
         value = new.get(key)
         value = value.get("config") if isinstance(value, Mapping) else value
-        if isinstance(value, str) and value in kinds:
-            new[key] = kinds[value]
+        name = value.rpartition(">")[2] if isinstance(value, str) else ""  # behind the package that registered it
+        if name in kinds:
+            new[key] = kinds[name]
     return new
 
 
@@ -148,8 +150,10 @@ def _read(found: Mapping[str, Any], major: int, depth: int) -> tuple[Layer, Arch
         raise LayerError(f"a layer has no class_name and config: {str(found)[:60]}")
     own = config if isinstance(config, Mapping) else {}
     name = found.get("name") or own.get("name") or kind.lower()
-    alias = found.get(_ALIAS)
-    layer = Layer(str(name), kind, own, major, _is_own(found), alias if isinstance(alias, str) else None)
+    alias, known = found.get(_ALIAS), found.get("registered_name") in _KNOWN
+    if known:
+        alias, kind = kind, str(found["registered_name"])
+    layer = Layer(str(name), kind, own, major, known or _is_own(found), alias if isinstance(alias, str) else None)
     return layer, _model(found, major, depth + 1) if kind in MODELS else None
 
 

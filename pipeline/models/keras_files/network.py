@@ -141,7 +141,7 @@ def module_of(node: Node, weights: Weights, own: Makers) -> nn.Module:
         if layer.number("mask_value", 0.0) != 0:
             raise layer.error("a mask_value other than 0 is not supported")
         return nn.Identity()  # what it masks is zero before and behind it
-    made = own.get(layer.name, own.get(layer.kind))
+    made = own.get(layer.name, own.get(layer.stored_as))
     if made is not None:
         return made(dict(layer.config), list(weights.values()))
     if layer.is_own and layer.kind in TABLE:

@@ -195,6 +195,11 @@ def test_inference_mode_is_refused_with_the_module_to_change(pairs: tuple[Tensor
         explain(seeded(lambda: Model(Inner(within))), *pairs)
 
 
+def test_checks_of_torchs_distributions_are_followed(pairs: tuple[Tensor, Tensor]) -> None:
+    model = seeded(lambda: Model(Part(lambda z: torch.distributions.LogNormal(z, 1.0).mean)))
+    assert worst_delta(explain(model, *pairs)) < 1e-12
+
+
 def test_no_grad_on_forward_is_followed(pairs: tuple[Tensor, Tensor]) -> None:
     first, second = (seeded(lambda part=part: Model(part(lambda conv, z: conv(z).tanh()))) for part in (NoGrad, Inner))
     assert torch.equal(explain(first, *pairs).hypothetical, explain(second, *pairs).hypothetical)

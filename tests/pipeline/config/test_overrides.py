@@ -181,6 +181,8 @@ def test_what_cannot_be_read_is_answered_with_what_can(typed: list[str], words: 
         (["dataset.path="], "dataset.path is empty; give a path"),
         (["dataset.path=null"], "needs dataset.path"),
         (["dataset.path=${oc.env:HOME}/x"], "would be looked up elsewhere"),
+        (["dataset.path=${x}.fa"], "dataset.path: Interpolation key 'x' not found (${...} is the value of another"),
+        (["dataset.path=\\${x}.fa"], "a file whose name holds ${ is given by another: ln -s 'NAME' OTHER"),
         (["dataset.path=a", "dataset.pth=~/x"], "dataset.pth is not a setting; did you mean dataset.path?"),
         (["dataset.path=a", "seed=(1"], "seed=(1; expected a whole number"),
         (["dataset.path=a", "seed=1,2"], "seed=1,2 gives several values; expected one"),

@@ -83,6 +83,14 @@ def test_what_cannot_be_a_profile_is_refused(shape: list[int]) -> None:
         tried(loaded("profile_elementwise", shape))
 
 
+def test_one_profile_of_several_is_advised() -> None:
+    with pytest.raises(UserError, match=r"such as one task's, 'model\.output=\[:, 0, :\]'\. "):
+        tried(loaded("profile_midpoint", [3, 40]))
+    with pytest.raises(UserError, match=r"such as one task's, 'model\.output=\[:, :, 0\]'\. "):
+        tried(loaded("profile_midpoint", [30, 5]))
+    assert tried(loaded("profile_midpoint", [30, 5], output="[:, :, 0]")).names == ("profile (midpoint)",)
+
+
 def test_what_is_taken_as_counts_is_said() -> None:
     preflight = tried(loaded("counts", [2, 30], [1]))
     assert preflight.notes == (

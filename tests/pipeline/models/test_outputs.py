@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from typing import Any
@@ -93,6 +94,11 @@ CASES: dict[str, Case] = {
     "log of a sum": (alone, [(12, 4)], "[:, mid4].sum(1).log1p()", lambda y: torch.log1p(y[:, 4:8].sum(1))),
     "logsumexp": (alone, [(12, 4)], "logsumexp(output, 1)", lambda y: y.logsumexp(1)),
     "largest": (alone, [(12, 4)], "exp(.max(dim=1))", lambda y: torch.exp(y.amax(1))),
+    "smallest": (alone, [(12, 4)], ".min(1)", lambda y: y.amin(1)),
+    "a probability": (alone, [(3, 11)], ".softmax(1)[:, 2, mid]", lambda y: y.softmax(1)[:, 2, 5]),
+    "log2 fold": (alone, [(5,)], "log2([:, 1]) - log2([:, 2])", lambda y: y[:, 1].log2() - y[:, 2].log2()),
+    "log10 and sigmoid": (alone, [(5,)], "sigmoid(log10(output))", lambda y: y.log10().sigmoid()),
+    "a key that is a number": (lambda a: {"atac": {128: a}}, [(8, 3)], "atac.128[:, mid2].mean(1)", None),
     "identity": (alone, [(6,)], "identity([:, 1:3])", lambda y: y[:, 1:3]),
     "chosen tracks": (alone, [(16, 9)], "[:, mid4, [1, 5, -2]].mean(1)", lambda y: y[:, 6:10].mean(1)[:, [1, 5, 7]]),
     "backwards": (alone, [(6,)], "[:, ::-2]", lambda y: y[:, [5, 3, 1]]),
@@ -103,6 +109,7 @@ CASES: dict[str, Case] = {
 WRITTEN = {
     "a head of a dict": lambda y: y["human"][:, 2:6].mean(1),
     "a head by quotes": lambda y: y["my-head"].mean(1),
+    "a key that is a number": lambda y: y["atac"][128][:, 3:5].mean(1),
     "each minus, kept": lambda y: (y - y.mean(2, keepdim=True))[:, :, -1],
 }
 
@@ -155,6 +162,8 @@ def test_the_normal_form_is_the_same_expression(text: str) -> None:
         ("medain([:, 1], 1)", "expected mean"),
         ("logsumexpp([:, 1], 1)", "did you mean logsumexp?"),
         ("[:, __import__]", "__import__ is no place"),
+        ("[:, K562]", "model.target_names=names.txt and 'engine.targets=[K562]'"),
+        (".softmax(1, 2)", "along one axis, which stays, such as .softmax(1)"),
         ("[:, 5", "at its end"),
         ("[:, 1] [:, 2] (", "at '('"),
         ("Dnase (K562)", "is written ['Dnase (K562)']"),
@@ -184,6 +193,7 @@ def test_what_cannot_be_read_is_refused_with_the_place(text: str, expected: str)
 
 
 THREE_AXES = torch.zeros(2, 16, 5)
+GIVEN = ["model=module", "model._target_=a.B", "dataset=fasta", "dataset.path=x.fa"]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +223,17 @@ THREE_AXES = torch.zeros(2, 16, 5)
         ({"human": THREE_AXES}, ".mean(1)", "not one tensor"),
         ((THREE_AXES, THREE_AXES[:, 0]), "[2][:, 1]", "such as 'model.output=[1]' (5 targets, axis 1), or"),
         ((THREE_AXES, None), "[2][:, 1]", "0: (N, 16, 5), 1: NoneType, such as 'model.output=[0][:, mid4].mean(1)'"),
-        (torch.zeros(4, 3), "[:, 1]", "is (4, 3) for 2 sequences"),
+        (
+            torch.zeros(4, 3),
+            "[:, 1]",
+            "is (4, 3) for 2 sequences: no row for each; the model returns a single",
+        ),
+        (
+            torch.zeros(4, 3),
+            "[:, 1]",
+            "; nothing of it is numbers with a row for each sequence: return those",
+        ),
+        ({"label": torch.zeros(2, dtype=torch.int64), "p": torch.zeros(2)}, "x", "such as 'model.output=p' (1 target)"),
         (Heads(THREE_AXES, THREE_AXES), "__class__[:, 1]", "no such output"),
     ],
 )
@@ -238,6 +258,7 @@ def test_what_does_not_fit_is_refused_with_what_does(outputs: Any, text: str, ex
         (Pair(THREE_AXES, torch.zeros(2, 1)), "profile[:, mid4].mean(1)"),
         (Heads(THREE_AXES, THREE_AXES), "human[:, mid4].mean(1)"),
         (OrderedDict(logits=torch.zeros(2)), "logits"),
+        ({"it's": THREE_AXES}, '["it\'s"][:, mid4].mean(1)'),
     ],
 )
 def test_a_model_whose_output_is_not_chosen_is_refused_with_settings_that_work(outputs: Any, first: str) -> None:
@@ -247,8 +268,10 @@ def test_a_model_whose_output_is_not_chosen_is_refused_with_settings_that_work(o
 
     with pytest.raises(UserError) as caught:
         SelectedOutput(Returns(), None, is_for_head=False)(torch.zeros(2, 4, 8))
-    text = str(caught.value).partition("'model.output=")[2].partition("'")[0]
-    assert f"'model.output={first}'" in str(caught.value) or text == first
+    pasted = shlex.split("'model.output=" + str(caught.value).partition("'model.output=")[2])[0]
+    found = [text for text, _ in suggestions(outputs, 2)]
+    assert first in found
+    assert compose_config([*GIVEN, pasted]).model.output_text in map(normal, found)
     for suggested, _ in suggestions(outputs, 2):
         again = settings("model", "module", output=suggested).output_text
         assert SelectedOutput(Returns(), again, is_for_head=False)(torch.zeros(2, 4, 8)).shape[2:].numel() == 1
@@ -260,9 +283,9 @@ def test_what_still_has_two_axes_is_refused_with_what_goes_behind_it() -> None:
             return {"my-head": THREE_AXES, "b": THREE_AXES}
 
     for text, first in [
-        ("my-head", "['my-head'][:, mid4].mean(1)"),
+        ("my-head", '["my-head"][:, mid4].mean(1)'),
         ("b[:, 2:]", "b[:, 2:][:, mid4].mean(1)"),
-        ("b - ['my-head'][:]", "(b - ['my-head'][:])[:, mid4].mean(1)"),
+        ("b - ['my-head'][:]", '(b - ["my-head"][:])[:, mid4].mean(1)'),
     ]:
         with pytest.raises(UserError) as caught:
             SelectedOutput(Returns(), normal(text), is_for_head=False)(torch.zeros(2, 4, 8))
@@ -274,7 +297,7 @@ def test_the_text_is_the_same_from_the_command_yaml_and_python(tmp_path: Any) ->
     folder = tmp_path / "experiment"
     folder.mkdir()
     (folder / "tracks.yaml").write_text("# @package _global_\nmodel:\n  output: 'human[:,446:450].mean(1)'\n")
-    given = ["model=module", "model._target_=a.B", "dataset=fasta", "dataset.path=x.fa"]
+    given = GIVEN
     yaml = compose_config([*given, "experiment=tracks"], str(tmp_path)).model.output_text
     assert yaml == "human[:, 446:450].mean(1)" == normal("human[ :,446:450].mean(axis=1)")
     for typed, text in [

@@ -27,6 +27,13 @@ class HardSigmoid(nn.Module):
         return (0.2 * x + 0.5).clamp(0, 1)
 
 
+class SigmoidGELU(nn.Module):
+    """GELU by a sigmoid, as Enformer has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
 class Squareplus(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return (x + (x.square() + 4).sqrt()) / 2
@@ -73,6 +80,8 @@ _BY_NAME: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "exponential": Exponential,
     "gelu": nn.GELU,
+    "gelu_approx": lambda: nn.GELU(approximate="tanh"),  # CREsted's, as the next
+    "gelu_enf": SigmoidGELU,
     "glu": lambda: OverAxis(F.glu, -1),
     "hard_shrink": nn.Hardshrink,
     "hard_silu": nn.Hardswish,
@@ -112,12 +121,14 @@ def activation(layer: Layer, key: str = "activation", default: str = "linear") -
         if inner.kind in ACTIVATION_LAYERS:
             return ACTIVATION_LAYERS[inner.kind](inner)
         raise layer.error(f"its {key} {inner.kind} is not one of Keras's own without weights")
-    name = default if found is None else found
+    name = found.removeprefix("crested>") if isinstance(found, str) else default if found is None else found
     if name == "hard_sigmoid":
         return HardSigmoid() if layer.major < 3 else nn.Hardsigmoid()
     if not isinstance(name, str) or name not in _BY_NAME:
         shown = name if isinstance(name, str) else "given as code, which"
-        raise layer.error(f"its {key} {shown} is not one of Keras's own")
+        own = str(name).rpartition(">")[2]  # behind the package that registered it
+        way = f"; where it is one of those by another name: model.layers.{own}=gelu" if isinstance(name, str) else ""
+        raise layer.error(f"its {key} {shown} is not one of Keras's own{way}")
     return _BY_NAME[name]()
 
 

@@ -13,6 +13,7 @@ from pipeline.models.keras_files.layers import (
     activations,
     attention,
     convolutions,
+    crested,
     dense,
     merges,
     normalizations,
@@ -98,6 +99,8 @@ TABLE: dict[str, Converter] = {
     "MultiHeadAttention": Converter(attention.multi_head_attention, attention.multi_head_variables),
     "Attention": Converter(attention.attention, _of_attention),
     "AdditiveAttention": Converter(attention.attention, _of_attention),
+    "crested>AttentionPool1D": Converter(crested.attention_pool, crested.pool_variables),
+    "crested>MultiheadAttention": Converter(crested.relative_attention, crested.relative_variables),
     **{name: Converter(make) for name, make in operations.OPERATIONS.items() if name != "Reshape"},
     "Reshape": Converter(lambda layer, _: _reshape(layer)),
     # At random while training, and nothing else.
