@@ -20,6 +20,7 @@ difference is one of rounding and so are those of enough channels there (`_stand
 windows add up.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ from torch import Tensor
 from dlshap_core.kernels import fused
 from dlshap_core.kernels.max_pooling import LEAST_STANDING, ONE_STANDING_OF
 from dlshap_core.kernels.memory_format import has_channels_last
+from dlshap_core.rules import operators
 from dlshap_core.rules.gradients import pull_back
 from dlshap_core.rules.rows import RowPairing
 
@@ -37,6 +39,7 @@ from dlshap_core.rules.rows import RowPairing
 # Low, as a base at the edge of what a place sees may change it by 1e-6. It decides alone only where the output rises or
 # falls by no more than that.
 _ROUNDING_STEPS = 8
+LARGEST_BLOCK = 62  # inputs that are taken together on a GPU, where a bit of a number stands for each
 _MANY_CHANNELS = 16  # from which on it pays to take them together
 
 
@@ -120,6 +123,14 @@ def _max_over_windows(
             pullback = _by_places(find(observed)[1], places, n_axes, n_inner, channels_last)
         return pull_back(reference, value, pullback, observed, rows.keep(reference.detach())), places
 
+    is_of_rows = axis in (0, None) and reference.ndim == 3 and n_axes == 1
+    if block_size is not None and block_size <= LARGEST_BLOCK and is_of_rows and operators.is_for(reference):
+
+        def pull_back_late(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+            return _back_through_blocks(gradient, x, r, block_size)
+
+        return pull_back(reference, value, pull_back_late, observed, rows.keep(reference.detach())), places
+
     def expanded(z: Tensor) -> Tensor:
         return z if axis is None else z.repeat_interleave(rows.n_references, axis)
 
@@ -137,6 +148,31 @@ def _by_blocks(block_size: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         return fused.route_of_blocks(gradient, x, r, block_size, rounding(r.dtype), largest).transpose(1, 2)
 
     return pullback
+
+
+def _blocks_by_torch(gradient: Tensor, x: Tensor, r: Tensor, size: int) -> Tensor:
+    x = x.repeat_interleave(len(r) // max(1, len(x)), 0)
+    best_x, (_, places_r) = _Windows(*F.max_pool1d_with_indices(x, (size,))), F.max_pool1d_with_indices(r, (size,))
+    return _by_torch(x, r, best_x, places_r, 1, 0)(gradient)
+
+
+def _blocks_on_cpu(gradient: Tensor, x: Tensor, r: Tensor, size: int) -> Tensor:
+    return (_by_blocks(size) if fused.takes(x, r) else functools.partial(_blocks_by_torch, size=size))(gradient, x, r)
+
+
+def _blocks_by_triton(gradient: Tensor, x: Tensor, r: Tensor, size: int) -> Tensor:
+    from dlshap_core.kernels import triton_pooling
+
+    return triton_pooling.max_pool(gradient, x, r, size, rounding(r.dtype), _stands_for_infinity(r.dtype))
+
+
+# Gradient (B, C, blocks), x (S, C, L), r (B, C, L).
+_back_through_blocks = operators.define(
+    "max_pool(Tensor gradient, Tensor x, Tensor r, int size) -> Tensor",
+    _blocks_by_torch,
+    _blocks_by_triton,
+    _blocks_on_cpu,
+)
 
 
 def _by_places(

@@ -12,12 +12,14 @@ import functools
 import importlib.util
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dlshap_core.errors import is_out_of_memory
 from dlshap_core.kernels import fused
 from dlshap_core.rules import secants
 from dlshap_core.rules.names import words
@@ -34,15 +36,36 @@ def define(
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, on_cpu or by_torch, "CPU")
+
+    def on_gpu(*args: Any) -> Any:
+        device = next(arg.device for arg in args if isinstance(arg, Tensor))
+        with torch.cuda.device(device):  # Triton launches on the current one
+            return (by_triton if has_triton() else by_torch)(*args)
+
     if _IS_FOR_GPUS:
-        _LIBRARY.impl(name, lambda *args: (by_triton if has_triton() else by_torch)(*args), "CUDA")
+        _LIBRARY.impl(name, on_gpu, "CUDA")
     operator: Callable[..., Any] = getattr(torch.ops.dlshap, name).default
     return operator
 
 
 @functools.cache
 def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    """Whether Triton runs here: it is installed, knows the GPU, and finds the C compiler that its launching needs."""
+    if not _IS_FOR_GPUS or importlib.util.find_spec("triton") is None:
+        return False
+    x = torch.zeros(1, 1, device="cuda")
+    try:
+        _secant_by_triton(None, x, x, "ramp", [])
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        warnings.warn(
+            f"Triton cannot be used here, so rules take more passes over memory: {type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def as_rows(n_axes: int, x: Tensor, r: Tensor, *others: Tensor) -> tuple[int, list[Tensor]]:

@@ -55,6 +55,7 @@ def one_hot(*shape: int) -> Tensor:
     ("name", "length", "kernels", "n_bytes"),
     [
         ("bpnet64", 128, 1.5, 1.15),
+        ("deepsea", 200, 1.5, 1.15),
         ("splice", 200, 1.5, 1.15),
         ("transformer", 128, 2.5, 1.6),
         ("gated", 128, 2.5, 1.6),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlshap_core.rules import masks, normalization, operators, products, secants, softmaxes
+from dlshap_core.rules import masks, maxima, normalization, operators, products, secants, softmaxes
 
 if torch.cuda.is_available():
     pytest.skip("kernels are compiled here, not interpreted", allow_module_level=True)
@@ -203,3 +203,26 @@ def test_several_operands_of_special_values(name: str) -> None:
     given = sides if kind == "mean" else [gradient, *sides]
     found, expected = (getattr(module, f"_{kind}_by_{form}")(*given) for form in ("triton", "torch"))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-30, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("n_channels", "length", "size"), [(40, 21, 4), (3, 150, 2), (1, 9, 9), (5, 7, 3), (2, 3, 4)])
+def test_max_pooling_of_blocks(n_channels: int, length: int, size: int, dtype: torch.dtype) -> None:
+    x, r = (z.flatten(0, 1) for z in activations(n_channels, length))
+    x[:, :, ::3] = x[:, :, ::3].relu()
+    r[:, :, ::3] = r[:, :, ::3].relu()
+    r[::2, :, length // 2 :] = x[:, :, length // 2 :] * (1 + 1e-7)  # stands still, but for rounding
+    x, r = x.to(dtype), r.to(dtype)
+    gradient = torch.randn(len(r), n_channels, length // size, dtype=torch.float64).to(dtype)
+    found = maxima._blocks_by_triton(gradient, x, r, size)
+    expected = maxima._blocks_by_torch(gradient, x, r, size) if length >= size else torch.zeros_like(r)
+    torch.testing.assert_close(found, expected, rtol=ROUNDING[dtype], atol=ROUNDING[dtype])
+
+
+def test_max_pooling_of_ties_and_infinities() -> None:
+    finite = SPECIAL[~SPECIAL.isnan()]
+    drawn = finite[torch.randint(0, len(finite), (3, 10, 200), generator=torch.Generator().manual_seed(0))]
+    x, r = drawn[:1], drawn[1:]
+    gradient = torch.randn(2, 10, 50)
+    found, expected = (form(gradient, x, r, 4) for form in (maxima._blocks_by_triton, maxima._blocks_by_torch))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
