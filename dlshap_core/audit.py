@@ -11,6 +11,7 @@ from dlshap_core.engine import TensorReferences, attribute
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.one_hot import one_hot, to_codes
 from dlshap_core.passes.recorder import Seen
+from dlshap_core.passes.targets import Target
 from dlshap_core.shuffles import shuffle_codes
 
 
@@ -64,7 +65,7 @@ def audit(
     references: Tensor | None = None,
     *,
     args: Sequence[Tensor] | None = None,
-    targets: Sequence[int] | str = (0,),
+    targets: Sequence[Target] | str = (0,),
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     random_state: int = 0,

@@ -5,7 +5,7 @@ Shape legend: N sequences, R references of each, T targets, A alphabet, L length
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, SupportsIndex
 
 import numpy as np
@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from dlshap_core.attributions import hypothetical_attributions, project
-from dlshap_core.engine import TensorReferences, attribute, resolve_device, whole_number
+from dlshap_core.engine import TensorReferences, as_target, attribute, resolve_device, whole_number
 from dlshap_core.one_hot import one_hot, to_codes, validate_one_hot
 from dlshap_core.passes.borrowed_model import borrowed
 from dlshap_core.passes.host import process_settings, thread_settings
 from dlshap_core.passes.model_passes import model_dtype
+from dlshap_core.passes.targets import Target
 from dlshap_core.passes.user_rules import UserRule
 from dlshap_core.references import dinucleotide_shuffle, shuffle_codes
 
 ReferenceFunction = Callable[..., Tensor]
+OneTarget = SupportsIndex | Mapping[SupportsIndex, float]
 
 
 class AttributionReferences(NamedTuple):
@@ -35,7 +37,7 @@ def deep_lift_shap(
     model: nn.Module,
     X: Tensor,
     args: Sequence[Tensor] | None = None,
-    target: SupportsIndex | Iterable[SupportsIndex] = 0,
+    target: OneTarget | Iterable[OneTarget] = 0,
     batch_size: int = 32,
     references: ReferenceFunction | Tensor = dinucleotide_shuffle,
     n_shuffles: int = 20,
@@ -57,8 +59,8 @@ def deep_lift_shap(
         model: returns (B, T), optionally followed by axes of length 1. It is left exactly as it was.
         X: (N, A, L) one-hot sequences.
         args: extra inputs of the model, each with N rows.
-        target: the output to explain, a whole number of any type; with several, the result gains an axis of targets
-            after that of the sequences.
+        target: the output to explain, a whole number of any type, or a combination of several such as {5: 1, 0: -0.5};
+            with a list of these, the result gains an axis of targets after that of the sequences.
         batch_size: sequence-reference pairs in a batch; the result does not depend on it.
         references: a function called as f(x, n=1, random_state=random_state + k) for reference k, returning
             (1, 1, A, L), or a tensor (N, R, A, L).
@@ -82,7 +84,7 @@ def deep_lift_shap(
     Raises:
         ValueError: X, references or the model's output of the wrong form (UnsupportedModelError for an operation).
         IndexError: a target or rows of args that are not there.
-        TypeError: a target that is no whole number.
+        TypeError: a target that is no whole number or mapping.
         RuntimeError: no references, or a CUDA device that is not there.
     """
     with thread_settings():
@@ -214,11 +216,12 @@ class _DrawnReferences:
         return torch.cat(pairs)
 
 
-def _as_list(target: SupportsIndex | Iterable[SupportsIndex]) -> tuple[list[int], bool]:
+def _as_list(target: OneTarget | Iterable[OneTarget]) -> tuple[list[Target], bool]:
     """The targets, and whether one alone was asked for: a tensor or array without axes is one."""
-    if isinstance(target, Iterable) and not isinstance(target, str) and getattr(target, "ndim", 1) > 0:
-        return [whole_number(each) for each in target], False
-    return [whole_number(target)], True  # type: ignore[arg-type]  # says what it is if it is none
+    is_list = isinstance(target, Iterable) and not isinstance(target, str | Mapping)
+    if is_list and getattr(target, "ndim", 1) > 0:
+        return [as_target(each) for each in target], False  # type: ignore[union-attr]
+    return [as_target(target)], True
 
 
 def _reference_source(

@@ -13,10 +13,10 @@ import contextlib
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol, SupportsIndex
+from typing import Any, Protocol, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from dlshap_core.passes.model_passes import ModelPasses, model_dtype, uses_autoc
 from dlshap_core.passes.recorder import Seen
 from dlshap_core.passes.results import Attribution, PairBlock, Results
 from dlshap_core.passes.runner import BatchRunner
-from dlshap_core.passes.targets import Targets
+from dlshap_core.passes.targets import Target, Targets
 from dlshap_core.passes.user_rules import UserRule, user_rules_active
 
 
@@ -87,7 +87,7 @@ def attribute(
     references: Tensor | References,
     *,
     args: Sequence[Tensor] | None = None,
-    targets: Sequence[int] | str = (0,),
+    targets: Sequence[Target] | str = (0,),
     batch_size: int = 32,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -110,7 +110,9 @@ def attribute(
         references: (N, R, A, L), or an object that draws them.
         args: extra inputs of the model, tensors with N rows; each row is repeated for its references. Integer tensors
             of 32 or 64 bits are passed as they are, others in the dtype.
-        targets: outputs to explain, whole numbers of any type, or "all"; they share the forward passes.
+        targets: outputs to explain, whole numbers of any type, or "all"; they share the forward passes. A mapping such
+            as {5: 1, 0: -0.5} is a combination of outputs, each times its number, and costs what one does; so is a
+            function that gives a mapping for the number of outputs.
         batch_size: pairs in a batch; results do not depend on it beyond rounding.
         device: where to compute; None for a GPU if there is one.
         dtype: of the computation, None for the model's; a float32 model runs under autocast in half precision, and
@@ -148,7 +150,7 @@ def attribute(
         if arg.shape[0] < X.shape[0]:
             raise IndexError(f"args[{index}] has {arg.shape[0]} rows for {X.shape[0]} sequences")
     if not isinstance(targets, str):
-        targets = [whole_number(target) for target in targets]
+        targets = [as_target(target) for target in targets]
     device = resolve_device(device)
     results = Results(X, source.n, n_bases or X.shape[1], raw_outputs, device, progress)
     draws = getattr(source, "draws_from_host", False)
@@ -210,7 +212,7 @@ def predict(
     X: Tensor,
     *,
     args: Sequence[Tensor] = (),
-    targets: Sequence[int] | str = (0,),
+    targets: Sequence[Target] | str = (0,),
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     allow_tf32: bool = False,
@@ -224,7 +226,7 @@ def predict(
 @contextlib.contextmanager
 def _passes_over(
     model: nn.Module,
-    targets: Sequence[int] | str,
+    targets: Sequence[Target] | str,
     device: torch.device,
     dtype: torch.dtype | None,
     allow_tf32: bool,
@@ -282,6 +284,17 @@ def _entering_streams_of_caller(device: torch.device) -> Callable[[], None]:
 def _ready(x: Tensor, device: torch.device) -> Tensor:
     """In memory that a GPU can copy from by itself."""
     return x.contiguous().pin_memory() if device.type == "cuda" and not x.is_cuda else x
+
+
+def as_target(target: Any) -> Target:
+    """A target as it is given: a whole number of any type, numbers by such, or a function that gives these.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(target, Mapping):
+        return {whole_number(place): float(weight) for place, weight in target.items()}
+    return target if callable(target) else whole_number(target)
 
 
 def whole_number(target: SupportsIndex) -> int:

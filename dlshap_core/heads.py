@@ -5,7 +5,7 @@ are the logits over strands and positions minus their mean and p = softmax(l). H
 several exact and inexact answers in use, whose attributions differ; the name of the head says which one is meant.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -110,12 +110,26 @@ HEADS: dict[str, Callable[[], nn.Module]] = {
 INCOMPLETE = frozenset({"profile_stopgrad", "profile_detached"})
 
 
-def head(name: str) -> nn.Module:
-    """The head of this name.
+class Heads(nn.Module):
+    """Several heads on one output: (N, T), the targets of each behind those of the one before."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(head(name) for name in names)
+
+    def forward(self, output: Any) -> Tensor:
+        return torch.cat([head(output) for head in self.heads], dim=1)
+
+
+def head(*names: str) -> nn.Module:
+    """The head of this name, or of several, which are explained by one pass.
 
     Raises:
         ValueError: no such head; the message lists them.
     """
+    if len(names) > 1:
+        return Heads(names)
+    (name,) = names
     if name not in HEADS:
         raise ValueError(f"no head is called {name!r}; there are {', '.join(HEADS)}")
     return HEADS[name]()

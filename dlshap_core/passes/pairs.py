@@ -4,7 +4,7 @@ Shape legend: S sequences and K references of each in a batch, B = S K rows, T t
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlshap_core.passes.model_passes import ModelPasses
 from dlshap_core.passes.tape import Overwritten, Tape
+from dlshap_core.passes.targets import Contrast, value_of
 from dlshap_core.rules.rows import RowPairing
 
 
@@ -90,7 +91,7 @@ class PairRunner:
         leaf = references.flatten(0, 1).clone().requires_grad_()  # the caller's own may be an inference tensor
         y, is_complete = passes.replay(leaf, rows, n_references, tape, layout, is_first)
         multipliers = (
-            _gradients(y, leaf, passes.targets.places(y)).unflatten(1, (n_sequences, n_references)).transpose(0, 1)
+            _gradients(y, leaf, passes.targets.found(y)).unflatten(1, (n_sequences, n_references)).transpose(0, 1)
         )
         is_complete &= passes.blocks.is_complete
         passes.custom_function = passes.custom_function or passes.blocks.custom_function
@@ -106,7 +107,7 @@ class PairRunner:
         return Batch(references, *found, outputs=(observed, y), is_complete=is_complete)
 
 
-def _gradients(y: Tensor, leaf: Tensor, targets: list[int]) -> Tensor:
+def _gradients(y: Tensor, leaf: Tensor, targets: Sequence[int | Contrast]) -> Tensor:
     """(T, B, A, L): the gradient of each target at the references; zero where the output does not depend on them."""
     gradients = []
     for position, target in enumerate(targets):
@@ -114,7 +115,8 @@ def _gradients(y: Tensor, leaf: Tensor, targets: list[int]) -> Tensor:
         if y.requires_grad:
             keeps_graph = position < len(targets) - 1
             try:
-                (gradient,) = torch.autograd.grad(y[:, target].sum(), leaf, retain_graph=keeps_graph, allow_unused=True)
+                value = value_of(y, target).sum()
+                (gradient,) = torch.autograd.grad(value, leaf, retain_graph=keeps_graph, allow_unused=True)
             except RuntimeError as error:
                 if "modified by an inplace operation" not in str(error):
                     raise

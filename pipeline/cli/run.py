@@ -27,7 +27,8 @@ packaged example.
 Of each group one is chosen, as in dataset=fasta; its own settings come after a dot, as in dataset.path=x.fa.
 """
 EPILOG = """Other settings that are often needed:
-  engine.targets=[0,3]|all   engine.device=auto|cpu|cuda   engine.batch_size=auto   engine.reverse_complement=average
+  engine.targets=[0,3]|all|["[5] - mean(others)"]   'model.head=[counts,profile_midpoint]'
+  engine.device=auto|cpu|cuda   engine.batch_size=auto   engine.reverse_complement=average
   seed=0   store.path=attributions.zarr   store.rows_per_shard=128   store.per_fold=true   run.shards=0-9
   dataset.args=[column,x.npy]: extra inputs of the model
 

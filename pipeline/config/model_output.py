@@ -146,7 +146,7 @@ def parse(text: str) -> Node:
     """What `model.output` means. Raises ValueError that says what is wrong with it, and where."""
     if len(text) > _MAX_LENGTH:
         raise ValueError(f"it has {len(text)} characters; expected at most {_MAX_LENGTH}")
-    return _Parser(text).whole()
+    return Parser(text).whole()
 
 
 def normal(text: str) -> str:
@@ -172,8 +172,10 @@ def is_name(text: str) -> bool:
     return not set("[(") & set(text)
 
 
-class _Parser:
+class Parser:
     """Of one text, from left to right."""
+
+    example = "[:, 5] or human[:, 5]"
 
     def __init__(self, text: str) -> None:
         self._text, self._at, self._depth = text, 0, 0
@@ -187,12 +189,16 @@ class _Parser:
     def whole(self) -> Node:
         found = self._sum()
         if self._kind:
-            self._expected("the end, +, -, [ or .", f" (an entry of this name is written [{_quoted(self._text)}])")
+            self._expected("the end, +, -, [ or .", self._as_name())
         if isinstance(found, Number) and re.fullmatch(r"\s*-?\d{1,9}\s*", self._text):
             return Indexed(Whole(), (int(self._text),))
         if not _is_of_output(found):
-            raise ValueError("it names no output of the model, such as [:, 5]")
+            raise ValueError(f"it names no output of the model, such as {self.example}")
         return found
+
+    def _as_name(self) -> str:
+        """The end of a message, where the text may have been meant as a name."""
+        return f" (an entry of this name is written [{_quoted(brief(self._text))}])"
 
     def _sum(self) -> Node:
         self._depth += 1
@@ -259,7 +265,7 @@ class _Parser:
         if kind == "text":
             return Keyed(Whole(), self._take()[1:-1])
         if kind != "name":
-            self._expected("an output, such as [:, 5] or human[:, 5]")
+            self._expected(f"an output, such as {self.example}")
         name = self._take()
         return self._call(name, None) if self._is("(") else Keyed(Whole(), name)
 
@@ -275,8 +281,7 @@ class _Parser:
         """`name(of, ...)`, or `of.name(...)`; the opening bracket is next."""
         if name not in _FUNCTIONS:
             raise ValueError(
-                f"there is no {name}(); expected {one_of(_FUNCTIONS)}{did_you_mean(name, _FUNCTIONS)} (an entry of "
-                f"this name is written [{_quoted(brief(self._text))}])"
+                f"there is no {name}(); expected {one_of(_FUNCTIONS)}{did_you_mean(name, _FUNCTIONS)}{self._as_name()}"
             )
         self._take()
         if of is None:

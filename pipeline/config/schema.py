@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pipeline.config.contrasts import is_contrast, unnamed_problem
 from pipeline.config.dataset_args import absolute, entry_problems
 from pipeline.config.model_input import InputSettings, missing_channels
 from pipeline.config.model_output import normal, output_problem
@@ -42,8 +43,8 @@ class ModelConfig(InputSettings, Group):
         is_file=True,
         is_plain=True,
     )
-    head: str = setting(
-        "what turns the output into one value for each target; recorded in the store",
+    head: Any = setting(
+        "what turns the output into one value for each target, or a list of such; recorded in the store",
         "none",
         fingerprint="resolved",
         is_plain=True,
@@ -76,6 +77,24 @@ class ModelConfig(InputSettings, Group):
             yield f"model.output={self.output}; expected a text: in YAML in quotes, such as output: '[:, 5]'"
         elif (problem := output_problem(self.output_text)) is not None:
             yield f"model.output={brief(str(self.output))}: {problem}"
+        if (wrong := self._head_problem) is not None:
+            yield f"model.head={self.head}; {wrong}"
+
+    @property
+    def _head_problem(self) -> str | None:
+        heads = self.heads
+        if not heads or not all(isinstance(each, str) and each for each in heads):
+            return "expected the name of a head, or a list of such: model.head=[counts,profile_midpoint]"
+        if twice := [each for each in heads if heads.count(each) > 1]:
+            return f"{twice[0]} is there twice; give each head once"
+        if len(heads) > 1 and "none" in heads:
+            return "none leaves the model's output as it is, and goes with no other head; leave it out of the list"
+        return None
+
+    @property
+    def heads(self) -> list[str]:
+        """`head`, as a list."""
+        return self.head if isinstance(self.head, list) else [self.head]
 
     @property
     def output_text(self) -> str | None:
@@ -157,8 +176,9 @@ class EngineConfig(Group):
         is_plain=True,
     )
     targets: Any = setting(
-        "which targets to explain: their indices, or names (model.target_names), or all",
-        lambda: [0],
+        "which targets to explain: their indices, or names (model.target_names), or contrasts of several such as "
+        "'K562 - mean(others)'; or all; auto: the first, or all of several heads",
+        AUTO,
         fingerprint="resolved",
         is_plain=True,
     )
@@ -222,11 +242,12 @@ class EngineConfig(Group):
         is_list = isinstance(targets, list) and all(
             (type(target) is int and target >= 0) or (isinstance(target, str) and target) for target in targets
         )
-        if targets != "all" and not (is_list and targets and len(set(targets)) == len(targets)):
-            fix = "" if isinstance(targets, list) else f"; for one: {shlex.quote(f'engine.targets=[{targets}]')}"
+        if targets not in (AUTO, "all") and not (is_list and targets and len(set(targets)) == len(targets)):
+            one = f'"{targets}"' if is_contrast(str(targets)) else targets
+            fix = "" if isinstance(targets, list) else f"; for one: {shlex.quote(f'engine.targets=[{one}]')}"
             yield (
                 f"engine.targets={targets}; expected a list of different indices such as [0,2], of names such as "
-                f"[K562_CTCF], or all{fix}"
+                f'[K562_CTCF], of contrasts such as ["K562 - mean(others)"], or all{fix}'
             )
 
 
@@ -374,11 +395,9 @@ class Config:
                 f"references are drawn with; leave one of them out"
             )
         targets = self.engine.targets if isinstance(self.engine.targets, list) else []
-        if self.model.target_names is None and any(isinstance(target, str) for target in targets):
-            yield (
-                f"engine.targets={targets} has names, and model.target_names is not set; add "
-                f"model.target_names=names.txt, a file with one name a line for all targets of the model"
-            )
+        if self.model.target_names is None:
+            texts = [target for target in targets if isinstance(target, str)]
+            yield from (problem for text in texts if (problem := unnamed_problem(text)) is not None)
         if (problem := missing_channels(self.model.channels_from, len(self.dataset.args))) is not None:
             yield problem
         yield from self.cluster.contradictions(self.engine.device)
@@ -397,6 +416,13 @@ class Config:
                 found[group][key] = absolute_path(each.value)
         found["dataset"]["args"] = absolute(self.dataset.args)
         return found
+
+    @property
+    def targets(self) -> list[int | str] | str:
+        """`engine.targets`, with what `auto` stands for."""
+        if self.engine.targets != AUTO:
+            return self.engine.targets
+        return "all" if len(self.model.heads) > 1 else [0]
 
     @property
     def random_state(self) -> int:

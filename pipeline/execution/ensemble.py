@@ -114,7 +114,7 @@ def _attribute(
     extra_inputs: Sequence[Tensor],
 ) -> Mean:
     asked = None if check is None else check.asks(X, references, extra_inputs, fold_strand)
-    of_model: dict[str, Any] = {"targets": plan.targets, "device": plan.device}
+    of_model: dict[str, Any] = {"targets": plan.outputs, "device": plan.device}
     found: Attribution = attribute(
         module,
         X,

@@ -84,6 +84,7 @@ def _complete(directory: RunDirectory, plan: Plan, checked: CheckedShards, head:
         "largest": total["largest"],
         "worst": names_of_rows(directory.store, [total["worst_row"]])[0],
         "worst_row": total["worst_row"],
+        "not_judged": [plan.labels[target] for target in plan.not_judged],
     }
     passed = "failed" if exceed(deltas, plan.warning_threshold) else "passed"
     attributes = {

@@ -5,7 +5,6 @@ The audit (see dlshap_core.audit) is kept in a cache, $DLSHAP_CACHE or ~/.cache/
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from dlshap_core.errors import is_out_of_memory, let_go
 from dlshap_core.one_hot import one_hot
 from dlshap_core.passes.decisions import Decisions
 from dlshap_core.shuffles import shuffle_codes
+from pipeline.config.contrasts import Contrast, Weights
 from pipeline.config.dataset_args import parse
 from pipeline.config.schema import Config
 from pipeline.execution.determinism import repeatable
@@ -37,12 +37,12 @@ from pipeline.messages.errors import UserError
 from pipeline.messages.secrets import one_line
 from pipeline.messages.words import counted
 from pipeline.models.bpnet import BPNet
-from pipeline.models.explained import output_notes, target_names, watched
+from pipeline.models.explained import head_labels, heads_of, output_notes, target_names, watched
 from pipeline.models.forward_arguments import Filled, wrong_number
 from pipeline.models.input_hints import form_hint
 from pipeline.models.lengths import length_hint
 from pipeline.models.load import LoadedModel, bare, finished
-from pipeline.models.target_names import places
+from pipeline.models.target_names import labels_of, places, plain, resolve
 from pipeline.planning.extra_inputs import ExtraInputs, as_tensors, describe_extra_inputs
 from pipeline.references.kind import Drawn
 from pipeline.store.backends.local import LocalBackend
@@ -61,22 +61,24 @@ class Preflight:
     """What it found.
 
     Attributes:
-        targets: of the run.
+        targets: of the run, as in a plan.
         audit: how each operation is treated.
         pairs_that_fit: the device's memory in one batch; None where it is not looked at.
         decisions: what each fold decides from its input in Python, by the line that decides.
         names: of the targets; see models/explained.py.
-        labels: of the targets, where these are names; else none.
+        labels: of the targets.
+        heads: of the targets; of a contrast of several all of them, with commas.
         notes: lines about what is explained of the model's output.
         fit: how a pair is computed.
     """
 
-    targets: list[int]
+    targets: list[int | Weights]
     audit: Audit
     pairs_that_fit: int | None = None
     decisions: list[dict[str, list[Any]]] = field(default_factory=list)
     names: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     fit: PairFit = field(default_factory=PairFit)
 
@@ -134,7 +136,7 @@ def run_preflight(
             one_hot(codes[None]).expand(n_sequences, -1, -1),
             drawn.expand(n_sequences, -1, -1, -1),
             args=_repeated(extra_inputs, n_sequences),
-            targets=places(config.engine.targets, loaded.target_names),
+            targets=places(config.targets, loaded.target_names),
             batch_size=n_sequences * k,
             device=device,
             decisions=decisions,
@@ -158,17 +160,29 @@ def run_preflight(
         if re.search(r"\b(log|log1p|sqrt)\(", output):
             suspects += f", or the numbers negative of which model.output={output} takes a logarithm or root"
         raise UserError(f"{_failure(codes, name)}: its prediction is not finite; are {suspects}?")
-    n_targets = tried.prediction.shape[1]
-    asked, n_outputs = places(config.engine.targets, loaded.target_names), math.prod(seen.output[1:])
-    targets = list(range(n_targets)) if isinstance(asked, str) else asked
-    labels = [loaded.target_names[target] for target in targets] if _are_named(loaded, n_outputs, config) else []
-    names = labels or target_names(loaded.description, targets, n_outputs)
+    asked = places(config.targets, loaded.target_names)
+    _require_names(loaded, seen.n_targets, config)
+    own_labels = loaded.target_names or head_labels(loaded.description, seen)
+    targets, labels = resolve(asked, seen.n_targets), labels_of(asked, seen.n_targets, own_labels)
+    alone = list(range(seen.n_targets)) if isinstance(asked, str) else [_place_or_label(each) for each in asked]
+    names = labels if loaded.target_names else target_names(loaded.description, alone, seen)
+    heads = [_heads_in(target, heads_of(loaded.description, seen)) for target in targets]
     notes = [
-        *output_notes(loaded.description, seen, targets, config.model.length_of(len(codes))),
+        *output_notes(loaded.description, seen, alone, config.model.length_of(len(codes))),
         *_control_notes(loaded, extra_inputs),
     ]
     expected = [decisions.expected for decisions in decided]
-    return Preflight(targets, found, tried_out or fit.most, expected, tuple(names), tuple(labels), tuple(notes), fit)
+    return Preflight(
+        targets=targets,
+        audit=found,
+        pairs_that_fit=tried_out or fit.most,
+        decisions=expected,
+        names=tuple(names),
+        labels=tuple(labels),
+        heads=tuple(heads),
+        notes=tuple(notes),
+        fit=fit,
+    )
 
 
 def _control_notes(loaded: LoadedModel, extra_inputs: ExtraInputs) -> list[str]:
@@ -205,7 +219,7 @@ def audit_model(
             X,
             one_hot(torch.from_numpy(shuffled)) if is_alone else None,
             args=_repeated(extra_inputs, len(X)),
-            targets=places(config.engine.targets, loaded.target_names),
+            targets=places(config.targets, loaded.target_names),
             device=device,
             dtype=numbers(config.engine.dtype)["dtype"],
             random_state=random_state,
@@ -245,15 +259,24 @@ def not_exact(found: Audit) -> list[str]:
     return [phrase for phrase in phrases if not any(other.startswith(f"{phrase}, ") for other in phrases)]
 
 
-def _are_named(loaded: LoadedModel, n_outputs: int, config: Config) -> bool:
-    """Whether the targets have names. Raises UserError where there are more or fewer than targets."""
+def _place_or_label(target: int | Contrast) -> int | str:
+    return target.label if isinstance(target, Contrast) else target
+
+
+def _heads_in(target: int | Weights, heads: Sequence[str]) -> str:
+    """What a target is of, given the head of each output."""
+    places = [target] if isinstance(target, int) else target
+    return ",".join(dict.fromkeys(heads[place] for place in places))
+
+
+def _require_names(loaded: LoadedModel, n_outputs: int, config: Config) -> None:
+    """Raises UserError where there are more or fewer names than targets."""
     n_names = len(loaded.target_names)
     if n_names not in (0, n_outputs):
         raise UserError(
             f"model.target_names={config.model.target_names} has {counted(n_names, 'name')}, and the model "
             f"{counted(n_outputs, 'target')}; expected a name for each, of what model.output leaves"
         )
-    return n_names > 0
 
 
 def _fewest_references(config: Config) -> int:
@@ -293,7 +316,7 @@ def _as_user_errors(
     except Exception as error:
         if isinstance(error, IndexError) and str(error).startswith("target "):  # the engine's own
             names = f"; model.target_names has {len(loaded.target_names)} names" if loaded.target_names else ""
-            raise UserError(f"engine.targets={config.engine.targets}: {error}{names}") from error
+            raise UserError(f"engine.targets={config.targets}: {error}{names}") from error
         if is_out_of_memory(error):
             let_go(error)  # nothing is tried again while the memory is full
             raise UserError(
@@ -342,7 +365,7 @@ def _cache_file(loaded: LoadedModel, length: int, config: Config, device: str, e
         "engine": installed_code(),
         "torch": torch.__version__,
         "length": length,
-        "targets": places(config.engine.targets, loaded.target_names),
+        "targets": plain(places(config.targets, loaded.target_names)),
         "dtype": config.engine.dtype,
         "deterministic": config.engine.deterministic,
         "device": torch.device(device).type,

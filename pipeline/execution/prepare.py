@@ -13,7 +13,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from dlshap_core.heads import INCOMPLETE
 from pipeline.config import dataset_args
+from pipeline.config.contrasts import Weights
 from pipeline.config.registry import plugin_code
 from pipeline.config.schema import Config
 from pipeline.config.settings import value_settings
@@ -28,7 +30,7 @@ from pipeline.inputs.open import Source, open_source
 from pipeline.messages.progress import LOG, RowProgress
 from pipeline.models.load import LoadedModel
 from pipeline.models.own_files import named
-from pipeline.models.target_names import digest, places
+from pipeline.models.target_names import digest, places, plain
 from pipeline.planning.batching import auto_batch_size
 from pipeline.planning.bit_rounding import MANTISSA_BITS
 from pipeline.planning.extra_inputs import ExtraInputs, describe_extra_inputs, extra_input_names, strand_notes
@@ -64,7 +66,7 @@ def fingerprint_of(
         settings={
             **values,
             **({"model._target_": named(str(target))} if (target := values.get("model._target_")) else {}),
-            "engine.targets": places(config.engine.targets, loaded.target_names),
+            "engine.targets": plain(places(config.targets, loaded.target_names)),
             **({"model.target_names": digest(loaded.target_names)} if loaded.target_names else {}),
             **references.fingerprint,
             "engine.batch_size": batch_size,
@@ -79,6 +81,21 @@ def fingerprint_of(
             "torch": torch.__version__,
         },
     )
+
+
+def _plain(target: int | Weights) -> int | dict[str, float]:
+    return target if isinstance(target, int) else {str(place): weight for place, weight in target.items()}
+
+
+def _labels(preflight: Preflight) -> list[str]:
+    """Of the targets, where these are more than their places."""
+    labels = list(preflight.labels)
+    return [] if labels == [str(target) for target in preflight.targets] else labels
+
+
+def _not_judged(preflight: Preflight) -> list[int]:
+    """The targets whose contributions do not sum to the difference, by the design of their head."""
+    return [at for at, heads in enumerate(preflight.heads) if INCOMPLETE.intersection(heads.split(","))]
 
 
 def _plugins(config: Config) -> dict[str, str]:
@@ -116,8 +133,8 @@ def make_plan(
     return Plan(
         n_rows=facts.n_rows,
         length=facts.length,
-        targets=preflight.targets,
-        target_labels=list(preflight.labels),
+        targets=[_plain(target) for target in preflight.targets],
+        target_labels=_labels(preflight),
         references=references.plan,
         n_references=references.n,
         seed=config.seed,
@@ -129,6 +146,7 @@ def make_plan(
         device=machine.device,
         device_kind=machine.kind,
         completeness=loaded.completeness,
+        not_judged=_not_judged(preflight) if loaded.completeness else [],
         warning_threshold=config.engine.warning_threshold,
         relative_threshold=config.engine.relative_threshold,
         folds=list(loaded.labels),
@@ -278,6 +296,7 @@ def _attributes(
         "references": references.to_store(),
         "target_names": list(preflight.names),
         "head": loaded.description["head"],
+        "target_heads": list(preflight.heads),
         "audit": preflight.audit.to_dict(),
         "not_exact": not_exact(preflight.audit),
         "seed": plan.seed,

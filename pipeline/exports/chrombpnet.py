@@ -30,7 +30,7 @@ def export(
         UserError: h5py is not installed, a value is too large for the dtype, or a file exists already.
     """
     if head is None:
-        head = "profile" if str(selection.store.attrs["head"]).startswith("profile") else "counts"
+        head = "profile" if selection.store.head_of(selection.target).startswith("profile") else "counts"
     rounding = Rounding(dtype)
     scores, regions = (prefix.with_name(f"{prefix.name}.{end}") for end in (f"{head}_scores.h5", REGIONS))
     paths = [scores, regions] if selection.has_loci else [scores]

@@ -38,7 +38,7 @@ def export(selection: Selection, out: Path, overwrite: bool, advance: Advance) -
     store = selection.store
     if not has_variants(store.plan):
         raise UserError(f"the rows of {store.url} are no variants (dataset=variants)")
-    if store.attrs["head"] != "counts":
+    if store.head_of(selection.target) != "counts":
         raise UserError(
             f"{store.url} explains {store.target_names[selection.target]!r}, and these scores are of log counts "
             "(model.head=counts); `dlshap export tsv` has a table of any output"

@@ -46,7 +46,7 @@ class BPNetFamily(ModelFamily):
     """A BPNet of bpnet-lite."""
 
     name: str = "bpnet"
-    head: str = "counts"
+    head: Any = "counts"
 
     def read(self, checkpoint: str | None) -> Raw:
         path = checkpoint_path(checkpoint)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pipeline.messages.errors import UserError
 from pipeline.models.checkpoint import checkpoint_path, read_torch_file
@@ -20,7 +20,7 @@ class Cherimoya(ModelFamily):
     has_own_code: ClassVar[bool] = True
 
     name: str = "cherimoya"
-    head: str = "counts"
+    head: Any = "counts"
 
     def read(self, checkpoint: str | None) -> Raw:
         path = checkpoint_path(checkpoint)

@@ -43,7 +43,7 @@ class ChromBPNetFamily(ModelFamily):
     """ChromBPNet's parts: the accessibility alone, or with the bias."""
 
     name: str = "chrombpnet"
-    head: str = "counts"
+    head: Any = "counts"
     bias: Any = setting(
         "the BPNet of the bias, or one for each fold", None, fingerprint="resolved", is_file=True, is_plain=True
     )

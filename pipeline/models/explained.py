@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dlshap_core.heads import Heads
 from pipeline.config.model_output import is_name
 from pipeline.messages.errors import UserError
 from pipeline.messages.visible import brief
@@ -26,12 +27,17 @@ Shape = tuple[int, ...]
 
 @dataclass
 class OutputShapes:
-    """Shapes of a model's outputs: what it returned itself, in words; what its head took, an entry for each tensor; and
-    the last that left it."""
+    """Shapes of a model's outputs: what it returned itself, in words; what its head took, an entry for each tensor; the
+    last that left it; and the targets of each of several heads."""
 
     returned: str = ""
     taken: tuple[Shape, ...] = ()
     output: Shape = ()
+    widths: tuple[int, ...] = ()
+
+    @property
+    def n_targets(self) -> int:
+        return math.prod(self.output[1:])
 
 
 @contextmanager
@@ -41,10 +47,13 @@ def watched(module: nn.Module) -> Iterator[OutputShapes]:
 
     def taken(_: nn.Module, args: tuple[Any, ...]) -> None:
         outputs = args[0] if isinstance(args[0], tuple | list) else [args[0]]
-        seen.taken = tuple(tuple(output.shape) for output in outputs if isinstance(output, Tensor))
+        seen.taken, seen.widths = tuple(tuple(each.shape) for each in outputs if isinstance(each, Tensor)), ()
 
     def returned(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         seen.output = tuple(output.shape) if isinstance(output, Tensor) else ()
+
+    def returned_by_head(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        seen.widths += (output.shape[1],)
 
     def returned_by_model(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         seen.returned = listing(output, len(args[0]))
@@ -52,6 +61,8 @@ def watched(module: nn.Module) -> Iterator[OutputShapes]:
     handles = [module.register_forward_hook(returned)]
     if isinstance(module, WithHead):
         handles.append(module.head.register_forward_pre_hook(taken))
+        heads = module.head.heads if isinstance(module.head, Heads) else ()
+        handles += [head.register_forward_hook(returned_by_head) for head in heads]
     selected = module.model if isinstance(module, WithHead) else module
     if isinstance(selected, SelectedOutput):
         handles.append(selected.model.register_forward_hook(returned_by_model))
@@ -62,39 +73,68 @@ def watched(module: nn.Module) -> Iterator[OutputShapes]:
             handle.remove()
 
 
-def target_names(description: Mapping[str, Any], targets: Sequence[int], n_outputs: int) -> list[str]:
-    """What each attributed target is: the head's quantity or the output's name, and its number where there are several.
+def heads_of(description: Mapping[str, Any], seen: OutputShapes) -> list[str]:
+    """The head that each target of a model is of. `description`: of the `LoadedModel`."""
+    heads = str(description.get("head")).split(",")
+    widths = seen.widths or (seen.n_targets,)
+    return [head for head, width in zip(heads, widths, strict=True) for _ in range(width)]
 
-    `description`: of the `LoadedModel`; `n_outputs`: T, of the model with its head.
+
+def head_labels(description: Mapping[str, Any], seen: OutputShapes) -> list[str]:
+    """Labels of the targets of several heads: the head's name, and a number where it has several; none of one head."""
+    heads = heads_of(description, seen) if seen.widths else []
+    return [
+        head if heads.count(head) == 1 else f"{head} {place - heads.index(head)}" for place, head in enumerate(heads)
+    ]
+
+
+def target_names(description: Mapping[str, Any], targets: Sequence[int | str], seen: OutputShapes) -> list[str]:
+    """What each attributed target is: the head's quantity or the output's name, and its number where there are several;
+    a text is that of a contrast, and stays as it is.
+
+    `description`: of the `LoadedModel`.
     """
-    head, output = str(description.get("head")), description.get("output")
+    heads, names = heads_of(description, seen), []
+    for target in targets:
+        if isinstance(target, str):
+            names.append(target)
+            continue
+        what, n = _quantity(heads[target], description.get("output")), heads.count(heads[target])
+        place = target - heads.index(heads[target])
+        separator = " " if what == "output" else ", target "
+        names.append(what if n == 1 else f"{what}{separator}{place}")
+    return names
+
+
+def _quantity(head: str, output: str | None) -> str:
     if head == "counts":
-        what = "log counts"
-    elif head.startswith("profile_"):
-        what = f"profile ({head.removeprefix('profile_')})"
-    elif output is None:
-        return ["output"] if n_outputs == 1 else [f"output {target}" for target in targets]
-    else:
-        what = f"output {output}" if is_name(output) else output
-    return [what] if n_outputs == 1 else [f"{what}, target {target}" for target in targets]
+        return "log counts"
+    if head.startswith("profile_"):
+        return f"profile ({head.removeprefix('profile_')})"
+    if output is None:
+        return "output"
+    return f"output {output}" if is_name(output) else output
 
 
-def output_notes(description: Mapping[str, Any], seen: OutputShapes, targets: Sequence[int], length: int) -> list[str]:
+def output_notes(
+    description: Mapping[str, Any], seen: OutputShapes, targets: Sequence[int | str], length: int
+) -> list[str]:
     """Lines about which outputs are explained, where others might have been meant; arguments as in `target_names`.
 
     Raises:
         UserError: a profile's head on something that is no profile.
     """
-    head, is_known = str(description.get("head")), description.get("name") in FAMILIES
-    n_outputs, output = math.prod(seen.output[1:]), description.get("output")
+    heads, is_known = str(description.get("head")).split(","), description.get("name") in FAMILIES
+    n_outputs, output = seen.n_targets, description.get("output")
     lines = []
-    if head.startswith("profile_"):
-        start = "" if output is None else output if output.isidentifier() else f"({output})"
-        lines.append(_of_profile(head, is_known, seen.taken, length, start))
-    elif head == "counts":
-        lines.append(_of_counts(is_known, seen.taken))
+    for head in heads:
+        if head.startswith("profile_"):
+            start = "" if output is None else output if output.isidentifier() else f"({output})"
+            lines.append(_of_profile(head, is_known, seen.taken, length, start))
+        elif head == "counts":
+            lines.append(_of_counts(is_known, seen.taken, is_alone=len(heads) == 1))
     if output is not None and not is_name(output):
-        where = f", {counted(n_outputs, 'target')}" if head == "none" else ""
+        where = f", {counted(n_outputs, 'target')}" if heads == ["none"] else ""
         lines.insert(0, f"of what the model returns, {seen.returned}, {brief(output)} is taken (model.output){where}")
     if n_outputs > len(targets):
         named = ", ".join(map(str, targets[:_N_NAMED])) + (", ..." if len(targets) > _N_NAMED else "")
@@ -129,10 +169,11 @@ def _one_task(shape: Shape, length: int, start: str) -> str:
     return f", 'model.output={start}[{places}]'"
 
 
-def _of_counts(is_known: bool, taken: tuple[Shape, ...]) -> str:
+def _of_counts(is_known: bool, taken: tuple[Shape, ...], is_alone: bool) -> str:
     shape = taken[-1]
     if is_known:
-        return "explained are the log counts (model.head=counts; profile_midpoint explains the profile)"
+        other = "; profile_midpoint explains the profile" if is_alone else ""
+        return f"explained are the log counts (model.head=counts{other})"
     flat = f", {_shown(shape)} flattened to {math.prod(shape[1:])} targets" if len(shape) > 2 else ""
     return f"taken as log counts is the model's output{_which(1, taken)}{flat} (model.head=counts)"
 

@@ -48,7 +48,7 @@ class Keras(ModelFamily):
         description = None if self.architecture is None else expanded(self.architecture)
         if description is not None and not description.is_file():
             raise UserError(f"model.architecture={self.architecture}: no such file")
-        channels_first = self.head.startswith("profile_")
+        channels_first = any(head.startswith("profile_") for head in self.heads)
         return load_keras(
             checkpoint_path(checkpoint),
             description,

@@ -46,7 +46,7 @@ class LoadedModel:
         weights_hash: sha256 of the weights of all folds, in order; in hexadecimal.
         code: what runs on them.
         description: what the store says of the model; see `load_model`.
-        completeness: whether attributions sum to the difference of predictions under this head.
+        completeness: whether attributions sum to the difference of predictions, under one of its heads at least.
         notes: lines for the user about what they may not expect.
         target_names: of all targets, where the person gives some; see target_names.py.
     """
@@ -134,7 +134,7 @@ def load_model(model: ModelConfig) -> LoadedModel:
         code=code_of(*folds, target=model.target),
         description={
             "name": model.name,
-            "head": model.head,
+            "head": ",".join(model.heads),
             "output": model.output_text,
             "checkpoint": file_names([raw.path for raw in raws]),
             "target": name_of(type(modules[0])),
@@ -148,7 +148,7 @@ def load_model(model: ModelConfig) -> LoadedModel:
             "input": model.described_input(),
             **model.described(),
         },
-        completeness=model.head not in INCOMPLETE,
+        completeness=not INCOMPLETE.issuperset(model.heads),
         notes=(*_of_pattern(model, paths), *dict.fromkeys(note for raw in raws for note in _notes(raw))),
     )
 
@@ -185,7 +185,7 @@ def load_chosen(config: Config) -> LoadedModel:
     require_chosen(config)
     model, dataset = config.model, config.dataset.name
     names = read_names(model.target_names)
-    places(config.engine.targets, names)
+    places(config.targets, names)
     loaded = replace(load_model(model), target_names=names)
     if model.name == "example" and model.checkpoint is None and dataset != "example":
         line = (
@@ -220,8 +220,8 @@ def _notes(raw: Raw) -> list[str]:
 
 def finished(raw: nn.Module, model: ModelConfig) -> nn.Module:
     """The module with its input adapted, its output selected and its head applied."""
-    selected = SelectedOutput(adapted(raw, model), model.output_text, model.head != "none")
-    return (WithHead(selected, _head(model.head)) if selected.is_for_head else selected).eval()
+    selected = SelectedOutput(adapted(raw, model), model.output_text, model.heads != ["none"])
+    return (WithHead(selected, _head(model.heads)) if selected.is_for_head else selected).eval()
 
 
 def _usable(raw: Raw, model: ModelFamily) -> Raw:
@@ -238,8 +238,8 @@ def _brief(names: list[str]) -> list[str]:
     return names if len(names) <= _NAMES_KEPT else [*names[:_NAMES_KEPT], f"and {len(names) - _NAMES_KEPT} more"]
 
 
-def _head(name: str) -> nn.Module:
+def _head(names: Sequence[str]) -> nn.Module:
     try:
-        return make_head(name)
+        return make_head(*names)
     except ValueError as error:
-        raise UserError(f"model.head={name}: {error}") from None
+        raise UserError(f"model.head={','.join(names)}: {error}") from None

@@ -4,8 +4,10 @@ A table with tabs and a header, as Basenji's, Enformer's and Borzoi's `targets.t
 """
 
 import difflib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
+from pipeline.config.contrasts import Contrast, Weights, is_contrast, parse_contrast
 from pipeline.config.settings import expanded
 from pipeline.messages.errors import UserError
 from pipeline.messages.visible import brief
@@ -75,21 +77,83 @@ def _column(lines: Sequence[str], path: str) -> list[str]:
     return [row[at] if at < len(row) else "" for row in rows]
 
 
-def places(targets: Sequence[int | str] | str, names: Sequence[str]) -> list[int] | str:
-    """`engine.targets` as places of the model's targets, or "all".
+Asked = list[int | Contrast] | str
+
+
+def places(targets: Sequence[int | str] | str, names: Sequence[str]) -> Asked:
+    """`engine.targets` as places of the model's targets and contrasts of several, or "all".
 
     Raises:
-        UserError: a name that is not there, or a target that is there twice; names the nearest.
+        UserError: a name that is not there, a target that is there twice, or what cannot be read as a contrast; names
+            the nearest.
     """
     if isinstance(targets, str):
         return targets
     numbers = {name: place for place, name in enumerate(names)}
-    if missing := [target for target in targets if isinstance(target, str) and target not in numbers]:
-        raise UserError(f"engine.targets: there is no target {_missing(missing[0], names)}")
-    found = [numbers[target] if isinstance(target, str) else target for target in targets]
-    if twice := [target for target, place in zip(targets, found, strict=True) if found.count(place) > 1]:
+    found = [_found(target, numbers) if isinstance(target, str) else target for target in targets]
+    same = [each if isinstance(each, int) else str(each.node) for each in found]
+    if twice := [target for target, each in zip(targets, same, strict=True) if same.count(each) > 1]:
         raise UserError(f"engine.targets: {' and '.join(map(str, twice))} are the same target; give it once")
     return found
+
+
+def plain(asked: Asked) -> list[int | str] | str:
+    """Targets as plain values, for a fingerprint."""
+    return asked if isinstance(asked, str) else [each if isinstance(each, int) else str(each) for each in asked]
+
+
+def resolve(asked: Asked, n_targets: int) -> list[int | Weights]:
+    """Targets of a model that has so many: places, and of contrasts the numbers by place.
+
+    Raises:
+        UserError: two are the same.
+    """
+    if isinstance(asked, str):
+        return list(range(n_targets))
+    found: list[int | Weights] = []
+    for each in asked:
+        weights = {each: 1.0} if isinstance(each, int) else each(n_targets)
+        alone = next(iter(weights)) if list(weights.values()) == [1.0] else None
+        found.append(weights if alone is None else alone)
+        if found.index(found[-1]) < len(found) - 1:
+            other = asked[found.index(found[-1])]
+            raise UserError(f"engine.targets: {_label(other)} and {_label(each)} are the same target; give it once")
+    return found
+
+
+def labels_of(asked: Asked, n_targets: int, names: Sequence[str]) -> list[str]:
+    """What the store calls the targets of a model that has so many: by their names where they have some.
+
+    Raises:
+        UserError: two are called the same.
+    """
+    each = range(n_targets) if isinstance(asked, str) else asked
+    labels = [names[one] if isinstance(one, int) and names else _label(one) for one in each]
+    if twice := [label for label, n in Counter(labels).items() if n > 1]:
+        raise UserError(f"engine.targets: two targets are called {brief(twice[0])}; give one a label of its own")
+    return labels
+
+
+def _label(target: int | Contrast) -> str:
+    return target.label if isinstance(target, Contrast) else str(target)
+
+
+def _found(text: str, numbers: Mapping[str, int]) -> int | Contrast:
+    if text in numbers:
+        return numbers[text]
+    names = list(numbers)
+    if not is_contrast(text):
+        raise UserError(f"engine.targets: there is no target {_missing(text, names)}")
+    try:
+        contrast = parse_contrast(text, numbers)
+    except ValueError as error:
+        raise UserError(f"engine.targets: {brief(text)}: {error}") from None
+    if unknown := [name for name in contrast.names if name not in numbers]:
+        raise UserError(
+            f"engine.targets: {brief(text)}: there is no target {_missing(unknown[0], names)} (a name with signs in it "
+            f"stands in quotes of its own)"
+        )
+    return contrast
 
 
 def _missing(name: str, names: Sequence[str]) -> str:

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.messages.visible import shown
+from pipeline.messages.words import some
 from pipeline.planning.number_types import NUMBER_TYPES
 from pipeline.planning.plan import Plan
 
 EDGES = np.logspace(-12, 4, 161)  # bin 0 is below the first edge, the last bin above the last one or not finite
 
+N_NAMED = 5  # targets that a line names
 STEPS = 16  # of rounding, of a prediction: what deep models lose, also beside a large constant
 QUANTILES = {"median": 0.5, "q90": 0.9, "q99": 0.99}
 QUANTILE_NAMES = {"median": "half of them", "q90": "90%", "q99": "99%"}
@@ -32,17 +34,20 @@ class Thresholds:
         absolute: in units of the model's output.
         relative: a share of the difference of predictions.
         rounding: a share of the predictions themselves, which is not counted.
+        judged: whether each target's are; empty: all.
     """
 
     absolute: float
     relative: float
     rounding: float
+    judged: tuple[bool, ...] = ()
 
     @classmethod
     def of(cls, plan: Plan) -> "Thresholds":
         """Those of a run."""
         step = max(NUMBER_TYPES[plan.dtype].epsilon, NUMBER_TYPES["float32"].epsilon)  # in which predictions are stored
-        return cls(plan.warning_threshold, plan.relative_threshold, STEPS * step)
+        judged = [at not in plan.not_judged for at in range(len(plan.targets))] if plan.not_judged else []
+        return cls(plan.warning_threshold, plan.relative_threshold, STEPS * step, tuple(judged))
 
 
 def summarise(
@@ -50,8 +55,14 @@ def summarise(
 ) -> dict[str, Any]:
     """Summary of the (N, T, R) convergence deltas of rows first_row, first_row + 1, ..., with their predictions.
 
-    A delta that is not finite counts as over the thresholds and as the worst.
+    A delta that is not finite counts as over the thresholds and as the worst. Behind the targets of one fold and strand
+    come those of the next.
     """
+    if thresholds.judged:
+        judged = np.resize(thresholds.judged, deltas_NTR.shape[1])
+        deltas_NTR, prediction_NT, reference_NTR = (
+            each[:, judged] for each in (deltas_NTR, prediction_NT, reference_NTR)
+        )
     sizes = np.abs(np.nan_to_num(deltas_NTR.astype(np.float64), nan=np.inf))
     per_row = sizes.reshape(len(sizes), -1).max(axis=1)
     counts = np.bincount(np.searchsorted(EDGES, sizes.ravel(), side="right"), minlength=len(EDGES) + 1)
@@ -113,7 +124,14 @@ def describe_deltas(deltas: Mapping[str, Any]) -> str:
     return (
         f"convergence deltas: at most {quantiles}; largest {_text(deltas['largest'], '.2g')} at "
         f"{shown(deltas['worst'])}, {deltas['share_over']:.2%} over {deltas['threshold']:g}{over_relative(deltas)}"
+        f"{not_judged(deltas)}"
     )
+
+
+def not_judged(deltas: Mapping[str, Any]) -> str:
+    """The targets whose deltas are recorded alone, as the end of a sentence."""
+    targets = deltas.get("not_judged", [])
+    return f"; those of {some(targets, N_NAMED)} are not judged, as they do not sum by design" if targets else ""
 
 
 def over_relative(deltas: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ class Plan:
     Attributes:
         n_rows: sequences.
         length: bases in each.
-        targets: indices of the model's outputs.
+        targets: indices of the model's outputs, or of a contrast the number of each that takes part, by index.
         references: what they are; see pipeline/references.
         n_references: of each sequence.
         seed: of the run, as it was given.
@@ -56,12 +56,14 @@ class Plan:
         spot_check: whether a sequence and a reference of every shard are predicted alone too; see spot_check.py.
         decisions: what each fold decided from its input in Python when it was tried, by the line that decides, and what
             every shard must; None where it was tried on another kind of device, and each shard is its own measure.
+        not_judged: indices of the targets of heads under which contributions do not sum to the difference by design,
+            beside others.
         split: names of the model's modules that are computed again on the way back, as a pair would not fit the memory.
     """
 
     n_rows: int
     length: int
-    targets: list[int]
+    targets: list[int | dict[str, float]]
     references: dict[str, Any]
     n_references: int
     seed: int
@@ -88,11 +90,20 @@ class Plan:
     relative_threshold: float = 0.01
     target_labels: list[str] = field(default_factory=list)
     split: list[str] = field(default_factory=list)
+    not_judged: list[int] = field(default_factory=list)
 
     @property
     def labels(self) -> list[str]:
         """Of the targets: their names where the person gave some, else their places."""
         return self.target_labels or [str(target) for target in self.targets]
+
+    @property
+    def outputs(self) -> list[int | dict[int, float]]:
+        """The targets as the engine takes them."""
+        return [
+            target if isinstance(target, int) else {int(place): weight for place, weight in target.items()}
+            for target in self.targets
+        ]
 
     @property
     def n_shards(self) -> int:
@@ -138,8 +149,10 @@ def _impossible(plan: Plan) -> Iterator[str]:
     for name, number in least.items():
         if getattr(plan, name) < number:
             yield f"{name} is {getattr(plan, name)}; expected at least {number}"
-    if not plan.targets or min(plan.targets) < 0:
-        yield f"targets is {plan.targets}; expected indices of outputs"
+    if not plan.targets or not all(map(_is_target, plan.targets)):
+        yield f"targets is {plan.targets}; expected indices of outputs, or numbers by such"
+    if not all(0 <= target < len(plan.targets) for target in plan.not_judged):
+        yield f"not_judged is {plan.not_judged} of {len(plan.targets)} targets"
     if not plan.folds:
         yield "folds is []; expected a name for each"
     if plan.dtype not in NUMBER_TYPES:
@@ -172,6 +185,12 @@ def _impossible(plan: Plan) -> Iterator[str]:
             yield f"fingerprint.{name} is {plan.fingerprint[name]}, where the plan has {number}"
     if max(_sizes_of_rows(plan)) > LARGEST:
         yield "its arrays are larger than any disk"
+
+
+def _is_target(target: int | dict[str, float]) -> bool:
+    if isinstance(target, int):
+        return target >= 0
+    return bool(target) and all(place.isdecimal() and math.isfinite(weight) for place, weight in target.items())
 
 
 def _sizes_of_rows(plan: Plan) -> Iterator[int]:

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.messages.progress import duration
 from pipeline.messages.visible import LONGEST_LINE, brief
 from pipeline.messages.words import counted, some
-from pipeline.planning.convergence import over_relative
+from pipeline.planning.convergence import not_judged, over_relative
 from pipeline.report.formatting import count, number
 from pipeline.store.reader import Store
 
@@ -151,6 +151,6 @@ def verdict(store: Store) -> tuple[str, str]:
         )
     largest = f"the largest convergence delta is {number(found['largest'], 2)}, at {found['worst']}"
     if attrs["convergence"] == "passed":
-        return "good", f"Contributions add up to the difference of predictions: {largest}."
+        return "good", f"Contributions add up to the difference of predictions: {largest}{not_judged(found)}."
     over = f"{found['share_over']:.2%} of all pairs are over {found['threshold']:g}{over_relative(found)}"
     return "bad", f"Contributions do not add up everywhere: {largest}; {over}."

@@ -83,7 +83,7 @@ def measure_scalars(store: Store, target: int, threshold: float) -> Scalars:
     rows = np.flatnonzero(store.present)
     names = ["prediction", "reference_prediction", "convergence_delta"]
     parts, summaries = [], []
-    thresholds = replace(convergence.Thresholds.of(store.plan), absolute=threshold)
+    thresholds = replace(convergence.Thresholds.of(store.plan), absolute=threshold, judged=())
     for block in store.blocks(names, rows, target):
         predictions, of_references, deltas = (block[name] for name in names)
         sizes = np.abs(np.nan_to_num(deltas.astype(np.float64), nan=np.inf))

@@ -87,6 +87,7 @@ class Deltas(TypedDict):
     largest: float | None
     worst: str
     worst_row: NotRequired[int]
+    not_judged: NotRequired[list[str]]
 
 
 class Outcome(TypedDict):
@@ -108,6 +109,7 @@ class Attributes(TypedDict):
     references: NotRequired[References]
     target_names: NotRequired[list[str]]
     head: NotRequired[str]
+    target_heads: NotRequired[list[str]]
     audit: NotRequired[Audit]
     not_exact: NotRequired[list[str]]
     device: NotRequired[str]

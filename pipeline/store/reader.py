@@ -175,6 +175,11 @@ class Store:
         found = self.attrs.get("target_names", [])
         return found if len(found) == len(self.targets) else [f"target {label}" for label in self.targets]
 
+    def head_of(self, target: int) -> str:
+        """The head that a target is of; of a contrast of several heads all of them, with commas."""
+        found = self.attrs.get("target_heads", [])
+        return str(found[target] if len(found) == len(self.targets) else self.attrs.get("head", "none"))
+
     def blocks(
         self,
         names: Sequence[str],

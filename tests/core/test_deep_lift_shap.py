@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -143,6 +144,15 @@ def test_a_list_of_targets_gives_an_axis_of_targets(X: Tensor) -> None:
         assert together.shape == (N, 2, *axes)
         for position, target in enumerate([2, 0]):
             torch.testing.assert_close(together[:, position], attributed(model, X, target=target, **form))
+
+
+def test_a_combination_of_outputs_is_a_target(X: Tensor) -> None:
+    model = seeded(deepsea)
+    first, last = (attributed(model, X, target=target) for target in (0, 2))
+    expected = first - 0.5 * last
+    torch.testing.assert_close(attributed(model, X, target={0: 1, -1: -0.5}), expected)
+    together = attributed(model, X, target=[{np.int64(0): 1, 2: -0.5}, 2])
+    torch.testing.assert_close(together, torch.stack([expected, last], 1))
 
 
 def test_batch_size_changes_nothing(X: Tensor) -> None:
@@ -299,6 +309,7 @@ def test_device_may_be_left_to_choose(X: Tensor) -> None:
         ({"args": (torch.zeros(N - 1, 3),)}, IndexError, "rows for 4 sequences"),
         ({"target": 3}, IndexError, "target 3 is not there"),
         ({"target": [0, 8]}, IndexError, "target 8 is not there"),
+        ({"target": {8: 1}}, IndexError, "target 8 is not there"),
         ({"batch_size": 0}, ValueError, "batch_size"),
     ],
 )

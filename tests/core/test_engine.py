@@ -196,6 +196,63 @@ def test_several_targets_equal_single_ones(name: str, pairs: tuple[Tensor, Tenso
             torch.testing.assert_close(getattr(together, field)[:, [position]], getattr(alone, field))
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_contrast_of_targets_is_the_combination_of_their_attributions(
+    name: str, pairs: tuple[Tensor, Tensor]
+) -> None:
+    model = seeded(MODELS[name])
+    of_all = explain(model, *pairs, targets="all")
+    asked = [1, {0: 1, -1: -0.25}, lambda n: {n - 1: 2.0, 0: 1 / 3}, {1: 1.0}]
+    found = explain(model, *pairs, targets=asked)
+    assert worst_delta(found) < 1e-9
+    for field in FIELDS:
+        values = getattr(of_all, field)
+        first, second, last = values[:, 0], values[:, 1], values[:, -1]
+        expected = torch.stack([second, first - 0.25 * last, 2 * last + first / 3, second], 1)
+        torch.testing.assert_close(getattr(found, field), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_contrast_costs_one_way_back(monkeypatch: pytest.MonkeyPatch, pairs: tuple[Tensor, Tensor]) -> None:
+    model, calls, back = seeded(lambda: conv_net(9)), [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **options: calls.append(1) or back(*args, **options))
+    counts = []
+    for targets in ([0, 2], [{place: 0.5**place for place in range(9)}, 2]):
+        explain(model, *pairs, targets=targets, batch_size=N * R)
+        counts.append(len(calls))
+        calls.clear()
+    assert counts[0] == counts[1]
+
+
+def test_a_contrast_that_cancels_leaves_targets_beside_it_alone(pairs: tuple[Tensor, Tensor]) -> None:
+    """In float32, beside large outputs; and with half precision, whose sum is taken in float32."""
+    model = seeded(conv_net, dtype=torch.float32)
+    alone, beside = (explain(model, *pairs, targets=asked) for asked in ([2], [{0: 1.0, 1: 1e4}, 2]))
+    for field in FIELDS:
+        assert torch.equal(getattr(alone, field)[:, 0], getattr(beside, field)[:, 1])
+    halves = explain(model, *pairs, targets=[0, {0: 1.0, 1: -1.0}], dtype=torch.bfloat16)
+    assert halves.prediction.dtype == torch.float32
+    whole = explain(model, *pairs, targets=[0, {0: 1.0, 1: -1.0}])
+    assert relative_difference(halves.hypothetical, whole.hypothetical) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        ({3: 1.0}, IndexError, "target 3 is not there: the model has 3 outputs"),
+        ({-4: 1.0}, IndexError, "target -4 is not there"),
+        ({}, ValueError, "expected a finite number for each of one or more outputs"),
+        ({0: float("nan")}, ValueError, "expected a finite number"),
+        ({"a": 1.0}, TypeError, "target 'a' is not a whole number"),
+        ({0: "much"}, ValueError, "much"),
+    ],
+)
+def test_contrasts_that_are_none(
+    target: Any, error: type[Exception], message: str, pairs: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.raises(error, match=message):
+        explain(seeded(conv_net), *pairs, targets=[target])
+
+
 def test_order_of_sequences_and_references_changes_nothing(pairs: tuple[Tensor, Tensor]) -> None:
     X, references = pairs
     model = seeded(conv_net)

@@ -22,7 +22,7 @@ FASTA = ["dataset=fasta", "dataset.path=x.fa"]
 def test_defaults_are_the_example() -> None:
     config = compose_config([])
     assert (config.model.name, config.dataset.name, config.cluster.name) == ("example", "example", "local")
-    assert (config.references.n_shuffles, config.seed, config.engine.targets) == (20, 0, [0])
+    assert (config.references.n_shuffles, config.seed, config.targets) == (20, 0, [0])
     assert config.store.rows_per_shard == 64, "two actors have as many of its shards"
     assert compose_config(FASTA).store.rows_per_shard == 128
     assert compose_config(["store.rows_per_shard=9"]).store.rows_per_shard == 9

@@ -14,7 +14,7 @@ from pipeline.execution.preflight import Preflight, run_preflight
 from pipeline.messages.errors import UserError
 from pipeline.models.bpnet import BPNet
 from pipeline.models.code import Code
-from pipeline.models.explained import target_names
+from pipeline.models.explained import OutputShapes, target_names
 from pipeline.models.load import LoadedModel, load_model
 from pipeline.planning.extra_inputs import strand_notes
 from tests.pipeline.conftest import chosen
@@ -42,7 +42,7 @@ def made(shapes: list[list[int]]) -> nn.Module:
     return Shaped(*shapes)
 
 
-def loaded(head: str, *shapes: list[int], output: Any = None) -> LoadedModel:
+def loaded(head: Any, *shapes: list[int], output: Any = None) -> LoadedModel:
     settings = {"name": "module", "head": head, "output": output, "_target_": f"{__name__}.made"}
     return load_model(chosen("model", **{**settings, "init": {"shapes": list(shapes)}}))
 
@@ -112,7 +112,8 @@ def test_outputs_that_are_left_out_are_said() -> None:
     assert tried(model, [4, 2]).notes == ("of 7 outputs of the model, 4, 2 are explained (engine.targets)",)
     assert tried(loaded("none", [1])).names == ("output",)
     assert tried(loaded("none", [2, 30], [3], output=1)).names[2] == "output 1, target 2"
-    assert target_names({"head": "none", "output": "accessibility"}, [0], 1) == ["output accessibility"]
+    one = OutputShapes(output=(2, 1))
+    assert target_names({"head": "none", "output": "accessibility"}, [0], one) == ["output accessibility"]
 
 
 class Counting(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import pipeline
 from pipeline.config.compose import compose_config
 from pipeline.messages.errors import UserError
-from pipeline.models.target_names import places, read_names
+from pipeline.models.target_names import labels_of, places, plain, read_names, resolve
 from tests.pipeline.conftest import Inputs
 
 NAMES = ("K562_CTCF", "K562_POLR2A", "GM12878_CTCF")
@@ -147,3 +147,75 @@ def test_counts_must_fit(inputs: Inputs, tmp_path: Path, names: str, targets: An
     with pytest.raises(UserError) as caught:
         pipeline.run(overrides(inputs, tmp_path / "a.zarr", *given))
     assert expected in str(caught.value)
+
+
+def test_contrasts_as_places() -> None:
+    found = places(["K562_CTCF - mean(others)", 2], NAMES)
+    assert resolve(found, 3) == [{0: 1.0, 1: -0.5, 2: -0.5}, 2]
+    assert plain(found) == ["K562_CTCF - mean(others)=K562_CTCF - others.mean()", 2]
+    assert labels_of(found, 3, NAMES) == ["K562_CTCF - mean(others)", "GM12878_CTCF"]
+    assert resolve(places(["alone=[1]"], ()), 3) == [1], "a label for a target that has no name"
+    assert resolve("all", 2) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (["K562 - mean(others)"], "there is no target K562; nearest are K562_CTCF"),
+        (["K562_CTCF - ("], "K562_CTCF - (: expected an output, such as K562 or [5] at its end"),
+        (["a=K562_CTCF - [1]", "b=K562_CTCF - [1]"], "a=K562_CTCF - [1] and b=K562_CTCF - [1] are the same target"),
+        (["a=K562_CTCF - [1]", "b=[0] - [1]"], "a and b are the same target"),
+        ([0, "b=2*[0] - [0]"], "0 and b are the same target"),
+        (["a=[0] - [1]", "a=[0] - [2]"], "two targets are called a; give one a label of its own"),
+        (["K562_CTCF=[1] - [2]", 0], "two targets are called K562_CTCF"),
+    ],
+)
+def test_contrasts_that_are_none(targets: list[Any], expected: str) -> None:
+    def resolved() -> None:
+        found = places(targets, NAMES)
+        resolve(found, 3)
+        labels_of(found, 3, NAMES)
+
+    with pytest.raises(UserError) as caught:
+        resolved()
+    assert expected in str(caught.value)
+
+
+def test_a_run_of_contrasts_is_the_combination_of_runs(inputs: Inputs, tmp_path: Path) -> None:
+    """In float64, on both strands: labels, predictions, deltas; and what goes on with the store, and what does not."""
+    names = written(tmp_path / "names.txt", "left\nmiddle\nright\n")
+    shared = ["model.output=[:, mid2].mean(1)", "engine.dtype=float64", "engine.reverse_complement=average"]
+    named = [*shared, f"model.target_names={names}"]
+    contrasts = 'engine.targets=["middle - mean(others)",right,"gain=left - 0.5*middle"]'
+    for store, given in [("all", [*shared, "engine.targets=all"]), ("few", [*named, contrasts])]:
+        assert pipeline.run(overrides(inputs, tmp_path / f"{store}.zarr", *given)).complete
+    whole, few = (pipeline.open_store(tmp_path / f"{name}.zarr") for name in ("all", "few"))
+    assert few.targets == few.target_names == ["middle - mean(others)", "right", "gain"]
+    assert few.plan.outputs == [{1: 1.0, 0: -0.5, 2: -0.5}, 2, {0: 1.0, 1: -0.5}]
+    assert few.attrs["fingerprint"]["settings.engine.targets"] == [
+        "middle - mean(others)=middle - others.mean()",
+        2,
+        "gain=left - 0.5*middle",
+    ]
+    for name in ("attribution", "hypothetical", "prediction", "reference_prediction"):
+        left, middle, right = np.moveaxis(np.asarray(whole[name][:], dtype=np.float64), 1, 0)
+        expected = np.stack([middle - (left + right) / 2, right, left - middle / 2], 1)
+        np.testing.assert_allclose(few[name][:], expected, atol=2e-7 * np.abs(expected).max())
+    assert few.attrs["run"]["deltas"]["largest"] < 1e-12
+    again = contrasts.replace("gain=left - 0.5*middle", "gain = left-0.5*middle")
+    assert pipeline.run(overrides(inputs, tmp_path / "few.zarr", *named, again)).complete, "spaces make no difference"
+    with pytest.raises(UserError, match=r"engine\.targets is .*0\.4"):
+        pipeline.run(overrides(inputs, tmp_path / "few.zarr", *named, contrasts.replace("0.5", "0.4")))
+
+
+def test_others_are_counted_where_targets_have_no_names(inputs: Inputs, tmp_path: Path) -> None:
+    given = ["model.output=[:, mid2].mean(1)", 'engine.targets=["[2] - mean(others)",0]']
+    assert pipeline.run(overrides(inputs, tmp_path / "a.zarr", *given)).complete
+    store = pipeline.open_store(tmp_path / "a.zarr")
+    assert (store.targets, store.target_names) == (
+        ["[2] - mean(others)", "0"],
+        ["[2] - mean(others)", "[:, mid2].mean(1), target 0"],
+    )
+    assert store.plan.outputs[0] == {2: 1.0, 0: -0.5, 1: -0.5}
+    with pytest.raises(UserError, match=r"engine\.targets: \[3\] - \[0\]: target 3 is not there: there are 3 targets"):
+        pipeline.run(overrides(inputs, tmp_path / "b.zarr", given[0], 'engine.targets=["[3] - [0]"]'))
