@@ -4,7 +4,7 @@ Memory grows by a few numbers for each row. Shape legend: M rows that are finish
 L positions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -191,7 +191,16 @@ def compare(a: Store, b: Store, pairs: Sequence[tuple[int, int]], advance: Advan
         raise UserError(f"no row is finished in both of {a.url} and {b.url}")
     names, not_compared = _comparable(a, b)
     arrays = {name: ArrayComparison(name) for name in names}
-    targets = [_compare_target(a, b, pair, rows, arrays, advance) for pair in pairs]
+    gathered = [_Gathering() for _ in pairs]
+    for block in a.blocks(["codes", *names], rows, pairs[0][0]):
+        _require_same_codes(a, b, block)
+        for index, (pair, gathering) in enumerate(zip(pairs, gathered, strict=True)):
+            first = block.values if index == 0 else a.take(names, block.rows, pair[0])
+            second = b.take(names, block.rows, pair[1])
+            _add(block["codes"], first, second, arrays, gathering)
+            advance(len(block.rows))
+    length = int(a.codes.shape[1])
+    targets = [gathering.result(pair, rows, length) for pair, gathering in zip(pairs, gathered, strict=True)]
     settings = _settings(a, b)
     return Comparison(a, b, rows, settings, list(arrays.values()), not_compared, targets)
 
@@ -299,65 +308,51 @@ class _Gathering:
             correlation = np.where(sizes > 0, product / np.where(sizes > 0, sizes, 1), np.nan).clip(-1, 1)
         self.columns.append(np.column_stack([prediction, correlation, *sums, largest, finite]))
 
+    def result(self, pair: tuple[int, int], rows: np.ndarray, length: int) -> TargetComparison:
+        """Of all blocks."""
+        found = np.concatenate(self.columns)
+        prediction, (correlation, aa, bb, ab, largest, finite) = found[:, :2], found[:, 2:].T
+        n = max(1, int(finite.sum()) * length)
+        scale_a, scale_b = (float(np.sqrt(each[finite > 0].sum() / n)) for each in (aa, bb))
+        unit_a, unit_b = _units((scale_a, scale_b))
+        squared = aa / unit_a**2 - 2 * ab / (unit_a * unit_b) + bb / unit_b**2
+        change = np.where(finite > 0, np.sqrt(np.maximum(squared, 0) / length), np.nan)
+        gains = self.kmers[1].beyond(self.kmers[0], unit_b, unit_a)
+        return TargetComparison(
+            a=pair[0],
+            b=pair[1],
+            rows=rows,
+            prediction=prediction,
+            correlation=correlation,
+            rms=np.sqrt(np.column_stack([aa, bb]) / length),
+            largest=largest,
+            change=change,
+            scale=(scale_a, scale_b),
+            gained=gains.strongest(8),
+            lost=gains.strongest(8, negative=True),
+        )
 
-def _compare_target(
-    a: Store,
-    b: Store,
-    pair: tuple[int, int],
-    rows: np.ndarray,
-    arrays: dict[str, ArrayComparison],
-    advance: Advance,
-) -> TargetComparison:
-    gathered, length = _Gathering(), int(a.codes.shape[1])
-    for first, second in _side_by_side(a, b, pair, rows, ["codes", *arrays]):
-        _require_same_codes(a, b, first, second)
+
+def _add(
+    codes: np.ndarray,
+    first: Mapping[str, np.ndarray],
+    second: Mapping[str, np.ndarray],
+    arrays: Mapping[str, ArrayComparison],
+    gathering: _Gathering,
+) -> None:
+    """The same rows of both stores, ROWS_AT_ONCE at most at a time."""
+    for start in range(0, len(codes), ROWS_AT_ONCE):
+        some = slice(start, start + ROWS_AT_ONCE)
         for name, array in arrays.items():
-            array.add(first[name], second[name])
-        prediction = np.column_stack([first["prediction"], second["prediction"]])
-        gathered.add(first["codes"], first["attribution"], second["attribution"], prediction)
-        advance(len(first.rows))
-    found = np.concatenate(gathered.columns)
-    prediction, (correlation, aa, bb, ab, largest, finite) = found[:, :2], found[:, 2:].T
-    n = max(1, int(finite.sum()) * length)
-    scale_a, scale_b = (float(np.sqrt(each[finite > 0].sum() / n)) for each in (aa, bb))
-    unit_a, unit_b = _units((scale_a, scale_b))
-    squared = aa / unit_a**2 - 2 * ab / (unit_a * unit_b) + bb / unit_b**2
-    change = np.where(finite > 0, np.sqrt(np.maximum(squared, 0) / length), np.nan)
-    gains = gathered.kmers[1].beyond(gathered.kmers[0], unit_b, unit_a)
-    return TargetComparison(
-        a=pair[0],
-        b=pair[1],
-        rows=rows,
-        prediction=prediction,
-        correlation=correlation,
-        rms=np.sqrt(np.column_stack([aa, bb]) / length),
-        largest=largest,
-        change=change,
-        scale=(scale_a, scale_b),
-        gained=gains.strongest(8),
-        lost=gains.strongest(8, negative=True),
-    )
+            array.add(first[name][some], second[name][some])
+        prediction = np.column_stack([first["prediction"][some], second["prediction"][some]])
+        gathering.add(codes[some], first["attribution"][some], second["attribution"][some], prediction)
 
 
-def _side_by_side(
-    a: Store, b: Store, pair: tuple[int, int], rows: np.ndarray, names: Sequence[str]
-) -> Iterator[tuple[Block, ...]]:
-    """The same rows of both stores, ROWS_AT_ONCE at most; blocks of the two may have other sizes."""
-    for first in a.blocks(names, rows, pair[0]):
-        parts = list(b.blocks(names, first.rows, pair[1]))
-        values = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        for start in range(0, len(first.rows), ROWS_AT_ONCE):
-            some = slice(start, start + ROWS_AT_ONCE)
-            yield tuple(
-                Block(first.rows[some], {name: of_store[name][some] for name in names})
-                for of_store in (first.values, values)
-            )
-
-
-def _require_same_codes(a: Store, b: Store, first: Block, second: Block) -> None:
-    differ = (first["codes"] != second["codes"]).any(axis=1)
+def _require_same_codes(a: Store, b: Store, block: Block) -> None:
+    differ = (block["codes"] != b.take(["codes"], block.rows)["codes"]).any(axis=1)
     if differ.any():
-        row = int(first.rows[np.argmax(differ)])
+        row = int(block.rows[np.argmax(differ)])
         names = [brief(str(store.rows["name"][row])) for store in (a, b)]
         raise UserError(
             f"row {row} is another sequence in {a.url} ({names[0]}) than in {b.url} ({names[1]}); stores are compared "

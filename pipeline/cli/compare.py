@@ -93,13 +93,13 @@ def _columns(found: "Comparison") -> Iterator[dict[str, Any]]:
             **{name: table[name][rows].tolist() for name in ("name", "chrom", "start", "end", "strand")},
             "target": [found.a.targets[target.a]] * n,
             "target_of_other": [found.b.targets[target.b]] * n,
-            "prediction": target.prediction[:, 0].tolist(),
-            "prediction_of_other": target.prediction[:, 1].tolist(),
-            "correlation": target.correlation.tolist(),
-            "rms": target.rms[:, 0].tolist(),
-            "rms_of_other": target.rms[:, 1].tolist(),
-            "largest_difference": target.largest.tolist(),
-            "change": target.change.tolist(),
+            "prediction": target.prediction[:, 0],
+            "prediction_of_other": target.prediction[:, 1],
+            "correlation": target.correlation,
+            "rms": target.rms[:, 0],
+            "rms_of_other": target.rms[:, 1],
+            "largest_difference": target.largest,
+            "change": target.change,
         }
 
 

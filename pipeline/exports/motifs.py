@@ -8,11 +8,13 @@
     OUT/hits/            of `finemo call-hits`: hits.bed, hits.tsv
     OUT/logs/            what each tool said
     OUT/motifs.json      what was run: settings, versions, and of each step the command, the files and the time
+    OUT/.lock            held by the command that is at work
 
 The tools are the commands that lie beside this Python. A step is recorded when its files are whole; what is recorded
 is not made again by the same command. Coordinates are 0-based and half-open.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -39,10 +41,11 @@ from pipeline.exports.selection import Filters, Selection
 from pipeline.exports.text import field, lines_of
 from pipeline.messages.errors import RunError, UserError, require_extra
 from pipeline.messages.progress import LOG, RowProgress
+from pipeline.store.backends.local import LocalBackend
 from pipeline.store.json_files import parse_object
 from pipeline.store.reader import Store
 
-RECORD = "motifs.json"
+RECORD, LOCK = "motifs.json", ".lock"
 TOLD_EVERY_S = 60.0  # that a tool is still at work: some say nothing for minutes
 SUFFIX = "_motifs"  # of OUT in a report, behind the store's name
 LINKED = ("report/report.html", "seqlets.bed", "hits/hits.bed")  # what a report links to
@@ -65,7 +68,8 @@ class Settings:
         target: label of the one that motifs are found for.
         window: bases around the centre that motifs are looked for in.
         max_seqlets: of a sign, at most.
-        meme: a file of known motifs, the likeliest of which the page names; "": none.
+        meme: a file of known motifs, the likeliest of which the page names; "": none. Its content counts, wherever it
+            lies.
         hits_window: bases around the centre that Fi-NeMo calls hits in; 0: it is not run.
         filters: which rows.
     """
@@ -106,10 +110,38 @@ def find_motifs(
     require_extra("motifs", "h5py")
     if not _tool("modisco").is_file():
         raise UserError(f"{_tool('modisco')} is not there; `pip install 'dlshap[motifs]'` adds TF-MoDISco")
-    made_of = {"store": _identity(selections[0].store), "settings": asdict(settings)}
+    made_of = {"store": _identity(selections[0].store), "settings": asdict(settings) | {"meme": _digest(settings.meme)}}
     record = json.loads(json.dumps(made_of))  # as it is read back
-    before = _read(out, record, overwrite)
-    record |= {"url": selections[0].store.url, "versions": _versions(), "steps": [], "notes": []}
+    _read(out, record, overwrite)  # nothing is left in a folder that is refused
+    with _locked(out):
+        return _go_on(selections, settings, out, record, _read(out, record, overwrite))
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Within this context no other command writes to the folder."""
+
+    def waiting(holder: str) -> None:
+        LOG.info(f"waiting for {holder}, which is at work in {out}")
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(LocalBackend(out).lock(LOCK, waiting))
+        except OSError as error:
+            raise UserError(f"cannot write to {out}: {error.strerror or error}; give another folder") from error
+        yield
+
+
+def _go_on(
+    selections: tuple[Selection, Selection],
+    settings: Settings,
+    out: Path,
+    record: dict[str, Any],
+    before: dict[str, Any],
+) -> dict[str, Any]:
+    """Take the steps that are not in the record from `before`."""
+    more = {"url": selections[0].store.url, "meme": settings.meme, "versions": _versions(), "steps": [], "notes": []}
+    record = record | more
     done = {step["name"]: step for step in before.get("steps", [])}
     (out / "logs").mkdir(parents=True, exist_ok=True)
     _write(out / RECORD, record)
@@ -297,6 +329,11 @@ def _identity(store: Store) -> str:
     return hashlib.sha256(np.asarray(store["shard_crc32"][:]).tobytes()).hexdigest()
 
 
+def _digest(path: str) -> str:
+    """sha256 of a file's content, in hexadecimal; "" of none."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+
+
 def _versions() -> dict[str, str]:
     found = {}
     for name in VERSIONS:
@@ -322,7 +359,7 @@ def _read(out: Path, wanted: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     """
     path = out / RECORD
     if not path.exists():
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
             raise UserError(f"{out} holds files, and no {RECORD} of this command; give a new or an empty folder")
         return {}
     _require_plain(out)
@@ -359,10 +396,15 @@ def _difference(found: Any, wanted: Any) -> str:
     if not isinstance(found, dict) or not isinstance(wanted, dict):
         return f"{field(found)[:16]} there, {field(wanted)[:16]} here, by the checksums of its files"
     return ", ".join(
-        f"{name} {found.get(name)!r} there, {value!r} here"
+        f"{name} {_said(found.get(name))} there, {_said(value)} here"
         for name, value in wanted.items()
         if found.get(name) != value
     )
+
+
+def _said(value: Any) -> str:
+    """Of a digest the beginning."""
+    return f"of sha256 {value[:12]}" if isinstance(value, str) and len(value) == 64 else repr(value)
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:

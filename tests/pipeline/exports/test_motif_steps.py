@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -29,6 +31,25 @@ echo "$@" >> {folder}/calls
 [ -e {folder}/works ] || {{ echo "no room on the device"; exit 3; }}
 while [ $# -gt 1 ]; do [ "$1" = -o ] && out=$2; shift; done
 mkdir -p $out; echo hits > $out/hits.tsv
+"""
+
+
+TURN = """
+import sys
+from pathlib import Path
+from pipeline.cli.main import main
+from pipeline.exports import motifs
+motifs._tool = lambda name: Path('{tools}') / name
+main(sys.argv[1:])
+"""
+MEME = """MEME version 4
+
+ALPHABET= ACGT
+
+MOTIF known
+letter-probability matrix: alength= 4 w= 2
+ 0.7 0.1 0.1 0.1
+ 0.1 0.7 0.1 0.1
 """
 
 
@@ -147,6 +168,44 @@ def runs(pid: int) -> bool:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
+
+
+@pytest.mark.slow
+def test_two_commands_on_one_folder_take_turns(located: Store, tools: Path, tmp_path: Path) -> None:
+    """The second waits, and finds everything done."""
+    (tools / "works").touch()
+    body = MODISCO.format(folder=tools).removeprefix("#!/usr/bin/env bash\n")
+    (tools / "modisco").write_text(f"#!/usr/bin/env bash\nuntil [ -e {tools}/go ]; do sleep 0.05; done\n{body}")
+    command = [sys.executable, "-c", TURN.format(tools=tools), "motifs", located.url, str(tmp_path / "out")]
+    told = [tmp_path / "first", tmp_path / "second"]
+    with told[0].open("w") as first, told[1].open("w") as second:
+        running = [subprocess.Popen([*command, "--target", "7"], stderr=file) for file in (first, second)]
+    deadline = time.monotonic() + 100
+    while not any(f"at work in {tmp_path}/out" in path.read_text() for path in told):
+        assert time.monotonic() < deadline, "none waits"
+        time.sleep(0.05)
+    (tools / "go").touch()
+    assert [process.wait() for process in running] == [0, 0]
+    assert [call.split()[0] for call in (tools / "calls").read_text().splitlines()] == ["motifs", "report", "call-hits"]
+
+
+def test_known_motifs_count_by_their_content(
+    located: Store, tools: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tools / "works").touch()
+    for name, text in (
+        ("a", MEME),
+        ("b", MEME),
+        ("c", MEME.replace("0.7", "0.1").replace("0.1 0.1 0.1 0.1", "1 0 0 0")),
+    ):
+        (tmp_path / name).write_text(text)
+    command = ["motifs", located.url, str(tmp_path / "out"), "--target", "7", "--meme"]
+    for name, code in (("a", 0), ("b", 0), ("c", 2)):
+        assert dispatch([*command, str(tmp_path / name)]) == code
+    assert "holds the motifs of other settings: meme of sha256 " in capfd.readouterr().err
+    assert (tools / "calls").read_text().splitlines()[1].startswith("report")
+    assert len((tools / "calls").read_text().splitlines()) == 3
+    assert json.loads((tmp_path / "out/motifs.json").read_text())["meme"] == str(tmp_path / "b")
 
 
 def test_whoever_waits_is_told_where_to_look(
