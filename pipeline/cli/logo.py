@@ -15,6 +15,8 @@ DESCRIPTION = """Draw a sequence of a store as letters as high as their attribut
   dlshap logo example.zarr example_0088 -o site.png --start 100 --end 160
   dlshap logo ctcf.zarr chr1:1,000-1,100 -o site.svg
 
+More than 150 bases are drawn as a track, with the strongest stretches as letters below.
+
 Of a region that lies in several sequences, the one is drawn that covers most of it, and then the one whose centre is
 nearest. Coordinates are 0-based, their ends excluded. An existing picture is replaced.
 """

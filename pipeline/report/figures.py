@@ -106,7 +106,8 @@ def _points(axes: Axes, x: np.ndarray, y: np.ndarray) -> str:
     """Dots, or cells where there are many; and what they are, in words."""
     if len(x) > MOST_DOTS:
         return _cells(axes, x, y)
-    axes.scatter(x, y, s=9, color=ACCENT, alpha=0.45, linewidths=0)
+    size, opacity = (9, 0.45) if len(x) > 200 else (26, 0.75)
+    axes.scatter(x, y, s=size, color=ACCENT, alpha=opacity, linewidths=0)
     return "each dot is a sequence"
 
 

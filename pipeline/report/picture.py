@@ -1,12 +1,15 @@
-"""A picture of one sequence, or of part of it, as letters to scale; long ones in several lines on one scale."""
+"""A picture of one sequence, or of part of it, as letters to scale; of a long one a track, and letters where it is
+strongest, on one scale."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.messages.errors import UserError
 from pipeline.messages.visible import brief, shown
@@ -16,11 +19,15 @@ from pipeline.report.sites import locus_of, name_of
 from pipeline.store.reader import Store
 from pipeline.store.rows import Region
 
-BASES_IN_A_LINE = 150  # on average, at most
-BREAK_WITHIN, BREAK_FROM = 15, 5  # bases from where a line would end that it may end at, and looked at around that
-MAX_BASES = 6000
-INCHES_PER_BASE = 0.105
+MOST_LETTERS = 150  # bases that are all drawn as letters
+IN_DETAIL = 100  # bases of a stretch of a longer sequence
+MOST_DETAILS, LEAST_SHARE = 3, 0.25  # stretches, and of the strongest one's attribution
+SITE_WIDTH = 20  # bases whose attribution tells how strong a stretch is
+MOST_POINTS = 1500  # of a track
+INCHES_PER_BASE = 0.1
+TRACK_HEIGHT, LINE_HEIGHT = 1.1, 1.6  # inches
 DPI = 150
+TRACK, SHADE = "#3b5b92", "#e8eaee"
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ def choose(store: Store, wanted: str, start: int | None, end: int | None) -> Str
         start, end: within the sequence; the whole of it, or of the region, if not given.
 
     Raises:
-        UserError: there is no such row, or the part lies outside it or is too long to draw.
+        UserError: there is no such row, or the part lies outside it.
     """
     length = int(store.codes.shape[1])
     named = np.flatnonzero((store.rows["name"] == wanted) & store.present)
@@ -60,8 +67,6 @@ def choose(store: Store, wanted: str, start: int | None, end: int | None) -> Str
         raise UserError(
             f"positions {first} to {last} of {wanted}: expected a part of its {length} bases, 0 to {length}"
         )
-    if last - first > MAX_BASES:
-        raise UserError(f"{last - first} bases are too many for a picture; choose {MAX_BASES} with --start and --end")
     return replace(stretch, start=first, end=last)
 
 
@@ -111,58 +116,81 @@ def draw(store: Store, stretch: Stretch, target: int, path: Path, form: str) -> 
         raise UserError(
             f"the attributions of {shown(name)} (row {stretch.row}) are not finite; there is nothing to draw"
         )
-    origin = int(store.rows["start"][stretch.row]) if stretch.chrom else 0
-    lines = _lines(attribution)
-    longest = max(last - first for first, last in lines)
+    # Positions as they are shown: on the chromosome, or in the sequence.
+    first = stretch.start + (int(store.rows["start"][stretch.row]) if stretch.chrom else 0)
     low, high = min(float(attribution.min()), 0.0), max(float(attribution.max()), 0.0)
     margin = 0.05 * (high - low) or 1.0
+    is_long = len(codes) > MOST_LETTERS
+    lines = _strongest(attribution) if is_long else [(0, len(codes))]
     # No TeX, whatever a matplotlibrc of the working folder says: it is a program that it would steer.
     with matplotlib.rc_context({"svg.hashsalt": "dlshap", "svg.fonttype": "none", "text.usetex": False}):
-        size = (max(longest * INCHES_PER_BASE, 4) + 1, 0.6 + 1.5 * len(lines))
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(len(lines), 1, squeeze=False)[:, 0]
-        for axes, (first, last) in zip(panels, lines, strict=True):
-            draw_logo(axes, codes[first:last], attribution[first:last], stretch.start + first)
-            axes.set_xlim(stretch.start + first, stretch.start + first + longest)
+        heights = [TRACK_HEIGHT] * is_long + [LINE_HEIGHT] * len(lines)
+        widest = max(end - start for start, end in lines)
+        figure = Figure(figsize=(max(widest * INCHES_PER_BASE, 4) + 1, 0.7 + sum(heights)), layout="constrained")
+        panels = list(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
+        if is_long:
+            _draw_track(panels[0], attribution, first, lines)
+        for axes, (start, end) in zip(panels[is_long:], lines, strict=True):
+            draw_logo(axes, codes[start:end], attribution[start:end], first + start)
+        for axes in panels:
             axes.set_ylim(low - margin, high + margin)
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(labelsize=8)
-            axes.spines["bottom"].set_bounds(stretch.start + first, stretch.start + last)
-            ticks = _ticks(origin + stretch.start + first, origin + stretch.start + last, longest)
-            axes.set_xticks(ticks - origin)
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{origin + value:,.0f}"))
-        figure.supylabel("attribution", size=9)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        figure.supylabel(f"attribution ({brief(store.target_names[target], 40)})", size=9, parse_math=False)
         where = f"on {brief(stretch.chrom)}" if stretch.chrom else "in the sequence"
         figure.supxlabel(f"position {where} (bp)", size=9, parse_math=False)
-        figure.suptitle(_title(store, stretch.row, name, target), size=10, parse_math=False)
+        figure.suptitle(_title(store, stretch.row, name), size=10, parse_math=False)
         figure.savefig(path, format=form, dpi=DPI, metadata=_no_date(form))
 
 
-def _lines(attribution: np.ndarray) -> list[tuple[int, int]]:
-    """[start, end) of each line, nearly even; a break lies where there is least attribution, so not within a motif."""
-    length, lines, start = len(attribution), [], 0
-    n_lines = -(-length // BASES_IN_A_LINE)
-    for line in range(1, n_lines):
-        even = line * length // n_lines
-        places = np.arange(even - BREAK_WITHIN, even + BREAK_WITHIN + 1)
-        around = [np.abs(attribution[place - BREAK_FROM : place + BREAK_FROM]).sum() for place in places]
-        end = int(places[np.argmin(around)])
-        lines.append((start, end))
-        start = end
-    return [*lines, (start, length)]
+def _strongest(attribution: np.ndarray) -> list[tuple[int, int]]:
+    """[start, end) of the stretches with most attribution, in order, none of them overlapping."""
+    sizes, length = np.abs(attribution).astype(np.float64), len(attribution)
+    found: list[tuple[int, int]] = []
+    strongest = 0.0
+    while len(found) < MOST_DETAILS:
+        sums = np.convolve(sizes, np.ones(SITE_WIDTH), "valid")
+        best = int(sums.argmax())
+        strongest = strongest or sums[best]
+        if found and (sums[best] < LEAST_SHARE * strongest or not strongest):
+            break
+        site = sizes[best : best + SITE_WIDTH]
+        centre = best + (round(site @ np.arange(SITE_WIDTH) / site.sum()) if strongest else 0)
+        before, after = (
+            max((end for _, end in found if end <= best + SITE_WIDTH), default=0),
+            min((begin for begin, _ in found if begin >= best), default=length),
+        )
+        if after - before < IN_DETAIL:  # between two that are drawn
+            break
+        start = min(max(centre - IN_DETAIL // 2, before), after - IN_DETAIL)
+        found.append((start, start + IN_DETAIL))
+        sizes[start : start + IN_DETAIL] = 0.0
+    return sorted(found)
 
 
-def _ticks(first: int, last: int, longest: int) -> np.ndarray:
-    """Round positions of [first, last), equally far apart in every line."""
-    step = next(step for step in (1, 2, 5, 10) if step * 20 > longest or step == 10)
-    return np.arange(-(-first // step) * step, last + 1, step)
+def _draw_track(axes: Axes, attribution: np.ndarray, first: int, lines: Sequence[tuple[int, int]]) -> None:
+    """All of a sequence, at position `first`: the largest and the smallest value of each few bases; and where the lines
+    are."""
+    width = -(-len(attribution) // MOST_POINTS)
+    starts = np.arange(0, len(attribution), width)
+    edges = np.append(starts, len(attribution)) + first
+    for start, end in lines:
+        axes.axvspan(first + start, first + end, color=SHADE, linewidth=0)
+    for values in (
+        np.maximum.reduceat(attribution, starts).clip(0),
+        np.minimum.reduceat(attribution, starts).clip(max=0),
+    ):
+        axes.stairs(values, edges, fill=True, color=TRACK, linewidth=0.6, edgecolor=TRACK)
+    axes.axhline(0, color="0.4", linewidth=0.5)
+    axes.set_xlim(edges[0], edges[-1])
 
 
-def _title(store: Store, row: int, name: str, target: int) -> str:
+def _title(store: Store, row: int, name: str) -> str:
     locus = locus_of(store, row)
-    parts = [name, locus if locus.replace(",", "") != name else ""]
-    parts.append(brief(store.target_names[target]))
-    return "   ".join(part for part in parts if part)
+    return f"{name}   {locus}" if locus and locus.replace(",", "") != name else name
 
 
 def _no_date(form: str) -> dict[str, None]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.patches import Rectangle, StepPatch
 
 import pipeline
 from pipeline.cli.main import dispatch
 from pipeline.messages.errors import UserError
-from pipeline.report.picture import BASES_IN_A_LINE, Stretch, _lines, choose
+from pipeline.report.picture import Stretch, _strongest, choose, draw
 from pipeline.report.sites import on_genome
 from tests.pipeline.report.stores import Synthetic, random_codes
 
@@ -115,13 +118,6 @@ def test_regions_need_loci(tmp_path: Path) -> None:
         choose(store, "chr1:1-10", None, None)
 
 
-def test_too_many_bases_for_a_picture(tmp_path: Path) -> None:
-    store = pipeline.open_store(Synthetic(random_codes(1, 7000)).write(tmp_path / "a.zarr"))
-    with pytest.raises(UserError, match="7000 bases are too many for a picture"):
-        choose(store, "s0", None, None)
-    assert choose(store, "s0", 6000, None) == Stretch(0, 6000, 7000)
-
-
 def test_a_row_that_is_not_there_yet(located: Path) -> None:
     store = dataclasses.replace(pipeline.open_store(located), done=[])
     with pytest.raises(UserError, match="is called 'two'"):
@@ -136,16 +132,50 @@ def test_without_the_extra(
     assert "pip install 'dlshap[report]'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("length", [1, 150, 151, 300, 2114])
-def test_lines_hold_every_base_once(length: int) -> None:
-    lines = _lines(np.random.default_rng(0).normal(size=length))
-    assert [base for first, last in lines for base in range(first, last)] == list(range(length))
-    assert all(0 < last - first <= BASES_IN_A_LINE + 30 for first, last in lines)
-    assert len(lines) == -(-length // BASES_IN_A_LINE)
+def test_a_long_sequence_is_a_track_with_letters_where_it_is_strongest(tmp_path: Path) -> None:
+    """On one scale; the head is named; a shorter one has letters alone, of all its bases."""
+    values = {"attribution": np.zeros((1, 2, 2114), np.float32)}
+    values["attribution"][0, 1, [700, 1503]] = [2.0, -1.5]
+    store = pipeline.open_store(
+        Synthetic(random_codes(1, 2114), (0, 5), loci=LOCI[:1], values=values).write(tmp_path / "a.zarr")
+    )
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, *args, **options: drawn.append(self))
+        draw(store, choose(store, "chr1:100-2214", None, None), 1, tmp_path / "a.svg", "svg")
+        draw(store, choose(store, "chr1:780-930", None, None), 1, tmp_path / "b.svg", "svg")
+    track, first, second = drawn[0].axes
+    assert track.get_xlim() == (100, 2214)
+    assert [axes.get_xlim() for axes in (first, second)] == [(750, 850), (1553, 1653)]
+    assert {axes.get_ylim() for axes in drawn[0].axes} == {(-1.5 - 0.05 * 3.5, 2 + 0.05 * 3.5)}
+    shaded = [patch.get_x() for patch in track.patches if isinstance(patch, Rectangle)]
+    assert shaded == [750, 1553]
+    heights = np.concatenate([patch.get_data().values for patch in track.patches if isinstance(patch, StepPatch)])
+    assert (heights.max(), heights.min()) == (2, -1.5)
+    assert drawn[0].get_supylabel() == f"attribution ({store.target_names[1]})"
+    (letters,) = drawn[1].axes
+    assert letters.get_xlim() == (780, 930)
 
 
-def test_a_line_does_not_break_a_motif() -> None:
-    attribution = np.zeros(300)
-    attribution[146:156] = 1
-    (_, end), _ = _lines(attribution)
-    assert not 141 < end < 161
+@pytest.mark.parametrize("length", [151, 300, 2114])
+def test_strongest_stretches(length: int) -> None:
+    generator = np.random.default_rng(length)
+    for _ in range(50):
+        attribution = generator.normal(size=length) * generator.exponential(size=length) ** 3
+        found = _strongest(attribution)
+        assert 1 <= len(found) <= 3
+        assert all(0 <= start < end <= length and end - start == 100 for start, end in found)
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(found))
+        assert any(
+            start <= np.abs(np.convolve(np.abs(attribution), np.ones(20), "valid")).argmax() < end
+            for start, end in found
+        )
+    assert len(_strongest(np.zeros(length))) == 1
+
+
+def test_a_weak_stretch_is_not_drawn() -> None:
+    attribution = np.zeros(2114)
+    attribution[[500, 1500]] = [1, 0.2]
+    assert _strongest(attribution) == [(450, 550)]
+    attribution[1500] = -0.3
+    assert len(_strongest(attribution)) == 2
