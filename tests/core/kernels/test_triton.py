@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -226,3 +229,18 @@ def test_max_pooling_of_ties_and_infinities() -> None:
     gradient = torch.randn(2, 10, 50)
     found, expected = (form(gradient, x, r, 4) for form in (maxima._blocks_by_triton, maxima._blocks_by_torch))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow  # half a minute for each generation of GPUs
+@pytest.mark.parametrize("capability", [70, 80, 90])
+def test_every_kernel_compiles_for_real_gpus(capability: int, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("compile_triton.py"), str(capability)],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    kernels = ["_mean", "_normalise", "_pool", "_product", "_quotient", "_secants", "_select", "_softmax"]
+    assert done.stdout.split() == kernels

@@ -1,0 +1,50 @@
+"""Compile every kernel of a GPU with Triton's own compiler, which needs no GPU: `python compile_triton.py CAPABILITY`.
+
+What the operators launch is compiled to machine code in the place of being run.
+"""
+
+import sys
+
+import torch
+from torch import Tensor
+from triton import compile as compile_kernel
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from dlshap_core.rules import masks, normalization, operators, products, softmaxes
+
+NAMES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+TARGET = GPUTarget("cuda", int(sys.argv[1]), 32)
+compiled: set[str] = set()
+
+
+def compile_launch(kernel: JITFunction, *values: object, **_: object) -> None:
+    signature, constants = {}, {}
+    for number, (parameter, value) in enumerate(zip(kernel.params, values, strict=True)):
+        if parameter.is_constexpr:
+            signature[parameter.name], constants[(number,)] = "constexpr", value
+        else:
+            signature[parameter.name] = NAMES[value.dtype] if isinstance(value, Tensor) else "i32"
+    made = compile_kernel(ASTSource(kernel, signature, constexprs=constants), target=TARGET)
+    assert made.asm["cubin"]
+    compiled.add(kernel.__name__)
+
+
+JITFunction.run = compile_launch
+for dtype in NAMES:
+    gradient, x, r = torch.ones(2, 3, 5, dtype=dtype), torch.ones(2, 1, 5, dtype=dtype), torch.ones(2, 3, 5, dtype=dtype)
+    for rule in operators.SECANTS:
+        operators._secant_by_triton(gradient, x, r, rule, [0.5, 1.0, 1.0])
+    for n_columns in (1, 64, 3000):
+        rows = [z[..., :1].expand(*z.shape[:-1], n_columns).contiguous() for z in (gradient, x, r)]
+        softmaxes._softmax_by_triton(*rows)
+        for weight in (None, rows[0][0, 0]):
+            normalization._norm_by_triton(*rows, weight, 1, 1e-5, weight is None)
+    products._mean_by_triton(x, r)
+    products._product_by_triton(gradient, x, r, x, r)
+    for observed in (None, x):
+        products._quotient_by_triton(gradient, observed, r, x, r)
+        masks._select_by_triton(gradient, x, r, observed, r, x, r)
+        masks._select_by_triton(gradient, x, r, x, r, observed, r)
+print(*sorted(compiled))
