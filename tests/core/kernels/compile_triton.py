@@ -33,7 +33,11 @@ def compile_launch(kernel: JITFunction, *values: object, **_: object) -> None:
 
 JITFunction.run = compile_launch
 for dtype in NAMES:
-    gradient, x, r = torch.ones(2, 3, 5, dtype=dtype), torch.ones(2, 1, 5, dtype=dtype), torch.ones(2, 3, 5, dtype=dtype)
+    gradient, x, r = (
+        torch.ones(2, 3, 5, dtype=dtype),
+        torch.ones(2, 1, 5, dtype=dtype),
+        torch.ones(2, 3, 5, dtype=dtype),
+    )
     for rule in operators.SECANTS:
         operators._secant_by_triton(gradient, x, r, rule, [0.5, 1.0, 1.0])
     for n_columns in (1, 64, 3000):
@@ -47,4 +51,4 @@ for dtype in NAMES:
         products._quotient_by_triton(gradient, observed, r, x, r)
         masks._select_by_triton(gradient, x, r, observed, r, x, r)
         masks._select_by_triton(gradient, x, r, x, r, observed, r)
-print(*sorted(compiled))
+sys.stdout.write(" ".join(sorted(compiled)))
