@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from dlshap_core.rules import masks, normalization, operators, products, softmaxes
+from dlshap_core.rules import masks, maxima, normalization, operators, products, softmaxes
 
 NAMES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 TARGET = GPUTarget("cuda", int(sys.argv[1]), 32)
@@ -45,6 +45,10 @@ for dtype in NAMES:
         softmaxes._softmax_by_triton(*rows)
         for weight in (None, rows[0][0, 0]):
             normalization._norm_by_triton(*rows, weight, 1, 1e-5, weight is None)
+    for size in (2, 3, 4):
+        maxima._blocks_by_triton(
+            torch.ones(6, 4, 12 // size, dtype=dtype), *(torch.ones(n, 4, 12, dtype=dtype) for n in (2, 6)), size
+        )
     products._mean_by_triton(x, r)
     products._product_by_triton(gradient, x, r, x, r)
     for observed in (None, x):
