@@ -26,7 +26,7 @@ _STRICT = (  # in any name
 _WIDE = rf"{_STRICT}|token|credential|sas|bearer|signature|private|service_?account"  # in that of a store's option
 _OPTION = re.compile(rf"{_WIDE}|^key$", re.IGNORECASE)
 _ARGUMENT = re.compile(  # the words of a command line, before their values
-    rf"[\w.+~-]*(?:{_STRICT})[\w-]*\s*[=:]|"
+    rf"[\w.+~\"'-]*(?:{_STRICT})[\w\"'-]*\s*[=:]|"
     rf"[+~]*store\.opt\w*(?:\.[\w.-]*|=\{{(?:.*[{{,\s\"'])?[\w-]*)(?:{_WIDE})[\w-]*[\"']?\s*[=:]",
     re.IGNORECASE,
 )

@@ -111,6 +111,7 @@ LINES = [
         ["run", text.replace("VALUE", PASSWORD)]
         for text in [
             "store.options.secret_access_key=VALUE",
+            "store.options.'aws-secret'=VALUE",
             "++store.options.SECRET_ACCESS_KEY=VALUE",
             "store.options.aws_session_token=VALUE",
             "store.options.sse_customer_key_base64=VALUE",
