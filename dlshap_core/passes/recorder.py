@@ -37,6 +37,7 @@ from dlshap_core.rules import names
 from dlshap_core.rules.call import Call, varying_tensors
 from dlshap_core.rules.kinds import Kind
 from dlshap_core.rules.masks import number_of
+from dlshap_core.rules.recurrences import mark_zeros
 from dlshap_core.rules.rows import PassesDiffer, RowPairing
 from dlshap_core.rules.table import look_up, of_complex
 from dlshap_core.torch_private import is_wrapped_by_functorch, version
@@ -355,6 +356,8 @@ class ForwardPass(TorchFunctionMode):
         if any(map(is_wrapped_by_functorch, args)):
             self.refuse(name, _UNDER_TORCH_FUNC)
         output = func(*args, **kwargs)
+        if name in names.ZEROS:
+            mark_zeros(output)
         if name in SHARES_OR_COPIES and self.formats.is_changed and not self.replaying:
             self.formats.watch(*(x for x in (*args[:1], output) if isinstance(x, Tensor)))
         if self.has_derived and any(map(is_derived, (*args, *kwargs.values()))):

@@ -107,6 +107,8 @@ LEAVES_TORCH = words(
     """
 )
 
+ZEROS = words("zeros zeros_like new_zeros")
+
 # Elementwise functions with derivatives of all orders, whose secant is taken by `secants.smooth`.
 SMOOTH = words(
     """

@@ -7,7 +7,8 @@ same multipliers at twenty times the cost.
 Shape legend: T steps, B rows, I inputs, H hidden units; gates are (T, B, gates, H).
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +19,26 @@ from dlshap_core.rules.gradients import pull_back
 from dlshap_core.rules.kinds import PairRule
 from dlshap_core.rules.rows import RowPairing
 from dlshap_core.rules.secants import sigmoid, tanh
+from dlshap_core.torch_private import version
 
 _Both = Callable[[Tensor, Tensor], Tensor]
 
 
+_IS_ZEROS = "_dlshap_is_zeros"
+
+
+def mark_zeros(x: Tensor) -> None:
+    """Remember that a tensor holds zeros, as long as it is not written to: looking would wait for a GPU."""
+    setattr(x, _IS_ZEROS, version(x))
+
+
+def are_zeros(states: Sequence[Tensor]) -> bool:
+    return all(getattr(z, _IS_ZEROS, None) == version(z) or not bool(z.any()) for z in states)
+
+
 def fits(steps: Tensor, states: tuple[Tensor, ...], parameters: list[Tensor]) -> bool:
-    """Whether a direction starts from zeros and is computed in its weights' dtype, single precision or more."""
-    if torch.is_autocast_enabled(steps.device.type) or any(z.requires_grad for z in (*states, *parameters)):
-        return False
-    if steps.dtype not in (torch.float32, torch.float64) or any(z.dtype != steps.dtype for z in parameters):
-        return False
-    return not any(bool(state.any()) for state in states)
+    """Whether all is floating point, and neither where a direction starts nor its weights vary."""
+    return not any(z.requires_grad or not z.is_floating_point() for z in (*states, *parameters))
 
 
 def lstm(steps: Tensor, *parameters: Tensor) -> Tensor:
@@ -48,21 +58,13 @@ def gru(steps: Tensor, *parameters: Tensor) -> Tensor:
 
 def _hidden(name: str, steps: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
     """Hidden states (T, B, H) of torch.lstm or torch.gru."""
-    if steps.is_cuda:  # cuDNN wants all weights in one piece
-        return _cell_by_cell(name, steps, parameters)
     zeros = steps.new_zeros(1, steps.shape[1], parameters[1].shape[1])
     initial = (zeros, zeros) if name == "lstm" else zeros
     layer = getattr(torch, name)
-    return layer(steps, initial, list(parameters), len(parameters) == 4, 1, 0.0, False, False, False)[0]
-
-
-def _cell_by_cell(name: str, steps: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
-    zeros = steps.new_zeros(steps.shape[1], parameters[1].shape[1])
-    state, hidden = (zeros, zeros) if name == "lstm" else zeros, []
-    for step in steps.unbind():
-        state = getattr(torch, f"{name}_cell")(step, state, *parameters)
-        hidden.append(state[0] if name == "lstm" else state)
-    return torch.stack(hidden)
+    with warnings.catch_warnings():
+        # cuDNN wants all weights in one piece, and torch copies them
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+        return layer(steps, initial, list(parameters), len(parameters) == 4, 1, 0.0, False, False, False)[0]
 
 
 def _before(states: Tensor) -> Tensor:

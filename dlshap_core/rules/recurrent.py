@@ -115,6 +115,8 @@ def _unroll_padded(
     per_cell = 4 if has_biases else 2
     if len(params) % per_cell or len(params) // per_cell != num_layers * (2 if bidirectional else 1):
         raise ValueError("recurrent layers with projections (proj_size) are not supported")
+    if at_once is not None and not recurrences.are_zeros(initial):
+        at_once = None
     final: list[_State] = []
     for _ in range(num_layers):
         directions = []
@@ -141,7 +143,11 @@ def _one_direction(
 ) -> tuple[Tensor, _State]:
     """Outputs of all steps, and the states after the last step of each row."""
     if at_once is not None and recurrences.fits(steps, state, parameters):
-        states = at_once(steps, *parameters).chunk(len(state), -1)
+        is_autocast = torch.is_autocast_enabled(steps.device.type)
+        dtype = torch.get_autocast_dtype(steps.device.type) if is_autocast else steps.dtype
+        precise = torch.promote_types(steps.dtype, torch.float32)  # halves have too few digits for secants
+        with torch.autocast(steps.device.type, enabled=False):
+            states = at_once(steps.to(precise), *(z.to(precise) for z in parameters)).to(dtype).chunk(len(state), -1)
         return states[0], tuple(_last(part, lengths) for part in states)
     of_steps: list[_State] = []
     for step in steps.unbind():

@@ -50,6 +50,30 @@ def one_hot(*shape: int) -> Tensor:
     return F.one_hot(codes, 4).transpose(-1, -2).float()
 
 
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 16, 9, padding=4)
+        self.layer = kind(16, 16, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool1d(torch.relu(self.conv(x)), 4)
+        return self.head(self.layer(x.transpose(1, 2))[0].mean(1))
+
+
+def counted(pretended: ModuleType, run: Callable[[int], object]) -> tuple[float, float, dict[str, int]]:
+    """Kernels, bytes and synchronisations of a batch, after the first ones."""
+    taken = []
+    for n in (2, 2, 4):
+        pretended.reset()
+        run(n)
+        taken.append(pretended.counts())
+    few, more = taken[1:]
+    waits = {why: n - few.syncs.get(why, 0) for why, n in more.syncs.items() if n != few.syncs.get(why, 0)}
+    return (more.kernels - few.kernels) / 2, (more.bytes - few.bytes) / 2, waits
+
+
 # Kernels and bytes, as shares of the floor's: the goals.
 @pytest.mark.parametrize(
     ("name", "length", "kernels", "n_bytes"),
@@ -81,18 +105,26 @@ def test_a_batch_costs_little_more_than_its_floor(
     expected = attribute(on_cpu, X[:S], references[:S], device="cpu", batch_size=S * K).hypothetical
     torch.testing.assert_close(engine(2)[:S], expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
 
-    def counted(run: Callable[[int], object]) -> tuple[float, float, dict[str, int]]:
-        """Kernels, bytes and synchronisations of a batch, after the first ones."""
-        taken = []
-        for n in (2, 2, 4):
-            pretended.reset()
-            run(n)
-            taken.append(pretended.counts())
-        few, more = taken[1:]
-        waits = {why: n - few.syncs.get(why, 0) for why, n in more.syncs.items() if n != few.syncs.get(why, 0)}
-        return (more.kernels - few.kernels) / 2, (more.bytes - few.bytes) / 2, waits
-
-    found, least = counted(engine), counted(floor)
+    found, least = counted(pretended, engine), counted(pretended, floor)
     assert found[0] <= kernels * least[0]
     assert found[1] <= n_bytes * least[1]
+    assert found[2] == {}, "nothing waits for the device"
+
+
+# Of which the layers themselves are four steps of a cell for each of 32 places here; cuDNN has one for all.
+@pytest.mark.parametrize(("kind", "kernels"), [(nn.LSTM, 1_700), (nn.GRU, 1_200)])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:PyTorch was compiled without cuDNN")
+def test_recurrent_layers_are_not_unrolled(
+    kind: type[nn.Module], kernels: int, dtype: torch.dtype | None, pretended: ModuleType
+) -> None:
+    torch.manual_seed(0)
+    on_gpu = Recurrent(kind).eval().cuda().requires_grad_(False)
+    X, references = one_hot(8 * S, 128), one_hot(8 * S, K, 128)
+
+    def engine(n: int) -> object:
+        return attribute(on_gpu, X[: n * S], references[: n * S], device="cuda", batch_size=S * K, dtype=dtype)
+
+    found = counted(pretended, engine)
+    assert found[0] <= kernels
     assert found[2] == {}, "nothing waits for the device"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from dlshap_core import UnsupportedModelError
+from dlshap_core import UnsupportedModelError, attribute
 from dlshap_core.rules import recurrences
 from tests.core.toolbox import explain, multipliers, relative_difference, seeded, sequences, shuffled, worst_delta
 
@@ -146,8 +146,34 @@ def test_a_direction_at_once_is_its_cells_one_after_another(name: str, pairs: tu
     found = multipliers(model, *pairs)
     with mock.patch.object(recurrences, "fits", return_value=False):
         assert relative_difference(found, multipliers(model, *pairs)) < 1e-12
-    with mock.patch.object(recurrences, "_hidden", recurrences._cell_by_cell):  # as on a GPU
-        assert relative_difference(found, multipliers(model, *pairs)) < 1e-12
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_zeros_that_are_written_to_are_none(kind: type[nn.Module], pairs: tuple[Tensor, Tensor]) -> None:
+    class FromState(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = kind(4, 5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = torch.zeros(1, len(x), 5, dtype=x.dtype)
+            state += 0.7
+            given = (state, state) if kind is nn.LSTM else state
+            return self.layer(x.transpose(1, 2), given)[0].sum((1, 2), keepdim=True).flatten(1)
+
+    model, (X, references) = seeded(FromState), pairs
+    result = attribute(model, X, references, device="cpu")
+    assert result.convergence_delta.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", ["LSTM, two layers, both ways", "GRU"])
+def test_half_precision_takes_a_direction_at_once(name: str, pairs: tuple[Tensor, Tensor]) -> None:
+    model, (X, references) = seeded(lambda: Tokens(LAYERS[name])).float(), pairs
+    expected = attribute(model, X, references, device="cpu").hypothetical
+    with mock.patch.object(recurrences, "_hidden", wraps=recurrences._hidden) as at_once:
+        found = attribute(model, X, references, device="cpu", dtype=torch.bfloat16).hypothetical
+    assert at_once.called
+    assert relative_difference(found, expected) < 0.05
 
 
 def lstm_by_hand(lstm: nn.LSTM, x: Tensor) -> Tensor:
