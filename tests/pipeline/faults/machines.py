@@ -34,8 +34,8 @@ RAY = {
 INIT = """set -e
 hostname "$0"
 mount --make-rprivate /
-mount -t tmpfs -o size="$1" tmpfs /dev/shm
-mount --bind "$2" "$3"
+mount -t tmpfs -o size=256m tmpfs /dev/shm
+mount --bind "$1" "$2"
 echo up
 exec > /dev/null
 while :; do sleep 1000 & wait; done
@@ -64,34 +64,30 @@ class Machines:
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder, self._environment = folder, environment
+        self._mount(folder, "1g")  # in memory: disks are busy where tests run, and every shard waits for them
         self.own = folder / "own"
         self.own.mkdir()
         self.disk = folder / "disk"
         self.disk.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", self.disk], check=True)
+        self._mount(self.disk, str(DISK))
         self._init: dict[str, psutil.Process] = {}  # of each machine that is up: its first process
         self._outer: dict[str, subprocess.Popen[str]] = {}  # and what started that
         self._ray: dict[str, Mapping[str, str]] = {}  # what Ray was started with, where it runs
-        self._n = 0
+        self._started: list[subprocess.Popen[bytes]] = []
         self._switch = f"{folder.name}-sw"
         self._ip("netns", "add", self._switch)
         self._in_switch("link", "add", "br0", "type", "bridge")
         self._in_switch("link", "set", "br0", "up")
 
-    @property
-    def names(self) -> list[str]:
-        """The machines that are up."""
-        return list(self._init)
-
     # machines and their network
 
-    def up(self, *names: str, shm: str = "256m") -> None:
+    def up(self, *names: str) -> None:
         """Have these machines, as they are where they are there."""
         for name in names:
             if name not in self._init:
-                self._make(name, shm)
+                self._make(name)
 
-    def _make(self, name: str, shm: str) -> None:
+    def _make(self, name: str) -> None:
         space, disk = self._space(name), self.folder / name
         (disk / "home").mkdir(parents=True, exist_ok=True)
         if not Path(f"/run/netns/{space}").exists():
@@ -104,7 +100,7 @@ class Machines:
         apart = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc", "--kill-child"]
         with (self.folder / f"{name}.log").open("w") as log:
             outer = subprocess.Popen(
-                ["ip", "netns", "exec", space, *apart, "bash", "-c", INIT, name, shm, disk, self.own],
+                ["ip", "netns", "exec", space, *apart, "bash", "-c", INIT, name, disk, self.own],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -123,34 +119,16 @@ class Machines:
             self._outer.pop(name).wait(20)
             self._ray.pop(name, None)
 
-    def cut(self, name: str) -> None:
-        """Pull the network cable."""
-        self._in_switch("link", "set", f"p{name}", "down")
-
-    def mend(self, name: str) -> None:
-        self._in_switch("link", "set", f"p{name}", "up")
-
-    def slow(self, name: str) -> None:
-        """A narrow cable: 4 Mbit/s, in bursts of 16 kB, with up to 300 ms of waiting."""
-        shape = ["root", "tbf", "rate", "4mbit", "burst", "16kb", "latency", "300ms"]
-        subprocess.run(["tc", "-n", self._switch, "qdisc", "add", "dev", f"p{name}", *shape], check=True)
-        subprocess.run(["tc", "-n", self._space(name), "qdisc", "add", "dev", "eth0", *shape], check=True)
-
-    def quick(self, name: str) -> None:
-        """As before `slow`."""
-        subprocess.run(["tc", "-n", self._switch, "qdisc", "del", "dev", f"p{name}", "root"], check=True)
-        subprocess.run(["tc", "-n", self._space(name), "qdisc", "del", "dev", "eth0", "root"], check=True)
-
     # what runs on them
 
     def start(self, name: str, arguments: Sequence[str], **environment: str) -> Command:
         """Start a program on a machine; the pid is the program's own, seen from here."""
-        self._n += 1
-        output = str(self.folder / f"command-{self._n}")
+        output = str(self.folder / f"command-{len(self._started)}")
         with open(output + ".out", "w") as out, open(output + ".err", "w") as err:
             process = subprocess.Popen(
                 [*self._enter(name), *arguments], stdout=out, stderr=err, env=self._around(environment)
             )
+        self._started.append(process)
 
         def ended(timeout: float) -> int | None:
             try:
@@ -188,13 +166,13 @@ class Machines:
             wait_until(lambda: self.n_nodes() == len(nodes), 200)
         return f"{ADDRESSES['head']}:{PORT}"
 
-    def join(self, name: str, limit: Sequence[str] = (), **environment: str) -> None:
-        """Start Ray on a machine. `limit`: a command before that of Ray, such as prlimit."""
+    def join(self, name: str, **environment: str) -> None:
+        """Start Ray on a machine."""
         here, head = ADDRESSES[name], f"{ADDRESSES['head']}:{PORT}"
         which = ["--head", f"--port={PORT}", "--include-dashboard=false"] if name == "head" else [f"--address={head}"]
         room = ["--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats"]
         ray = [str(Path(sys.executable).parent / "ray"), "start"]
-        words = [*limit, *ray, *which, f"--node-ip-address={here}", *room]
+        words = [*ray, *which, f"--node-ip-address={here}", *room]
         wait_until(lambda: self.start(name, words, **environment).wait(300) == 0, 300)  # Ray gives up where all is busy
         self._ray[name] = environment
 
@@ -237,11 +215,13 @@ class Machines:
 
     def close(self) -> None:
         """End all of it."""
-        self.off(*self._init)
+        self.off(*list(self._init))
+        for process in self._started:
+            process.wait(20)
         wait_until(lambda: not any(map(self._is_busy, Path("/run/netns").glob(f"{self.folder.name}-*"))), 20)
         for space in Path("/run/netns").glob(f"{self.folder.name}-*"):
             self._ip("netns", "del", space.name)
-        subprocess.run(["umount", "-l", self.disk], check=True)
+        subprocess.run(["umount", "-l", self.disk, self.folder], check=True)
 
     def _is_busy(self, space: Path) -> bool:
         return bool(subprocess.run(["ip", "netns", "pids", space.name], capture_output=True, text=True).stdout)
@@ -258,6 +238,9 @@ class Machines:
 
     def _space(self, name: str) -> str:
         return f"{self.folder.name}-{name}"
+
+    def _mount(self, folder: Path, size: str) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
 
     def _ip(self, *arguments: str) -> None:
         subprocess.run(["ip", *arguments], check=True)
