@@ -22,3 +22,29 @@ def test_the_tests_of_a_gpu_pass_on_a_pretended_one(tmp_path: Path) -> None:
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
     assert "skipped" not in found.stdout, "none is skipped"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this build of torch is for real GPUs")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the pretended GPU needs g++")
+def test_a_machine_without_a_gpu_has_a_model_tried_on_a_node_with_one(tmp_path: Path) -> None:
+    def run(store: Path, *settings: str) -> dict[str, Any]:
+        command = [sys.executable, "tests/gpu/ray_with_gpus.py", f"store.path={store}", "dataset=example", *settings]
+        environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "DLSHAP_CACHE": str(tmp_path / "cache")}
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert found.returncode == 0, found.stdout + found.stderr
+        return dict(json.loads(found.stdout.splitlines()[-1]))
+
+    run(tmp_path / "a.zarr", "run.shards=0", "store.rows_per_shard=4")
+    plan = RunDirectory(tmp_path / "a.zarr").read_plan()
+    assert plan is not None
+    assert (plan.device, plan.device_kind) == ("cuda", "Pretended GPU")
+    assert plan.batch_size == 64 * plan.n_references, "what is best of a GPU"
+    assert RunDirectory(tmp_path / "a.zarr").read_record(0) is not None
+    (tmp_path / "sampled.py").write_text(SAMPLED)
+    model = [f"model._target_={tmp_path / 'sampled.py'}:Sampled", "model=module", "model.trust_random=true"]
+    refused = run(tmp_path / "b.zarr", *model)["refused"]
+    assert "'grid_sampler'" in refused
+    assert "with engine.deterministic=false" in refused
+    assert not (tmp_path / "b.zarr").exists()

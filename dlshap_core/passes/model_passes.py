@@ -15,6 +15,7 @@ from dlshap_core.passes.blocks import Blocks, Called, CannotSplit, Measure
 from dlshap_core.passes.borrowed_model import State, borrowed
 from dlshap_core.passes.conversions import FindsLowered
 from dlshap_core.passes.decisions import Decided, Decisions
+from dlshap_core.passes.plain_calls import deterministic_forms
 from dlshap_core.passes.recorder import ForwardPass, Seen
 from dlshap_core.passes.row_trace import RowTrace
 from dlshap_core.passes.tape import Overwritten, Tape
@@ -187,7 +188,7 @@ class ModelPasses:
     def plain(self, x: Tensor, extra: list[Tensor]) -> Tensor:
         """The model's output (B, T) on (B, A, L), unobserved."""
         self._state.rewind()
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._autocast(), deterministic_forms(self.device):
             return as_rows_by_targets(self.model(x.detach().clone(), *[arg.clone() for arg in extra]), len(x))
 
     def plain_targets(self, x: Tensor, rows: slice, n_repeats: int) -> Tensor:

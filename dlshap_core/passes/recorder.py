@@ -33,7 +33,7 @@ from dlshap_core.passes.derived import (
 from dlshap_core.passes.row_trace import RowTrace
 from dlshap_core.passes.tape import Kept, Overwritten, Tape
 from dlshap_core.passes.tolerance import Lowered
-from dlshap_core.rules import names
+from dlshap_core.rules import deterministic, names
 from dlshap_core.rules.call import Call, varying_tensors
 from dlshap_core.rules.kinds import Kind
 from dlshap_core.rules.masks import number_of
@@ -144,13 +144,13 @@ class ForwardPass(TorchFunctionMode):
                 return number
             args, kwargs = with_numbers(name, args, kwargs, self.refuse)
         inputs = varying_tensors(args[:1] if name in names.LIKE_SECOND else (args, kwargs))
+        call = deterministic.with_form(Call(func, name, in_place, args, kwargs, inputs))
         if not inputs:
-            return self._without_gradient(name, func, args, kwargs)
+            return self._without_gradient(name, call.function, args, call.kwargs)
         if kwargs.get("out") is not None:
             self.refuse(name, "it writes into out=, which autograd cannot follow")
         if self._has_complex and any(x.is_complex() for x in inputs):
             kind = of_complex(name, kind)
-        call = Call(func, name, in_place, args, kwargs, inputs)
         with contextlib.nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
             output = kind.run(self, call)
         if self._is_second and self.lowered is None and isinstance(output, Tensor):

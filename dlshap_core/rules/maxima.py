@@ -32,6 +32,7 @@ from dlshap_core.kernels import fused
 from dlshap_core.kernels.max_pooling import LEAST_STANDING, ONE_STANDING_OF
 from dlshap_core.kernels.memory_format import has_channels_last
 from dlshap_core.rules import operators
+from dlshap_core.rules.deterministic import running_sum
 from dlshap_core.rules.gradients import pull_back
 from dlshap_core.rules.rows import RowPairing
 
@@ -67,27 +68,25 @@ def _shares(x: Tensor, r: Tensor, best_x: _Windows, best_r: _Windows) -> tuple[T
     is_open = is_still & (change < 0) & (best_x.values != 0) & ~is_one_place
     share_x = torch.where(change > 0, change / (best_x.values - r_there), 0.0)
     share_x = torch.where(is_one_place | is_still, 1.0, share_x)
-    share_x[is_open] = _stand_still(x, r, best_x.places, is_open).to(share_x.dtype)
+    share_x = torch.where(is_open & ~_stand_still(x, r, best_x.places), 0.0, share_x)
     falls = (change < 0) & ~is_one_place & ~_are_close(x_there, best_r.values)
     return share_x, torch.where(falls, change / (x_there - best_r.values), 0.0)
 
 
-def _stand_still(x: Tensor, r: Tensor, places: Tensor, is_open: Tensor) -> Tensor:
-    """Whether the open ones of the places stand still: (n open).
+def _stand_still(x: Tensor, r: Tensor, places: Tensor) -> Tensor:
+    """Whether places stand still: (B, C, outputs).
 
     A place does where, of its channels that are not 0 on both sides, one in `ONE_STANDING_OF` differs by rounding
     alone, but `LEAST_STANDING` at least, or all of them. The channels of a convolution see the same bases, so all stand
     still or none; of several convolutions side by side those of the narrow ones may. A zero is no evidence: behind a
     ReLU a channel is 0 whatever changes.
     """
-    row, _, _ = is_open.nonzero(as_tuple=True)
-    place = places[is_open]
-    at_x, at_r = x[row, :, place], r[row, :, place]
     top = _stands_for_infinity(r.dtype) / 2
-    is_active = ((at_x != 0) | (at_r != 0)) & (at_x.abs() < top) & (at_r.abs() < top)
-    n_active, n_still = is_active.sum(-1), (is_active & _are_close(at_x, at_r)).sum(-1)
+    is_active = ((x != 0) | (r != 0)) & (x.abs() < top) & (r.abs() < top)
+    n_active, n_still = is_active.sum(1), (is_active & _are_close(x, r)).sum(1)
     are_enough = (n_still >= LEAST_STANDING) | (n_still == n_active)
-    return are_enough & (n_still * ONE_STANDING_OF >= n_active)
+    stands = are_enough & (n_still * ONE_STANDING_OF >= n_active)
+    return stands.unsqueeze(1).expand_as(x).gather(-1, places)
 
 
 def _are_close(a: Tensor, b: Tensor) -> Tensor:
@@ -364,10 +363,10 @@ class _SumsOfLargest:
         self._rank_x, self._rank_r = order_x.argsort(-1), order_r.argsort(-1)
         change = x - r
         sorted_x, sorted_r = x.gather(-1, order_x), r.gather(-1, order_r)
-        sum_change = (sorted_x - sorted_r).cumsum(-1)
+        sum_change = running_sum(sorted_x - sorted_r)
         self._rises = sum_change >= 0
         subset_change = torch.where(
-            self._rises, change.gather(-1, order_x).cumsum(-1), change.gather(-1, order_r).cumsum(-1)
+            self._rises, running_sum(change.gather(-1, order_x)), running_sum(change.gather(-1, order_r))
         )
         ranks = torch.arange(x.shape[-1], device=x.device)
         is_one_subset = self._rank_r.gather(-1, order_x).cummax(-1).values == ranks
@@ -377,8 +376,8 @@ class _SumsOfLargest:
     def pull_back(self, gradient: Tensor) -> Tensor:
         """Gradients at the k-th largest values, S_k - S_(k-1), brought to the inputs."""
         weight = (gradient - F.pad(gradient, (0, 1))[..., 1:]) * self._shares.to(gradient.dtype)
-        flow_x = torch.where(self._rises, weight, 0.0).flip(-1).cumsum(-1).flip(-1)
-        flow_r = torch.where(self._rises, 0.0, weight).flip(-1).cumsum(-1).flip(-1)
+        flow_x = running_sum(torch.where(self._rises, weight, 0.0).flip(-1)).flip(-1)
+        flow_r = running_sum(torch.where(self._rises, 0.0, weight).flip(-1)).flip(-1)
         return flow_x.gather(-1, self._rank_x) + flow_r.gather(-1, self._rank_r)
 
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,10 +16,17 @@ from pipeline.planning.plan import Plan
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the run is computed: the device's name (cpu, cuda, ...) and its kind, see `device_kind`."""
+    """Where the run is computed.
+
+    Attributes:
+        device: its name (cpu, cuda, ...).
+        kind: see `device_kind`.
+        elsewhere: calls a function where the device is and returns what that returns; None where this process has it.
+    """
 
     device: str
     kind: str
+    elsewhere: Callable[[Callable[[], Any]], Any] | None = None
 
     @classmethod
     def here(cls, device: str) -> Self:

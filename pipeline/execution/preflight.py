@@ -24,24 +24,27 @@ from dlshap_core.errors import is_out_of_memory, let_go
 from dlshap_core.one_hot import one_hot
 from dlshap_core.passes.decisions import Decisions
 from dlshap_core.shuffles import shuffle_codes
+from pipeline.config import limits
 from pipeline.config.contrasts import Contrast, Weights
 from pipeline.config.dataset_args import parse
 from pipeline.config.schema import Config
+from pipeline.config.validate import model_from_dict
 from pipeline.execution.determinism import repeatable
 from pipeline.execution.device import numbers
-from pipeline.execution.gpu_memory import MORE, on_device, pairs_that_fit
+from pipeline.execution.gpu_memory import MORE, bound, on_device, pairs_that_fit
 from pipeline.execution.host import give_back_freed_memory
 from pipeline.execution.pair_memory import LONG, PairFit, fit_of_pair
 from pipeline.execution.versions import installed_code
 from pipeline.messages.errors import UserError
 from pipeline.messages.secrets import one_line
 from pipeline.messages.words import counted
+from pipeline.models import own_modules
 from pipeline.models.bpnet import BPNet
 from pipeline.models.explained import head_labels, heads_of, output_notes, target_names, watched
 from pipeline.models.forward_arguments import Filled, wrong_number
 from pipeline.models.input_hints import form_hint
 from pipeline.models.lengths import length_hint
-from pipeline.models.load import LoadedModel, bare, finished
+from pipeline.models.load import LoadedModel, bare, finished, load_model
 from pipeline.models.target_names import labels_of, places, plain, resolve
 from pipeline.planning.extra_inputs import ExtraInputs, as_tensors, describe_extra_inputs
 from pipeline.references.kind import Drawn
@@ -53,6 +56,10 @@ _CUBLAS = (
     "the environment; engine.deterministic=false does without"
 )
 _AS_IT_IS = PairFit()
+_NOT_DETERMINISTIC = (
+    "on a GPU nothing gives the same bits in each run here: write it by other operations, or allow last bits to differ "
+    "with engine.deterministic=false"
+)
 NOT_EXACT = ("integrated", "detach followed")  # how treatments begin that are right to a stated error, or by choice
 
 
@@ -81,6 +88,34 @@ class Preflight:
     heads: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     fit: PairFit = field(default_factory=PairFit)
+
+
+@dataclass(frozen=True)
+class PreflightWork:
+    """A preflight that another process makes, on a machine that has the device: called there, it loads the model.
+
+    Attributes:
+        model: the model's configuration.
+        search: folders in which to look for the user's own modules.
+        target_names: of the model; see LoadedModel.
+        config, codes, name, device, extra_inputs: as of `run_preflight`.
+    """
+
+    config: Config
+    model: dict[str, Any]
+    search: list[str]
+    target_names: tuple[str, ...]
+    codes: np.ndarray
+    name: str
+    device: str
+    extra_inputs: ExtraInputs = ()
+
+    def __call__(self) -> Preflight:
+        own_modules.search(*self.search)
+        bound(self.device, self.config.cluster.gpu_share)
+        with limits.using(self.config.limits):
+            loaded = replace(load_model(model_from_dict(self.model)), target_names=self.target_names)
+            return run_preflight(loaded, self.codes, self.name, self.config, self.device, self.extra_inputs)
 
 
 def run_preflight(
@@ -118,6 +153,8 @@ def run_preflight(
         count = "" if len(found.refused) == 1 else f"{len(found.refused)} reasons: "
         reasons = "; ".join(" ".join(reason.split()) for reason in found.refused)
         hint = form_hint(reasons, config.model, config.engine.dtype)
+        if "deterministic implementation" in reasons:
+            hint = _NOT_DETERMINISTIC
         given = _extra_inputs_hint(config, extra_inputs) + (f" ({hint})" if hint else "")
         raise UserError(
             f"the model cannot be attributed: {count}{reasons}{given}. `dlshap audit` lists all its operations"
@@ -327,7 +364,7 @@ def _as_user_errors(
         if "CUBLAS_WORKSPACE_CONFIG" in str(error):
             fix = f" ({_CUBLAS})"
         elif "deterministic" in str(error):
-            fix = " (engine.deterministic=false allows it)"
+            fix = f" ({_NOT_DETERMINISTIC})"
         elif hint := form_hint(str(error), config.model, config.engine.dtype) or _length_hint(
             loaded, len(codes), config, extra_inputs
         ):

@@ -21,9 +21,10 @@ from pipeline.config.schema import Config
 from pipeline.config.settings import value_settings
 from pipeline.execution.device import Machine, device_kind, require_numbers
 from pipeline.execution.gpu_memory import on_device
-from pipeline.execution.preflight import Preflight, not_exact, run_preflight
+from pipeline.execution.preflight import Preflight, PreflightWork, not_exact, run_preflight
 from pipeline.execution.probe import Edges, take
 from pipeline.execution.versions import describe, installed_code
+from pipeline.execution.work import search_folders, sent_model
 from pipeline.inputs.facts import InputFacts
 from pipeline.inputs.ingest import Ingested, Sink, ingest, signature, to_store
 from pipeline.inputs.open import Source, open_source
@@ -157,7 +158,7 @@ def make_plan(
         precision_bits=config.store.precision_bits or MANTISSA_BITS,
         random_state=config.random_state,
         spot_check=config.engine.spot_check,
-        decisions=preflight.decisions if machine.device_here == machine.device else None,
+        decisions=preflight.decisions,
         split=list(preflight.fit.split),
         fingerprint=fingerprint_of(config, loaded, facts, machine, references, batch_size),
     )
@@ -214,7 +215,7 @@ def resolve_run(
 
     def begin(codes: np.ndarray, name: str, extra_inputs: ExtraInputs) -> S:
         started = time.perf_counter()
-        preflight = run_preflight(loaded, codes, name, config, machine.device_here, extra_inputs, progress.step)
+        preflight = _try(config, loaded, machine, (codes, name, extra_inputs), progress.step)
         progress.step(None)
         begun.append((preflight, open_sink(codes, extra_inputs), time.perf_counter() - started))
         return begun[0][1]
@@ -234,6 +235,32 @@ def resolve_run(
     for line in notes:
         LOG.info(line)
     return ResolvedRun(plan, source, references, preflight, ingested, sink, notes, read_s)
+
+
+def _try(
+    config: Config,
+    loaded: LoadedModel,
+    machine: Machine,
+    first: tuple[np.ndarray, str, ExtraInputs],
+    step: Callable[[str], None],
+) -> Preflight:
+    """The preflight on the first row (its codes, name and extra inputs), where the device is."""
+    codes, name, extra_inputs = first
+    if machine.elsewhere is None:
+        return run_preflight(loaded, codes, name, config, machine.device, extra_inputs, step)
+    step(f"trying the model on a node with {machine.kind}")
+    work = PreflightWork(
+        config,
+        sent_model(config),
+        search_folders(config),
+        loaded.target_names,
+        codes,
+        name,
+        machine.device,
+        extra_inputs,
+    )
+    found: Preflight = machine.elsewhere(work)
+    return found
 
 
 def _setting_notes(config: Config, plan: Plan) -> list[str]:

@@ -1,7 +1,6 @@
 """A run from beginning to end: agree on the plan, compute the shards that are left, and complete the store."""
 
 import contextlib
-import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -10,19 +9,17 @@ import numpy as np
 
 from pipeline.config import limits
 from pipeline.config.schema import Config
-from pipeline.config.settings import settings_of
 from pipeline.execution.agree import Request
 from pipeline.execution.executor import Executor, executor_of
 from pipeline.execution.finalize import finalize, finished
 from pipeline.execution.pipes import refuse_pipes
 from pipeline.execution.store_access import attributes_of, present_attributes
 from pipeline.execution.summary import Summary
-from pipeline.execution.work import WorkSpec
+from pipeline.execution.work import WorkSpec, search_folders, sent_model
 from pipeline.messages.errors import RunError
 from pipeline.messages.progress import LOG, RowProgress
 from pipeline.messages.secrets import one_line
 from pipeline.messages.words import counted
-from pipeline.models.folds import fold_paths
 from pipeline.models.load import load_chosen, require_chosen
 from pipeline.planning.convergence import complaint, exceed
 from pipeline.planning.plan import Plan
@@ -135,16 +132,9 @@ def _in_order(todo: np.ndarray, directory: RunDirectory) -> np.ndarray:
 
 def work_spec(config: Config, plan: Plan, directory: RunDirectory) -> WorkSpec:
     """What the workers of a run are given."""
-    settings = config.absolute()
-    model = settings["model"]
-    for each in settings_of(config.model):
-        if each.is_file:
-            paths = fold_paths(model[each.key], f"model.{each.key}")  # a pattern may match other files elsewhere
-            model[each.key] = paths if len(paths) > 1 else paths[0]
-    model["target_names"] = None  # the plan has them
-    search = [*filter(None, [settings["cluster"]["code"]]), os.getcwd()]
     mixed = config.cluster.mixed_devices == "allow"
     timeout_s, gpu_share = config.store.lock_timeout_s, config.cluster.gpu_share
+    model, search = sent_model(config), search_folders(config)
     return WorkSpec(
         directory.url, config.store.options, plan, model, search, mixed, timeout_s, config.limits, gpu_share
     )

@@ -1,9 +1,12 @@
 """What a worker is given and what it gives back: plain values that travel between processes."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config.schema import LimitsConfig
+from pipeline.config.schema import Config, LimitsConfig
+from pipeline.config.settings import settings_of
+from pipeline.models.folds import fold_paths
 from pipeline.planning.plan import Plan
 from pipeline.store.backends.base import LOCK_TIMEOUT_S
 
@@ -63,3 +66,19 @@ class ShardResult:
     device_s: float = 0.0
     write_s: float = 0.0
     is_device_broken: bool = False
+
+
+def sent_model(config: Config) -> dict[str, Any]:
+    """The model's configuration as other processes and machines are given it, with its files by where they are."""
+    model: dict[str, Any] = config.absolute()["model"]
+    for each in settings_of(config.model):
+        if each.is_file:
+            paths = fold_paths(model[each.key], f"model.{each.key}")  # a pattern may match other files elsewhere
+            model[each.key] = paths if len(paths) > 1 else paths[0]
+    model["target_names"] = None  # they are sent as they were read
+    return model
+
+
+def search_folders(config: Config) -> list[str]:
+    """Folders in which to look for the user's own modules."""
+    return [*filter(None, [config.absolute()["cluster"]["code"]]), os.getcwd()]

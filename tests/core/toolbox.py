@@ -51,7 +51,7 @@ class Sandwich(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.inner(2 * self.conv(x)).reshape(len(x), -1)
-        weights = torch.linspace(-1, 2, hidden.shape[1], dtype=hidden.dtype).cos()
+        weights = torch.linspace(-1, 2, hidden.shape[1], dtype=hidden.dtype, device=hidden.device).cos()
         return (hidden * weights).sum(1, keepdim=True)
 
 

@@ -159,16 +159,25 @@ Tensor view_of(const Tensor& original, const Tensor& cpu) {
 }
 
 // ---- what a real GPU would refuse or wait for
+// The documentation of torch.use_deterministic_algorithms has the list; kthvalue and MaxPool3d are no longer in it.
 const char* NOT_DETERMINISTIC[] = {
     "aten::_adaptive_avg_pool2d_backward", "aten::_adaptive_avg_pool3d_backward", "aten::adaptive_max_pool2d_backward",
-    "aten::adaptive_max_pool3d_backward", "aten::avg_pool3d_backward", "aten::max_pool3d_with_indices_backward",
-    "aten::fractional_max_pool2d_backward", "aten::fractional_max_pool3d_backward", "aten::max_unpool2d", "aten::max_unpool3d",
-    "aten::upsample_linear1d_backward", "aten::upsample_bilinear2d_backward", "aten::upsample_trilinear3d_backward",
-    "aten::upsample_bicubic2d_backward", "aten::reflection_pad1d_backward", "aten::reflection_pad2d_backward",
-    "aten::reflection_pad3d_backward", "aten::replication_pad1d_backward", "aten::replication_pad2d_backward",
-    "aten::replication_pad3d_backward", "aten::cumsum", "aten::median.dim", "aten::put_", "aten::histc", "aten::bincount",
-    "aten::grid_sampler_2d_backward", "aten::grid_sampler_3d_backward", "aten::_ctc_loss_backward",
-    "aten::_embedding_bag_dense_backward", "aten::nll_loss2d_forward"};
+    "aten::avg_pool3d_backward", "aten::fractional_max_pool2d_backward", "aten::fractional_max_pool3d_backward",
+    "aten::max_unpool2d", "aten::max_unpool3d", "aten::upsample_linear1d_backward", "aten::upsample_bilinear2d_backward",
+    "aten::upsample_trilinear3d_backward", "aten::upsample_bicubic2d_backward", "aten::reflection_pad1d_backward",
+    "aten::reflection_pad2d_backward", "aten::reflection_pad3d_backward", "aten::replication_pad1d_backward",
+    "aten::replication_pad2d_backward", "aten::replication_pad3d_backward", "aten::cumsum", "aten::median.dim",
+    "aten::nanmedian.dim", "aten::put_", "aten::histc", "aten::bincount", "aten::grid_sampler_2d_backward",
+    "aten::grid_sampler_3d_backward", "aten::_ctc_loss_backward", "aten::_embedding_bag_backward",
+    "aten::nll_loss2d_forward", "aten::scatter_reduce.two"};
+// Of these only some calls: running sums of floats, counts with weights, products, and the largest of a bag.
+bool is_deterministic_all_the_same(const std::string& name, const std::vector<c10::IValue>& given) {
+  if (name.rfind("aten::cumsum", 0) == 0) return !(given[0].toTensor().is_floating_point() || given[0].toTensor().is_complex());
+  if (name == "aten::bincount") return given[1].isNone() || !given[1].toTensor().defined();
+  if (name.rfind("aten::scatter_reduce", 0) == 0) return given[4].toStringRef() != "prod";
+  if (name == "aten::_embedding_bag_backward") return given[8].toInt() != 2;
+  return false;
+}
 bool starts(const std::string& s, const char* p) { return s.rfind(p, 0) == 0; }
 
 bool is_free(const std::string& name) {  // no kernel: views, allocation
@@ -229,8 +238,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   }
   if (n_cpu && found && !is_copy && !lets_cpu_index && is_strict)
     TORCH_CHECK(false, "Expected all tensors to be on the same device, but ", name, " got a tensor on cpu and one on ", device);
-  if (at::globalContext().deterministicAlgorithms())
-    if (!starts(name, "aten::cumsum") || pairs.empty() || pairs[0].first.is_floating_point())
+  if (at::globalContext().deterministicAlgorithms() && !is_deterministic_all_the_same(name, originals))
     for (auto* n : NOT_DETERMINISTIC)
       if (starts(name, n) && (name.size() == strlen(n) || name[strlen(n)] == '.' || name[strlen(n)] == '_'))
         TORCH_CHECK(false, name.substr(6), "_cuda does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'");

@@ -5,8 +5,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,13 @@ class AddressExecutor(executor.Executor):
         return resolve_device("auto" if self.engine.device.startswith("cuda") else self.engine.device)
 
     def machine(self) -> Machine:
+        """The GPU of another machine is tried there; CPUs differ less, and this machine has one."""
         self.connect()
-        return remote_machine(self.engine.device, self.cluster)
+        found = remote_machine(self.engine.device, self.cluster)
+        if not found.device.startswith("cuda"):
+            return found
+        needs = actor_needs(self.cluster, found.device, self.engine.threads)
+        return replace(found, elsewhere=partial(call_on_node, needs=needs, wait_s=self.cluster.wait_for_actors_s))
 
     def connect(self) -> None:
         """Reach the cluster, unless this process is connected to one."""
@@ -202,24 +208,43 @@ def remote_machine(device: str, cluster: RayConfig) -> Machine:
     if device.startswith("cuda") and not has_gpu and cluster.max_actors is None:
         raise UserError(f"engine.device={device}, but no node of the cluster has a GPU; it has {inventory()}")
 
-    def look() -> Machine:
-        return Machine.here(device)
+    needs = {"CPU": 1.0, "GPU": gpus_per_actor(cluster, "cuda" if uses_gpu else "cpu"), **cluster.reserved}
+    found: Machine = call_on_node(partial(Machine.here, device), needs, cluster.wait_for_actors_s)
+    return found
 
-    gpus = gpus_per_actor(cluster, "cuda" if uses_gpu else "cpu")
-    task = ray.remote(num_cpus=1, num_gpus=gpus, resources=cluster.reserved, max_retries=3)(look).remote()
+
+def call_on_node(function: Callable[[], Any], needs: Mapping[str, float], wait_s: int) -> Any:
+    """What a function returns that is called on a node which has these resources free.
+
+    Raises:
+        UserError: the function's own, or no node begins within `wait_s` seconds.
+        RunError: it fails otherwise, or the cluster does.
+    """
+
+    class Caller:
+        def call(self, function: Callable[[], Any]) -> Any:
+            enter_sent()
+            return function()
+
+    custom = {name: amount for name, amount in needs.items() if name not in ("CPU", "GPU")}
+    amounts: dict[str, Any] = {"num_cpus": needs.get("CPU", 0), "num_gpus": needs.get("GPU", 0), "resources": custom}
+    caller: Any = ray.remote(**amounts, max_restarts=3, max_task_retries=3)(Caller).remote()
     try:
-        found: Machine = ray.get(task, timeout=cluster.wait_for_actors_s)
+        ray.get(caller.__ray_ready__.remote(), timeout=wait_s)
+        return ray.get(caller.call.remote(function))
     except ray.exceptions.RayTaskError as error:
-        raise UserError(str(error.cause)) from error
+        if isinstance(error.cause, (UserError, RunError)):
+            raise type(error.cause)(str(error.cause)) from error
+        raise RunError(f"a node fails: {type(error.cause).__name__}: {' '.join(str(error.cause).split())}") from error
     except ray.exceptions.GetTimeoutError as error:
-        wanted = describe({"CPU": 1, "GPU": gpus, **cluster.reserved})
         raise UserError(
-            f"no node of the cluster began a task with {wanted} within {cluster.wait_for_actors_s} s "
+            f"no node of the cluster began a task with {describe(needs)} within {wait_s} s "
             f"(cluster.wait_for_actors_s); it has {inventory()}"
         ) from error
     except ray.exceptions.RayError as error:
         raise RunError(f"the cluster cannot run a task: {' '.join(str(error).split())[:500]}") from error
-    return found
+    finally:
+        ray.kill(caller)
 
 
 def check_nodes(work: WorkSpec, able: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,9 @@ from safetensors.torch import save_file
 
 import pipeline
 from pipeline.cli.main import dispatch
+from pipeline.execution.device import Machine
+from pipeline.execution.executors.none import InProcessExecutor
+from pipeline.execution.preflight import Preflight, PreflightWork
 from pipeline.inputs.ingest import ingest
 from pipeline.messages.errors import RunError, UserError
 from pipeline.store.attributes import mark_incomplete
@@ -433,3 +438,32 @@ def test_shards_that_there_are_not_leave_nothing_behind(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before, "an unfinished one"
     with pytest.raises(UserError, match=said):
         pipeline.run(inputs.overrides(finished, f"run.shards={shards}"))
+
+
+def test_the_model_is_tried_where_the_device_is(
+    inputs: Inputs, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a cluster whose GPUs this process does not have: what it says there decides here."""
+    tried: list[PreflightWork] = []
+
+    def elsewhere(work: PreflightWork) -> Preflight:
+        tried.append(work)
+        return replace(pickle.loads(pickle.dumps(work))(), pairs_that_fit=6)
+
+    machine = replace(Machine.here("cpu"), elsewhere=elsewhere)
+    monkeypatch.setattr(InProcessExecutor, "machine", lambda self: machine)
+    overrides = inputs.overrides(tmp_path / "a.zarr", "engine.batch_size=auto")
+    assert pipeline.run(overrides).complete
+    (work,) = tried
+    assert (work.name, len(work.codes), work.device) == ("s0", LENGTH, "cpu")
+    plan = RunDirectory(tmp_path / "a.zarr").read_plan()
+    assert plan is not None
+    assert plan.batch_size == 6, "of the memory there"
+
+    def refuse(work: PreflightWork) -> Preflight:
+        raise UserError("the model cannot be attributed there")
+
+    machine = replace(machine, elsewhere=refuse)
+    with pytest.raises(UserError, match="cannot be attributed there"):
+        pipeline.run(inputs.overrides(tmp_path / "b.zarr"))
+    assert not (tmp_path / "b.zarr").exists()
