@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
+from pipeline.store.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
+SAMPLED = """
+import torch
+from torch import nn
+
+class Sampled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(4, 8, 5, padding=2)
+
+    def forward(self, x):
+        grid = torch.zeros(len(x), 1, 4, 2, device=x.device, dtype=x.dtype)
+        return nn.functional.grid_sample(self.conv(x).unsqueeze(2), grid, align_corners=False).flatten(1)[:, :1]
+"""
 
 
 @pytest.mark.slow
@@ -31,7 +50,12 @@ def test_the_tests_of_a_gpu_pass_on_a_pretended_one(tmp_path: Path) -> None:
 def test_a_machine_without_a_gpu_has_a_model_tried_on_a_node_with_one(tmp_path: Path) -> None:
     def run(store: Path, *settings: str) -> dict[str, Any]:
         command = [sys.executable, "tests/gpu/ray_with_gpus.py", f"store.path={store}", "dataset=example", *settings]
-        environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "DLSHAP_CACHE": str(tmp_path / "cache")}
+        environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_raylet_start_wait_time_s": "300",
+            "DLSHAP_CACHE": str(tmp_path / "cache"),
+        }
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
         assert found.returncode == 0, found.stdout + found.stderr
         return dict(json.loads(found.stdout.splitlines()[-1]))
@@ -43,8 +67,9 @@ def test_a_machine_without_a_gpu_has_a_model_tried_on_a_node_with_one(tmp_path: 
     assert plan.batch_size == 64 * plan.n_references, "what is best of a GPU"
     assert RunDirectory(tmp_path / "a.zarr").read_record(0) is not None
     (tmp_path / "sampled.py").write_text(SAMPLED)
-    model = [f"model._target_={tmp_path / 'sampled.py'}:Sampled", "model=module", "model.trust_random=true"]
-    refused = run(tmp_path / "b.zarr", *model)["refused"]
+    save_file({"conv.weight": torch.ones(8, 4, 5), "conv.bias": torch.zeros(8)}, tmp_path / "sampled.safetensors")
+    model = [f"model._target_={tmp_path}/sampled.py:Sampled", f"model.checkpoint={tmp_path}/sampled.safetensors"]
+    refused = run(tmp_path / "b.zarr", "model=module", *model)["refused"]
     assert "'grid_sampler'" in refused
     assert "with engine.deterministic=false" in refused
     assert not (tmp_path / "b.zarr").exists()

@@ -230,6 +230,21 @@ def replication_pad(input: Tensor, padding: Sequence[int]) -> Tensor:
     return output
 
 
+def stft(
+    input: Tensor,
+    n_fft: int,
+    hop_length: int | None = None,
+    win_length: int | None = None,
+    window: Tensor | None = None,
+    center: bool = True,
+    pad_mode: str = "reflect",
+    **options: Any,
+) -> Tensor:
+    if center:
+        input = pad(input.unsqueeze(0), [n_fft // 2, n_fft // 2], pad_mode).squeeze(0)
+    return torch.stft(input, n_fft, hop_length, win_length, window, center=False, **options)
+
+
 _PADDINGS = {"reflect": reflection_pad, "replicate": replication_pad}
 
 
@@ -251,4 +266,5 @@ FORMS: Mapping[str, Callable[..., Any]] = {
     **{f"reflection_pad{d}d": reflection_pad for d in (1, 2, 3)},
     **{f"replication_pad{d}d": replication_pad for d in (1, 2, 3)},
     "pad": pad,
+    "stft": stft,
 }

@@ -130,14 +130,17 @@ struct Hooks final : public at::CUDAHooksInterface {
 };
 
 // ---- tensors
+Tensor flagged(Tensor out, const Tensor& like) {
+  out._set_conj(like.is_conj());
+  out._set_neg(like.is_neg());
+  return out;
+}
 Tensor host_alias(const Tensor& t) {
   c10::Storage s(c10::Storage::use_byte_size_t(), t.storage().nbytes(),
                  c10::DataPtr(t.storage().mutable_data(), Device(DeviceType::CPU)), c10::GetCPUAllocator(), true);
   auto out = at::detail::make_tensor<c10::TensorImpl>(std::move(s), c10::DispatchKeySet(c10::DispatchKey::CPU), t.dtype());
   out.unsafeGetTensorImpl()->set_sizes_and_strides(t.sizes(), t.strides(), t.storage_offset());
-  if (t.is_conj()) out._set_conj(true);
-  if (t.is_neg()) out._set_neg(true);
-  return out;
+  return flagged(out, t);
 }
 struct Kept { c10::Storage storage; int64_t n; };
 c10::DataPtr keep(const c10::Storage& storage, Device device) {
@@ -150,12 +153,12 @@ Tensor wrap(const Tensor& cpu, Device device) {
   c10::Storage s(c10::Storage::use_byte_size_t(), cpu.storage().nbytes(), keep(cpu.storage(), device), c10::GetCPUAllocator(), true);
   auto out = at::detail::make_tensor<c10::TensorImpl>(std::move(s), c10::DispatchKeySet(c10::DispatchKey::CUDA), cpu.dtype());
   out.unsafeGetTensorImpl()->set_sizes_and_strides(cpu.sizes(), cpu.strides(), cpu.storage_offset());
-  return out;
+  return flagged(out, cpu);
 }
 Tensor view_of(const Tensor& original, const Tensor& cpu) {
   auto out = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(original.storage()), c10::DispatchKeySet(c10::DispatchKey::CUDA), cpu.dtype());
   out.unsafeGetTensorImpl()->set_sizes_and_strides(cpu.sizes(), cpu.strides(), cpu.storage_offset());
-  return out;
+  return flagged(out, cpu);
 }
 
 // ---- what a real GPU would refuse or wait for
@@ -217,7 +220,10 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     if (found && t.device() != device && !is_copy) TORCH_CHECK(false, "Expected all tensors to be on the same device, but ", name, " got ", device, " and ", t.device());
     device = t.device(); found = true;
     for (auto& p : pairs) if (p.first.is_same(t)) return p.second;
-    pairs.emplace_back(t, host_alias(t));
+    Tensor alias = host_alias(t);
+    const bool reads = !is_free(name) && !is_copy && name.back() != '_' && name.find("_.") == std::string::npos;
+    if (reads && (t.is_conj() || t.is_neg())) return alias.resolve_conj().resolve_neg();
+    pairs.emplace_back(t, alias);
     return pairs.back().second;
   };
   const bool lets_cpu_index = starts(name, "aten::index") || starts(name, "aten::_index_put_impl_");
