@@ -1,4 +1,4 @@
-"""The tests marked `gpu`, on a pretended GPU where there is no other (tests/gpu/pretended_gpu.py)."""
+"""Tests of the GPU path, on a pretended GPU where there is no other (tests/gpu/pretended_gpu.py)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from safetensors.torch import save_file
 from pipeline.store.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
+QUICK = ("tests/gpu/test_engine.py", "tests/gpu/test_deterministic.py")
+CORE = tuple(f"tests/core/{name}.py" for name in ("rules/test_complex_numbers", "rules/test_maxima", "test_engine"))
+CORE += ("tests/core/test_architectures.py",)
 SAMPLED = """
 import torch
 from torch import nn
@@ -32,21 +35,43 @@ class Sampled(nn.Module):
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(torch.version.cuda is not None, reason="this build of torch is for real GPUs")
-@pytest.mark.skipif(shutil.which("g++") is None, reason="the pretended GPU needs g++")
-def test_the_tests_of_a_gpu_pass_on_a_pretended_one(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.gpu.pretended_gpu", "-m", "gpu", "tests/gpu"]
-    command += ["tests/core/test_engine.py", f"--basetemp={tmp_path / 'pytest'}"]
+pytestmark = [
+    pytest.mark.skipif(torch.version.cuda is not None, reason="this build of torch is for real GPUs"),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="the pretended GPU needs g++"),
+]
+
+
+def passes(folder: Path, *arguments: str) -> str:
+    """What a pytest of its own says, in which all tests pass."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={folder}", *arguments]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
-    assert "skipped" not in found.stdout, "none is skipped"
+    return found.stdout
+
+
+def test_the_engine_on_a_pretended_gpu(tmp_path: Path) -> None:
+    found = passes(tmp_path / "pytest", "-p", "tests.gpu.pretended_gpu", "-m", "gpu and not slow", *QUICK)
+    assert "skipped" not in found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_tests_of_a_gpu_pass_on_a_pretended_one(tmp_path: Path) -> None:
+    found = passes(
+        tmp_path / "pytest", "-p", "tests.gpu.pretended_gpu", "-m", "gpu", "tests/gpu", "tests/core/test_engine.py"
+    )
+    assert "skipped" not in found, "none is skipped"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_tests_of_the_core_pass_on_a_pretended_gpu(tmp_path: Path) -> None:
+    passes(tmp_path / "pytest", "-p", "tests.gpu.core_on_gpu", "-m", "not slow", *CORE)
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.skipif(torch.version.cuda is not None, reason="this build of torch is for real GPUs")
-@pytest.mark.skipif(shutil.which("g++") is None, reason="the pretended GPU needs g++")
+@pytest.mark.timeout(1800)
 def test_a_machine_without_a_gpu_has_a_model_tried_on_a_node_with_one(tmp_path: Path) -> None:
     def run(store: Path, *settings: str) -> dict[str, Any]:
         command = [sys.executable, "tests/gpu/ray_with_gpus.py", f"store.path={store}", "dataset=example", *settings]
