@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import contenders, dtypes, profiles, timing
+from benchmarks import contenders, dtypes, profiles, tf32, timing
 from benchmarks.engine import Case, best_size, cases, disagreement, draw, figure, ratios
 from benchmarks.models import SUBJECTS, BPNet, Subject, build
 from benchmarks.options import Options
@@ -122,13 +122,31 @@ def test_models_take_their_quick_length(name: str) -> None:
 def test_agreement_of_attributions_with_themselves_and_with_others() -> None:
     exact = torch.randn(4, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     exact[:, 20:30] += 9
-    assert dtypes.agreement(exact, exact) == {"correlation": 1.0, "same_site": 1.0, "largest_difference": 0.0}
+    same = {"correlation": 1.0, "same_site": 1.0, "strongest": 1.0, "largest_difference": 0.0}
+    assert dtypes.agreement(exact, exact) == same
     other = exact.clone()
     other[0] = other[0].roll(30)  # one site of four is elsewhere
     found = dtypes.agreement(other, exact)
     assert found["same_site"] == 0.75
+    assert 0.75 <= found["strongest"] < 1
     assert 0 < found["correlation"] < 0.9
     assert found["largest_difference"] > 0.5
+
+
+def test_tf32_is_emulated_where_there_is_none() -> None:
+    x = torch.tensor([1 + 2.0**-10, 1 + 2.0**-11 + 2.0**-12, 1 + 2.0**-13, -3.0e38, torch.inf, 0.0])
+    assert tf32.rounded(x).tolist() == [1 + 2.0**-10, 1 + 2.0**-10, 1.0, tf32.rounded(x)[3].item(), torch.inf, 0.0]
+    a, b = torch.randn(2, 3, 40, 30, generator=torch.Generator().manual_seed(0)).unbind()
+    with tf32.TF32():
+        found = a.mT @ b
+    assert torch.equal(found, tf32.rounded(a).mT @ tf32.rounded(b))
+    case = tiny(1)
+    exact, same, rough = (
+        dtypes.attributions(case, CPU, given)
+        for given in ({"dtype": torch.float64}, dtypes.DTYPES["float32"], dtypes.DTYPES["tf32"])
+    )
+    error, float32_error = (rough - exact).abs().max(), (same - exact).abs().max()
+    assert 10 * float32_error < error < 0.01 * exact.abs().max()
 
 
 def test_a_profile_tells_kinds_of_operations_apart() -> None:
