@@ -33,6 +33,14 @@ class AttributionReferences(NamedTuple):
     references: Tensor
 
 
+class AttributionSd(NamedTuple):
+    """Attributions with how far they lie apart with the reference, and the references where they were asked for too."""
+
+    attributions: Tensor
+    sd: Tensor
+    references: Tensor | None = None
+
+
 def deep_lift_shap(
     model: nn.Module,
     X: Tensor,
@@ -52,7 +60,8 @@ def deep_lift_shap(
     device: str | torch.device | None = None,
     random_state: int | None = None,
     verbose: bool = False,
-) -> Tensor | AttributionReferences:
+    return_sd: bool = False,
+) -> Tensor | AttributionReferences | AttributionSd:
     """DeepLIFT/SHAP attributions: contributions that add up to the difference of predictions, averaged over references.
 
     Args:
@@ -76,13 +85,17 @@ def deep_lift_shap(
         device: where to compute; None for a GPU if there is one, else the CPU.
         random_state: seed; reference k of every sequence is drawn with random_state + k. None is not reproducible.
         verbose: show progress on stderr.
+        return_sd: return (attributions, sd, references) with the standard deviation of the observed base's attribution
+            over the references (with R - 1); the references are None unless they are asked for.
 
     Returns:
         (N, A, L) attributions, or (N, R, A, L) multipliers with raw_outputs; with a list of T targets (N, T, A, L) or
-        (N, T, R, A, L). With return_references a named tuple of these and the references (N, R, A, L).
+        (N, T, R, A, L). With return_references a named tuple of these and the references (N, R, A, L); with return_sd
+        one of these, the standard deviation (N, L) or (N, T, L), and the references.
 
     Raises:
-        ValueError: X, references or the model's output of the wrong form (UnsupportedModelError for an operation).
+        ValueError: X, references or the model's output of the wrong form (UnsupportedModelError for an operation), or
+            return_sd with a single reference.
         IndexError: a target or rows of args that are not there.
         TypeError: a target that is no whole number or mapping.
         RuntimeError: no references, or a CUDA device that is not there.
@@ -92,6 +105,8 @@ def deep_lift_shap(
         if X.shape[0] == 0:
             raise ValueError("X holds no sequences")
         source = _reference_source(references, X, n_shuffles, random_state, only_warn, keeps=return_references)
+        if return_sd and source.n < 2:
+            raise ValueError("return_sd=True needs at least 2 references of each sequence, not 1")
         targets, is_one = _as_list(target)
         watch = _Watch(X.shape[0] * source.n, warning_threshold, print_convergence_deltas, verbose)
         result = attribute(
@@ -105,6 +120,7 @@ def deep_lift_shap(
             dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
             user_rules=additional_nonlinear_ops,
             raw_outputs=raw_outputs,
+            spread=return_sd,
             progress=watch,
         )
         if raw_outputs:
@@ -116,10 +132,12 @@ def deep_lift_shap(
                 attributions = project(attributions, X.detach().cpu().unsqueeze(1))
         if is_one:
             attributions = attributions.squeeze(1)
+        given = None
         if return_references:
             given = source.tensor if isinstance(source, TensorReferences) else source.all()
-            return AttributionReferences(attributions, given)
-        return attributions
+        if (sd := result.attribution_sd) is not None:
+            return AttributionSd(attributions, sd.squeeze(1) if is_one else sd, given)
+        return attributions if given is None else AttributionReferences(attributions, given)
 
 
 def _captum_deep_lift_shap(

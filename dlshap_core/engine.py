@@ -27,7 +27,7 @@ from dlshap_core.passes.decisions import Decisions
 from dlshap_core.passes.host import process_settings, random_states, thread_settings
 from dlshap_core.passes.model_passes import ModelPasses, model_dtype, uses_autocast
 from dlshap_core.passes.recorder import Seen
-from dlshap_core.passes.results import Attribution, PairBlock, Results
+from dlshap_core.passes.results import Attribution, Kept, PairBlock, Results
 from dlshap_core.passes.runner import BatchRunner
 from dlshap_core.passes.targets import Target, Targets
 from dlshap_core.passes.user_rules import UserRule, user_rules_active
@@ -95,6 +95,8 @@ def attribute(
     user_rules: dict[type[nn.Module], UserRule] | None = None,
     n_bases: int | None = None,
     raw_outputs: bool = False,
+    per_reference: bool = False,
+    spread: bool = False,
     progress: Callable[[int, Tensor], None] | None = None,
     seen: Seen | None = None,
     decisions: Decisions | None = None,
@@ -122,6 +124,8 @@ def attribute(
         n_bases: channels of the alphabet, None for all of them. Channels beyond are tracks that do not exclude each
             other: instead of a hypothetical attribution they get their contribution m (x - r).
         raw_outputs: return the multipliers of every pair too.
+        per_reference: return the observed base's attribution against each reference too.
+        spread: return its standard deviation over the references too.
         progress: called after each batch with the number of pairs done and their convergence deltas (S, T, K).
         seen: filled with the operations met, their treatment, and all refusals (see audit.py).
         decisions: what the model is expected to decide from its input in Python, from an earlier call; None takes the
@@ -152,7 +156,8 @@ def attribute(
     if not isinstance(targets, str):
         targets = [as_target(target) for target in targets]
     device = resolve_device(device)
-    results = Results(X, source.n, n_bases or X.shape[1], raw_outputs, device, progress)
+    kept = Kept(raw_outputs, per_reference, spread)
+    results = Results(X, source.n, n_bases or X.shape[1], kept, device, progress)
     draws = getattr(source, "draws_from_host", False)
     with (
         _passes_over(model, targets, device, dtype, allow_tf32, draws_from_host=draws) as start,

@@ -21,6 +21,7 @@ class Batch:
     """Results of one block.
 
     Attributes:
+        sequences: (S, A, L).
         references: (S, K, A, L).
         multipliers, contributions: (S, T, K, A, L).
         prediction: (S, T), y at the sequences.
@@ -30,6 +31,7 @@ class Batch:
         is_complete: whether contributions sum to the difference of predictions, by design.
     """
 
+    sequences: Tensor
     references: Tensor
     multipliers: Tensor
     contributions: Tensor
@@ -104,7 +106,7 @@ class PairRunner:
         delta = explained - (prediction[..., None].double() - reference_prediction.double())
         passes.decisions.keep(decided)
         found = (multipliers, contributions, prediction, reference_prediction, delta)
-        return Batch(references, *found, outputs=(observed, y), is_complete=is_complete)
+        return Batch(sequences, references, *found, outputs=(observed, y), is_complete=is_complete)
 
 
 def _gradients(y: Tensor, leaf: Tensor, targets: Sequence[int | Contrast]) -> Tensor:

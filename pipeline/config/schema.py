@@ -297,6 +297,9 @@ class StoreConfig(Group):
         is_plain=True,
     )
     per_fold: bool = setting("keep the values of each fold beside their mean", False, is_plain=True)
+    spread: bool = setting(
+        "keep the standard deviation of attributions over the references, where there are several", True, is_plain=True
+    )
     precision_bits: int | None = setting(
         "mantissa bits kept of attributions, 1 to 23; null: all 23", None, fingerprint="resolved", is_plain=True
     )

@@ -245,6 +245,7 @@ def workload(plan: Plan, actors: int, on_ray: bool) -> Workload:
         rows_per_shard=plan.rows_per_shard,
         n_strands=2 if plan.reverse_complement else 1,
         per_fold=plan.per_fold,
+        spread=plan.spread,
         rows_per_group=plan.rows_per_group,
         n_args=len(plan.args),
         actors=actors,

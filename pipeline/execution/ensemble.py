@@ -20,6 +20,7 @@ from pipeline.execution.determinism import repeatable
 from pipeline.execution.device import numbers
 from pipeline.execution.host import give_back_freed_memory
 from pipeline.execution.spot_check import FoldStrand, SpotCheck
+from pipeline.execution.spread import Spread
 from pipeline.models.allocations import try_first
 from pipeline.planning.extra_inputs import ExtraInputs, as_tensors, other_strand
 from pipeline.planning.plan import Plan
@@ -54,11 +55,13 @@ class Attributed:
         folds: each fold's; only the mean's where the plan keeps no more.
         pairs: convergence deltas (N, S, R), predictions (N, S) and those of the references (N, S, R), S being
             all folds, strands and targets: deltas of a mean could cancel.
+        spread: over the references; see `Spread`.
     """
 
     mean: Mean
     folds: list[Mean]
     pairs: tuple[Tensor, Tensor, Tensor]
+    spread: dict[str, Tensor]
 
 
 def attribute_rows(
@@ -83,12 +86,13 @@ def attribute_rows(
     kept: list[Mean] = []
     total: Mean | None = None
     pairs: list[tuple[Tensor, ...]] = []
+    spread = Spread(plan)
     if plan.split and plan.device == "cpu":
         give_back_freed_memory()
     with repeatable(plan.threads, plan.deterministic):
         for index, module in enumerate(folds):
             try_first(module, one_hot(codes_NL[:1]), [values[:1] for values in given])
-            attribute_strand = partial(_attribute, module, plan, check)
+            attribute_strand = partial(_attribute, module, plan, check, spread)
             strands = [attribute_strand((index, 0), one_hot(codes_NL), references, given)]
             if plan.reverse_complement:
                 x, drawn = reverse_complement_bases(one_hot(codes_NL)), references.reverse_complement()
@@ -99,15 +103,17 @@ def attribute_rows(
             total = fold if total is None else _sum([total, fold])
             if plan.per_fold:
                 kept.append(fold)
+        over_references = spread.arrays()
     assert total is not None  # there is at least one fold
     deltas, predictions, of_references = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
-    return Attributed(_mean(total, len(folds)), kept, (deltas, predictions, of_references))
+    return Attributed(_mean(total, len(folds)), kept, (deltas, predictions, of_references), over_references)
 
 
 def _attribute(
     module: nn.Module,
     plan: Plan,
     check: SpotCheck | None,
+    spread: Spread,
     fold_strand: FoldStrand,
     X: Tensor,
     references: ShardReferences,
@@ -125,6 +131,7 @@ def _attribute(
         split=plan.split,
         alone=None if asked is None else asked.x,
         alone_args=() if asked is None else asked.extra_inputs,
+        **spread.asked,
         **of_model,
         **numbers(plan.dtype),
     )
@@ -134,6 +141,7 @@ def _attribute(
             return predict(module, x, args=given, **of_model, **numbers(dtype))
 
         check.compare(asked, found, X, extra_inputs, fold_strand, predict_alone)
+    spread.add(found, is_other_strand=fold_strand[1] > 0)
     names = ("hypothetical", "prediction", "reference_prediction", "convergence_delta")
     return Mean(**{name: getattr(found, name) for name in names})
 

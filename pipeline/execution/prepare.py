@@ -152,6 +152,7 @@ def make_plan(
         relative_threshold=config.engine.relative_threshold,
         folds=list(loaded.labels),
         per_fold=config.store.per_fold,
+        spread=config.store.spread and references.n > 1,
         rows_per_group=config.dataset.rows_per_group,
         reverse_complement=config.engine.reverse_complement == "average",
         args=ingested.extra_inputs,

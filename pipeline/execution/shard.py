@@ -5,7 +5,7 @@ device_queue.py).
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ from pipeline.store.schema import (
     ROUNDED,
     VARIANT_ARRAYS,
     input_arrays,
+    kept_bits,
     layout_of,
     most_bytes,
     shard_key,
@@ -157,17 +158,21 @@ def shard_values(
 ) -> dict[str, np.ndarray]:
     """What the store holds of a shard beside what the input gives (see store/schema.py), attributions rounded last."""
     x_N14L = one_hot(codes_NL).unsqueeze(1)
-    values = {**_of(result.mean, x_N14L), "reference_checksum": references.checksums()}
+    values = {**_of(result.mean, x_N14L), **_numpy(result.spread), "reference_checksum": references.checksums()}
     if result.folds:
         folds = [_of(fold, x_N14L) for fold in result.folds]
         values |= {f"{name}_by_fold": np.stack([fold[name] for fold in folds], axis=1) for name in folds[0]}
     if plan.rows_per_group == ALLELES_PER_VARIANT:
         names = [name.removesuffix("_difference") for name in VARIANT_ARRAYS]
         values |= {f"{name}_difference": values[name][1::2] - values[name][::2] for name in names}
-    bits = plan.precision_bits
-    return {name: round_bits(array, bits) if name in ROUNDED else array for name, array in values.items()}
+    return {
+        name: round_bits(array, kept_bits(name, plan)) if name in ROUNDED else array for name, array in values.items()
+    }
 
 
 def _of(mean: Mean, x_N14L: Tensor) -> dict[str, np.ndarray]:
-    arrays = {"attribution": observed(mean.hypothetical, x_N14L), **vars(mean)}
+    return _numpy({"attribution": observed(mean.hypothetical, x_N14L), **vars(mean)})
+
+
+def _numpy(arrays: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: value.to(torch.float32).numpy() for name, value in arrays.items()}

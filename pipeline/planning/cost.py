@@ -34,6 +34,7 @@ class Workload:
         rows_per_shard: sequences in a shard.
         n_strands: 2 with engine.reverse_complement=average.
         per_fold: whether the values of each fold are kept beside their mean.
+        spread: whether the standard deviation over the references is kept.
         rows_per_group: 2 for the alleles of variants, whose difference is kept too; else 1.
         n_args: extra inputs of the model, which the store holds too.
         actors: that work at the same time.
@@ -48,6 +49,7 @@ class Workload:
     rows_per_shard: int = 128
     n_strands: int = 1
     per_fold: bool = False
+    spread: bool = False
     rows_per_group: int = 1
     n_args: int = 0
     actors: int = 1
@@ -65,15 +67,17 @@ class Workload:
     @property
     def n_arrays(self) -> int:
         """Arrays with a file in each shard, the sequences' included; see store.ARRAYS."""
-        return 7 + (5 if self.per_fold else 0) + (3 if self.rows_per_group > 1 else 0) + self.n_args
+        kinds = 2 if self.rows_per_group > 1 else 1  # of rows, and of variants
+        return 7 + (5 if self.per_fold else 0) + 3 * (kinds - 1) + (kinds if self.spread else 0) + self.n_args
 
     @property
     def raw_bytes_per_row(self) -> int:
         """Bytes of the computed values of a row, before compression."""
         attributions, predictions = 4 * 5 * self.length, 4 * (1 + 2 * self.n_references)
         copies = 1 + (self.n_folds if self.per_fold else 0)
-        differences = (attributions + 4) / self.rows_per_group if self.rows_per_group > 1 else 0
-        return round(self.n_targets * (copies * (attributions + predictions) + differences)) + 4
+        spread = 4 * self.length if self.spread else 0
+        differences = (attributions + 4 + spread) / self.rows_per_group if self.rows_per_group > 1 else 0
+        return round(self.n_targets * (copies * (attributions + predictions) + spread + differences)) + 4
 
 
 @dataclass(frozen=True)

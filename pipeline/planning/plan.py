@@ -48,6 +48,7 @@ class Plan:
         folds: names of the model's folds, of which the mean is attributed.
         per_fold: whether the values of each fold are kept too.
         rows_per_group: rows that follow each other and share their references: 2 for the alleles of a variant, else 1.
+        spread: whether the standard deviation over the references is kept; there are several.
         reverse_complement: whether both strands are attributed, and the mean is kept.
         args: shape and type of each extra input of the model; see planning/extra_inputs.py.
         precision_bits: mantissa bits that are stored of attributions.
@@ -79,6 +80,7 @@ class Plan:
     fingerprint: dict[str, Any]
     folds: list[str] = field(default_factory=lambda: ["0"])
     per_fold: bool = False
+    spread: bool = False
     reverse_complement: bool = False
     rows_per_group: int = 1
     args: list[dict[str, Any]] = field(default_factory=list)

@@ -38,8 +38,15 @@ VARIANT_ARRAYS: dict[str, tuple[tuple[str, ...], str]] = {  # of a run on varian
     f"{name}_difference": (("variant", *LAYOUT[name][0][1:]), LAYOUT[name][1])
     for name in ("attribution", "hypothetical", "prediction")
 }
-ARRAYS = {**LAYOUT, **FOLD_ARRAYS, **VARIANT_ARRAYS}
-ROUNDED = tuple(name for name in ARRAYS if name.startswith(("attribution", "hypothetical")))  # to plan.precision_bits
+SPREAD_ARRAYS: dict[str, tuple[tuple[str, ...], str]] = {  # with store.spread=true and several references
+    "attribution_sd": LAYOUT["attribution"],
+}
+VARIANT_SPREAD_ARRAYS: dict[str, tuple[tuple[str, ...], str]] = {  # the same, of a run on variants
+    "attribution_difference_sd": VARIANT_ARRAYS["attribution_difference"],
+}
+ARRAYS = {**LAYOUT, **FOLD_ARRAYS, **VARIANT_ARRAYS, **SPREAD_ARRAYS, **VARIANT_SPREAD_ARRAYS}
+ROUNDED = tuple(name for name in ARRAYS if name.startswith(("attribution", "hypothetical")))  # to `kept_bits`
+SPREAD_BITS = 7  # of a standard deviation, which 20 references give to within 16%: more would be bytes of noise
 ALLELES_PER_VARIANT = 2  # rows of a variant: reference, alternate
 TABLE: dict[str, type] = {
     "source_row": np.int64,
@@ -63,6 +70,8 @@ DESCRIPTIONS = {
     **dict.fromkeys(
         VARIANT_ARRAYS, "of the alternate allele, minus that of the reference allele; position by position"
     ),
+    "attribution_sd": "standard deviation over the references (with n - 1) of the attribution of the observed base",
+    "attribution_difference_sd": "the same, of attribution_difference; both alleles have the same references",
     "source_row": "0-based record or data line of the input",
     "start": "0-based; -1 where the input has none",
     "end": "exclusive; -1 where the input has none",
@@ -79,9 +88,12 @@ Layout = Mapping[str, tuple[tuple[str, ...], str]]  # dimensions and type of arr
 
 def layout_of(plan: Plan) -> dict[str, tuple[tuple[str, ...], str]]:
     """Dimensions and type of each array that the store of a run has, in order."""
+    has_variants = plan.rows_per_group == ALLELES_PER_VARIANT
     more = {
         **(FOLD_ARRAYS if plan.per_fold else {}),
-        **(VARIANT_ARRAYS if plan.rows_per_group == ALLELES_PER_VARIANT else {}),
+        **(VARIANT_ARRAYS if has_variants else {}),
+        **(SPREAD_ARRAYS if plan.spread else {}),
+        **(VARIANT_SPREAD_ARRAYS if plan.spread and has_variants else {}),
     }
     return {**LAYOUT, **more, **extra_input_layout(plan.args, plan.length)}
 
@@ -144,8 +156,14 @@ def require_values(name: str, values: np.ndarray) -> None:
 
 def rows_in(name: str, shard: Shard) -> slice:
     """The part of an array's first axis that a shard takes."""
-    rows_each = ALLELES_PER_VARIANT if name in VARIANT_ARRAYS else 1
+    rows_each = ALLELES_PER_VARIANT if name in (*VARIANT_ARRAYS, *VARIANT_SPREAD_ARRAYS) else 1
     return slice(shard.start // rows_each, shard.stop // rows_each)
+
+
+def kept_bits(name: str, plan: Plan) -> int:
+    """Mantissa bits that are stored of an array of ROUNDED."""
+    is_spread = name in (*SPREAD_ARRAYS, *VARIANT_SPREAD_ARRAYS)
+    return min(plan.precision_bits, SPREAD_BITS) if is_spread else plan.precision_bits
 
 
 def described(name: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from pipeline.store.schema import (
     computed_arrays,
     described,
     input_arrays,
+    kept_bits,
     layout_of,
 )
 from pipeline.store.zarr_private import memory_store, to_buffer
@@ -95,7 +96,7 @@ class StagedStore:
         shards = tuple(f"{name}/c." for name in input_arrays(plan))
         for name in computed_arrays(plan):
             dims, dtype = layout[name]
-            precision = {"precision_bits": plan.precision_bits} if name in ROUNDED else {}
+            precision = {"precision_bits": kept_bits(name, plan)} if name in ROUNDED else {}
             _create(self._group, name, shape_of[name], self._rows_per_shard, dims, dtype, precision)
         for name, labels in [("target", plan.labels), ("base", list(ALPHABET)), ("fold", plan.folds)]:
             n = (len(labels),)

@@ -89,5 +89,6 @@ def test_a_rounded_store(inputs: Inputs, finished: Path, tmp_path: Path) -> None
 
 def test_folds_and_differences_are_rounded_too() -> None:
     assert set(ROUNDED) == {
-        f"{name}{form}" for name in ("attribution", "hypothetical") for form in ("", "_by_fold", "_difference")
+        *("attribution_sd", "attribution_difference_sd"),
+        *(f"{name}{form}" for name in ("attribution", "hypothetical") for form in ("", "_by_fold", "_difference")),
     }

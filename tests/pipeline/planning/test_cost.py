@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -161,9 +162,8 @@ def test_sizes_in_words() -> None:
 
 
 def test_the_number_of_arrays_is_the_store_s() -> None:
-    for per_fold in (False, True):
-        for rows_per_group in (1, 2):
-            plan = replace(make_plan(8, 20, 4, 2), per_fold=per_fold, rows_per_group=rows_per_group)
-            assert replace(WORK, per_fold=per_fold, rows_per_group=rows_per_group).n_arrays == len(arrays_of(plan))
+    for per_fold, rows_per_group, spread in itertools.product((False, True), (1, 2), (False, True)):
+        kept = {"per_fold": per_fold, "rows_per_group": rows_per_group, "spread": spread}
+        assert replace(WORK, **kept).n_arrays == len(arrays_of(replace(make_plan(8, 20, 4, 2), **kept)))
     args = [{"shape": [1], "dtype": "int64"}] * 2
     assert replace(WORK, n_args=2).n_arrays == len(arrays_of(replace(make_plan(8, 20, 4, 2), args=args)))
