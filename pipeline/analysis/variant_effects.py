@@ -131,6 +131,21 @@ def strongest_change(change: np.ndarray, width: int) -> tuple[int, int]:
     return start, start + width
 
 
+def most_spread(sd_L: np.ndarray, n_ref: int, n_alt: int, start: int, end: int) -> float:
+    """The most that a change summed over the bases [start, end) can spread over the references: the sum of the spread
+    of each, which it is where all move together.
+
+    NaN where bases behind an insertion or a deletion are among them: of these the spread is not known, as they lie at
+    other positions in the alternate window.
+
+    Args:
+        sd_L: the standard deviation of the difference of the alleles' attributions at each position.
+        n_ref, n_alt: bases of the alleles; equal ones where they are not known.
+    """
+    in_place = n_ref == n_alt or end <= len(sd_L) // 2 + min(n_ref, n_alt)
+    return float(sd_L[start:end].sum(dtype=np.float64)) if in_place else float("nan")
+
+
 def against_references(difference_V: np.ndarray, reference_prediction_VR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How large a difference of predictions is beside those of the references, which both alleles share.
 

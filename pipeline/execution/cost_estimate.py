@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.analysis.reference_spread import ARRAYS_READ, WANTED, advised, certainty
 from pipeline.config import limits
 from pipeline.config.schema import Config
 from pipeline.config.settings import expanded
@@ -55,6 +56,9 @@ class CostEstimate:
         device: where rows were timed, and the device's kind.
         timed_rows: how many.
         row_s: seconds of each, references drawn within.
+        correlation: of the attributions of the median timed row with those of infinitely many references, expected
+            from their spread; None where that is not kept.
+        enough_references: for a correlation of 0.99 of that row; None where there is no telling.
         memory: lines about what a pair of long sequences takes.
         price_per_hour: of what one actor runs on; None where it was not given.
         price: of all actors from the command to its end, in the same currency.
@@ -70,6 +74,8 @@ class CostEstimate:
     row_s: float
     actors_are_known: bool
     left_out: int
+    correlation: float | None = None
+    enough_references: int | None = None
     memory: tuple[str, ...] = ()
     price_per_hour: float | None = None
     price: float | None = None
@@ -101,6 +107,7 @@ class CostEstimate:
             ("shards", f"{cost.shards:,} of {sizes}; {duration(cost.shard_s)} each"),
             ("pairs", f"{' x '.join(pairs)}; {counted(work.n_targets, 'target')}"),
             ("device", f"{_hours(cost.device_s)} of {self.device} ({counted(self.timed_rows, 'row')} timed)"),
+            *(("sure", line) for line in self._certainty()),
             *(("memory", line) for line in self.memory),
             ("store", f"{size(cost.store_bytes)}, and {size(cost.run_bytes)} of records, in {files}{short}"),
             ("wall", f"{duration(cost.wall_s)} with {actors}; {duration(cost.read_s)} of it to read the input"),
@@ -108,6 +115,17 @@ class CostEstimate:
             ("resume", f"{duration(cost.resume_s)} lost by an interruption, at most"),
         ]
         return in_lines(f"{name:<8}{text}" for name, text in lines)
+
+    def _certainty(self) -> list[str]:
+        if self.correlation is None:
+            return []
+        line = (
+            f"correlation of {self.correlation:.2g} with infinitely many references, from the spread over "
+            f"{counted(self.workload.n_references, 'reference')} (median of {counted(self.timed_rows, 'row')})"
+        )
+        if self.enough_references is None:
+            return [f"{line}; most of them are noise alone"]
+        return [f"{line}; {WANTED} takes references.n_shuffles={self.enough_references}"]
 
 
 def _hours(seconds: float) -> str:
@@ -146,10 +164,10 @@ def estimate_config(config: Config, price_per_hour: float | None = None) -> Cost
     with limits.using(config.limits):
         loaded = load_chosen(config)
         run = resolve_run(config, loaded, machine, lambda *first: _FirstRows())
-        row_s, row_bytes, n_timed = measure(run, loaded)
+        timed = measure(run, loaded)
     actors = executor.n_actors(machine.device)
     work = workload(run.plan, actors or 1, executor.uses_ray)
-    found = cost(work, row_s, row_bytes)
+    found = cost(work, timed.row_s, timed.row_bytes)
     slower = max(0.0, run.read_s - found.read_s)  # the input may be on a slow disk, or compressed
     wall_s = found.wall_s + slower
     pool_s = found.pool_s / found.wall_s * wall_s
@@ -157,10 +175,12 @@ def estimate_config(config: Config, price_per_hour: float | None = None) -> Cost
         workload=work,
         cost=replace(found, wall_s=wall_s, pool_s=pool_s, read_s=found.read_s + slower),
         device=run.plan.device_kind,
-        timed_rows=n_timed,
-        row_s=row_s,
+        timed_rows=timed.n_rows,
+        row_s=timed.row_s,
         actors_are_known=actors is not None,
         left_out=run.ingested.n_bad,
+        correlation=timed.correlation,
+        enough_references=timed.enough_references,
         memory=run.preflight.fit.notes,
         price_per_hour=price_per_hour,
         price=None if price_per_hour is None else pool_s / 3600 * price_per_hour,
@@ -176,11 +196,19 @@ def _free_at(store: str) -> int | None:
     return shutil.disk_usage(next(folder for folder in path.parents if folder.is_dir())).free
 
 
-def measure(run: ResolvedRun[_FirstRows], loaded: LoadedModel) -> tuple[float, float, int]:
-    """Time first rows through the model as a worker would, and compress what comes of them.
+@dataclass(frozen=True)
+class Timed:
+    """What first rows gave: how many they were, seconds and bytes of each, and the rest as in `CostEstimate`."""
 
-    Returns:
-        Seconds of a row, its bytes in the store, and how many rows that is by.
+    n_rows: int
+    row_s: float
+    row_bytes: float
+    correlation: float | None = None
+    enough_references: int | None = None
+
+
+def measure(run: ResolvedRun[_FirstRows], loaded: LoadedModel) -> Timed:
+    """Time first rows through the model as a worker would, and compress what comes of them.
 
     Raises:
         UserError: the rows do not go through the model.
@@ -206,9 +234,7 @@ def measure(run: ResolvedRun[_FirstRows], loaded: LoadedModel) -> tuple[float, f
             references, result, seconds = attribute_first(group, few)
             row_s = seconds / group * plan.n_references / N_REFERENCES
             if row_s > LONGEST_S:
-                values = shard_values(codes[:group], references, result, few)
-                first = {name: rows[:group] for name, rows in given.items()}
-                return row_s, _bytes_of(few, first, values) / group, group
+                return _timed(few, given, group, shard_values(codes[:group], references, result, few), row_s)
         LOG.info(f"timing the model, on {counted(n_batch, 'row')} at a time")
         attribute_first(n_batch)  # what is compiled and cached
         batch_s = attribute_first(n_batch)[2]
@@ -216,8 +242,20 @@ def measure(run: ResolvedRun[_FirstRows], loaded: LoadedModel) -> tuple[float, f
         references, result, seconds = attribute_first(n)
     except RuntimeError as error:  # out of memory, for one
         raise UserError(f"the first rows do not go through the model: {one_line(error)}") from error
-    values = shard_values(codes[:n], references, result, plan)
-    return seconds / n, _bytes_of(plan, {name: rows[:n] for name, rows in given.items()}, values) / n, n
+    return _timed(plan, given, n, shard_values(codes[:n], references, result, plan), seconds / n)
+
+
+def _timed(
+    plan: Plan, given: Mapping[str, np.ndarray], n: int, values: Mapping[str, np.ndarray], row_s: float
+) -> Timed:
+    """Of the first n rows, that took so long each."""
+    row_bytes = _bytes_of(plan, {name: rows[:n] for name, rows in given.items()}, values) / n
+    if not plan.spread:
+        return Timed(n, row_s, row_bytes)
+    attribution, sd = (values[name].reshape(-1, plan.length) for name in ARRAYS_READ)
+    sure = certainty(attribution, sd, plan.n_references)
+    known = sure.correlation[~np.isnan(sure.correlation)]
+    return Timed(n, row_s, row_bytes, float(np.median(known)) if len(known) else None, advised(sure.enough))
 
 
 def _bytes_of(plan: Plan, given: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]) -> int:

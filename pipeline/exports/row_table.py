@@ -4,6 +4,8 @@ Columns of a target end in its label: `prediction_0`, `mean_reference_prediction
 largest absolute value), `kmer_0` (the K bases in a row with the largest sum of |attribution|), `kmer_start_0` (its
 0-based place in the sequence) and `kmer_attribution_0` (that sum). Where the store keeps the values of each fold, also
 `fold_agreement_0` (see analysis/fold_agreement.py) and `prediction_spread_0` (largest less smallest of the folds').
+Where it keeps the spread over references, also `reference_correlation_0` (the expected correlation of the row's
+attributions with those of infinitely many references, see analysis/reference_spread.py).
 
 Of variants there is a line for each variant instead: see variant_table.py.
 """
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dlshap_core.sequences import decode
-from pipeline.analysis import fold_agreement
+from pipeline.analysis import fold_agreement, reference_spread
 from pipeline.exports.selection import Selection
 from pipeline.store.reader import Block, Store
 from pipeline.store.schema import TABLE
@@ -42,6 +44,10 @@ def tabulate(store: Store, block: Block, labels: dict[int, str], k: int) -> dict
             f"kmer_start_{label}": start,
             f"kmer_attribution_{label}": total,
         }
+        if "attribution_sd" in block.values:
+            attribution, sd = (block[name][:, index] for name in reference_spread.ARRAYS_READ)
+            found = reference_spread.certainty(attribution, sd, store.plan.n_references)
+            columns[f"reference_correlation_{label}"] = found.correlation
         if "attribution_by_fold" in block.values:
             attribution, prediction = (block[name][:, :, index] for name in fold_agreement.ARRAYS_READ)
             per_fold = fold_agreement.agreement(attribution)

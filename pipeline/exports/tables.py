@@ -35,10 +35,12 @@ def export(write: Write, selection: Selection, out: Path, overwrite: bool, advan
     table = variant_table if has_variants(store.plan) else row_table
     rows, notes = table.rows_of(selection)
     labels = {index: store.targets[index] for index in selection.targets}
-    folds = fold_agreement.has_folds(store.plan)
+    arrays = [*table.ARRAYS_READ, *(fold_agreement.ARRAYS_READ if fold_agreement.has_folds(store.plan) else ())]
+    if table is row_table and store.plan.spread:
+        arrays.append("attribution_sd")
 
     def tabulated() -> Iterator[Columns]:
-        for block in store.blocks([*table.ARRAYS_READ, *(fold_agreement.ARRAYS_READ if folds else ())], rows):
+        for block in store.blocks(arrays, rows):
             yield table.tabulate(store, block, labels, k)
             advance(len(block.rows))
 

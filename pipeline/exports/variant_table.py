@@ -9,7 +9,9 @@ reference), `reference_spread_0` (the standard deviation of the predictions at t
 share), `reference_pair_share_0` (the share of pairs of references that are predicted at least as far apart as the
 alleles; NaN with one reference), `worst_delta_0` (signed, the one of largest absolute value of either allele),
 `change_start_0` and `change_end_0` (the K bases of the genome with the largest sum of |attribution difference|, 0-based
-and half-open), `change_0` (the signed sum of the difference over them) and `change_size_0` (the sum of sizes).
+and half-open), `change_0` (the signed sum of the difference over them), `change_size_0` (the sum of sizes) and, where
+the store keeps the spread over references, `change_sd_at_most_0` (what the standard deviation of `change_0` over the
+references is at most: the sum of that of each base; NaN behind an insertion or a deletion).
 Attributions are compared base by base of the reference window: see analysis/variant_effects.py. Where the store keeps
 the values of each fold, also `fold_agreement_0` (of the attribution differences, see analysis/fold_agreement.py) and
 `prediction_difference_spread_0` (largest less smallest of the folds').
@@ -24,6 +26,7 @@ from pipeline.analysis.variant_effects import (
     Variant,
     against_references,
     difference,
+    most_spread,
     strongest_change,
     variants_of,
     with_both_alleles,
@@ -61,7 +64,8 @@ def tabulate(store: Store, block: Block, labels: dict[int, str], k: int) -> dict
         deltas = block["convergence_delta"][:, index].reshape(len(first), -1)
         of_variants = prediction[1::2] - prediction[::2]
         spread, share = against_references(of_variants, block["reference_prediction"][::2, index])
-        changes = _changes(block["attribution"][:, index], variants, table["start"][first], k)
+        sd = _spread_of(store, first, index)
+        changes = _changes(block["attribution"][:, index], sd, variants, table["start"][first], k)
         columns |= {
             f"prediction_ref_{label}": prediction[::2],
             f"prediction_alt_{label}": prediction[1::2],
@@ -79,16 +83,32 @@ def tabulate(store: Store, block: Block, labels: dict[int, str], k: int) -> dict
     return columns
 
 
-def _changes(attribution: np.ndarray, variants: list[Variant], left: np.ndarray, k: int) -> dict[str, list[Any]]:
+def _spread_of(store: Store, first: np.ndarray, target: int) -> np.ndarray | None:
+    """(V, L) standard deviations of the attribution differences of the variants whose reference alleles are rows
+    `first`; None where the store has none."""
+    if not store.plan.spread:
+        return None
+    places = first // 2
+    start = int(places[0])
+    return np.asarray(store["attribution_difference_sd"][start : int(places[-1]) + 1, target])[places - start]
+
+
+def _changes(
+    attribution: np.ndarray, sd: np.ndarray | None, variants: list[Variant], left: np.ndarray, k: int
+) -> dict[str, list[Any]]:
     """Where the (2V, L) attributions of each variant change most, and by how much."""
-    columns: dict[str, list[Any]] = {name: [] for name in ("change_start", "change_end", "change", "change_size")}
-    for variant, ref, alt, begin in zip(variants, attribution[::2], attribution[1::2], left.tolist(), strict=True):
+    names = ["change_start", "change_end", "change", "change_size", *([] if sd is None else ["change_sd_at_most"])]
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    each = zip(variants, attribution[::2], attribution[1::2], left.tolist(), strict=True)
+    for place, (variant, ref, alt, begin) in enumerate(each):
         change = difference(ref, alt, *variant.lengths)
         start, end = strongest_change(change, k)
         columns["change_start"].append(begin + start)
         columns["change_end"].append(begin + end)
         columns["change"].append(float(change[start:end].sum()))
         columns["change_size"].append(float(np.abs(change[start:end]).sum()))
+        if sd is not None:
+            columns["change_sd_at_most"].append(most_spread(sd[place], *variant.lengths, start, end))
     return columns
 
 

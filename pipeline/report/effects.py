@@ -3,6 +3,7 @@
 Shape legend: V finished variants, D bases that are drawn.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ def measure_effects(store: Store, target: int, prefix: str) -> dict[str, Any] | 
         "n_up": int((known > 0).sum()),
         "median_size": float(np.median(np.abs(known))) if len(known) else None,
         "strongest": strongest,
+        "has_spread": store.plan.spread,
         "histogram": Markup(drawn),
     }
 
@@ -65,6 +67,11 @@ def _effect(store: Store, target: int, index: int, name: str, draws: bool) -> di
     ref, alt = (float(value) for value in values["prediction"])
     drawn = np.stack([*attribution, change])
     difference = float(np.asarray(store["prediction_difference"][index, target]))
+    error = float("nan")
+    if store.plan.spread:
+        sd = np.asarray(store["attribution_difference_sd"][index, target])
+        most = variant_effects.most_spread(sd, *variant.lengths, start, end)
+        error = most / math.sqrt(store.plan.n_references)
     _, share = variant_effects.against_references(np.array([difference]), values["reference_prediction"][:1])
     return {
         "variant": variant,
@@ -74,6 +81,7 @@ def _effect(store: Store, target: int, index: int, name: str, draws: bool) -> di
         "share": float(share[0]),
         "locus": f"{variant.chrom}:{left + start:,}-{left + end:,}",
         "change": float(change[start:end].sum()),
+        "error": error,
         "logos": _logos(variant, np.stack([*codes, codes[0]]), drawn, start, end, name) if draws else [],
     }
 

@@ -15,6 +15,7 @@ from pipeline.messages.progress import Advance
 from pipeline.messages.visible import brief, visible
 from pipeline.planning.convergence import QUANTILES, quantile
 from pipeline.report import figures
+from pipeline.report.certainty import measure_certainty
 from pipeline.report.effects import SITE_WIDTH as CHANGE_WIDTH
 from pipeline.report.effects import measure_effects
 from pipeline.report.facts import counted_many, run_facts, verdict
@@ -154,6 +155,7 @@ def _section(store: Store, target: int, rows: np.ndarray, threshold: float, adva
         "convergence": Markup(figures.convergence(scalars, threshold, f"{prefix}-deltas")),
         "profile": Markup(figures.profile(found.profile, name, f"{prefix}-profile")) if len(found.rows) else "",
         "folds": measure_folds(store, target, prefix),
+        "certainty": measure_certainty(store, target, prefix),
         "effects": measure_effects(store, target, prefix),
     }
 

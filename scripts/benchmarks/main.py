@@ -26,13 +26,16 @@ SUITES = {
     "shuffles": "dinucleotide shuffles in a second",
     "store": "writing shards",
     "precision": "what store.precision_bits saves, and what it does to TF-MoDISco's result",
+    "references": "what the spread of a few references says of many, against brute force",
+    "outputs": "exports, report, comparison and verify of a store of 100,000 rows",
     "shard": "a shard in this process against the engine alone, one thread",
     "pipeline": "whole runs on Ray against the engine in plain processes, one thread each",
     "scale": "input, driver and store by runs with a stand-in for the model, against the model of costs",
 }
 PEERS = ("tangermeme", "captum")
 BEYOND_THE_CORE = ("zarr", "hydra", "obstore")  # packages that dlshap_core does without
-NEEDED = dict.fromkeys(("profiles", "store", "precision", "shard", "pipeline", "scale"), BEYOND_THE_CORE)
+CORE_ALONE = ("engine", "memory", "long", "dtypes", "shuffles")
+NEEDED = {suite: BEYOND_THE_CORE for suite in SUITES if suite not in CORE_ALONE}
 NEEDED["precision"] += ("modiscolite", "h5py")
 
 

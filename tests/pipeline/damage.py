@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.store.schema import LAYOUT
+from pipeline.store.schema import ARRAYS
 
 KINDS = ("flip", "truncate", "empty", "delete", "append", "swap shards", "swap arrays", "swap files")
 
@@ -67,7 +67,7 @@ def damage(store: Path, kind: str, generator: random.Random) -> Damage:
 
 def _pair(store: Path, kind: str, generator: random.Random) -> tuple[str, str]:
     """Two files with different content."""
-    shards = [key for key in keys_of(store) if key.partition("/")[0] in LAYOUT and "/c." in key]
+    shards = [key for key in keys_of(store) if key.partition("/")[0] in ARRAYS and "/c." in key]
     while True:
         one = generator.choice(shards if kind != "swap files" else keys_of(store))
         array = one.partition("/")[0]

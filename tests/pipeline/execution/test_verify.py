@@ -20,7 +20,7 @@ from pipeline.store.attributes import mark_incomplete
 from pipeline.store.checksums import own_checksum, seal, unseal
 from pipeline.store.done_shards import wrong_sizes
 from pipeline.store.run_directory import RunDirectory
-from pipeline.store.schema import LAYOUT, MANIFEST_ARRAYS, ROOT, shard_key
+from pipeline.store.schema import ARRAYS, MANIFEST_ARRAYS, ROOT, shard_key
 from pipeline.store.verify.findings import Findings
 from tests.pipeline.conftest import N_ROWS, ROWS_PER_SHARD, Inputs, random_sequences, write_fasta
 from tests.pipeline.damage import KINDS, copy_of, damage, flip, keys_of, swap
@@ -30,7 +30,7 @@ WITH_AND_WITHOUT_RUN = pytest.mark.parametrize("with_run", [True, False], ids=["
 
 
 def of_shard(key: str) -> bool:
-    return key.partition("/")[0] in LAYOUT and "/c." in key
+    return key.partition("/")[0] in ARRAYS and "/c." in key
 
 
 def ask(store: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, Any]]:

@@ -51,4 +51,4 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Store:
     names = [f"rs{row // 2}:{'alt' if row % 2 else 'ref'}" for row in range(24)]
     loci = [("chr3", 500 + 15 * (row // 2)) for row in range(24)]
     path = tmp_path_factory.mktemp("variants") / "a.zarr"
-    return make_store(path, codes, loci, names, ["+"] * 24, (0, 7), folds=("a", "b", "c"), alleles=True)
+    return make_store(path, codes, loci, names, ["+"] * 24, (0, 7), folds=("a", "b", "c"), alleles=True, spread=True)

@@ -35,6 +35,7 @@ def make_store(
     seed: int = 0,
     folds: Sequence[str] = ("0",),
     alleles: bool = False,
+    spread: bool = False,
 ) -> Store:
     """A store at `path`, opened.
 
@@ -54,11 +55,13 @@ def make_store(
         seed: of the random values.
         folds: of the model; with several, each one's values are kept.
         alleles: whether the rows are alleles of variants, in turn.
+        spread: whether the spread over references is kept.
     """
     n, length = codes.shape
     references = {"name": "dinucleotide_shuffle"}
     counts = (n, length, list(targets), references, N_REFERENCES, 0, 8, rows_per_shard)
     more = {"folds": list(folds), "per_fold": len(folds) > 1, "rows_per_group": 2 if alleles else 1}
+    more["spread"] = spread
     plan = Plan(*counts, "float32", 1, True, "cpu", "cpu", True, 1e-3, {}, **more)
     staged = StagedStore(path, length, rows_per_shard)
     for row in range(n):
@@ -102,6 +105,8 @@ def _values(
         "convergence_delta": generator.normal(size=(n, n_targets, N_REFERENCES)) * 1e-6,
         "reference_checksum": generator.integers(0, 2**32, n, dtype=np.uint32),
     }
+    if plan.spread:
+        values["attribution_sd"] = generator.random((n, n_targets, length))
     if plan.per_fold:
         for name in ("attribution", "prediction"):
             values[f"{name}_by_fold"] = generator.normal(size=(n, len(plan.folds), *np.shape(values[name])[1:]))
@@ -115,6 +120,8 @@ def _write(path: Path, plan: Plan, index: int, values: dict[str, np.ndarray]) ->
     if plan.rows_per_group == 2:
         of_alleles = ("attribution", "hypothetical", "prediction")
         there |= {f"{name}_difference": there[name][1::2] - there[name][::2] for name in of_alleles}
+        if plan.spread:
+            there["attribution_difference_sd"] = there["attribution_sd"][::2] + there["attribution_sd"][1::2]
     write_shard(backend, ShardCodec(backend), shard, there)
     record = path.parent / f"{path.name}.run" / "done" / f"{index:08d}.json"
     record.parent.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,9 @@ def test_a_line_for_each_variant(variants: Store, tmp_path: Path) -> None:
             assert sums[at] == pytest.approx(max(sums))
             assert line[f"change_size_{label}"] == pytest.approx(max(sums))
             assert line[f"change_{label}"] == pytest.approx(change[at : at + 5].sum())
+            most = np.asarray(variants["attribution_difference_sd"][index, target, at : at + 5]).sum()
+            in_place = n_alt == 1 or at + 5 <= MIDDLE + 1
+            assert line[f"change_sd_at_most_{label}"] == pytest.approx(most if in_place else np.nan, nan_ok=True)
 
 
 def test_scores_have_the_names_of_the_variant_scorer(

@@ -117,12 +117,17 @@ def test_the_plan_is_said_to_people_and_programs(
     assert dispatch(["plan", *overrides, "cluster=local", "cluster.actors=2", "--price-per-hour", "1800"]) == 0
     text = capsys.readouterr().out
     assert [line.split()[0] for line in text.splitlines()] == [
-        "rows", "shards", "pairs", "device", "store", "wall", "pool", "resume",
+        "rows", "shards", "pairs", "device", "sure", "store", "wall", "pool", "resume",
     ]  # fmt: skip
     assert f"{N_ROWS} of {LENGTH} bases" in text
+    assert "with infinitely many references, from the spread over 3 references (median of" in text
     found = plan_json(capsys, *overrides)
     assert set(found) >= {"workload", "cost", "device", "row_s"}
     assert found["price"] is None
+    assert 0 <= found["correlation"] <= 1
+    assert found["enough_references"] is None or found["enough_references"] >= 1
+    without = plan_json(capsys, *overrides, "store.spread=false")
+    assert without["correlation"] is without["enough_references"] is None
     assert dispatch(["plan", "--price-per-hour", "free"]) == 2
     assert "expected a number from 0 on" in capsys.readouterr().err
 

@@ -209,7 +209,7 @@ def test_audit_and_plan_take_them(command: list[str], tmp_path: Path, capsys: py
     assert found.convergence_error < 1e-4
     estimate = estimate_config(compose_config(elsewhere(command, tmp_path / "a.zarr")))
     assert estimate.workload.n_args == 3
-    assert estimate.workload.n_arrays == len(LAYOUT) + 3
+    assert estimate.workload.n_arrays == len(LAYOUT) + 4
     for problem in ("dataset.args=[dose]", "dataset.args=[]"):
         for what in ("audit", "plan", "run"):
             assert dispatch([what, *elsewhere(command, tmp_path / "a.zarr", problem)]) == 2

@@ -32,6 +32,7 @@ class Synthetic:
         values: arrays of the layout by name.
         folds: of the model; with several, each one's values are kept, and are the mean's with a little noise.
         alleles: whether the rows are alleles of variants, in turn.
+        spread: whether the spread over references is kept.
     """
 
     codes: np.ndarray
@@ -44,6 +45,7 @@ class Synthetic:
     values: dict[str, np.ndarray] = field(default_factory=dict)
     folds: Sequence[str] = ("0",)
     alleles: bool = False
+    spread: bool = False
 
     def write(self, path: Path) -> Path:
         """Make the store, complete."""
@@ -65,10 +67,13 @@ class Synthetic:
             if self.alleles:
                 names = ("attribution", "prediction")
                 drawn |= {f"{name}_difference": drawn[name][1::2] - drawn[name][::2] for name in names}
+                if self.spread:
+                    sd = drawn["attribution_sd"]
+                    drawn["attribution_difference_sd"] = sd[::2] + sd[1::2]
             for name, values in drawn.items():
                 array = group[name]
                 assert isinstance(array, zarr.Array)
-                of_variants = name.endswith("_difference")
+                of_variants = "_difference" in name
                 array[slice(rows.start // 2, rows.stop // 2) if of_variants else rows] = values
         pairs = (np.asarray(group[name][:]) for name in ("convergence_delta", "prediction", "reference_prediction"))
         total = convergence.summarise(*pairs, 0, convergence.Thresholds.of(self._plan()))
@@ -102,6 +107,7 @@ class Synthetic:
             folds=list(self.folds),
             per_fold=len(self.folds) > 1,
             rows_per_group=2 if self.alleles else 1,
+            spread=self.spread,
         )
 
     def _attributes(self) -> dict[str, Any]:
@@ -138,6 +144,9 @@ class Synthetic:
             name: scale * generator.standard_normal((*shape, *tail), dtype=np.float32)
             for name, (tail, scale) in scales.items()
         }
+        if self.spread:
+            sd = generator.random((*shape, self.codes.shape[1]), dtype=np.float32)
+            values["attribution_sd"] = 0.01 * sd
         if len(self.folds) > 1:
             for name in ("attribution", "prediction"):
                 noise = generator.standard_normal((len(self.folds), *values[name].shape), dtype=np.float32)

@@ -67,7 +67,7 @@ def test_the_strongest_variants_are_listed_and_drawn(tmp_path: Path) -> None:
     codes = alleles(N, LENGTH)
     names = [f"rs{row // 2}:{'alt' if row % 2 else 'ref'}" for row in range(N)]
     loci = [("chr1", 1000 + 7 * (row // 2), "+") for row in range(N)]
-    path = Synthetic(codes, names=names, loci=loci, alleles=True).write(tmp_path / "variants.zarr")
+    path = Synthetic(codes, names=names, loci=loci, alleles=True, spread=True).write(tmp_path / "variants.zarr")
     page = page_of(path, tmp_path)
     assert_stands_alone(page, (tmp_path / "page.html").read_text())
     store = pipeline.open_store(path)
@@ -83,6 +83,8 @@ def test_the_strongest_variants_are_listed_and_drawn(tmp_path: Path) -> None:
     np.testing.assert_allclose(change, np.asarray(store["attribution_difference"][strongest, 0]), atol=1e-7)
     start, end = strongest_change(change, 20)
     assert page.value("variant-change") == pytest.approx(change[start:end].sum())
+    sd = np.asarray(store["attribution_difference_sd"][strongest, 0, start:end], dtype=np.float64)
+    assert page.value("variant-error") == pytest.approx(sd.sum() / np.sqrt(store.plan.n_references))
     bases = ["ACGT"[codes[2 * strongest + allele, LENGTH // 2]] for allele in (0, 1)]
     left = 1000 + 7 * strongest
     locus = f"chr1:{left + start:,}-{left + end:,}"
@@ -90,6 +92,31 @@ def test_the_strongest_variants_are_listed_and_drawn(tmp_path: Path) -> None:
     assert locus in page.text
     drawn = [label for label in page.labels if label is not None and label.startswith(f"Logo of rs{strongest}, ")]
     assert [label.split(", ")[1] for label in drawn] == ["reference", "alternate", "difference"]
+
+
+def test_how_sure_the_attributions_are_as_the_references_were_drawn(tmp_path: Path) -> None:
+    synthetic = Synthetic(random_codes(N, LENGTH), targets=(0, 3), n_references=5, spread=True)
+    signal = np.random.default_rng(1).normal(size=(N, 2, LENGTH)).astype(np.float32)
+    signal[3] = 0  # a row that nobody can be sure of
+    synthetic.values["attribution"], synthetic.values["attribution_sd"] = signal, np.full_like(signal, 0.5)
+    synthetic.values["attribution_sd"][3] = 0
+    page = page_of(synthetic.write(tmp_path / "a.zarr"), tmp_path)
+    assert_stands_alone(page, (tmp_path / "page.html").read_text())
+    for target in (0, 1):
+        total = np.delete(signal[:, target], 3, axis=0).astype(np.float64).var(axis=1)
+        found = total - 0.25 / 5
+        assert page.value("n-certain", target) == N - 1
+        assert page.value("certainty-median", target) == pytest.approx(np.median(np.sqrt(found / total)))
+        assert page.value("n-reached", target) == (np.sqrt(found / total) >= 0.99).sum()
+        enough = 0.25 / found * 0.99**2 / (1 - 0.99**2)
+        assert page.value("enough", target) == np.ceil(np.median(enough))
+        assert 0.5 < page.value("kept", target) < 1
+    synthetic.values["attribution"] = 0 * signal
+    assert "No sequence has attributions" in page_of(synthetic.write(tmp_path / "none.zarr"), tmp_path).text
+    noise = Synthetic(
+        random_codes(N, LENGTH), spread=True, values={"attribution_sd": np.ones((N, 1, LENGTH), np.float32)}
+    )
+    assert "There is nothing but noise in half" in page_of(noise.write(tmp_path / "noise.zarr"), tmp_path).text
 
 
 def test_variants_without_a_finite_difference_are_counted(tmp_path: Path) -> None:

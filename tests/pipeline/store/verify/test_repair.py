@@ -17,7 +17,7 @@ from pipeline.cli.main import dispatch
 from pipeline.execution.verify import verify
 from pipeline.messages.errors import UserError
 from pipeline.store.run_directory import RunDirectory
-from pipeline.store.schema import LAYOUT, MANIFEST_ARRAYS, ROOT, shard_key
+from pipeline.store.schema import ARRAYS, MANIFEST_ARRAYS, ROOT, shard_key
 from pipeline.store.verify.repair import repair
 from tests.pipeline.conftest import N_ROWS, ROWS_PER_SHARD, Inputs, random_sequences, values, write_fasta
 from tests.pipeline.damage import KINDS, copy_of, damage, flip, keys_of
@@ -54,7 +54,7 @@ def shards_of(keys: Sequence[str]) -> set[int]:
     return {
         int(key.partition("/c.")[2].partition(".")[0])
         for key in keys
-        if key.partition("/")[0] in LAYOUT and "/c." in key
+        if key.partition("/")[0] in ARRAYS and "/c." in key
     }
 
 
