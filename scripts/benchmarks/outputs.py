@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks.options import Options
 from pipeline.planning.bit_rounding import round_bits
 from pipeline.planning.plan import Plan
+from pipeline.references.resolve import load_references
 from pipeline.store.backends.local import LocalBackend
 from pipeline.store.codec import ShardCodec
 from pipeline.store.records import FileRecord
@@ -87,7 +88,7 @@ def make_store(path: Path, n_rows: int, length: int, seed: int) -> Path:
     plain = {name: value for name, value in plan.to_values().items() if name != "fingerprint"}
     files = staged.finish(plan, {"plan": plain, "fingerprint": {}, "head": "counts", "config": {}, "dataset": {}}, None)
     backend, generator = LocalBackend(path), np.random.default_rng(seed)
-    distinct = [encoded(backend, plan, generator) for _ in range(N_DISTINCT)]
+    distinct = [encoded(backend, plan, generator, codes) for _ in range(N_DISTINCT)]
     names = arrays_of(plan)
     n_bytes, crc32 = np.zeros((plan.n_shards, len(names)), np.int64), np.zeros((plan.n_shards, len(names)), np.uint32)
     for index in range(plan.n_shards):
@@ -127,8 +128,8 @@ def plan_of(n_rows: int, length: int) -> Plan:
     )
 
 
-def encoded(backend: LocalBackend, plan: Plan, generator: np.random.Generator) -> dict[str, bytes]:
-    """The files of one shard."""
+def encoded(backend: LocalBackend, plan: Plan, generator: np.random.Generator, codes: np.ndarray) -> dict[str, bytes]:
+    """The files of one shard, but for its codes; its references are those of a run, as verify draws them again."""
     n, codec, shard = ROWS_PER_SHARD, ShardCodec(backend), plan.shard(0)
     hypothetical = generator.normal(0, 1e-3, (n, 1, 4, plan.length)).astype(np.float32)
     for row, at in enumerate(generator.integers(0, plan.length - SITE, n)):
@@ -140,6 +141,6 @@ def encoded(backend: LocalBackend, plan: Plan, generator: np.random.Generator) -
         "prediction": generator.normal(size=(n, 1)),
         "reference_prediction": generator.normal(size=(n, 1, N_REFERENCES)),
         "convergence_delta": generator.normal(0, 1e-7, (n, 1, N_REFERENCES)),
-        "reference_checksum": generator.integers(0, 1 << 32, n),
+        "reference_checksum": load_references(plan, lambda: codes)(codes, 0).checksums(),
     }
     return {name: codec.encode(name, shard, values[name]) for name in computed_arrays(plan)}
