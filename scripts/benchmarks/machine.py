@@ -41,11 +41,23 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cores": cores,
         "memory_gib": round(memory / 2**30, 1),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "driver": _driver() if device.type == "cuda" else None,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "versions": {"python": platform.python_version(), **_versions()},
         "commit": _commit(),
     }
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver; None where nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
 
 
 def in_words(machine: dict[str, Any]) -> str:

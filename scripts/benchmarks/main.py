@@ -55,6 +55,8 @@ def main() -> None:
 
         keep_freed_memory()  # for all contenders, as a run's workers do
     options = options_of(arguments)
+    # Of floor and peers, which take what the process has set; torch's own default has convolutions in TF32.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     results: dict[str, Any] = {
         "machine": machine.describe(options.device),
         "options": {**dataclasses.asdict(options), "device": str(options.device)},
