@@ -88,7 +88,8 @@ def test_a_machine_without_a_gpu_has_a_model_tried_on_a_node_with_one(tmp_path: 
     run(tmp_path / "a.zarr", "run.shards=0", "store.rows_per_shard=4")
     plan = RunDirectory(tmp_path / "a.zarr").read_plan()
     assert plan is not None
-    assert (plan.device, plan.device_kind) == ("cuda", "Pretended GPU")
+    assert plan.device == "cuda"
+    assert plan.device_kind.startswith("Pretended GPU")
     assert plan.batch_size == 64 * plan.n_references, "what is best of a GPU"
     assert RunDirectory(tmp_path / "a.zarr").read_record(0) is not None
     (tmp_path / "sampled.py").write_text(SAMPLED)
