@@ -6,7 +6,6 @@ from dataclasses import fields, is_dataclass
 
 from omegaconf import OmegaConf
 
-from pipeline.config.compose import compose, compose_config, override
 from pipeline.config.interpolations import refuse_all
 from pipeline.config.overrides import as_overrides, command_line
 from pipeline.config.schema import Config
@@ -28,6 +27,8 @@ def config_of(
 
     The user's own modules are looked for in its cluster.code and in the working folder.
     """
+    from pipeline.config.compose import compose_config  # Hydra is for commands that compose, not for all
+
     if repeated is None:
         found = compose_config(overrides, config_dir)
     else:
@@ -58,6 +59,7 @@ def repeat_config(
         UserError: the store does not say how it was made, an override cannot be used, or a setting that the store alone
             does not decide is not among them.
     """
+    from pipeline.config.compose import compose, override
     from pipeline.store.attributes import read_attributes
     from pipeline.store.backends.registry import open_backend
 

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from pipeline.config.settings import setting
 from pipeline.messages.visible import brief
 from pipeline.messages.words import one_of
@@ -182,6 +180,8 @@ def _is_plain(value: Any) -> bool:
 
 def _is_numeric(value: Any) -> bool:
     """Whether a tensor can be made of it."""
+    import numpy as np  # here, as no other part of the command line needs it
+
     try:
         return np.array(value).dtype.kind in "bif" and np.array(value).size > 0
     except ValueError:  # lists of different lengths

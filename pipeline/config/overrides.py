@@ -9,14 +9,21 @@ import itertools
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
-from pipeline.config import hydra_private
 from pipeline.config.registry import GROUPS, names, schema
 from pipeline.config.schema import Config
 from pipeline.config.settings import Setting, settings_of
 from pipeline.messages.visible import brief
+
+
+def grammar() -> ModuleType:
+    """Hydra's, which is not loaded before something is to be read."""
+    from pipeline.config import hydra_private
+
+    return hydra_private
+
 
 _BARE = re.compile(
     r"(?!(?:null|true|false|nan|inf)$)[a-z_/][\w./-]*", re.IGNORECASE | re.ASCII
@@ -68,13 +75,13 @@ def _above(key: str) -> Iterator[str]:
 
 def _is_hydras(text: str, several: bool) -> bool:
     """Whether a text is written in Hydra's grammar: in quotes, with escapes, or as a list where that is taken."""
-    if _QUOTED.fullmatch(text) and hydra_private.is_quoted(text):
+    if _QUOTED.fullmatch(text) and grammar().is_quoted(text):
         return True
     if several and text.lstrip().startswith("["):
-        return isinstance(hydra_private.value_of(text), list) or _requoted(text) is not None
+        return isinstance(grammar().value_of(text), list) or _requoted(text) is not None
     if "\\" not in text:
         return False
-    value = hydra_private.value_of(text)
+    value = grammar().value_of(text)
     return isinstance(value, str) and value != text.strip()
 
 
@@ -138,7 +145,7 @@ def problem_of(override: str, overrides: Sequence[str]) -> str:
     found = setting_of(name.strip("+ "))
     if found is not None and name == name.strip() and (kind := _KINDS.get(found.type)):
         return f"{brief(override.strip())}; expected {kind}"
-    corrected = next((each for each in _corrections(name.strip(), text.strip()) if hydra_private.can_read(each)), None)
+    corrected = next((each for each in _corrections(name.strip(), text.strip()) if grammar().can_read(each)), None)
     if corrected is None:
         return f"{brief(override)!r} is not a setting; expected name=value, such as dataset.path=x.fa"
     return f"{brief(override)!r} cannot be read as it is; write {shlex.quote(corrected)}"
@@ -183,7 +190,7 @@ def _requoted(text: str) -> str | None:
 def _part(part: str, has_name: bool) -> str:
     name, sign, value = part.partition(":") if has_name else ("", "", part)
     value = value.strip()
-    if not hydra_private.can_read(f"x={value}") or not value:
+    if not grammar().can_read(f"x={value}") or not value:
         value = _requoted(value) or _in_quotes(value)
     return f"{name}{sign}{value}"
 

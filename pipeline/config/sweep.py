@@ -12,8 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.config import hydra_private
-from pipeline.config.overrides import OUTPUT, setting_of
+from pipeline.config.overrides import OUTPUT, grammar, setting_of
 from pipeline.config.registry import GROUPS
 from pipeline.messages.errors import UserError
 
@@ -94,10 +93,10 @@ def _values(override: str, chosen: Mapping[str, str]) -> list[str] | None:
     if _takes_commas(name.lstrip("+"), chosen):
         if not is_function:
             return None
-        if not hydra_private.is_sweep(override):
+        if not grammar().is_sweep(override):
             raise UserError(f"{override} cannot be read; put each value in quotes: {name}=choice('a','b')")
     try:
-        return hydra_private.sweep_values(override, MAX_JOBS + 1)
+        return grammar().sweep_values(override, MAX_JOBS + 1)
     except ValueError:
         raise UserError(f"{override}: expected values one by one, such as choice(a,b) or range(0,5)") from None
 

@@ -49,6 +49,16 @@ def test_help_names_every_choice_there_is(capsys: pytest.CaptureFixture[str]) ->
     assert all(text for group in groups for text in choices(group).values()), "each file says what it is"
 
 
+def test_help_waits_for_nothing_that_computes() -> None:
+    script = (
+        "import sys; from pipeline.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "finally: print({'numpy', 'hydra', 'torch', 'ray', 'pyarrow', 'zarr'} & sys.modules.keys(), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (0, "set()"), done.stderr
+
+
 def test_commands_that_only_look_at_a_store_do_not_wait_for_torch(finished: Path, tmp_path: Path) -> None:
     script = (
         "import sys; from pipeline.cli.main import dispatch\n"
