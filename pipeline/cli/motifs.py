@@ -17,7 +17,9 @@ DESCRIPTION = """Find the motifs of a store with TF-MoDISco, and their instances
 
 Writes OUT/report/report.html (the motifs), OUT/seqlets.bed (the stretches that they were made of, on the genome) and,
 where Fi-NeMo is installed, OUT/hits/hits.bed (every instance). OUT/motifs.json has the command of each step, which can
-be run alone. A command that was stopped goes on where it was.
+be run alone. A command that was stopped goes on where it was. To see the instances in a genome browser:
+
+  dlshap export hub ctcf.zarr ctcf_hub --motifs ctcf_motifs
 """
 PARENTS = (STORE, JSON)
 ALLELES = ("ref", "alt", "both")

@@ -4,6 +4,7 @@
     OUT/hub.txt               for UCSC and WashU, with genomes.txt and trackDb.txt: letters as high as their attribution
     OUT/igv_session.xml       for IGV on the desktop, with paths from its own folder
     OUT/igv_web.json          for IGV in the web: letters as well; its addresses begin with --url
+    OUT/motifs.bed            with --motifs: instances of motifs, a track of the sessions (a hub takes no BED)
 
 All tracks have one scale: 99 % of the rows have their largest value within it, and 99 % their smallest. Browsers take a
 hub from a web server: UCSC from one that answers requests for parts of files.
@@ -11,9 +12,11 @@ hub from a web server: UCSC from one that answers requests for parts of files.
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
@@ -28,6 +31,7 @@ from pipeline.messages.progress import Advance
 from pipeline.messages.visible import brief, visible
 
 TEXTS = ("hub.txt", "genomes.txt", "trackDb.txt", "igv_session.xml", "igv_web.json")
+MOTIFS = "motifs.bed"
 POSITIVE, NEGATIVE = "37,92,153", "214,40,57"  # blue and red, as R,G,B
 WITHIN = 0.99  # the share of rows whose largest value the scale holds, and of those whose smallest
 HEIGHT = 100  # pixels of a track
@@ -55,6 +59,7 @@ def export(
     email: str,
     url: str,
     chrom_sizes: Path | None,
+    motifs: Path | None,
 ) -> Written:
     """Write the folder `out`; see `Export.write`.
 
@@ -63,9 +68,10 @@ def export(
         email: that a hub must have.
         url: where the folder will be served.
         chrom_sizes: as for `bigwig.export`.
+        motifs: a folder of `dlshap motifs`, or a BED file, whose instances are shown.
 
     Raises:
-        UserError: as `bigwig.export`, or the assembly is no name.
+        UserError: as `bigwig.export`, the assembly is no name, or there are no instances of motifs.
     """
     if assembly is None:
         found = ASSEMBLY.match(str(selection.store.attrs.get("dataset", {}).get("genome", "")))
@@ -73,9 +79,13 @@ def export(
     elif not re.fullmatch(r"[A-Za-z0-9_.-]+", assembly):
         raise UserError(f"--assembly {assembly}: expected what browsers call the genome, such as hg38")
     tracks = _tracks(selection)
-    paths = [out / name for name in (*TEXTS, *(track.file for track in tracks))]
+    instances = None if motifs is None else _instances(motifs)
+    beds = [] if instances is None else [MOTIFS]
+    paths = [out / name for name in (*TEXTS, *(track.file for track in tracks), *beds)]
     with appearing(paths, overwrite) as hidden:
-        texts, files = hidden[: len(TEXTS)], hidden[len(TEXTS) :]
+        texts, files = hidden[: len(TEXTS)], hidden[len(TEXTS) : len(TEXTS) + len(tracks)]
+        if instances is not None:
+            shutil.copyfile(instances, hidden[-1])
         notes: dict[str, None] = {}
         for target, file in zip(selection.targets, files, strict=True):
             one = replace(selection, targets=(target,))
@@ -92,13 +102,27 @@ def export(
             ),
             _ra(genome=assembly, trackDb="trackDb.txt", defaultPos=where),
             _track_db(tracks, limits),
-            _igv_xml(tracks, limits, assembly, where),
-            _igv_json(tracks, limits, assembly, where, url),
+            _igv_xml(tracks, beds, limits, assembly, where),
+            _igv_json(tracks, beds, limits, assembly, where, url),
         )
         for path, text in zip(texts, written, strict=True):
             path.write_text(text, encoding="utf-8")
+    if instances is not None:
+        notes[f"instances of motifs, from {instances}, are in the sessions of IGV; hubs take no BED"] = None
     notes[f"genome {assembly} (--assembly); scale {limits[0]:.4g} to {limits[1]:.4g}; {where} is shown first"] = None
     return Written(paths, len(selection), list(notes))
+
+
+def _instances(motifs: Path) -> Path:
+    """The BED file of a folder of `dlshap motifs`: Fi-NeMo's hits, or else the seqlets; or the file itself."""
+    if motifs.is_file():
+        return motifs
+    found = [motifs / name for name in ("hits/hits.bed", "seqlets.bed") if (motifs / name).is_file()]
+    if not found:
+        raise UserError(
+            f"--motifs {motifs}: expected a BED file, or a folder of `dlshap motifs` that has found some (seqlets.bed)"
+        )
+    return found[0]
 
 
 def _tracks(selection: Selection) -> list[Track]:
@@ -174,11 +198,15 @@ def _track_db(tracks: Sequence[Track], limits: tuple[float, float]) -> str:
     )
 
 
-def _igv_xml(tracks: Sequence[Track], limits: tuple[float, float], assembly: str, where: str) -> str:
+def _igv_xml(
+    tracks: Sequence[Track], beds: Sequence[str], limits: tuple[float, float], assembly: str, where: str
+) -> str:
     session = ElementTree.Element("Session", genome=assembly, locus=where, version="8")
     resources = ElementTree.SubElement(session, "Resources")
     for track in tracks:
         ElementTree.SubElement(resources, "Resource", path=track.file, type="bigwig")
+    for file in beds:
+        ElementTree.SubElement(resources, "Resource", path=file, type="bed")
     panel = ElementTree.SubElement(session, "Panel", name="DataPanel")
     looks = {"autoScale": "false", "color": POSITIVE, "altColor": NEGATIVE, "height": str(HEIGHT), "visible": "true"}
     for track in tracks:
@@ -187,16 +215,23 @@ def _igv_xml(tracks: Sequence[Track], limits: tuple[float, float], assembly: str
         ends = {"minimum": f"{limits[0]:.6g}", "baseline": "0.0", "maximum": f"{limits[1]:.6g}"}
         line = {"type": "LINEAR", "drawBaseline": "true", "flipAxis": "false"}
         ElementTree.SubElement(shown, "DataRange", line | ends)
+    for file in beds:
+        look = {"id": file, "name": "motifs", "displayMode": "EXPANDED", "visible": "true"}
+        ElementTree.SubElement(panel, "Track", look)
     ElementTree.indent(session)
     return ElementTree.tostring(session, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _igv_json(tracks: Sequence[Track], limits: tuple[float, float], assembly: str, where: str, url: str) -> str:
+def _igv_json(
+    tracks: Sequence[Track], beds: Sequence[str], limits: tuple[float, float], assembly: str, where: str, url: str
+) -> str:
     base = f"{url.rstrip('/')}/" if url else ""
     looks = {"type": "wig", "format": "bigwig", "graphType": "dynseq", "height": HEIGHT, "autoscale": False}
     looks |= {"min": limits[0], "max": limits[1], "color": f"rgb({POSITIVE})", "altColor": f"rgb({NEGATIVE})"}
-    shown = [{"name": track.title, "url": base + quote(track.file), **looks} for track in tracks]
-    return json.dumps({"genome": assembly, "locus": where, "tracks": shown}, indent=2) + "\n"
+    drawn: list[dict[str, Any]] = [{"name": track.title, "url": base + quote(track.file), **looks} for track in tracks]
+    of_bed = {"type": "annotation", "format": "bed", "displayMode": "EXPANDED"}
+    drawn += [{"name": "motifs", "url": base + file, **of_bed} for file in beds]
+    return json.dumps({"genome": assembly, "locus": where, "tracks": drawn}, indent=2) + "\n"
 
 
 EXPORT = Export(
@@ -216,6 +251,7 @@ EXPORT = Export(
         },
         "url": {"metavar": "URL", "default": "", "help": "where the folder will be served, for igv_web.json"},
         "chrom_sizes": {"metavar": "FILE", "type": Path, "help": "chromosomes and sizes, such as a .fai"},
+        "motifs": {"metavar": "FOLDER", "type": Path, "help": "of `dlshap motifs`: show where the motifs are, in IGV"},
     },
     alleles=("ref",),
     every_target=True,

@@ -80,6 +80,30 @@ def test_a_browser_finds_every_target_with_the_values_of_the_store(located: Stor
     ]
 
 
+def test_instances_of_motifs_are_a_track_of_the_sessions(
+    located: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Fi-NeMo's hits, or else the seqlets, or a file by itself."""
+    folder, command = tmp_path / "motifs", ["export", "hub", located.url]
+    folder.mkdir()
+    assert dispatch([*command, str(tmp_path / "none"), "--motifs", str(folder)]) == 2
+    assert "expected a BED file, or a folder of `dlshap motifs`" in capfd.readouterr().err
+    assert not (tmp_path / "none").exists()
+    (folder / "seqlets.bed").write_text("chr1\t120\t130\tpos.pattern_0\t0\t+\n")
+    (folder / "hits").mkdir()
+    for name, file in (("a", folder), ("b", folder), ("c", folder / "seqlets.bed")):
+        assert dispatch([*command, str(tmp_path / name), "--motifs", str(file), "--url", "http://h/x"]) == 0
+        (folder / "hits/hits.bed").write_text("chr1\t121\t131\tpos.pattern_0\t0\t-\n")
+    for name, start in (("a", 120), ("b", 121), ("c", 120)):
+        assert (tmp_path / name / "motifs.bed").read_text().split("\t")[1] == str(start)
+    web = json.loads((tmp_path / "a/igv_web.json").read_text())
+    assert [(each["url"], each["format"]) for each in web["tracks"]][-1] == ("http://h/x/motifs.bed", "bed")
+    session = ElementTree.parse(tmp_path / "a/igv_session.xml").getroot()
+    assert [each.attrib["path"] for each in session.iter("Resource")][-1] == "motifs.bed"
+    assert [each.attrib["id"] for each in session.iter("Track")][-1] == "motifs.bed"
+    assert "motifs.bed" not in (tmp_path / "a/trackDb.txt").read_text()
+
+
 def test_an_assembly_that_is_no_name(located: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["export", "hub", located.url, str(tmp_path / "hub"), "--assembly", "hg38\nx"]) == 2
     assert "such as hg38" in capfd.readouterr().err
