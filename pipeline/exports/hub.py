@@ -159,11 +159,14 @@ def _limits(selection: Selection) -> tuple[float, float]:
 
 
 def _busiest(selection: Selection) -> str:
-    """The 200 bases around the centre of the row with the largest prediction, as browsers write a place: from 1."""
+    """The 200 bases around the largest attribution of the row with the largest prediction, as browsers write a place:
+    from 1."""
     first = selection.target
     predictions = np.asarray(selection.store.prediction[:, first])[selection.rows]
     row = int(np.where(np.isfinite(predictions), predictions, -np.inf).argmax())
-    centre = int(selection.centre[row])
+    one = replace(selection, rows=selection.rows[[row]], targets=(first,))
+    (block,) = one.blocks(["attribution"])
+    centre = int(selection.start[row]) + int(np.abs(block["attribution"][0]).argmax())
     return f"{selection.text('chrom')[row]}:{max(centre - 99, 1)}-{centre + 100}"
 
 
