@@ -161,6 +161,17 @@ def _go_on(
     return record
 
 
+def tiled(store: Store) -> int | None:
+    """The bases around the centre of each window that tile the genome together, an even number; None of other inputs,
+    whose centres are what they are about."""
+    dataset = store.attrs.get("dataset", {})
+    if dataset.get("kind") != "tiles":
+        return None
+    length = int(store.codes.shape[1])
+    width = min(int(dataset.get("stride") or length), length)
+    return min(width + width % 2, length - length % 2)
+
+
 def motif_step(store: Store, target: str) -> Step:
     """The command for one target of a store, as a report's next step."""
     out = named_like(store.url, SUFFIX)

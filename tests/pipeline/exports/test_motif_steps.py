@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import h5py
 import numpy as np
@@ -123,6 +125,22 @@ def test_steps_are_taken_once_and_go_on(
     assert "holds files, and no motifs.json" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("length", "dataset", "window"),
+    [
+        (2114, {"kind": "tiles", "stride": 1057}, 1058),
+        (2114, {"kind": "tiles", "stride": 3000}, 2114),
+        (2115, {"kind": "tiles", "stride": None}, 2114),
+        (2114, {"kind": "loci", "stride": 1057}, None),
+        (2114, {}, None),
+    ],
+)
+def test_tiles_are_looked_at_whole(length: int, dataset: dict[str, Any], window: int | None) -> None:
+    """Their centres are no more than the rest of them."""
+    store = SimpleNamespace(attrs={"dataset": dataset}, codes=np.empty((1, length)))
+    assert motifs.tiled(store) == window  # type: ignore[arg-type]
+
+
 def test_no_motif_and_no_finemo_are_told(
     located: Store, tools: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,7 +198,7 @@ def test_two_commands_on_one_folder_take_turns(located: Store, tools: Path, tmp_
     told = [tmp_path / "first", tmp_path / "second"]
     with told[0].open("w") as first, told[1].open("w") as second:
         running = [subprocess.Popen([*command, "--target", "7"], stderr=file) for file in (first, second)]
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while not any(f"at work in {tmp_path}/out" in path.read_text() for path in told):
         assert time.monotonic() < deadline, "none waits"
         time.sleep(0.05)
