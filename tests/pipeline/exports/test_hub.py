@@ -92,12 +92,12 @@ def test_instances_of_motifs_are_a_track_of_the_sessions(
     (folder / "seqlets.bed").write_text("chr1\t120\t130\tpos.pattern_0\t0\t+\n")
     (folder / "hits").mkdir()
     for name, file in (("a", folder), ("b", folder), ("c", folder / "seqlets.bed")):
-        assert dispatch([*command, str(tmp_path / name), "--motifs", str(file), "--url", "http://h/x"]) == 0
+        assert dispatch([*command, str(tmp_path / name), "--motifs", str(file), "--url", "http://localhost/x"]) == 0
         (folder / "hits/hits.bed").write_text("chr1\t121\t131\tpos.pattern_0\t0\t-\n")
     for name, start in (("a", 120), ("b", 121), ("c", 120)):
         assert (tmp_path / name / "motifs.bed").read_text().split("\t")[1] == str(start)
     web = json.loads((tmp_path / "a/igv_web.json").read_text())
-    assert [(each["url"], each["format"]) for each in web["tracks"]][-1] == ("http://h/x/motifs.bed", "bed")
+    assert [(each["url"], each["format"]) for each in web["tracks"]][-1] == ("http://localhost/x/motifs.bed", "bed")
     session = ElementTree.parse(tmp_path / "a/igv_session.xml").getroot()
     assert [each.attrib["path"] for each in session.iter("Resource")][-1] == "motifs.bed"
     assert [each.attrib["id"] for each in session.iter("Track")][-1] == "motifs.bed"
