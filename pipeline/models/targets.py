@@ -120,11 +120,11 @@ def _is_allowed(found: Any, package: str) -> bool:
         return _is_module(found)
     if any(found is each for each in (*_DATA, *_operations())):
         return True
-    if isinstance(found, type) and _is_layer(found):
+    if _is_layer(found):
         return True
     if _top(home) != package or package == _TORCH:
         return False
-    return _is_settings(found) if isinstance(found, type) else _makes_module(found, package)
+    return _is_settings(found) if _is_class(found) else _makes_module(found, package)
 
 
 def _judged(found: Any) -> Any:
@@ -141,15 +141,22 @@ def _home(found: Any) -> str:
     return str(getattr(_judged(found), "__module__", None) or "")
 
 
+def _is_class(found: Any) -> bool:
+    """Whether it is a class; of an object that stands for another, such as one that connects when asked, its own type is
+    asked, since `isinstance` asks the object."""
+    return issubclass(type(found), type)
+
+
 def _is_module(found: Any) -> bool:
-    return isinstance(found, type) and issubclass(found, nn.Module)
+    return _is_class(found) and issubclass(found, nn.Module)
 
 
 def _is_layer(found: Any) -> bool:
     """Whether it is a class of modules none of whose bases is one of torch's that is no plain layer."""
-    homes = [base.__module__ for base in getattr(found, "__mro__", ())]
-    of_torch = [home for home in homes if _top(home) == _TORCH]
-    return _is_module(found) and all(f"{home}.".startswith(_LAYERS) for home in of_torch)
+    if not _is_module(found):
+        return False
+    of_torch = [base.__module__ for base in found.__mro__ if _top(base.__module__) == _TORCH]
+    return all(f"{home}.".startswith(_LAYERS) for home in of_torch)
 
 
 def _is_settings(found: type) -> bool:

@@ -229,6 +229,8 @@ def test_models_are_made(target: str, init: dict[str, Any]) -> None:
         "my_models.nn.Linear.__init__",
         "my_models.zoo.__class__.__mro__",
         "torch.multiprocessing.spawn",
+        "fsspec.callbacks.Callback.branched",  # beside objects that answer whatever they are asked
+        "ray.util.client_connect.connect",  # and such that fail then
     ],
 )
 def test_nothing_else_is_called_in_any_place(target: str) -> None:
