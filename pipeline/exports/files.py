@@ -12,7 +12,6 @@ A crash before the third name leaves what the next export to the same place puts
 
 import contextlib
 import os
-import stat
 import tempfile
 import uuid
 import zipfile
@@ -70,9 +69,12 @@ def _replace(paths: Sequence[Path], new: Sequence[Path]) -> None:
         return
     moving.mkdir()
     try:
-        for path in paths:
-            if path.exists():
-                path.rename(moving / path.name)
+        with _opened(moving) as inside:
+            if inside is None:
+                raise UserError(f"{folder} is a folder in which others move things at this moment; write to another")
+            for path in paths:
+                if path.exists():
+                    os.rename(path, path.name, dst_dir_fd=inside)
         sync(moving)
         moving.rename(moved)
         sync(folder)
@@ -91,27 +93,42 @@ def _put_back(paths: Sequence[Path]) -> None:
     Of what lies in a hidden folder only the files of these names are touched, and nothing where it is a link.
     """
     moving, moved, replaced = _asides(paths)
-    if _is_folder(replaced):
-        for path in paths:
-            (replaced / path.name).unlink(missing_ok=True)
-        _remove_if_empty(replaced)
-    if _is_folder(moved):
-        for path in paths:
-            path.unlink(missing_ok=True)
-        moved.rename(moving)
-    if _is_folder(moving):
-        for path in paths:
-            if os.path.lexists(moving / path.name):
-                (moving / path.name).rename(path)
-        _remove_if_empty(moving)
+    with _opened(replaced) as inside:
+        if inside is not None:
+            for name in _names_in(inside, paths):
+                os.unlink(name, dir_fd=inside)
+            _remove_if_empty(replaced)
+    with _opened(moved) as inside:
+        if inside is not None:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            moved.rename(moving)
+    with _opened(moving) as inside:
+        if inside is not None:
+            for name in _names_in(inside, paths):
+                os.rename(name, moving.with_name(name), src_dir_fd=inside)
+            _remove_if_empty(moving)
 
 
-def _is_folder(path: Path) -> bool:
-    """Whether it is a folder of this user's: others may have put theirs there, as in /tmp."""
-    with contextlib.suppress(OSError):
-        about = path.lstat()
-        return stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid()
-    return False
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int | None]:
+    """A folder of this user's, however its name is used meanwhile; None for anything else: others may have put theirs
+    there, as in /tmp."""
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        yield None
+        return
+    try:
+        yield folder if os.fstat(folder).st_uid == os.geteuid() else None
+    finally:
+        os.close(folder)
+
+
+def _names_in(folder: int, paths: Sequence[Path]) -> list[str]:
+    """The names of these files that are in an open folder."""
+    there = set(os.listdir(folder))
+    return [path.name for path in paths if path.name in there]
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -39,7 +39,8 @@ def bounded(path: Path, what: str) -> Iterator[None]:
     Raises:
         UserError: they are; `what` says whose.
     """
-    with _Counted(limits.bytes_on_disk(path), what):
+    counted = _Counted(limits.bytes_on_disk(path), what)
+    with counted, _Broadcast(counted.require):
         yield
 
 
@@ -54,8 +55,35 @@ class _Counted(TorchFunctionMode):
         kwargs = kwargs or {}
         if n := _n_values(func, args, kwargs):
             self._n_bytes += _ITEM_BYTES * n
-            limits.require_held(self._n_bytes, self._on_disk, self._what)
+            self.require(0)
         return func(*args, **kwargs)
+
+    def require(self, more: int) -> None:
+        """Raises UserError where so many bytes beside what was counted are too many."""
+        limits.require_held(self._n_bytes + more, self._on_disk, self._what)
+
+
+class _Mode(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Of torch: else it loads its compiler, for seconds, to have it leave the next function alone."""
+        return False
+
+
+class _Broadcast(_Mode):
+    """Small tensors that are added, multiplied or compared may make a large one, such as the distances of positions."""
+
+    def __init__(self, require: Callable[[int], None]) -> None:
+        super().__init__()
+        self._require = require
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        shapes = [x.shape for x in args if isinstance(x, Tensor)]
+        if len(shapes) > 1 and torch.Tag.pointwise in func.tags:
+            self._require(_ITEM_BYTES * math.prod(torch.broadcast_shapes(*shapes)))
+        return func(*args, **(kwargs or {}))
 
 
 def _n_values(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
@@ -99,7 +127,7 @@ def try_first(module: nn.Module, x: Tensor, extra_inputs: Sequence[Tensor] = ())
     del _untried[module]
 
 
-class _Computed(TorchDispatchMode):
+class _Computed(_Mode):
     """Sums the bytes of what is computed within: products and convolutions before, which turn weights into as much for
     each base, and whatever else after."""
 
@@ -107,11 +135,6 @@ class _Computed(TorchDispatchMode):
         super().__init__()
         self._n_bases, self._held, self._on_disk, self._path = n_bases, held, on_disk, path
         self._n_bytes = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Of torch: else it loads its compiler, for seconds, to have it leave the next function alone."""
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

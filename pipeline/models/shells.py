@@ -243,7 +243,9 @@ def tensors_of(shell: Shell) -> list[tuple[str, Tensor]]:
     while pending:
         depth, prefix, each = pending.pop()
         if depth > DEEPEST or next(counter) > _MOST_MODULES:
-            raise UserError(f"a pickled {shell.origin} has modules within modules without end, at {prefix[:80]}")
+            raise UserError(
+                f"{shell.origin}, which is pickled, has modules within modules without end, at {prefix[:80]}"
+            )
         left_out = each.__dict__.get("_non_persistent_buffers_set", ())
         own = {**_part(each, "_parameters"), **_part(each, "_buffers")}
         found += [

@@ -142,8 +142,8 @@ def _home(found: Any) -> str:
 
 
 def _is_class(found: Any) -> bool:
-    """Whether it is a class; of an object that stands for another, such as one that connects when asked, its own type is
-    asked, since `isinstance` asks the object."""
+    """Whether it is a class. Its type is asked, as `isinstance` asks the object, which may stand for another, and
+    connect to it then."""
     return issubclass(type(found), type)
 
 
@@ -210,6 +210,8 @@ def _call(given: Mapping[str, Any], key: str, arguments: str) -> Any:
         inner = configured(called, inner)
     try:
         return functools.partial(called, *args, **inner) if given.get("_partial_") else called(*args, **inner)
+    except UserError:  # of what is called in turn, or larger than the limits allow
+        raise
     except Exception as error:
         reason = one_line(error)
         given_as = {name: value for name, value in given.items() if name != TARGET}

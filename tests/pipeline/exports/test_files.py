@@ -140,16 +140,54 @@ def test_an_error_in_the_midst_leaves_the_old_export(tmp_path: Path, monkeypatch
     for path in paths:
         path.write_text(f"old {path.name}")
 
-    def rename(old: Any, new: Any) -> None:
+    def rename(old: Any, new: Any, **folders: Any) -> None:
         if str(new) == str(paths[1]) and ".partial" in str(old):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(new))
-        real(old, new)
+        real(old, new, **folders)
 
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(PermissionError):
         export(paths, "new")
     assert texts(paths) == ["old", "old"]
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("state", ["moving", "replaced"])
+def test_a_link_that_takes_the_place_of_a_hidden_folder_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """As another user may do in a folder that everyone may write to, between a look at its files and what follows."""
+    paths, home = [tmp_path / name for name in ("a", "b")], tmp_path / "home"
+    hidden, aside = tmp_path / f".a.{state}", tmp_path / "aside"
+    home.mkdir()
+    for path in (*paths, home / "a", home / "b"):
+        path.write_text(f"old {path.name}")
+    listdir, mkdir = os.listdir, os.mkdir
+
+    def swap() -> None:
+        if hidden.is_dir() and not hidden.is_symlink():
+            os.rename(hidden, aside)
+            hidden.symlink_to(home)
+
+    def listed(path: Any = ".") -> list[str]:
+        swap()
+        return listdir(path)
+
+    def made(*arguments: Any, **more: Any) -> None:
+        mkdir(*arguments, **more)
+        swap()
+
+    if state == "replaced":
+        hidden.mkdir()
+        (hidden / "a").write_text("older")
+    monkeypatch.setattr(os, "listdir", listed)
+    monkeypatch.setattr(os, "mkdir", made)
+    with contextlib.suppress(UserError, OSError):
+        export(paths, "new")
+    monkeypatch.undo()
+    assert hidden.is_symlink(), "the attack took place"
+    assert texts([home / "a", home / "b"]) == ["old", "old"]
+    assert sorted(os.listdir(home)) == ["a", "b"]
 
 
 def test_folders_and_files_in_the_way_are_named(tmp_path: Path) -> None:
