@@ -22,7 +22,7 @@ BASES = "ACGT"
 LAYOUTS = ("ncl", "nc1l", "ncl1", "n1cl", "nlc")
 PADS = {"zeros": 0.0, "n": 0.25}  # of each base
 TENSORS = ("rows", "tensor", "sequence")  # kinds of constants of forward that are tensors
-_EXTRA = re.compile(r"arg_(\d+)")
+_EXTRA = re.compile(r"arg_(\d{1,9})")
 _PLAIN = (bool, int, float, str, type(None))
 _EXAMPLE_TOKENS = "expected the whole numbers of A, C, G and T, and perhaps of N, such as [1,2,3,4] or [1,2,3,4,0]"
 

@@ -71,10 +71,10 @@ def _is_bed(fields: Sequence[str], start: int, end: int) -> bool:
     thick = [int(field) for field in fields[6:8] if WHOLE.fullmatch(field)]
     if len(thick) == 2 and start <= thick[0] <= thick[1] <= end and _RGB.fullmatch(fields[8]):
         return True
-    if len(fields) < 12 or not fields[9].isdecimal():
+    if len(fields) < 12 or not WHOLE.fullmatch(fields[9]):
         return False
     sizes, starts = (field.rstrip(",").split(",") for field in fields[10:12])
-    if not len(sizes) == len(starts) == int(fields[9]) or not all(part.isdecimal() for part in (*sizes, *starts)):
+    if not len(sizes) == len(starts) == int(fields[9]) or not all(WHOLE.fullmatch(part) for part in (*sizes, *starts)):
         return False
     return int(starts[0]) == 0 and int(starts[-1]) + int(sizes[-1]) == end - start
 

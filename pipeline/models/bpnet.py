@@ -236,7 +236,8 @@ def _require_layout(shell: Shell, path: Path) -> None:
     convolutions = {name: children[name] for name in ("iconv", "fconv")}
     convolutions |= {f"rconvs.{name}": conv for name, conv in children_of(children.get("rconvs", Shell())).items()}
     for name, conv in convolutions.items():
-        dilation = 2 ** (int(name.partition(".")[2]) + 1) if name.startswith("rconvs.") else 1
+        layer = re.fullmatch(r"rconvs\.(\d{1,3})", name)  # other names do not fit
+        dilation = 2 ** (int(layer[1]) + 1) if layer else 1
         width = dict(tensors_of(conv))["weight"].shape[-1]
         expected = {"padding": width // 2 * dilation, "dilation": dilation, "stride": 1, "groups": 1}
         for setting, value in expected.items():

@@ -20,7 +20,7 @@ from pipeline.models.fitting import find_prefix, without_prefix
 from pipeline.models.sets import chosen
 
 _CLASS = "openspliceai.train_base.openspliceai.SpliceAI"
-_UNIT = re.compile(r"residual_units\.(\d+)\.conv1\.weight")
+_UNIT = re.compile(r"residual_units\.(\d{1,9})\.conv1\.weight")
 _DILATIONS = [1, 4, 10, 25]
 _OF_EACH = 4  # units
 

@@ -192,7 +192,9 @@ def _impossible(plan: Plan) -> Iterator[str]:
 def _is_target(target: int | dict[str, float]) -> bool:
     if isinstance(target, int):
         return target >= 0
-    return bool(target) and all(place.isdecimal() and math.isfinite(weight) for place, weight in target.items())
+    return bool(target) and all(
+        place.isdecimal() and len(place) < 19 and math.isfinite(weight) for place, weight in target.items()
+    )
 
 
 def _sizes_of_rows(plan: Plan) -> Iterator[int]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.messages.errors import UserError
 
-_REGION = re.compile(r"(?P<chrom>.+):(?P<start>\d[\d,]*)-(?P<end>\d[\d,]*)")
+_REGION = re.compile(r"(?P<chrom>.+):(?P<start>\d[\d,]{0,23})-(?P<end>\d[\d,]{0,23})")
 _BEYOND = np.iinfo(np.int64).max
 N_NAMED = 5  # of what is missing, in an error
 

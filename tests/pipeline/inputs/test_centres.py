@@ -73,6 +73,7 @@ def test_a_line_is_read_by_its_content(tmp_path: Path, line: str, expected: list
         (["chr1\t100\t300\tp\t0\t.\t.\t.\t.\t.", "chr1\t100\t300\tt\t0\t+\texon\tGENE\t4\t17"], "x.bed", [200, 200]),
         (["chr1\t100\t300\tp\t0\t.\t.\t.\t.\tNaN", PEAK], "x.bed", [200, 140]),
         ([BEFORE, PEAK, "chr1\t100\t300\tt\t0\t+\t120\t280\t0\t2\t50,60,\t0,140,"], "x.bed", [550, 140, 200]),
+        ([f"chr1\t100\t300\tt\t0\t+\t9\t9\t0\t1\t{'9' * 5000}\t{'9' * 5000}"], "x.bed", [101]),
     ],
 )  # fmt: skip
 def test_a_line_that_fits_both_is_read_like_its_file(

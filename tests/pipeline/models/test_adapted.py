@@ -483,6 +483,7 @@ def test_models_that_look_at_both_strands(turn: Callable[[Tensor], Tensor], join
     [
         ({"channels": ["arg1"]}, "model.channels has arg1; expected arg_0 for the first entry of dataset.args"),
         ({"channels": [True]}, "model.channels has True"),
+        ({"channels": [f"arg_{'9' * 5000}"]}, "expected arg_0 for the first entry of dataset.args"),
         ({"channels": ["bases", "bases"]}, "model.channels has bases twice"),
         ({"tokens": [1, 2, 3]}, "model.tokens=[1, 2, 3]; expected the whole numbers of A, C, G and T"),
         ({"tokens": [1, 2, 3, 3]}, "model.tokens=[1, 2, 3, 3]"),

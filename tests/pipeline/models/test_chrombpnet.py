@@ -234,6 +234,16 @@ def test_a_convolution_placed_otherwise_is_refused(tmp_path: Path, monkeypatch: 
         load(checkpoint=tmp_path / "x")
 
 
+@pytest.mark.parametrize("name", ["x", "99999999999", "9" * 5000])
+def test_a_layer_of_another_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """And two to the power of a number of eleven digits is not computed."""
+    odd = bpnet(0)
+    odd.rconvs.add_module(name, odd.rconvs[0])
+    save_published(tmp_path / "x", odd, None, monkeypatch)
+    with pytest.raises(UserError, match=r"not a BPNet: rconvs|not expected: rconvs"):
+        load(checkpoint=tmp_path / "x")
+
+
 class Touch:
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -76,6 +76,7 @@ def test_overlap_is_sharing_a_base(windows: list[tuple[str, int, int]], data: st
 def test_regions_are_read(text: str, expected: Region) -> None:
     assert Region.parse(text) == expected
     assert str(Region.parse("chrX")) == "chrX"
+    assert Region.of(f"chr1:{'9' * 5000}-{'9' * 5000}") is None  # Python refuses numbers of so many digits
 
 
 @pytest.mark.parametrize(
