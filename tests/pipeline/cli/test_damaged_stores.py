@@ -92,29 +92,29 @@ def meet(inputs: Inputs, finished: Path, capfd: pytest.CaptureFixture[str], seed
         opened.take(["codes", "hypothetical"], [0, 21])
 
 
-PLANS = {  # what a plan may say, and what is told of it
-    "n_rows": (-1, "expected at least 1"),
-    "length": ("40", "expected a whole number"),
-    "targets": ([0, "x"], "plan.targets[1] is 'x'"),
-    "references": ({"name": 3}, "references has no name"),
-    "folds": ([], "expected a name for each"),
-    "dtype": ("float8", "expected float64, float32"),
-    "rows_per_shard": (10**400, "expected a whole number"),
-    "batch_size": (7, "fingerprint.settings.engine.batch_size is 192, where the plan has 7"),
-    "n_references": (None, "expected a whole number"),
-    "probe": ({"rows": [10**12]}, "plan.probe has no device"),
-    "args": ([{"shape": [-3], "dtype": "float32"}], "expected a shape"),
-    "deterministic": ("yes", "expected true or false"),
-    "warning_threshold": ([], "expected a number"),
-    "unheard_of": (1, "unexpected keyword argument"),
-}
+PLANS = [  # fields of a plan, what they may say, and what is told of it
+    ("n_rows", -1, "expected at least 1"),
+    ("length", "40", "expected a whole number"),
+    ("targets", [0, "x"], "plan.targets[1] is 'x'"),
+    ("targets", [{"9" * 5000: 1.0}], "expected indices of outputs"),
+    ("references", {"name": 3}, "references has no name"),
+    ("folds", [], "expected a name for each"),
+    ("dtype", "float8", "expected float64, float32"),
+    ("rows_per_shard", 10**400, "expected a whole number"),
+    ("batch_size", 7, "fingerprint.settings.engine.batch_size is 192, where the plan has 7"),
+    ("n_references", None, "expected a whole number"),
+    ("probe", {"rows": [10**12]}, "plan.probe has no device"),
+    ("args", [{"shape": [-3], "dtype": "float32"}], "expected a shape"),
+    ("deterministic", "yes", "expected true or false"),
+    ("warning_threshold", [], "expected a number"),
+    ("unheard_of", 1, "unexpected keyword argument"),
+]
 
 
-@pytest.mark.parametrize("field", PLANS)
+@pytest.mark.parametrize(("field", "value", "told"), PLANS)
 def test_a_plan_is_one_that_can_be(
-    finished: Path, in_folder: Path, capsys: pytest.CaptureFixture[str], field: str
+    finished: Path, in_folder: Path, capsys: pytest.CaptureFixture[str], field: str, value: Any, told: str
 ) -> None:
-    value, told = PLANS[field]
     change(finished, "a.zarr", lambda attributes: attributes["plan"].update({field: value}))
     for arguments in (COMMANDS["tsv"], COMMANDS["status"], COMMANDS["logo"]):
         assert dispatch(arguments) == 2

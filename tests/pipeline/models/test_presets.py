@@ -161,6 +161,8 @@ def test_the_sizes_of_openspliceai_are_those_of_its_weights() -> None:
     torch.save({f"module.{name}": value for name, value in short.state_dict().items()}, "model_80nt.pt")
     odd = X[:, :, 1:]
     np.testing.assert_allclose(predicted("openspliceai", "model_80nt.pt", odd), short(odd)[:, 2, 4].detach(), rtol=1e-5)
-    torch.save(nn.Linear(2, 2).state_dict(), "other.pt")
-    with pytest.raises(UserError, match=r"other\.pt is no checkpoint of OpenSpliceAI"):
-        load_model(chosen("model", "openspliceai", checkpoint="other.pt"))
+    digits = {f"{name}.weight": torch.ones(1) for name in ("initial_conv", f"residual_units.{'9' * 5000}.conv1")}
+    for state in (nn.Linear(2, 2).state_dict(), digits):
+        torch.save(state, "other.pt")
+        with pytest.raises(UserError, match=r"other\.pt is no checkpoint of OpenSpliceAI"):
+            load_model(chosen("model", "openspliceai", checkpoint="other.pt"))
