@@ -12,7 +12,7 @@ from torch import Tensor
 from dlshap_core.kernels import fused
 from dlshap_core.kernels.softmax import SERIES_BELOW
 from dlshap_core.rules import secants
-from dlshap_core.rules.arithmetic import _FAR, quotient_multipliers
+from dlshap_core.rules.arithmetic import FAR, quotient_multipliers
 from tests.core.toolbox import Apply, multipliers, relative_difference
 
 SIDES = [0.5, 0.99, 1.01, 2.0]  # times the threshold
@@ -46,7 +46,7 @@ def test_the_relative_step_of_a_power(exponent: float, side: float) -> None:
 @pytest.mark.parametrize("side", SIDES)
 def test_the_ratio_of_denominators_from_which_on_they_are_far(side: float) -> None:
     b_r = torch.linspace(0.5, 2, 31)
-    b_x = side * _FAR * b_r
+    b_x = side * FAR * b_r
     a_r, a_x = torch.linspace(-1, 1, 31), torch.linspace(3, 200, 31)
     m_a, m_b = (z.double() for z in quotient_multipliers(a_x, b_x, a_r, b_r))
     a_x, b_x, a_r, b_r = (z.double() for z in (a_x, b_x, a_r, b_r))
