@@ -34,7 +34,7 @@ class AttributionReferences(NamedTuple):
 
 
 class AttributionSd(NamedTuple):
-    """Attributions with how far they lie apart with the reference, and the references where they were asked for too."""
+    """Attributions, their standard deviation over the references, and the references where these are asked for too."""
 
     attributions: Tensor
     sd: Tensor

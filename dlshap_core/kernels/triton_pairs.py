@@ -31,7 +31,7 @@ def _is_finite(z):
 @triton.jit
 def _places(n, n_inner, n_repeats, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    return i, i // (n_repeats * n_inner) * n_inner + i % n_inner, i < n
+    return i, i // n_inner // n_repeats * n_inner + i % n_inner, i < n
 
 
 @triton.jit

@@ -69,7 +69,7 @@ def _softmax(
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     is_row = row < n_rows
-    start_x = (row // (n_repeats * n_inner) * n_inner + row % n_inner) * n_columns
+    start_x = (row // n_inner // n_repeats * n_inner + row % n_inner) * n_columns
     start_r = row * n_columns
     zero = tl.zeros((ROWS, 1), DTYPE)
     top_x, sum_x = _top_and_log_sum(x, start_x, column, n_columns, is_row, zero, LOWEST, DTYPE, BLOCK)
@@ -139,7 +139,7 @@ def _normalise(
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     is_row = row < n_rows
-    start_x = (row // (n_repeats * n_inner) * n_inner + row % n_inner) * n_columns
+    start_x = (row // n_inner // n_repeats * n_inner + row % n_inner) * n_columns
     start_r = row * n_columns
     zero = tl.zeros((ROWS, 1), DTYPE)
     mean_x, mean_r = zero, zero

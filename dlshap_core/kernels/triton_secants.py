@@ -249,7 +249,7 @@ def _multiplier(x, r, RULE: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: t
         m = _gelu(x, r, WIDE)
     elif RULE == "jump":
         step = _level(x, A, B, C) - _level(r, A, B, C)
-        m = tl.where(step == 0.0, 0.0, step / (x - r))
+        m = finite_or_zero(tl.where(step == 0.0, 0.0, step / (x - r)))
     else:
         tl.static_assert(RULE == "gelu_tanh")
         m = _gelu_tanh(x, r)
@@ -277,7 +277,7 @@ def _secants(
     """Element i of r pairs with that of x in the same place of the row it shares with `n_repeats` of them."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = i < n
-    source = i // (n_repeats * n_inner) * n_inner + i % n_inner
+    source = i // n_inner // n_repeats * n_inner + i % n_inner
     m = _multiplier(
         tl.load(x + source, there, 0.0).to(DTYPE), tl.load(r + i, there, 0.0).to(DTYPE), RULE, A, B, C, TINY
     )

@@ -18,7 +18,7 @@ _CUBIC = -0.75  # torch's constant of bicubic interpolation
 
 
 def is_needed(x: object) -> bool:
-    """Whether CUDA would refuse, or the form is to be used for another reason than the values."""
+    """Whether CUDA would refuse an operation on it that it has no deterministic kernel of."""
     return isinstance(x, Tensor) and x.is_cuda and torch.are_deterministic_algorithms_enabled()
 
 

@@ -61,8 +61,11 @@ def _require_mask(forward: Pass, call: Call) -> None:
 
 
 class Comparison(Kind):
-    """gt, ge, lt, le, eq, ne of operands that vary; `levels` are its numbers where the difference of the operands is
-    below 0, at 0 and above."""
+    """gt, ge, lt, le, eq, ne of operands that vary.
+
+    Args:
+        levels: the mask as a number where the difference of the operands is below 0, at 0 and above.
+    """
 
     label = "step: secant"
 

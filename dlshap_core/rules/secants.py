@@ -266,9 +266,10 @@ def step(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:
 
 
 def jump(x: Tensor, r: Tensor, below: float, at: float, above: float) -> Tensor:
-    """Secant of what has one value below 0, one at 0 and one above; 0 where both sides have the same."""
+    """Secant of what has one value below 0, one at 0 and one above; 0 where both sides have the same, or one is NaN,
+    as infinity less infinity is."""
     value_x, value_r = (torch.where(z > 0, above, torch.where(z == 0, at, below)) for z in (x, r))
-    return torch.where(value_x == value_r, 0.0, (value_x - value_r) / (x - r))
+    return finite_or_zero(torch.where(value_x == value_r, 0.0, (value_x - value_r) / (x - r)))
 
 
 def shrink(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:

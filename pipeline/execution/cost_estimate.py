@@ -57,7 +57,7 @@ class CostEstimate:
         timed_rows: how many.
         row_s: seconds of each, references drawn within.
         correlation: of the attributions of the median timed row with those of infinitely many references, expected
-            from their spread; None where that is not kept.
+            from their spread; None where that is not kept, or only two references were timed.
         enough_references: for a correlation of 0.99 of that row; None where there is no telling.
         memory: lines about what a pair of long sequences takes.
         price_per_hour: of what one actor runs on; None where it was not given.
@@ -234,7 +234,8 @@ def measure(run: ResolvedRun[_FirstRows], loaded: LoadedModel) -> Timed:
             references, result, seconds = attribute_first(group, few)
             row_s = seconds / group * plan.n_references / N_REFERENCES
             if row_s > LONGEST_S:
-                return _timed(few, given, group, shard_values(codes[:group], references, result, few), row_s)
+                found = _timed(few, given, group, shard_values(codes[:group], references, result, few), row_s)
+                return replace(found, correlation=None, enough_references=None)  # too few to tell a spread by
         LOG.info(f"timing the model, on {counted(n_batch, 'row')} at a time")
         attribute_first(n_batch)  # what is compiled and cached
         batch_s = attribute_first(n_batch)[2]

@@ -50,7 +50,7 @@ def finalize(
                 for index in damaged.tolist():
                     directory.revoke(index)
                 if checked.complete:
-                    deltas = _complete(directory, plan, checked, attributes["head"])
+                    deltas = _complete(directory, plan, checked, attributes["target_heads"])
         summary = Summary(
             store=directory.url,
             complete=deltas is not None,
@@ -68,13 +68,13 @@ def finalize(
     return summary, damaged
 
 
-def _complete(directory: RunDirectory, plan: Plan, checked: CheckedShards, head: str) -> dict[str, Any]:
-    """Every shard is done: say so in the store; returns the convergence deltas of the run."""
+def _complete(directory: RunDirectory, plan: Plan, checked: CheckedShards, heads: list[str]) -> dict[str, Any]:
+    """Every shard is done: say so in the store; returns the convergence deltas of the run. `heads`: of the targets."""
     assert checked.deltas is not None
     total = checked.deltas
     deltas = {
         "judged": plan.completeness,
-        "head": head,
+        "head": ",".join(dict.fromkeys(",".join(heads).split(","))),
         "threshold": plan.warning_threshold,
         "share_over": total["n_over"] / total["n"],
         "relative_threshold": plan.relative_threshold,

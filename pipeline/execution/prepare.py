@@ -129,7 +129,8 @@ def make_plan(
     preflight: Preflight,
 ) -> Plan:
     """Everything resolved, but for the probe."""
-    facts = ingested.facts
+    facts, not_judged = ingested.facts, _not_judged(preflight)
+    completeness = len(not_judged) < len(preflight.targets)
     batch_size = resolve_batch_size(config, facts, machine, references, most=preflight.pairs_that_fit)
     return Plan(
         n_rows=facts.n_rows,
@@ -146,8 +147,8 @@ def make_plan(
         deterministic=config.engine.deterministic,
         device=machine.device,
         device_kind=machine.kind,
-        completeness=loaded.completeness,
-        not_judged=_not_judged(preflight) if loaded.completeness else [],
+        completeness=completeness,
+        not_judged=not_judged if completeness else [],
         warning_threshold=config.engine.warning_threshold,
         relative_threshold=config.engine.relative_threshold,
         folds=list(loaded.labels),

@@ -1,7 +1,7 @@
-"""How far attributions lie apart with the reference: their standard deviation over the references of a sequence.
+"""The standard deviation of attributions over the references of a sequence.
 
-With several folds or strands the value of a reference is its mean over these, as attributions are: how far the folds
-lie apart is another question.
+With several folds or strands the value of a reference is its mean over these, as attributions are; the spread of the
+folds is another question.
 
 Shape legend: N rows, V variants, T targets, R references, L positions.
 """

@@ -43,17 +43,18 @@ class OutputShapes:
 @contextmanager
 def watched(module: nn.Module) -> Iterator[OutputShapes]:
     """See what a fold of a `LoadedModel` returns while it is used."""
-    seen = OutputShapes()
+    seen, widths = OutputShapes(), dict[nn.Module, int]()
 
     def taken(_: nn.Module, args: tuple[Any, ...]) -> None:
         outputs = args[0] if isinstance(args[0], tuple | list) else [args[0]]
-        seen.taken, seen.widths = tuple(tuple(each.shape) for each in outputs if isinstance(each, Tensor)), ()
+        seen.taken = tuple(tuple(each.shape) for each in outputs if isinstance(each, Tensor))
 
     def returned(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         seen.output = tuple(output.shape) if isinstance(output, Tensor) else ()
 
-    def returned_by_head(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen.widths += (output.shape[1],)
+    def returned_by_head(head: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        widths[head] = output.shape[1]  # on the way back it may be called once more, by itself
+        seen.widths = tuple(widths.values())
 
     def returned_by_model(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         seen.returned = listing(output, len(args[0]))

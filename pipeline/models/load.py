@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from dlshap_core.heads import INCOMPLETE
 from dlshap_core.heads import head as make_head
 from pipeline.config.schema import AUTO, Config, ModelConfig
 from pipeline.messages.errors import UserError
@@ -46,7 +45,6 @@ class LoadedModel:
         weights_hash: sha256 of the weights of all folds, in order; in hexadecimal.
         code: what runs on them.
         description: what the store says of the model; see `load_model`.
-        completeness: whether attributions sum to the difference of predictions, under one of its heads at least.
         notes: lines for the user about what they may not expect.
         target_names: of all targets, where the person gives some; see target_names.py.
     """
@@ -56,7 +54,6 @@ class LoadedModel:
     weights_hash: str
     code: Code
     description: dict[str, Any]
-    completeness: bool
     notes: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
 
@@ -148,7 +145,6 @@ def load_model(model: ModelConfig) -> LoadedModel:
             "input": model.described_input(),
             **model.described(),
         },
-        completeness=not INCOMPLETE.issuperset(model.heads),
         notes=(*_of_pattern(model, paths), *dict.fromkeys(note for raw in raws for note in _notes(raw))),
     )
 

@@ -56,7 +56,7 @@ class Plan:
         random_state: reference k of every sequence is drawn with random_state + k.
         spot_check: whether a sequence and a reference of every shard are predicted alone too; see spot_check.py.
         decisions: what each fold decided from its input in Python when it was tried, by the line that decides, and what
-            every shard must; None where it was tried on another kind of device, and each shard is its own measure.
+            every shard must; None: each shard is its own measure.
         not_judged: indices of the targets of heads under which contributions do not sum to the difference by design,
             beside others.
         split: names of the model's modules that are computed again on the way back, as a pair would not fit the memory.

@@ -44,6 +44,7 @@ from pipeline.messages.progress import LOG
 
 ANSWER_TIMEOUT_S = 10
 MAX_AVOIDED = 3  # nodes that may fail one after the other before the first shard is done
+MAX_CALLS = 4  # on nodes that die one after the other
 NODE_TIMEOUT_S = 180  # of the check of a node, which imports torch there and reads the checkpoint
 
 
@@ -84,11 +85,11 @@ class AddressExecutor(executor.Executor):
     def machine(self) -> Machine:
         """The GPU of another machine is tried there; CPUs differ less, and this machine has one."""
         self.connect()
-        found = remote_machine(self.engine.device, self.cluster)
+        found, node = remote_machine(self.engine.device, self.cluster)
         if not found.device.startswith("cuda"):
             return found
-        needs = actor_needs(self.cluster, found.device, self.engine.threads)
-        return replace(found, elsewhere=partial(call_on_node, needs=needs, wait_s=self.cluster.wait_for_actors_s))
+        needs, wait_s = actor_needs(self.cluster, found.device, self.engine.threads), self.cluster.wait_for_actors_s
+        return replace(found, elsewhere=partial(call_on_node, needs=needs, wait_s=wait_s, node=node))
 
     def connect(self) -> None:
         """Reach the cluster, unless this process is connected to one."""
@@ -197,8 +198,8 @@ def require_answer(address: str) -> None:
         ) from error
 
 
-def remote_machine(device: str, cluster: RayConfig) -> Machine:
-    """The device of a connected cluster, as one of its nodes finds it.
+def remote_machine(device: str, cluster: RayConfig) -> tuple[Machine, str]:
+    """The device of a connected cluster, as one of its nodes finds it, and the id of that node.
 
     Raises:
         UserError: the cluster has no such device, or its nodes do not begin a task within cluster.wait_for_actors_s.
@@ -208,13 +209,17 @@ def remote_machine(device: str, cluster: RayConfig) -> Machine:
     if device.startswith("cuda") and not has_gpu and cluster.max_actors is None:
         raise UserError(f"engine.device={device}, but no node of the cluster has a GPU; it has {inventory()}")
 
+    def look() -> tuple[Machine, str]:
+        return Machine.here(device), ray.get_runtime_context().get_node_id()
+
     needs = {"CPU": 1.0, "GPU": gpus_per_actor(cluster, "cuda" if uses_gpu else "cpu"), **cluster.reserved}
-    found: Machine = call_on_node(partial(Machine.here, device), needs, cluster.wait_for_actors_s)
+    found: tuple[Machine, str] = call_on_node(look, needs, cluster.wait_for_actors_s)
     return found
 
 
-def call_on_node(function: Callable[[], Any], needs: Mapping[str, float], wait_s: int) -> Any:
-    """What a function returns that is called on a node which has these resources free.
+def call_on_node(function: Callable[[], Any], needs: Mapping[str, float], wait_s: int, node: str | None = None) -> Any:
+    """What a function returns that is called on a node which has these resources free: the one with the id `node`,
+    unless that is gone. Where a node dies meanwhile, it is called again on another.
 
     Raises:
         UserError: the function's own, or no node begins within `wait_s` seconds.
@@ -228,23 +233,32 @@ def call_on_node(function: Callable[[], Any], needs: Mapping[str, float], wait_s
 
     custom = {name: amount for name, amount in needs.items() if name not in ("CPU", "GPU")}
     amounts: dict[str, Any] = {"num_cpus": needs.get("CPU", 0), "num_gpus": needs.get("GPU", 0), "resources": custom}
-    caller: Any = ray.remote(**amounts, max_restarts=3, max_task_retries=3)(Caller).remote()
-    try:
-        ray.get(caller.__ray_ready__.remote(), timeout=wait_s)
-        return ray.get(caller.call.remote(function))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, (UserError, RunError)):
-            raise type(error.cause)(str(error.cause)) from error
-        raise RunError(f"a node fails: {type(error.cause).__name__}: {' '.join(str(error.cause).split())}") from error
-    except ray.exceptions.GetTimeoutError as error:
-        raise UserError(
-            f"no node of the cluster began a task with {describe(needs)} within {wait_s} s "
-            f"(cluster.wait_for_actors_s); it has {inventory()}"
-        ) from error
-    except ray.exceptions.RayError as error:
-        raise RunError(f"the cluster cannot run a task: {' '.join(str(error).split())[:500]}") from error
-    finally:
-        ray.kill(caller)
+    if node is not None:
+        amounts["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
+    actor = ray.remote(**amounts)(Caller)
+    n_calls = 0
+    while True:  # Ray's own restarts wait without end for a node
+        n_calls += 1
+        caller: Any = actor.remote()
+        try:
+            ray.get(caller.__ray_ready__.remote(), timeout=wait_s)
+            return ray.get(caller.call.remote(function))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, (UserError, RunError)):
+                raise type(error.cause)(str(error.cause)) from error
+            raise RunError(
+                f"a node fails: {type(error.cause).__name__}: {' '.join(str(error.cause).split())}"
+            ) from error
+        except ray.exceptions.GetTimeoutError as error:
+            raise UserError(
+                f"no node of the cluster began a task with {describe(needs)} within {wait_s} s "
+                f"(cluster.wait_for_actors_s); it has {inventory()}"
+            ) from error
+        except ray.exceptions.RayError as error:
+            if n_calls == MAX_CALLS or not isinstance(error, ray.exceptions.RayActorError):
+                raise RunError(f"the cluster cannot run a task: {' '.join(str(error).split())[:500]}") from error
+        finally:
+            ray.kill(caller)
 
 
 def check_nodes(work: WorkSpec, able: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

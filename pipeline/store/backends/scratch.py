@@ -37,7 +37,7 @@ def remove_folder(folder: str) -> None:
 
 def keep_folder(folder: str) -> None:
     """Have one that this process made stay for good."""
-    os.unlink(f"{folder}/{_OWNER}")
+    Path(folder, _OWNER).unlink(missing_ok=True)  # a file system without locks has none
     os.close(_held.pop(folder))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -209,3 +210,8 @@ def test_broadcasts_over_references(name: str) -> None:
     x, r = points(case, 1.0, n=12)
     x, r = x[:3, None], r.reshape(3, 4)
     torch.testing.assert_close(case.secant(x, r), case.secant(x.expand(3, 4).contiguous(), r), rtol=0, atol=0)
+
+
+def test_of_levels_where_a_difference_is_of_infinities() -> None:
+    x, r = torch.tensor([math.nan, 2.0, math.nan, math.inf]), torch.tensor([1.0, math.nan, math.nan, -1.0])
+    assert secants.jump(x, r, 0.0, 1.0, 1.0).tolist() == [0.0] * 4

@@ -18,6 +18,7 @@ from pipeline.config.schema import Config
 from pipeline.execution.preflight import Preflight, run_preflight
 from pipeline.messages.errors import UserError
 from pipeline.models.bpnet import BPNet
+from pipeline.models.explained import watched
 from pipeline.models.load import LoadedModel, load_model
 from pipeline.planning.convergence import describe_deltas
 from tests.pipeline.conftest import chosen, random_sequences, write_fasta
@@ -93,6 +94,27 @@ def test_those_of_chrombpnet_with_its_bias(folder: Path, tmp_path: Path) -> None
     assert np.abs(together["convergence_delta"][:, 0]).max() > 100 * deltas["largest"]
     assert together.attrs["convergence"] == "passed"
     assert pipeline.open_store(tmp_path / "profile_stopgrad.zarr").attrs["convergence"] == "not judged"
+
+
+def test_a_head_that_is_called_again_alone_is_counted_once(folder: Path) -> None:
+    model = loaded(["counts", "profile_midpoint"], folder).module
+    x = torch.zeros(1, 4, LENGTH)
+    with watched(model) as seen, torch.no_grad():
+        model(x)
+        model.head.heads[1](model.model(x))
+    assert (seen.widths, seen.n_targets) == ((1, 1), 2)
+
+
+def test_where_no_target_sums_by_design_none_is_judged(folder: Path, tmp_path: Path) -> None:
+    """Also where other heads of the run do, and a contrast with one that does."""
+    more = ["model.head=[counts,profile_stopgrad]", 'engine.targets=[1,"[0] - [1]"]']
+    assert pipeline.run(overrides(folder, tmp_path / "a.zarr", *more)).complete
+    attrs = pipeline.open_store(tmp_path / "a.zarr").attrs
+    assert (attrs["convergence"], attrs["run"]["deltas"]["not_judged"]) == ("not judged", [])
+    some = ["model.head=[profile_stopgrad,counts]", "engine.targets=[0]"]
+    pipeline.run(overrides(folder, tmp_path / "b.zarr", *some))
+    deltas = pipeline.open_store(tmp_path / "b.zarr").attrs["run"]["deltas"]
+    assert "(head profile_stopgrad does not sum" in describe_deltas(deltas)
 
 
 def test_by_yaml_by_command_and_by_python_alike(folder: Path, tmp_path: Path) -> None:

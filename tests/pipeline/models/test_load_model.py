@@ -91,7 +91,6 @@ def test_a_module_by_its_target(toy_models: Any, tmp_path: Path) -> None:
     assert not loaded.module.training
     assert {p.dtype for p in loaded.module.parameters()} == {torch.float32}
     assert torch.equal(loaded.module(x()), toy.float()(x()))
-    assert loaded.completeness
     assert loaded.description == {
         "name": "module",
         "head": "none",
@@ -286,11 +285,8 @@ def test_a_change_of_the_code_changes_the_hash_and_another_process_does_not(toy_
     assert code_of(importlib.reload(toy_models).ready()).digest != before
 
 
-@pytest.mark.parametrize(
-    ("head", "sums"),
-    [("counts", True), ("profile_midpoint", True), ("profile_stopgrad", False), ("profile_detached", False)],
-)
-def test_bpnet_heads(head: str, sums: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["counts", "profile_midpoint", "profile_stopgrad", "profile_detached"])
+def test_bpnet_heads(head: str, tmp_path: Path) -> None:
     from pipeline.models.bpnet import BPNet
 
     torch.manual_seed(0)
@@ -299,7 +295,6 @@ def test_bpnet_heads(head: str, sums: bool, tmp_path: Path) -> None:
     loaded = load_model(config(name="bpnet", checkpoint=path, head=head, init={"trimming": 3}, trust_pickle=True))
     assert loaded.description["head"] == head
     assert loaded.description["trust_pickle"] is False  # allowed, and not needed
-    assert loaded.completeness is sums
     assert loaded.module(x()).shape == (2, 1)
     if head == "counts":
         assert torch.equal(loaded.module(x()), raw(x())[1])

@@ -16,6 +16,7 @@ import pipeline
 from pipeline.cli.main import dispatch
 from pipeline.config.compose import compose_config
 from pipeline.config.schema import ClusterConfig, Config
+from pipeline.execution import cost_estimate
 from pipeline.execution.cost_estimate import estimate_config, size
 from pipeline.execution.executor import executor_of
 from pipeline.planning import cost as costs
@@ -130,6 +131,17 @@ def test_the_plan_is_said_to_people_and_programs(
     assert without["correlation"] is without["enough_references"] is None
     assert dispatch(["plan", "--price-per-hour", "free"]) == 2
     assert "expected a number from 0 on" in capsys.readouterr().err
+
+
+def test_two_references_of_a_long_row_tell_no_spread(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost_estimate, "LONG", 1)
+    monkeypatch.setattr(cost_estimate, "LONGEST_S", 0.0)
+    found = estimate_config(compose_config(inputs.overrides(tmp_path / "a.zarr")))
+    assert found.timed_rows == 1
+    assert found.correlation is found.enough_references is None
+    assert "sure" not in found.text()
 
 
 def test_a_pool_is_paid_for_as_long_as_the_command_takes() -> None:

@@ -24,7 +24,7 @@ from pipeline.execution.executors import address as module
 from pipeline.execution.executors.address import Address, AddressExecutor, require_answer, require_welcome
 from pipeline.execution.executors.ray_cluster import Pool, nodes
 from pipeline.execution.work import ShardResult
-from pipeline.messages.errors import UserError
+from pipeline.messages.errors import RunError, UserError
 
 
 @contextmanager
@@ -169,12 +169,34 @@ def test_what_a_node_lacks_is_told_before_the_others_have_answered(
 @pytest.mark.usefixtures("ray_instance")
 def test_the_device_of_a_cluster_is_asked_for_in_time() -> None:
     config = Address(address="auto", wait_for_actors_s=60)
-    assert module.remote_machine("cpu", config).device == "cpu"
+    (only,) = nodes()
+    found, node = module.remote_machine("cpu", config)
+    assert (found.device, node) == ("cpu", only["NodeID"])
     with pytest.raises(UserError, match=r"engine\.device=cuda, but no node of the cluster has a GPU; it has 1 node"):
         module.remote_machine("cuda", config)
     absent = replace(config, resources={"fpga": 1.0}, wait_for_actors_s=1)
     with pytest.raises(UserError, match=r"no node of the cluster began a task with 1 CPU, 1 fpga within 1 s"):
         module.remote_machine("cpu", absent)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_instance")
+@pytest.mark.parametrize("n_deaths", [1, 4])
+def test_what_a_node_dies_of_is_tried_again_a_few_times(tmp_path: Path, n_deaths: int) -> None:
+    def dies() -> str:
+        for n in range(n_deaths):
+            with contextlib.suppress(FileExistsError):
+                (tmp_path / str(n)).mkdir()
+                os._exit(1)
+        return "alive"
+
+    gone = "0" * 56  # no such node: another serves
+    if n_deaths < module.MAX_CALLS:
+        assert module.call_on_node(dies, {"CPU": 1.0}, 60, gone) == "alive"
+    else:
+        with pytest.raises(RunError, match="the cluster cannot run a task: "):
+            module.call_on_node(dies, {"CPU": 1.0}, 60, gone)
+    assert len(list(tmp_path.iterdir())) == n_deaths
 
 
 class Cluster:
