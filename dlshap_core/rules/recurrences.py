@@ -29,11 +29,12 @@ _IS_ZEROS = "_dlshap_is_zeros"
 
 def mark_zeros(x: Tensor) -> None:
     """Remember that a tensor holds zeros, as long as it is not written to: looking would wait for a GPU."""
-    setattr(x, _IS_ZEROS, version(x))
+    if not x.is_inference():  # of which torch counts no versions
+        setattr(x, _IS_ZEROS, version(x))
 
 
 def are_zeros(states: Sequence[Tensor]) -> bool:
-    return all(getattr(z, _IS_ZEROS, None) == version(z) or not bool(z.any()) for z in states)
+    return all((hasattr(z, _IS_ZEROS) and getattr(z, _IS_ZEROS) == version(z)) or not bool(z.any()) for z in states)
 
 
 def fits(steps: Tensor, states: tuple[Tensor, ...], parameters: list[Tensor]) -> bool:

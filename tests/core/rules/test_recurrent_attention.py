@@ -166,6 +166,20 @@ def test_zeros_that_are_written_to_are_none(kind: type[nn.Module], pairs: tuple[
     assert result.convergence_delta.abs().max() < 1e-9
 
 
+def test_zeros_that_are_made_in_inference_mode(pairs: tuple[Tensor, Tensor]) -> None:
+    class FromState(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.GRU(4, 5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.inference_mode():
+                state = torch.zeros(1, len(x), 5, dtype=x.dtype)
+            return self.layer(x.transpose(1, 2), state.clone())[0].sum((1, 2), keepdim=True).flatten(1)
+
+    assert worst_delta(attribute(seeded(FromState), *pairs, device="cpu")) < 1e-9
+
+
 @pytest.mark.parametrize("name", ["LSTM, two layers, both ways", "GRU"])
 def test_half_precision_takes_a_direction_at_once(name: str, pairs: tuple[Tensor, Tensor]) -> None:
     model, (X, references) = seeded(lambda: Tokens(LAYERS[name])).float(), pairs
