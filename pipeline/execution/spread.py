@@ -19,7 +19,8 @@ from pipeline.store.schema import ALLELES_PER_VARIANT
 class Spread:
     """Gathers the spread of some rows over the passes of a plan, one for each fold and strand.
 
-    Where it does not follow from a single pass, the values of all references are held meanwhile: 4 N T R L bytes.
+    Where it does not follow from a single pass, the values of all references are held meanwhile: 4 N T R L bytes, and
+    as much again for those of each further pass.
     """
 
     def __init__(self, plan: Plan) -> None:

@@ -24,9 +24,8 @@ WARNED_AFTER_S = 8.0
 DEAD_AFTER_S = 45.0  # nothing comes back: a machine that is off, or a network that is cut and may be mended
 REFUSED_AFTER_S = 1.5  # its machine answers that no Ray listens there, and what begins there again is another Ray
 RESTARTED_AFTER_S = 20.0  # the same of a head that keeps its state, and goes on when it is started again
-GRACE_S = (
-    5.0  # for the way out; then this process is ended all the same, before Ray's native part looks for the head again
-)
+# For the way out; then this process is ended all the same, before Ray's native part looks for the head again.
+GRACE_S = 5.0
 HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and settings, none
 HTTP2_SETTINGS = 4  # the kind of frame that a server must answer with
 SIGNAL = signal.SIGRTMAX - 5  # of the watch to its own process: it interrupts whatever the main thread waits for

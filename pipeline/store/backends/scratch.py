@@ -58,7 +58,7 @@ def remove_left(parent: str) -> None:
     """
     with contextlib.suppress(OSError):
         about = os.stat(parent)
-        if about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX:
+        if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not about.st_mode & stat.S_ISVTX:
             return
         for entry in os.scandir(parent):
             if entry.name.startswith(PREFIX) and _is_left(entry.path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -89,6 +91,7 @@ def _pipe(folder: Path) -> None:
         lambda folder: (folder / "dlshap.lock").write_text("x"),
         lambda folder: folder.chmod(0o770),
         lambda folder: folder.parent.chmod(0o777),
+        lambda folder: folder.parent.chmod(0o770),
         lambda folder: (folder / "dlshap.lock").chmod(0o666),
     ],
 )
@@ -119,6 +122,18 @@ def test_links_in_it_are_not_followed(tmp_path: Path) -> None:
     scratch.remove_left(str(parent))
     assert not folder.exists()
     assert (tmp_path / "home" / "thesis.txt").exists()
+
+
+def test_where_there_are_no_locks_nothing_is_removed_by_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    kept, used = (Path(scratch.make_folder(str(tmp_path))) for _ in range(2))
+    scratch.remove_left(str(tmp_path))
+    scratch.keep_folder(str(kept))
+    scratch.remove_folder(str(used))
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 def test_a_folder_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
