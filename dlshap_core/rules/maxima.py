@@ -40,7 +40,7 @@ from dlshap_core.rules.rows import RowPairing
 # Low, as a base at the edge of what a place sees may change it by 1e-6. It decides alone only where the output rises or
 # falls by no more than that.
 _ROUNDING_STEPS = 8
-LARGEST_BLOCK = 62  # inputs that are taken together on a GPU, where a bit of a number stands for each
+_LARGEST_BLOCK = 62  # inputs that are taken together on a GPU, where a bit of a number stands for each
 _MANY_CHANNELS = 16  # from which on it pays to take them together
 
 
@@ -123,7 +123,7 @@ def _max_over_windows(
         return pull_back(reference, value, pullback, observed, rows.keep(reference.detach())), places
 
     is_of_rows = axis in (0, None) and reference.ndim == 3 and n_axes == 1
-    if block_size is not None and block_size <= LARGEST_BLOCK and is_of_rows and operators.is_for(reference):
+    if block_size is not None and block_size <= _LARGEST_BLOCK and is_of_rows and operators.is_for(reference):
 
         def pull_back_late(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
             return _back_through_blocks(gradient, x, r, block_size)
