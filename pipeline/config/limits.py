@@ -17,7 +17,7 @@ from pipeline.config.schema import LimitsConfig
 from pipeline.messages.errors import UserError
 
 MB = 10**6
-_PER_BASE = 200_000  # bytes that a model may make of each base; Enformer makes 122,000, Borzoi 101,000
+_PER_BASE = 140_000  # bytes that a model may make of each base; Enformer makes 122,000, Borzoi 101,000
 _MAY_HAVE_HOLES = 1 << 24  # bytes; the holes of smaller files do no harm
 _DEFAULTS = LimitsConfig()
 _limits: ContextVar[LimitsConfig | None] = ContextVar("limits", default=None)

@@ -364,7 +364,7 @@ class LimitsConfig(Group):
     )
     held_ratio: int = setting("beyond these, how many times as large as the file", 4, least=1)
     computed_mb: int = setting(
-        "megabytes that all layers make of one sequence, where a checkpoint says what they are", 400, least=1
+        "megabytes that all layers make of one sequence, where a checkpoint says what they are", 128, least=1
     )
     streamed_mb: int = setting("megabytes that come out of a file that is read bit by bit", 64, least=1)
     streamed_ratio: int = setting("beyond these, how many times as large as the file", 100, least=1)

@@ -142,13 +142,19 @@ class _Computed(_Mode):
         self._require(_ITEM_BYTES * _n_products(func.overloadpacket.__name__, args))
         found = func(*args, **(kwargs or {}))
         if not all(value.alias_info for value in func._schema.returns):  # no view, and not in place
-            self._n_bytes += sum(x.nbytes for x in tensors_among(found, lambda _: True))
-            self._require(0)
+            made, taken = tensors_among(found, lambda _: True), tensors_among((args, kwargs), _is_repeated)
+            self._n_bytes += max(sum(x.nbytes for x in made), sum(x.nbytes for x in taken))
+        self._require(0)
         return found
 
     def _require(self, more: int) -> None:
         with limits.using(self._held):
             limits.require_computed(self._n_bytes + more, self._on_disk, self._n_bases, str(self._path))
+
+
+def _is_repeated(x: Tensor) -> bool:
+    """Whether it shows few values many times, as an expanded tensor does: to attribute what takes it, all are made."""
+    return x.nbytes > x.untyped_storage().nbytes()
 
 
 def _n_products(name: str, args: Sequence[Any]) -> int:

@@ -241,7 +241,7 @@ def tried(tmp_path: Path, how: str, n: int = 10, length: int = 10) -> tuple[nn.M
 
 @pytest.mark.parametrize(
     ("how", "size"),
-    [("convolution", "3.2 MB"), ("transposed", "3.2 MB"), ("product", "3.2 MB"), ("repeated", "2.56 MB")],
+    [("convolution", "3.2 MB"), ("transposed", "12.8 MB"), ("product", "3.2 MB"), ("repeated", "2.56 MB")],
 )
 def test_a_small_file_whose_layers_make_much_of_a_sequence(tmp_path: Path, how: str, size: str) -> None:
     module, x = tried(tmp_path, how)
@@ -310,6 +310,19 @@ def test_a_small_file_of_keras_whose_layers_are_bounded_each(tmp_path: Path) -> 
         loaded = load_model(given)
     try_first(loaded.module, x)
     assert loaded.module(x).shape == (1, 1)
+
+
+def test_an_expanded_tensor_counts_as_large_as_it_looks(tmp_path: Path) -> None:
+    class Repeats(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(2, keepdim=True).expand(-1, -1, 1_000_000).amax(2)
+
+    (tmp_path / "w.pt").write_bytes(b"weights")
+    module = Repeats()
+    with limits.using(LimitsConfig(computed_mb=10)):
+        is_to_be_tried(module, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"w\.pt: its layers make 16 MB or more of one sequence of 10 bases"):
+        try_first(module, torch.zeros(1, 4, 10))
 
 
 @pytest.mark.slow
