@@ -162,7 +162,7 @@ def _busiest(selection: Selection) -> str:
     """The 200 bases around the largest attribution of the row with the largest prediction, as browsers write a place:
     from 1."""
     first = selection.target
-    predictions = np.asarray(selection.store.prediction[:, first])[selection.rows]
+    predictions = selection.store.take(["prediction"], selection.rows, first)["prediction"]
     row = int(np.where(np.isfinite(predictions), predictions, -np.inf).argmax())
     one = replace(selection, rows=selection.rows[[row]], targets=(first,))
     (block,) = one.blocks(["attribution"])

@@ -90,7 +90,7 @@ def _spread_of(store: Store, first: np.ndarray, target: int) -> np.ndarray | Non
         return None
     places = first // 2
     start = int(places[0])
-    return np.asarray(store["attribution_difference_sd"][start : int(places[-1]) + 1, target])[places - start]
+    return store.of_variants("attribution_difference_sd", slice(start, int(places[-1]) + 1), target)[places - start]
 
 
 def _changes(

@@ -30,7 +30,7 @@ def measure_effects(store: Store, target: int, prefix: str) -> dict[str, Any] | 
     if not variant_effects.has_variants(store.plan):
         return None
     there = np.flatnonzero(store.present[::ALLELES_PER_VARIANT])
-    differences = np.asarray(store["prediction_difference"][:, target], dtype=np.float64)[there]
+    differences = store.of_variants("prediction_difference", slice(None), target).astype(np.float64)[there]
     finite = np.isfinite(differences)
     order = np.argsort(-np.abs(np.where(finite, differences, 0)), kind="stable")[: min(N_LISTED, int(finite.sum()))]
     strongest = [
@@ -66,10 +66,11 @@ def _effect(store: Store, target: int, index: int, name: str, draws: bool) -> di
     left = int(store.rows["start"][rows[0]])
     ref, alt = (float(value) for value in values["prediction"])
     drawn = np.stack([*attribution, change])
-    difference = float(np.asarray(store["prediction_difference"][index, target]))
+    one = slice(index, index + 1)
+    (difference,) = store.of_variants("prediction_difference", one, target).tolist()
     error = float("nan")
     if store.plan.spread:
-        sd = np.asarray(store["attribution_difference_sd"][index, target])
+        (sd,) = store.of_variants("attribution_difference_sd", one, target)
         most = variant_effects.most_spread(sd, *variant.lengths, start, end)
         error = most / math.sqrt(store.plan.n_references)
     _, share = variant_effects.against_references(np.array([difference]), values["reference_prediction"][:1])

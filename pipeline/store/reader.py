@@ -226,6 +226,14 @@ class Store:
         found = list(self.blocks(names, wanted, target))
         return {name: np.concatenate([block[name] for block in found])[inverse] for name in names}
 
+    def of_variants(self, name: str, variants: slice, target: int) -> np.ndarray:
+        """(V, ...): some variants of an array that has these in the place of rows, of one target.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        return self._read(name, (variants, target))
+
     def _read(self, name: str, part: tuple[Any, ...]) -> np.ndarray:
         """Part of an array. Raises UserError where its bytes are damaged."""
         try:

@@ -15,6 +15,7 @@ import pipeline
 from dlshap_core.engine import attribute
 from dlshap_core.one_hot import one_hot
 from dlshap_core.references import shuffle_codes
+from pipeline.cli.main import dispatch
 from pipeline.config.compose import compose_config
 from pipeline.execution.verify import verify
 from pipeline.messages.errors import UserError
@@ -99,7 +100,9 @@ def test_a_store_without_it_is_as_it_was(without: list[str], inputs: Inputs, fin
             pipeline.run(inputs.overrides(tmp_path / "a.zarr"))
 
 
-def test_of_variants_the_difference_has_one_too(inputs: Inputs, tmp_path: Path) -> None:
+def test_of_variants_the_difference_has_one_too(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     genome = random_sequences(1, 400, seed=3)[0]
     lines = [f"chr1\t{at + 1}\t.\t{genome[at]}\t{genome[at].translate(NEXT)}\t.\t.\t.\n" for at in range(60, 340, 40)]
     (tmp_path / "g.fa").write_text(f">chr1\n{genome}\n")
@@ -115,3 +118,8 @@ def test_of_variants_the_difference_has_one_too(inputs: Inputs, tmp_path: Path) 
     require_spread(store, "attribution_sd", values)
     require_spread(store, "attribution_difference_sd", values[1::2] - values[::2])
     assert verify(RunDirectory(tmp_path / "a.zarr")).sound
+    (damaged,) = (tmp_path / "a.zarr" / "attribution_difference_sd").glob("c.0.*")
+    damaged.write_bytes(damaged.read_bytes()[::-1])
+    for words in (["export", "tsv", "a.zarr", "a.tsv"], ["report", "a.zarr", "-o", "a.html"]):
+        assert dispatch([str(tmp_path / word) if word.startswith("a.") else word for word in words]) == 2
+        assert "attribution_difference_sd" in capsys.readouterr().err
