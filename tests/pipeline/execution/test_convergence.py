@@ -125,7 +125,7 @@ def test_failing_leaves_a_complete_store_that_says_so(
 def test_heads_that_do_not_sum_by_design_are_not_judged(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.models.load.INCOMPLETE", frozenset({"none"}))
+    monkeypatch.setattr("pipeline.execution.prepare.INCOMPLETE", frozenset({"none"}))
     overrides = ["engine.warning_threshold=1e-12", "engine.on_nonconvergence=fail"]
     summary = pipeline.run(inputs.overrides(tmp_path / "a.zarr", *overrides))
     assert "recorded, not judged" in summary.text()
