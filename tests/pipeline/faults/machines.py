@@ -34,8 +34,8 @@ RAY = {
 INIT = """set -e
 hostname "$0"
 mount --make-rprivate /
-mount -t tmpfs -o size=256m tmpfs /dev/shm
-mount --bind "$1" "$2"
+mount -t tmpfs -o size="$1" tmpfs /dev/shm
+mount --bind "$2" "$3"
 echo up
 exec > /dev/null
 while :; do sleep 1000 & wait; done
@@ -79,15 +79,20 @@ class Machines:
         self._in_switch("link", "add", "br0", "type", "bridge")
         self._in_switch("link", "set", "br0", "up")
 
+    @property
+    def names(self) -> list[str]:
+        """The machines that are up."""
+        return list(self._init)
+
     # machines and their network
 
-    def up(self, *names: str) -> None:
+    def up(self, *names: str, shm: str = "256m") -> None:
         """Have these machines, as they are where they are there."""
         for name in names:
             if name not in self._init:
-                self._make(name)
+                self._make(name, shm)
 
-    def _make(self, name: str) -> None:
+    def _make(self, name: str, shm: str) -> None:
         space, disk = self._space(name), self.folder / name
         (disk / "home").mkdir(parents=True, exist_ok=True)
         if not Path(f"/run/netns/{space}").exists():
@@ -100,7 +105,7 @@ class Machines:
         apart = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc", "--kill-child"]
         with (self.folder / f"{name}.log").open("w") as log:
             outer = subprocess.Popen(
-                ["ip", "netns", "exec", space, *apart, "bash", "-c", INIT, name, disk, self.own],
+                ["ip", "netns", "exec", space, *apart, "bash", "-c", INIT, name, shm, disk, self.own],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -118,6 +123,24 @@ class Machines:
             self._init.pop(name).kill()
             self._outer.pop(name).wait(20)
             self._ray.pop(name, None)
+
+    def cut(self, name: str) -> None:
+        """Pull the network cable."""
+        self._in_switch("link", "set", f"p{name}", "down")
+
+    def mend(self, name: str) -> None:
+        self._in_switch("link", "set", f"p{name}", "up")
+
+    def slow(self, name: str) -> None:
+        """A narrow cable: 4 Mbit/s, in bursts of 16 kB, with up to 300 ms of waiting."""
+        shape = ["root", "tbf", "rate", "4mbit", "burst", "16kb", "latency", "300ms"]
+        subprocess.run(["tc", "-n", self._switch, "qdisc", "add", "dev", f"p{name}", *shape], check=True)
+        subprocess.run(["tc", "-n", self._space(name), "qdisc", "add", "dev", "eth0", *shape], check=True)
+
+    def quick(self, name: str) -> None:
+        """As before `slow`."""
+        subprocess.run(["tc", "-n", self._switch, "qdisc", "del", "dev", f"p{name}", "root"], check=True)
+        subprocess.run(["tc", "-n", self._space(name), "qdisc", "del", "dev", "eth0", "root"], check=True)
 
     # what runs on them
 
@@ -166,13 +189,13 @@ class Machines:
             wait_until(lambda: self.n_nodes() == len(nodes), 200)
         return f"{ADDRESSES['head']}:{PORT}"
 
-    def join(self, name: str, **environment: str) -> None:
-        """Start Ray on a machine."""
+    def join(self, name: str, limit: Sequence[str] = (), **environment: str) -> None:
+        """Start Ray on a machine. `limit`: a command before that of Ray, such as prlimit."""
         here, head = ADDRESSES[name], f"{ADDRESSES['head']}:{PORT}"
         which = ["--head", f"--port={PORT}", "--include-dashboard=false"] if name == "head" else [f"--address={head}"]
         room = ["--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats"]
         ray = [str(Path(sys.executable).parent / "ray"), "start"]
-        words = [*ray, *which, f"--node-ip-address={here}", *room]
+        words = [*limit, *ray, *which, f"--node-ip-address={here}", *room]
         wait_until(lambda: self.start(name, words, **environment).wait(300) == 0, 300)  # Ray gives up where all is busy
         self._ray[name] = environment
 

@@ -3,6 +3,7 @@ After each the store has the values of an undisturbed run. Seconds are logged (-
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,10 @@ import pytest
 
 import pipeline
 from tests.pipeline.conftest import Inputs, random_sequences, write_fasta
-from tests.pipeline.faults.commands import Command, wait_until
+from tests.pipeline.faults.commands import Command, record, wait_until
 from tests.pipeline.faults.conftest import TARGET, check_whole
 from tests.pipeline.faults.evils import FOR_EVER, environment, evil
-from tests.pipeline.faults.machines import ADDRESSES, PORT, Machines, machines, unavailable
+from tests.pipeline.faults.machines import ADDRESSES, PORT, ROOT, Machines, machines, unavailable
 
 REASON = unavailable()
 pytestmark = [
@@ -64,13 +65,13 @@ class Drill:
     def __post_init__(self) -> None:
         self.began = time.monotonic()
 
-    def run(self, machine: str, *more: str, **environment: str) -> Command:
+    def run(self, machine: str, *more: str, limit: Sequence[str] = (), **environment: str) -> Command:
         """Start the command on a machine."""
         own = [TARGET, "store.rows_per_shard=1", "cluster=address", f"cluster.address={HEAD}"]
         given = {override.partition("=")[0] for override in more}
         kept = [override for override in own if override.partition("=")[0] not in given]
         self.began = time.monotonic()
-        words = [*PYTHON, "run", *self.inputs.overrides(self.store, *kept, *more)]
+        words = [*limit, *PYTHON, "run", *self.inputs.overrides(self.store, *kept, *more)]
         return self.net.start(machine, words, **environment)
 
     @property
@@ -176,6 +177,50 @@ def test_nodes_are_lost_at_once(drill: Drill, lost: list[str]) -> None:
     drill.whole()
 
 
+@pytest.mark.parametrize("seconds", [12, 70])
+def test_a_node_is_cut_off_for_a_while(drill: Drill, seconds: int) -> None:
+    drill.net.ray(**ALL)
+    command = drill.run("head")
+    drill.at(6, command)
+    drill.net.cut("w1")
+    with contextlib.suppress(AssertionError):
+        command.wait(seconds)
+    drill.net.mend("w1")
+    drill.tell(f"mended, {drill.n_done} shards done")
+    drill.ends(command, 0)
+    drill.whole()
+    if seconds > 30:
+        drill.net.no_ray()
+
+
+def test_the_drivers_node_is_cut_off_for_a_moment(drill: Drill) -> None:
+    drill.net.ray(**ALL)
+    command = drill.run("w1")
+    drill.at(6, command)
+    drill.net.cut("w1")
+    time.sleep(8)
+    drill.net.mend("w1")
+    drill.ends(command, 0)
+    drill.whole()
+
+
+@pytest.mark.parametrize("how", ["off", "cut"])
+def test_the_head_is_lost(drill: Drill, how: str) -> None:
+    drill.net.ray(**ALL)
+    command = drill.run("w1")
+    drill.at(6, command)
+    getattr(drill.net, how)("head")
+    err = drill.ends(command, 75)
+    assert "the head of the Ray cluster" in err.splitlines()[-1]
+    assert "the head of the Ray cluster" in record(drill.store)["error"]
+    if how == "cut":
+        drill.net.mend("head")
+        drill.net.no_ray()
+    drill.net.ray(**ALL)
+    drill.ends(drill.run("w2"), 0)
+    drill.whole()
+
+
 def test_the_head_begins_again_under_the_same_address(drill: Drill) -> None:
     """It knows nothing of the run: that is as good as lost."""
     drill.net.ray(**ALL)
@@ -203,6 +248,90 @@ def test_a_killed_driver_leaves_nothing_running(drill: Drill) -> None:
     status = drill.net.do("w1", [*PYTHON, "status", str(drill.store)])
     assert "killed" in status or "died" in status, status
     drill.ends(drill.run("w2"), 0)
+    drill.whole()
+
+
+def test_nodes_that_are_lost_and_come_again(drill: Drill) -> None:
+    """As spot machines do: one of two goes every ten seconds, and another comes in its place."""
+    drill.net.ray(**ALL)
+    command = drill.run("head", "cluster.min_actors=1", "cluster.max_actors=3")
+    n_lost = 0
+    drill.at(3, command)
+    while command.poll() is None and n_lost < 4:
+        name = ("w1", "w2")[n_lost % 2]
+        drill.net.off(name)
+        n_lost += 1
+        drill.net.up(name)
+        drill.net.join(name)
+        with contextlib.suppress(AssertionError):
+            command.wait(10)
+    drill.ends(command, 0)
+    LOG.info("%d nodes lost; %.2f shards/s", n_lost, N_ROWS / (time.monotonic() - drill.began))
+    drill.whole()
+
+
+# --- machines that are odd ------------------------------------------------------------------------------------------
+
+
+def test_machines_that_are_poor(drill: Drill) -> None:
+    """/dev/shm of 16 MB, 256 files that may be open and no right to have more, and a home that cannot be written."""
+    drill.net.no_ray()
+    drill.net.off(*(name for name in ALL if name in drill.net.names))
+    drill.net.up("w1", shm="16m")
+    drill.net.up("head", "w2")
+    few_files = ["prlimit", "--nofile=256:256"]
+    drill.net.do("w2", ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(drill.net.own / "home")])
+    drill.net.join("head")
+    drill.net.join("w1", few_files)
+    drill.net.join("w2")
+    wait_until(lambda: drill.net.n_nodes() == 3, 200)
+    try:
+        drill.ends(drill.run("w1", limit=few_files), 0)
+        assert workers(drill.store) == set(ALL)
+        drill.whole()
+    finally:
+        drill.net.no_ray()
+
+
+def test_a_node_without_the_model_is_left_out(drill: Drill) -> None:
+    drill.net.ray(**ALL)
+    drill.net.do("w1", ["mount", "-t", "tmpfs", "tmpfs", str(drill.inputs.weights.parent)])
+    try:
+        err = drill.ends(drill.run("head"), 0)
+        assert re.search(r"left out, as it cannot work on this run: node w1 \(10\.77\.0\.2\): .* is not there", err)
+        assert workers(drill.store) == {"head", "w2"}
+        drill.whole()
+    finally:
+        drill.net.do("w1", ["umount", str(drill.inputs.weights.parent)])
+
+
+def test_a_node_with_other_code_is_left_out(drill: Drill, tmp_path: Path) -> None:
+    """One with another dlshap of the same version, one with another class of the model's name."""
+    other = tmp_path / "other"
+    for name in ("pipeline", "dlshap_core", "conf", "tests"):
+        shutil.copytree(ROOT / name, other / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "pipeline" / "__init__.py").open("a") as file:
+        file.write("\n# patched here\n")
+    net_py = "from tests.pipeline.faults.chaos import ChaosNet\n\n\nclass Net(ChaosNet):\n    VERSION = {}\n"
+    for name, version in {"head": 1, "w1": 1, "w2": 2}.items():
+        (drill.net.folder / name).mkdir(exist_ok=True)
+        (drill.net.folder / name / "net.py").write_text(net_py.format(version))
+    drill.net.ray(head={}, w1={"PYTHONPATH": str(other)}, w2={})
+    model = f"model._target_={drill.net.own}/net.py:Net"
+    err = drill.ends(drill.run("head", model), 0)
+    assert re.search(r"node w1 .*its dlshap has other source files than the one that planned the run", err)
+    assert re.search(r"node w2 .*net\.py", err)
+    assert workers(drill.store) == {"head"}
+    drill.whole()
+
+
+def test_a_narrow_cable(drill: Drill) -> None:
+    drill.net.ray(**ALL)
+    drill.net.slow("w1")
+    try:
+        drill.ends(drill.run("head"), 0)
+    finally:
+        drill.net.quick("w1")
     drill.whole()
 
 
@@ -258,4 +387,14 @@ def test_two_drivers_on_s3(on_s3: Drill, hours: int) -> None:
     assert sum("1 other command at work on this store" in err for err in errors) == 1
     assert N_ROWS <= sum(n_rows) <= N_ROWS + 2, "they may meet at a shard"
     assert min(n_rows) > N_ROWS // 8
+    whole_on_s3(on_s3)
+
+
+def test_an_object_store_that_is_away_for_a_while(on_s3: Drill) -> None:
+    command = on_s3.run("w1", *ON_S3, f"store.path={on_s3.s3}")
+    wait_until(lambda: "rows/s" in command.err or command.poll() is not None, 400)
+    on_s3.net.cut("s3")
+    time.sleep(20)
+    on_s3.net.mend("s3")
+    on_s3.ends(command, 0)
     whole_on_s3(on_s3)
