@@ -10,12 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.options import Options
+from benchmarks.store import make_plan
 from pipeline.planning.bit_rounding import round_bits
 from pipeline.planning.plan import Plan
 from pipeline.references.resolve import load_references
@@ -78,7 +80,7 @@ def measured(words: list[str]) -> dict[str, Any]:
 def make_store(path: Path, n_rows: int, length: int, seed: int) -> Path:
     """A complete store; rows lie 3,000 bases apart on chromosomes of 5,000 rows. Stores of two seeds have the same
     sequences and other values."""
-    plan = plan_of(n_rows, length)
+    plan = replace(make_plan(n_rows, length, ROWS_PER_SHARD, N_REFERENCES), spread=True)
     codes = np.random.default_rng(0).integers(0, 4, (ROWS_PER_SHARD, length), dtype=np.uint8)
     staged = StagedStore(path, length, ROWS_PER_SHARD)
     for row in range(n_rows):
@@ -103,29 +105,6 @@ def make_store(path: Path, n_rows: int, length: int, seed: int) -> Path:
     deltas = {"judged": True, "head": "counts", "threshold": plan.warning_threshold, **nothing}
     complete_store(backend, plan, n_bytes, crc32, files, {"run": {"deltas": deltas}, "convergence": "passed"})
     return path
-
-
-def plan_of(n_rows: int, length: int) -> Plan:
-    """Of a run that nobody made."""
-    return Plan(
-        n_rows=n_rows,
-        length=length,
-        targets=[0],
-        references={"name": "dinucleotide_shuffle"},
-        n_references=N_REFERENCES,
-        seed=0,
-        batch_size=N_REFERENCES,
-        rows_per_shard=ROWS_PER_SHARD,
-        dtype="float32",
-        threads=1,
-        deterministic=True,
-        device="cpu",
-        device_kind="cpu",
-        completeness=True,
-        warning_threshold=1e-3,
-        fingerprint={},
-        spread=True,
-    )
 
 
 def encoded(backend: LocalBackend, plan: Plan, generator: np.random.Generator, codes: np.ndarray) -> dict[str, bytes]:
