@@ -18,7 +18,7 @@ from types import FrameType
 from pipeline.messages.errors import EXIT_STOPPED, Stopped
 from pipeline.messages.progress import LOG, duration
 
-EVERY_S = 1.0
+EVERY_S = 0.5
 ANSWER_TIMEOUT_S = 10.0
 WARNED_AFTER_S = 8.0
 DEAD_AFTER_S = 45.0  # nothing comes back: a machine that is off, or a network that is cut and may be mended
@@ -26,6 +26,7 @@ REFUSED_AFTER_S = 1.5  # its machine answers that no Ray listens there, and what
 RESTARTED_AFTER_S = 20.0  # the same of a head that keeps its state, and goes on when it is started again
 # For the way out; then this process is ended all the same, before Ray's native part looks for the head again.
 GRACE_S = 5.0
+SOON_S = 0.1
 HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and settings, none
 HTTP2_SETTINGS = 4  # the kind of frame that a server must answer with
 SIGNAL = signal.SIGRTMAX - 5  # of the watch to its own process: it interrupts whatever the main thread waits for
@@ -149,7 +150,7 @@ def ray_watched(
                 with contextlib.suppress(OSError):  # the storage of the run is away too
                     last_words(reason)
                 signal.pthread_kill(threading.main_thread().ident or 0, SIGNAL)
-                if not disconnected.wait(GRACE_S):
+                if not _leaves(disconnected, parts):
                     LOG.error(f"stopped: {reason}")
                     os._exit(EXIT_STOPPED)
                 return
@@ -162,6 +163,19 @@ def ray_watched(
     finally:
         ended.set()
         signal.signal(SIGNAL, before)
+
+
+def _leaves(disconnected: threading.Event, parts: Sequence[Part]) -> bool:
+    """Whether this process leaves Ray within GRACE_S, and before another Ray is where a part refused to answer: Ray's
+    native part ends this process as soon as it meets that."""
+    until = time.monotonic() + GRACE_S
+    refusing = [part for part in parts if isinstance(_attempt(part.address), ConnectionRefusedError)]
+    while time.monotonic() < until:
+        if disconnected.wait(SOON_S):
+            return True
+        if any(_attempt(part.address) is None for part in refusing):
+            return False
+    return False
 
 
 def _attempt(address: str) -> OSError | None:

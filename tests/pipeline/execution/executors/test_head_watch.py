@@ -168,6 +168,16 @@ def test_a_process_that_cannot_leave_ray_is_ended() -> None:
     assert done.stdout.startswith("the head of the Ray cluster at 127.0.0.1:1 has not answered for ")
 
 
+def test_a_process_is_ended_before_it_meets_another_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it has not left Ray by then."""
+    answers = iter([REFUSED, REFUSED, REFUSED, None])
+    monkeypatch.setattr(module, "_attempt", lambda address: next(answers))
+    began = time.monotonic()
+    assert not module._leaves(threading.Event(), [head_at("h:1", False)])
+    assert time.monotonic() - began < module.GRACE_S / 2
+    assert next(answers, "none left") == "none left"
+
+
 @pytest.mark.usefixtures("quick")
 def test_in_another_thread_nothing_is_interrupted(head: Head) -> None:
     ended = []
