@@ -6,14 +6,15 @@ Shape legend: N sequences, R references of each, T targets, A alphabet, L length
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, SupportsIndex
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dlshap_core.attributions import hypothetical_attributions, project
-from dlshap_core.engine import TensorReferences, as_target, attribute, resolve_device, whole_number
+from dlshap_core.batch_size import auto_batch_size, pairs_that_fit, split_evenly
+from dlshap_core.engine import TensorReferences, as_target, attribute, numbers, resolve_device, whole_number
 from dlshap_core.one_hot import one_hot, to_codes, validate_one_hot
 from dlshap_core.passes.borrowed_model import borrowed
 from dlshap_core.passes.host import process_settings, thread_settings
@@ -46,7 +47,7 @@ def deep_lift_shap(
     X: Tensor,
     args: Sequence[Tensor] | None = None,
     target: OneTarget | Iterable[OneTarget] = 0,
-    batch_size: int = 32,
+    batch_size: int | Literal["auto"] = 32,
     references: ReferenceFunction | Tensor = dinucleotide_shuffle,
     n_shuffles: int = 20,
     return_references: bool = False,
@@ -70,7 +71,9 @@ def deep_lift_shap(
         args: extra inputs of the model, each with N rows.
         target: the output to explain, a whole number of any type, or a combination of several such as {5: 1, 0: -0.5};
             with a list of these, the result gains an axis of targets after that of the sequences.
-        batch_size: sequence-reference pairs in a batch; the result does not depend on it.
+        batch_size: sequence-reference pairs in a batch, or "auto": many enough to keep a GPU busy, and no more than fit
+            into the memory that is free there, for which 22 pairs are tried first; on a CPU as few as stay near its
+            caches. The result does not depend on it.
         references: a function called as f(x, n=1, random_state=random_state + k) for reference k, returning
             (1, 1, A, L), or a tensor (N, R, A, L).
         n_shuffles: references of each sequence, where a function draws them.
@@ -81,7 +84,8 @@ def deep_lift_shap(
         print_convergence_deltas: print the convergence deltas of each batch.
         raw_outputs: return the multipliers of every pair instead.
         only_warn: an X or references that are not one-hot give a warning instead of an error.
-        dtype: of the computation; None for the model's, float16 and bfloat16 run under autocast.
+        dtype: of the computation; None for the model's, float16 and bfloat16 run under autocast, and "tf32" is float32
+            whose products and convolutions a GPU may round.
         device: where to compute; None for a GPU if there is one, else the CPU.
         random_state: seed; reference k of every sequence is drawn with random_state + k. None is not reproducible.
         verbose: show progress on stderr.
@@ -109,20 +113,17 @@ def deep_lift_shap(
             raise ValueError("return_sd=True needs at least 2 references of each sequence, not 1")
         targets, is_one = _as_list(target)
         watch = _Watch(X.shape[0] * source.n, warning_threshold, print_convergence_deltas, verbose)
-        result = attribute(
-            model,
-            X,
-            source,
-            args=args,
-            targets=targets,
-            batch_size=batch_size,
-            device=device,
-            dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
-            user_rules=additional_nonlinear_ops,
-            raw_outputs=raw_outputs,
-            spread=return_sd,
-            progress=watch,
-        )
+        options: dict[str, Any] = {
+            "targets": targets,
+            "device": device,
+            "user_rules": additional_nonlinear_ops,
+            "raw_outputs": raw_outputs,
+            "spread": return_sd,
+            **numbers(dtype),
+        }
+        if isinstance(batch_size, str):
+            batch_size = _size_for(batch_size, model, X, source.n, args, options)
+        result = attribute(model, X, source, args=args, batch_size=batch_size, progress=watch, **options)
         if raw_outputs:
             assert result.multipliers is not None
             attributions = result.multipliers
@@ -232,6 +233,25 @@ class _DrawnReferences:
             for i in range(X.shape[0])
         ]
         return torch.cat(pairs)
+
+
+def _size_for(
+    asked: str, model: nn.Module, X: Tensor, n_references: int, args: Sequence[Tensor] | None, options: dict[str, Any]
+) -> int:
+    """Pairs in a batch where these are left to choose; `options` are those of `attribute`."""
+    if asked != "auto":
+        raise ValueError(f"batch_size must be a number of pairs or 'auto', not {asked!r}")
+    device = str(resolve_device(options["device"]))
+
+    def run(n_pairs: int) -> None:
+        """The first sequence against itself, shifted: nothing is drawn for it."""
+        n_sequences, k = split_evenly(n_pairs, n_references)
+        x = X[:1].expand(n_sequences, -1, -1)
+        shifted = torch.stack([X[:1].roll(i, -1) for i in range(1, k + 1)], 1).expand(n_sequences, -1, -1, -1)
+        given = [arg[:1].expand(n_sequences, *arg.shape[1:]) for arg in args or ()]
+        attribute(model, x, shifted, args=given, batch_size=n_sequences * k, **options)
+
+    return auto_batch_size(X.shape[2], n_references, device, pairs_that_fit(run, device))
 
 
 def _as_list(target: OneTarget | Iterable[OneTarget]) -> tuple[list[Target], bool]:

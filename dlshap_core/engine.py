@@ -302,6 +302,14 @@ def as_target(target: Any) -> Target:
     return target if callable(target) else whole_number(target)
 
 
+def numbers(dtype: str | torch.dtype | None) -> dict[str, Any]:
+    """Arguments of `attribute` for numbers by their name in torch, or "tf32": float32 whose products and convolutions a
+    GPU may round."""
+    if dtype == "tf32":
+        return {"dtype": torch.float32, "allow_tf32": True}
+    return {"dtype": getattr(torch, dtype) if isinstance(dtype, str) else dtype}
+
+
 def whole_number(target: SupportsIndex) -> int:
     """The index of an output, also of numpy's types and tensors.
 

@@ -57,12 +57,6 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def numbers(dtype: str) -> dict[str, Any]:
-    """What engine.dtype says to the engine: float32, float64, float16, bfloat16, or tf32: float32 whose products and
-    convolutions a GPU may round."""
-    return {"dtype": torch.float32, "allow_tf32": True} if dtype == "tf32" else {"dtype": getattr(torch, dtype)}
-
-
 def require_numbers(dtype: str, device: str) -> None:
     """Raise UserError for numbers that a device does not have."""
     if dtype == "tf32" and not device.startswith("cuda"):

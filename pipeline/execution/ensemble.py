@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlshap_core.engine import Attribution, attribute, predict
+from dlshap_core.engine import Attribution, attribute, numbers, predict
 from dlshap_core.one_hot import one_hot
 from dlshap_core.passes.decisions import Decisions
 from dlshap_core.sequences import reverse_complement_bases
 from pipeline.execution.determinism import repeatable
-from pipeline.execution.device import numbers
 from pipeline.execution.host import give_back_freed_memory
 from pipeline.execution.spot_check import FoldStrand, SpotCheck
 from pipeline.execution.spread import Spread

@@ -5,15 +5,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from dlshap_core.engine import PairMemory, memory_of_pair
+from dlshap_core.batch_size import USED
+from dlshap_core.engine import PairMemory, memory_of_pair, numbers
 from dlshap_core.errors import is_out_of_memory
 from dlshap_core.one_hot import one_hot
 from pipeline.config import memory
 from pipeline.config.schema import Config
 from pipeline.execution.determinism import repeatable
-from pipeline.execution.device import numbers
 from pipeline.execution.executor import executor_of
-from pipeline.execution.gpu_memory import USED
 from pipeline.messages.errors import UserError
 from pipeline.messages.words import size
 from pipeline.models.allocations import try_first

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from dlshap_core.audit import Audit, AuditedOperation, audit
-from dlshap_core.engine import Attribution, attribute
+from dlshap_core.batch_size import MORE, pairs_that_fit, split_evenly
+from dlshap_core.engine import Attribution, attribute, numbers
 from dlshap_core.errors import is_out_of_memory, let_go
 from dlshap_core.one_hot import one_hot
 from dlshap_core.passes.decisions import Decisions
@@ -30,8 +31,7 @@ from pipeline.config.dataset_args import parse
 from pipeline.config.schema import Config
 from pipeline.config.validate import model_from_dict
 from pipeline.execution.determinism import repeatable
-from pipeline.execution.device import numbers
-from pipeline.execution.gpu_memory import MORE, bound, on_device, pairs_that_fit
+from pipeline.execution.gpu_memory import bound, on_device
 from pipeline.execution.host import give_back_freed_memory
 from pipeline.execution.pair_memory import LONG, PairFit, fit_of_pair
 from pipeline.execution.versions import installed_code
@@ -165,8 +165,7 @@ def run_preflight(
     def attribute_pairs(
         n: int, fold: nn.Module = loaded.module, decisions: Decisions | None = None, n_references: int = MORE
     ) -> Attribution:
-        n_sequences = -(-n // n_references)
-        k = -(-n // n_sequences)
+        n_sequences, k = split_evenly(n, n_references)
         drawn = one_hot(torch.from_numpy(shuffle_codes(codes[None], range(random_state, random_state + k))))
         return attribute(
             fold,

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from dlshap_core.batch_size import auto_batch_size
 from dlshap_core.heads import INCOMPLETE
 from pipeline.config import dataset_args
 from pipeline.config.contrasts import Weights
@@ -32,7 +33,6 @@ from pipeline.messages.progress import LOG, RowProgress
 from pipeline.models.load import LoadedModel
 from pipeline.models.own_files import named
 from pipeline.models.target_names import digest, places, plain
-from pipeline.planning.batching import auto_batch_size
 from pipeline.planning.bit_rounding import MANTISSA_BITS
 from pipeline.planning.extra_inputs import ExtraInputs, describe_extra_inputs, extra_input_names, strand_notes
 from pipeline.planning.fingerprint import make_fingerprint

@@ -57,14 +57,16 @@ def floor(model: nn.Module, X: Tensor, references: Tensor, targets: list[int]) -
 
 
 def engine(model: nn.Module, X: Tensor, references: Tensor, targets: list[int]) -> Run:
-    """dlshap_core's engine, as the pipeline calls it."""
-    of_engine = partial(attribute, model, X, references, targets=targets, device=next(model.parameters()).device)
+    """dlshap_core's engine, as the pipeline calls it; with TF32 where floor and peers have it."""
+    device, allow_tf32 = next(model.parameters()).device, torch.backends.cuda.matmul.allow_tf32
+    of_engine = partial(attribute, model, X, references, targets=targets, device=device, allow_tf32=allow_tf32)
     return lambda batch_size: of_engine(batch_size=batch_size).hypothetical
 
 
 def engine_drawing(model: nn.Module, X: Tensor, n_references: int, targets: list[int]) -> Run:
     """dlshap_core.deep_lift_shap as people call it: it draws the references itself."""
     device = next(model.parameters()).device
+    dtype = "tf32" if torch.backends.cuda.matmul.allow_tf32 else None
 
     def run(batch_size: int) -> Tensor:
         attributions = dlshap_core.deep_lift_shap(
@@ -76,6 +78,7 @@ def engine_drawing(model: nn.Module, X: Tensor, n_references: int, targets: list
             hypothetical=True,
             warning_threshold=float("inf"),
             device=device,
+            dtype=dtype,
             random_state=0,
         )
         assert isinstance(attributions, Tensor)

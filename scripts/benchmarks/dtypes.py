@@ -10,6 +10,7 @@ so that its time says nothing.
 import contextlib
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,44 +43,49 @@ DTYPES: dict[str, dict[str, Any]] = {
 
 def run(options: Options) -> dict[str, Any]:
     """Agreement and time of each dtype on each model; printed as they come."""
-    dtypes, results = DTYPES, {}
-    for name, case in cases(options):
-        exact = attributions(case, options.device, {"dtype": torch.float64})
-        found = {dtype: agreement(attributions(case, options.device, given), exact) for dtype, given in dtypes.items()}
-        samples = interleaved(
-            {
-                dtype: (lambda case=case, given=given: attributions(case, options.device, given))
-                for dtype, given in dtypes.items()
-            },
-            options.device,
-            options.budget_s / 3,
+    chosen = list(cases(options))
+    if not (options.models or options.quick):
+        chosen += trained_cases(options.device)
+    return {name: of_case(name, case, options) for name, case in chosen}
+
+
+def of_case(name: str, case: Case, options: Options) -> dict[str, Any]:
+    """Agreement and time of each dtype on one model; printed."""
+    calls = {dtype: partial(attributions, case, options.device, given) for dtype, given in DTYPES.items()}
+    exact = attributions(case, options.device, {"dtype": torch.float64})
+    found = {dtype: agreement(call(), exact) for dtype, call in calls.items()}
+    samples = interleaved(calls, options.device, options.budget_s / 3)
+    result = {
+        dtype: {**agreed, "time / float32": ratio(samples[dtype], samples["float32"])}
+        for dtype, agreed in found.items()
+    }
+    print(f"  {name}, {len(case.X)} sequences of {case.X.shape[-1]} bases, {N_REFERENCES} references")
+    for dtype, values in result.items():
+        print(
+            f"    {dtype:<9} correlation {values['correlation']:.6f}, same site {values['same_site']:.2f}, "
+            f"strongest bases {values['strongest']:.2f}, "
+            f"largest difference {values['largest_difference']:.1e}, time {values['time / float32']['wall']:.2f}",
+            flush=True,
         )
-        results[name] = {
-            dtype: {**found[dtype], "time / float32": ratio(samples[dtype], samples["float32"])} for dtype in dtypes
-        }
-        print(f"  {name}, {len(case.X)} sequences of {case.X.shape[-1]} bases, {N_REFERENCES} references")
-        for dtype, values in results[name].items():
-            print(
-                f"    {dtype:<9} correlation {values['correlation']:.6f}, same site {values['same_site']:.2f}, "
-                f"strongest bases {values['strongest']:.2f}, "
-                f"largest difference {values['largest_difference']:.1e}, time {values['time / float32']['wall']:.2f}",
-                flush=True,
-            )
-    return results
+    return result
 
 
 def cases(options: Options) -> Iterator[tuple[str, Case]]:
-    """Models with their sequences and references."""
-    n = N_SEQUENCES[options.device.type]
+    """Models with random weights, with their sequences and references."""
+    n = N_SEQUENCES["cpu" if options.quick else options.device.type]
     for name in options.models or (QUICK_MODELS if options.quick else MODELS):
         length = SUBJECTS[name].quick_length if options.quick else SUBJECTS[name].length
         X, references = draw(n, length, N_REFERENCES, options.device)
         yield name, Case(build(SUBJECTS[name], length, 1, options.device), X, references, [0])
-    if is_installed("zarr") and not (options.models or options.quick):
-        yield "the example", example_case(options.device)
+
+
+def trained_cases(device: torch.device) -> Iterator[tuple[str, Case]]:
+    """Trained models that are at hand."""
+    if is_installed("zarr"):
+        yield "the example", example_case(device)
     folder = Path(os.environ.get("DLSHAP_REAL_DATA", ""))
-    if (folder / "bpnet_ctcf_k562.torch").is_file() and not (options.models or options.quick):
-        yield "CTCF BPNet, real peaks", real_case(folder, options.device)
+    if (folder / "bpnet_ctcf_k562.torch").is_file():
+        yield "CTCF BPNet, real peaks", real_case(folder, device)
 
 
 def example_case(device: torch.device) -> Case:

@@ -22,9 +22,9 @@ from dlshap_core import shuffle_codes
 from dlshap_core.one_hot import one_hot
 
 SIZES = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (32, 64, 128, 256, 512, 1024, 2048)}
-QUICK_SIZES = {"cpu": (4, 20), "cuda": (64, 512)}
+QUICK_SIZES = {"cpu": (4, 20), "cuda": (20, 80)}
+MODELS = tuple(name for name, subject in SUBJECTS.items() if not subject.is_for_gpus)
 CASES = ((1, 20), (10, 20), (1, 2))  # targets, references
-N_ON_GPU = 128  # sequences of a call on a GPU, so that the largest batch is filled
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def draw(n: int, length: int, n_references: int, device: torch.device) -> tuple[
 def run(options: Options) -> dict[str, Any]:
     """All figures of the suite, by model, targets and references; printed as they come."""
     results: dict[str, Any] = {}
-    for name in options.models or SUBJECTS:
+    for name in options.models or MODELS:
         for n_references in (20, 2):
             wanted = [case for case in cases(name, options) if case[1] == n_references]
             sizes: dict[str, int] = {}  # found with one target, and kept for more
@@ -77,15 +77,16 @@ def make_case(subject: Subject, n_targets: int, n_references: int, options: Opti
     """The model has ten outputs, whatever the number of targets."""
     length = subject.quick_length if options.quick else subject.length
     n = 1 if options.quick else subject.n_sequences * (1 if n_references > 2 else 10)
-    n = max(n, N_ON_GPU) if options.device.type == "cuda" else n
     X, references = draw(n, length, n_references, options.device)
     return Case(build(subject, length, 10, options.device), X, references, list(range(n_targets)))
 
 
 def best_sizes(case: Case, options: Options) -> dict[str, int]:
-    """The batch size of each contender that has one, for one target."""
+    """The batch size of each contender that has one, for one target; on a GPU of those that are filled."""
     runs = main_contenders(replace(case, targets=[0]), options)
     sizes = (QUICK_SIZES if options.quick else SIZES)[options.device.type]
+    if options.device.type == "cuda":
+        sizes = tuple(size for size in sizes if size <= case.references[:, :, 0, 0].numel()) or sizes[:1]
     return {name: options.batch_size or best_size(run, sizes, options.device) for name, run in runs.items()}
 
 
@@ -121,7 +122,7 @@ def figure(case: Case, subject: Subject, sizes: dict[str, int], options: Options
 def entrants(case: Case, subject: Subject, options: Options) -> dict[str, Run]:
     """The contenders that are installed and wanted; of several targets only the main ones, since it takes long."""
     given = (case.model, case.X, case.references, case.targets)
-    drawn = (case.model, case.X, case.references.shape[1], case.targets)
+    drawn = (case.model, case.X.cpu(), case.references.shape[1], case.targets)  # as people have them
     runs = main_contenders(case, options)
     if len(case.targets) > 1:
         return runs

@@ -1,9 +1,8 @@
 """One pair of a long sequence: peak memory and time, each contender in a process of its own, one at a time.
 
-The largest resident memory of a process less that after imports, model, data and a pair of a short sequence; on a GPU
-the largest memory that torch allocated, less what was held before. Plain is a forward and a backward pass of one row
-by autograd alone; "never" and "always" are the engine's pair with that `engine.checkpoint`, the latter in a process
-that gives freed memory back at once, as a run then has it.
+The largest resident memory of a process less that after imports, model, data and a pair of a short sequence. Plain is
+a forward and a backward pass of one row by autograd alone; "never" and "always" are the engine's pair with that
+`engine.checkpoint`, the latter in a process that gives freed memory back at once, as a run then has it.
 """
 
 import json
@@ -28,6 +27,7 @@ from pipeline.execution.host import give_back_freed_memory
 LENGTHS, QUICK_LENGTHS = (32_768, 131_072), (4096,)
 SHORT = 2048  # bases, for a first pair
 ROUNDS = 3
+CPU = torch.device("cpu")
 WAYS = ("plain", "never", "always")
 
 
@@ -36,7 +36,7 @@ def run(options: Options) -> dict[str, Any]:
     results: dict[str, Any] = {}
     rounds = 1 if options.quick else ROUNDS
     for length in QUICK_LENGTHS if options.quick else LENGTHS:
-        names = blocks(length, options.device)
+        names = blocks(length)
         taken: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for _ in range(rounds):
             for way in WAYS:
@@ -59,15 +59,15 @@ def ratios(found: dict[str, dict[str, float]]) -> dict[str, float]:
     }
 
 
-def blocks(length: int, device: torch.device) -> tuple[str, ...]:
+def blocks(length: int) -> tuple[str, ...]:
     """Modules that are computed again, as a run decides it while it is prepared."""
-    model = build(LONG, length, 1, device)
-    return memory_of_pair(model, draw(1, length, 1, device)[0], device=device).names
+    model = build(LONG, length, 1, CPU)
+    return memory_of_pair(model, draw(1, length, 1, CPU)[0], device=CPU).names
 
 
 def measured(way: str, length: int, names: tuple[str, ...], options: Options) -> dict[str, float]:
     """One contender, in a fresh process."""
-    asked = {"way": way, "length": length, "device": str(options.device), "threads": options.threads}
+    asked = {"way": way, "length": length, "threads": options.threads}
     asked["names"] = names if way == "always" else ()
     found: dict[str, float] = json.loads(answer("-m", "benchmarks.long", json.dumps(asked)).splitlines()[-1])
     return found
@@ -76,29 +76,26 @@ def measured(way: str, length: int, names: tuple[str, ...], options: Options) ->
 def pair(asked: dict[str, Any]) -> dict[str, float]:
     """In that process: MiB and seconds of one pair."""
     torch.set_num_threads(asked["threads"])
-    device = torch.device(asked["device"])
-    if asked["way"] == "always" and device.type == "cpu":
+    if asked["way"] == "always":
         give_back_freed_memory()
-    model = build(LONG, asked["length"], 1, device).requires_grad_(False)
-    work = contender(asked["way"], asked["names"], model, device)
+    model = build(LONG, asked["length"], 1, CPU).requires_grad_(False)
+    work = contender(asked["way"], asked["names"], model)
     work(SHORT)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    before = peak_so_far(device)
-    taken = timed(lambda: work(asked["length"]), device)
-    return {"mib": (peak_so_far(device) - before) / 2**20, "wall_s": taken.wall_s[0], "cpu_s": taken.cpu_s[0]}
+    before = peak_so_far()
+    taken = timed(lambda: work(asked["length"]), CPU)
+    return {"mib": (peak_so_far() - before) / 2**20, "wall_s": taken.wall_s[0], "cpu_s": taken.cpu_s[0]}
 
 
-def contender(way: str, names: tuple[str, ...], model: nn.Module, device: torch.device) -> Callable[[int], object]:
+def contender(way: str, names: tuple[str, ...], model: nn.Module) -> Callable[[int], object]:
     """What computes a pair of so many bases, or, plain, the gradient of one row."""
 
     def plain(length: int) -> Tensor:
-        x = draw(1, length, 1, device)[0].to(device).requires_grad_()
+        x = draw(1, length, 1, CPU)[0].requires_grad_()
         return torch.autograd.grad(model(x).sum(), x)[0]
 
     def engine(length: int) -> object:
-        X, references = draw(1, length, 1, device)
-        return attribute(model, X, references, batch_size=1, device=device, split=names)
+        X, references = draw(1, length, 1, CPU)
+        return attribute(model, X, references, batch_size=1, device=CPU, split=names)
 
     return plain if way == "plain" else engine
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("dlshap", "torch", "numpy", "numba", "zarr", "ray", "tangermeme", "captum")
+PACKAGES = ("dlshap", "torch", "triton", "numpy", "numba", "zarr", "ray", "tangermeme", "captum")
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,19 +31,20 @@ def answer(*command: str, folder: Path = ROOT) -> str:
     return done.stdout
 
 
-def describe(device: torch.device) -> dict[str, Any]:
+def describe() -> dict[str, Any]:
     """Processor, cores, memory, GPU, versions and the commit, for the JSON."""
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    has_gpu = torch.cuda.is_available()
     return {
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": cores,
         "memory_gib": round(memory / 2**30, 1),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "driver": _driver() if device.type == "cuda" else None,
+        "gpu": torch.cuda.get_device_name() if has_gpu else None,
+        "driver": _driver() if has_gpu else None,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
+        "cudnn": torch.backends.cudnn.version() if has_gpu else None,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "versions": {"python": platform.python_version(), **_versions()},

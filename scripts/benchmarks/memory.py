@@ -1,7 +1,6 @@
 """Peak memory per pair, at equal pairs in a batch, each contender in a process of its own.
 
-On a CPU the largest resident memory of the process less that after imports, model, data and a batch of one pair; on a
-GPU the largest memory that torch allocated, less what model and data hold.
+The largest resident memory of the process less that after imports, model, data and a batch of one pair.
 """
 
 import json
@@ -21,7 +20,7 @@ from benchmarks.options import Options
 
 N_REFERENCES = 20
 MODELS, QUICK_MODELS = ("bpnet64", "splice"), ("bpnet64",)
-PAIRS = {"cpu": 40, "cuda": 640}
+PAIRS = 40
 MAKERS = {"floor": contenders.floor, "engine": contenders.engine, "tangermeme": contenders.tangermeme}
 
 
@@ -31,7 +30,7 @@ def run(options: Options) -> dict[str, Any]:
     names = [name for name in MAKERS if name != "tangermeme" or "tangermeme" in options.peers]
     for model in options.models or (QUICK_MODELS if options.quick else MODELS):
         found = {name: measured(name, model, options) for name in names}
-        results[model] = {"pairs": PAIRS[options.device.type], "bytes_per_pair": found}
+        results[model] = {"pairs": PAIRS, "bytes_per_pair": found}
         if found.get("tangermeme"):  # 0 where a batch takes less than imports had
             results[model]["engine / tangermeme"] = round(found["engine"] / found["tangermeme"], 3)
         figures = ", ".join(f"{name} {n_bytes / 2**20:.2f} MiB" for name, n_bytes in found.items())
@@ -46,31 +45,27 @@ def measured(name: str, model: str, options: Options) -> float:
     """Bytes per pair of one contender, in a fresh process."""
     subject = SUBJECTS[model]
     length = max(600, subject.quick_length) if options.quick else subject.length
-    asked = {"name": name, "model": model, "length": length, "device": str(options.device), "threads": options.threads}
+    asked = {"name": name, "model": model, "length": length, "threads": options.threads}
     return float(answer("-m", "benchmarks.memory", json.dumps(asked)).splitlines()[-1])
 
 
 def peak(asked: dict[str, Any]) -> float:
     """In that process: bytes per pair."""
     torch.set_num_threads(asked["threads"])
-    device, pairs = torch.device(asked["device"]), PAIRS[torch.device(asked["device"]).type]
-    X, references = draw(pairs // N_REFERENCES, asked["length"], N_REFERENCES, device)
+    device = torch.device("cpu")
+    X, references = draw(PAIRS // N_REFERENCES, asked["length"], N_REFERENCES, device)
     model = build(SUBJECTS[asked["model"]], asked["length"], 1, device)
     make = MAKERS[asked["name"]]
     small: Run = make(model, X[:1], references[:1, :1], [0])
     small(1)
     whole: Run = make(model, X, references, [0])
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # to what is held now
-    before = peak_so_far(device)
-    whole(pairs)
-    return (peak_so_far(device) - before) / pairs
+    before = peak_so_far()
+    whole(PAIRS)
+    return (peak_so_far() - before) / PAIRS
 
 
-def peak_so_far(device: torch.device) -> int:
-    """Bytes of the process or, on a GPU, of torch."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+def peak_so_far() -> int:
+    """Bytes of the process."""
     if (status := Path("/proc/self/status")).exists():  # ru_maxrss begins with what the parent of the process had
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

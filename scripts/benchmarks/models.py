@@ -51,6 +51,19 @@ class DeepSEA(nn.Module):
         return self.head(self.layers(x).flatten(1))
 
 
+class DanQ(nn.Module):
+    """A wide convolution with max-pooling, a recurrent layer in both directions and two dense layers, after DanQ."""
+
+    def __init__(self, length: int, n_targets: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv1d(4, 320, 26), nn.ReLU(), nn.MaxPool1d(13))
+        self.recurrent = nn.LSTM(320, 320, batch_first=True, bidirectional=True)
+        self.head = nn.Sequential(nn.Linear(640 * ((length - 25) // 13), 925), nn.ReLU(), nn.Linear(925, n_targets))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.recurrent(self.layers(x).transpose(1, 2))[0].flatten(1))
+
+
 class SpliceBlock(nn.Module):
     """Batch norm, ReLU and a dilated convolution, twice, added to what came in."""
 
@@ -235,6 +248,7 @@ class Subject:
         n_sequences: sequences in one timed call with 20 references on a CPU; ten times as many with 2 references, one
             with --quick.
         has_max_pooling: captum's rule for it is wrong, so captum is left out.
+        is_for_gpus: too large to be timed on a CPU unless it is asked for.
     """
 
     make: Callable[[int, int], nn.Module]
@@ -242,14 +256,17 @@ class Subject:
     quick_length: int
     n_sequences: int
     has_max_pooling: bool = False
+    is_for_gpus: bool = False
 
 
 SUBJECTS = {
     "bpnet64": Subject(lambda length, n_targets: BPNet(64, n_targets), 2114, 400, 4),
     "bpnet256": Subject(lambda length, n_targets: BPNet(256, n_targets), 2114, 200, 2),
+    "bpnet512": Subject(lambda length, n_targets: BPNet(512, n_targets), 2114, 100, 1, is_for_gpus=True),
     "deepsea": Subject(DeepSEA, 1000, 300, 4, has_max_pooling=True),
     "splice": Subject(lambda length, n_targets: Splice(n_targets), 10_000, 500, 2),
     "transformer": Subject(lambda length, n_targets: Transformer(n_targets), 1024, 256, 8),
+    "danq": Subject(DanQ, 1000, 200, 2, has_max_pooling=True),
 }
 
 

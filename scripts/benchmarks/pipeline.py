@@ -20,7 +20,7 @@ from benchmarks import plain
 from benchmarks.machine import answer
 from benchmarks.models import BPNet
 from benchmarks.options import Options
-from pipeline.planning.batching import auto_batch_size
+from dlshap_core.batch_size import auto_batch_size
 
 FILTERS, N_REFERENCES = 64, 20
 SHARDS_PER_ACTOR = 2

@@ -77,9 +77,9 @@ def by_kind(function: Callable[[], object]) -> dict[str, float]:
 def shard(n_rows: int, options: Options) -> dict[str, float]:
     """Seconds of each phase of a shard of BPNet-64."""
     from benchmarks.store import make_plan, make_store
+    from dlshap_core.batch_size import auto_batch_size
     from pipeline.execution.ensemble import attribute_rows
     from pipeline.execution.shard import shard_values
-    from pipeline.planning.batching import auto_batch_size
     from pipeline.references.resolve import load_references
     from pipeline.store.codec import ShardCodec, write_shard
     from pipeline.store.schema import shard_key

@@ -15,6 +15,7 @@ from tangermeme.deep_lift_shap import hypothetical_attributions as peer_hypothet
 from torch import Tensor, nn
 
 from dlshap_core import _captum_deep_lift_shap, deep_lift_shap, dinucleotide_shuffle, hypothetical_attributions, shuffle
+from dlshap_core.engine import numbers
 from tests.core.toolbox import Apply, relative_difference, seeded, sequences
 
 N, R, L = 4, 5, 60
@@ -265,6 +266,9 @@ def test_dtype_by_name_and_by_value(X: Tensor) -> None:
     exact = attributed(model, X)
     for dtype in ("bfloat16", torch.bfloat16):
         assert 1e-6 < relative_difference(attributed(model, X, dtype=dtype, warning_threshold=1.0), exact) < 0.05
+    assert torch.equal(attributed(model, X, dtype="tf32"), exact), "a CPU has none"
+    assert numbers("tf32") == {"dtype": torch.float32, "allow_tf32": True}
+    assert numbers("bfloat16") == numbers(torch.bfloat16) == {"dtype": torch.bfloat16}
 
 
 def test_integers_serve_as_one_hot(X: Tensor, references: Tensor) -> None:

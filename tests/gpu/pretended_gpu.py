@@ -20,6 +20,7 @@ import os
 import subprocess
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +142,18 @@ def _capacity() -> int:
     return int(_lib.fake_capacity())
 
 
+_watching: list[int] = []  # synchronisations before
+
+
+def _set_sync_debug_mode(mode: int | str) -> None:
+    """As torch's warns at each synchronisation, but with all of these warnings when it is switched off."""
+    n = sum(counts().syncs.values())
+    for _ in range(n - _watching.pop() if _watching else 0):
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=2)
+    if mode not in (0, "default"):
+        _watching.append(n)
+
+
 for _name, _value in {
     "_lazy_init": lambda: None,
     "is_available": lambda: True,
@@ -164,6 +177,8 @@ for _name, _value in {
     "reset_peak_memory_stats": lambda device=None: _lib.fake_reset(),
     "mem_get_info": lambda device=None: (_capacity() - _lib.fake_reserved(), _capacity()),
     "set_per_process_memory_fraction": lambda share, device=None: _fractions.__setitem__(_index(device), share),
+    "set_sync_debug_mode": _set_sync_debug_mode,
+    "get_sync_debug_mode": lambda: len(_watching),
     "get_rng_state": lambda device="cuda": torch.zeros(16, dtype=torch.uint8),
     "set_rng_state": lambda state, device="cuda": None,
     "manual_seed_all": lambda seed: None,

@@ -7,7 +7,7 @@ import importlib.metadata
 import pytest
 import torch
 
-from pipeline.execution.device import device_kind, resolve_device
+from pipeline.execution.device import device_kind, require_numbers, resolve_device
 from pipeline.execution.versions import describe
 from pipeline.messages.errors import UserError
 
@@ -27,3 +27,10 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_record_names_processor_and_versions() -> None:
     assert torch.backends.cpu.get_cpu_capability() in device_kind("cpu")
     assert describe()["versions"]["torch"] == importlib.metadata.version("torch")
+
+
+def test_numbers_that_a_device_does_not_have_are_refused() -> None:
+    require_numbers("tf32", "cuda:1")
+    require_numbers("float64", "cpu")
+    with pytest.raises(UserError, match=r"engine\.dtype=tf32 is for NVIDIA GPUs, and the device is cpu; use"):
+        require_numbers("tf32", "cpu")
