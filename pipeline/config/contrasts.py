@@ -1,6 +1,6 @@
 """Contrasts in `engine.targets`: linear combinations of the model's targets, in the grammar of `model.output`.
 
-K562 - mean(others)                     names of model.target_names; `others` are all targets that it does not name
+K562 - mean(others)                     names of model.target_names, or of several heads; `others`: all not named in it
 specific=K562 - 0.5*(GM12878 + HepG2)   with a label of its own
 [5] - mean([0:5])                       places of targets, without names; also [:, 5], [[1, 3, 7]], [-1]
 'DNASE:K562' - sum('CAGE:A', [3])       a name with signs in it stands in quotes

@@ -176,8 +176,8 @@ class EngineConfig(Group):
         is_plain=True,
     )
     targets: Any = setting(
-        "which targets to explain: their indices, or names (model.target_names), or contrasts of several such as "
-        "'K562 - mean(others)'; or all; auto: the first, or all of several heads",
+        "which targets to explain: their indices, or names (model.target_names, or those of several heads), or "
+        "contrasts such as 'K562 - mean(others)'; or all; auto: the first, or all of several heads",
         AUTO,
         fingerprint="resolved",
         is_plain=True,
@@ -398,7 +398,7 @@ class Config:
                 f"references are drawn with; leave one of them out"
             )
         targets = self.engine.targets if isinstance(self.engine.targets, list) else []
-        if self.model.target_names is None:
+        if self.model.target_names is None and len(self.model.heads) == 1:
             texts = [target for target in targets if isinstance(target, str)]
             yield from (problem for text in texts if (problem := unnamed_problem(text)) is not None)
         if (problem := missing_channels(self.model.channels_from, len(self.dataset.args))) is not None:

@@ -26,7 +26,7 @@ from dlshap_core.one_hot import one_hot
 from dlshap_core.passes.decisions import Decisions
 from dlshap_core.shuffles import shuffle_codes
 from pipeline.config import limits
-from pipeline.config.contrasts import Contrast, Weights
+from pipeline.config.contrasts import Contrast, Weights, unnamed_problem
 from pipeline.config.dataset_args import parse
 from pipeline.config.schema import Config
 from pipeline.config.validate import model_from_dict
@@ -37,15 +37,15 @@ from pipeline.execution.pair_memory import LONG, PairFit, fit_of_pair
 from pipeline.execution.versions import installed_code
 from pipeline.messages.errors import UserError
 from pipeline.messages.secrets import one_line
-from pipeline.messages.words import counted
+from pipeline.messages.words import counted, some
 from pipeline.models import own_modules
 from pipeline.models.bpnet import BPNet
-from pipeline.models.explained import head_labels, heads_of, output_notes, target_names, watched
+from pipeline.models.explained import OutputShapes, head_labels, heads_of, output_notes, target_names, watched
 from pipeline.models.forward_arguments import Filled, wrong_number
 from pipeline.models.input_hints import form_hint
 from pipeline.models.lengths import length_hint
 from pipeline.models.load import LoadedModel, bare, finished, load_model
-from pipeline.models.target_names import labels_of, places, plain, resolve
+from pipeline.models.target_names import labels_of, plain, resolve
 from pipeline.planning.extra_inputs import ExtraInputs, as_tensors, describe_extra_inputs
 from pipeline.references.kind import Drawn
 from pipeline.store.backends.local import LocalBackend
@@ -56,6 +56,7 @@ _CUBLAS = (
     "the environment; engine.deterministic=false does without"
 )
 _AS_IT_IS = PairFit()
+_N_NAMED = 8  # targets in an error
 _NOT_DETERMINISTIC = (
     "on a GPU nothing gives the same bits in each run here: write it by other operations, or allow last bits to differ "
     "with engine.deterministic=false"
@@ -172,7 +173,7 @@ def run_preflight(
             one_hot(codes[None]).expand(n_sequences, -1, -1),
             drawn.expand(n_sequences, -1, -1, -1),
             args=_repeated(extra_inputs, n_sequences),
-            targets=places(config.targets, loaded.target_names),
+            targets=loaded.asked(config.targets),
             batch_size=n_sequences * k,
             device=device,
             decisions=decisions,
@@ -196,8 +197,8 @@ def run_preflight(
         if re.search(r"\b(log|log1p|sqrt)\(", output):
             suspects += f", or the numbers negative of which model.output={output} takes a logarithm or root"
         raise UserError(f"{_failure(codes, name)}: its prediction is not finite; are {suspects}?")
-    asked = places(config.targets, loaded.target_names)
-    _require_names(loaded, seen.n_targets, config)
+    asked = loaded.asked(config.targets)
+    _require_names(loaded, seen, config)
     own_labels = loaded.target_names or head_labels(loaded.description, seen)
     targets, labels = resolve(asked, seen.n_targets), labels_of(asked, seen.n_targets, own_labels)
     alone = list(range(seen.n_targets)) if isinstance(asked, str) else [_place_or_label(each) for each in asked]
@@ -255,7 +256,7 @@ def audit_model(
             X,
             one_hot(torch.from_numpy(shuffled)) if is_alone else None,
             args=_repeated(extra_inputs, len(X)),
-            targets=places(config.targets, loaded.target_names),
+            targets=loaded.asked(config.targets),
             device=device,
             dtype=numbers(config.engine.dtype)["dtype"],
             random_state=random_state,
@@ -305,9 +306,16 @@ def _heads_in(target: int | Weights, heads: Sequence[str]) -> str:
     return ",".join(dict.fromkeys(heads[place] for place in places))
 
 
-def _require_names(loaded: LoadedModel, n_outputs: int, config: Config) -> None:
-    """Raises UserError where there are more or fewer names than targets."""
-    n_names = len(loaded.target_names)
+def _require_names(loaded: LoadedModel, seen: OutputShapes, config: Config) -> None:
+    """Raises UserError where there are not as many names as targets, and for a head's name where one has several."""
+    n_names, n_outputs = len(loaded.target_names), seen.n_targets
+    texts = [] if isinstance(config.targets, str) else [each for each in config.targets if isinstance(each, str)]
+    if not n_names and max(seen.widths, default=1) > 1 and any(map(unnamed_problem, texts)):
+        listed = [f"{place} ({label})" for place, label in enumerate(head_labels(loaded.description, seen))]
+        raise UserError(
+            f"engine.targets={config.targets}: a head has several targets here, which its name does not tell apart; "
+            f"give places: {some(listed, _N_NAMED)}"
+        )
     if n_names not in (0, n_outputs):
         raise UserError(
             f"model.target_names={config.model.target_names} has {counted(n_names, 'name')}, and the model "
@@ -401,7 +409,7 @@ def _cache_file(loaded: LoadedModel, length: int, config: Config, device: str, e
         "engine": installed_code(),
         "torch": torch.__version__,
         "length": length,
-        "targets": plain(places(config.targets, loaded.target_names)),
+        "targets": plain(loaded.asked(config.targets)),
         "dtype": config.engine.dtype,
         "deterministic": config.engine.deterministic,
         "device": torch.device(device).type,

@@ -32,7 +32,7 @@ from pipeline.inputs.open import Source, open_source
 from pipeline.messages.progress import LOG, RowProgress
 from pipeline.models.load import LoadedModel
 from pipeline.models.own_files import named
-from pipeline.models.target_names import digest, places, plain
+from pipeline.models.target_names import digest, plain
 from pipeline.planning.bit_rounding import MANTISSA_BITS
 from pipeline.planning.extra_inputs import ExtraInputs, describe_extra_inputs, extra_input_names, strand_notes
 from pipeline.planning.fingerprint import make_fingerprint
@@ -67,7 +67,7 @@ def fingerprint_of(
         settings={
             **values,
             **({"model._target_": named(str(target))} if (target := values.get("model._target_")) else {}),
-            "engine.targets": plain(places(config.targets, loaded.target_names)),
+            "engine.targets": plain(loaded.asked(config.targets)),
             **({"model.target_names": digest(loaded.target_names)} if loaded.target_names else {}),
             **references.fingerprint,
             "engine.batch_size": batch_size,

@@ -27,7 +27,7 @@ from pipeline.models.hashing import files_by_content, name_of, settings_hashes, 
 from pipeline.models.keras_files.files import is_keras
 from pipeline.models.outputs import SelectedOutput, WithHead
 from pipeline.models.shells import family_of
-from pipeline.models.target_names import places, read_names
+from pipeline.models.target_names import Asked, places, read_names
 from pipeline.planning.fingerprint import differences
 
 _NAMES_KEPT = 20
@@ -88,6 +88,11 @@ class LoadedModel:
             for each in (fingerprint, here)
         )
         return differences(planned, found, self.sources)
+
+    def asked(self, targets: Sequence[int | str] | str) -> Asked:
+        """`engine.targets` as places of the model's targets; see `target_names.places`. Several heads have names."""
+        heads = str(self.description["head"]).split(",")
+        return places(targets, self.target_names or (heads if len(heads) > 1 else ()))
 
     @property
     def module(self) -> nn.Module:
@@ -181,8 +186,10 @@ def load_chosen(config: Config) -> LoadedModel:
     require_chosen(config)
     model, dataset = config.model, config.dataset.name
     names = read_names(model.target_names)
-    places(config.targets, names)
+    if names:
+        places(config.targets, names)  # before the weights are read
     loaded = replace(load_model(model), target_names=names)
+    loaded.asked(config.targets)
     if model.name == "example" and model.checkpoint is None and dataset != "example":
         line = (
             f"model=example is a toy network for the motifs of dataset=example; it knows nothing about the sequences "

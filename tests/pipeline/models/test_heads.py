@@ -19,7 +19,7 @@ from pipeline.execution.preflight import Preflight, run_preflight
 from pipeline.messages.errors import UserError
 from pipeline.models.bpnet import BPNet
 from pipeline.models.explained import watched
-from pipeline.models.load import LoadedModel, load_model
+from pipeline.models.load import LoadedModel, bare, load_model
 from pipeline.planning.convergence import describe_deltas
 from tests.pipeline.conftest import chosen, random_sequences, write_fasta
 
@@ -205,3 +205,26 @@ def test_what_is_explained_is_said(folder: Path) -> None:
     assert some.labels == ("profile_stopgrad", "sum")
     assert some.names == ("profile (stopgrad)", "sum")
     assert some.heads == ("profile_stopgrad", "counts,profile_stopgrad")
+
+
+def test_targets_of_several_heads_have_the_names_of_these(folder: Path) -> None:
+    heads = ["counts", "profile_stopgrad", "profile_midpoint"]
+    found = tried(loaded(heads, folder), heads, ["profile_midpoint", "counts - profile_stopgrad"])
+    assert found.targets == [2, {0: 1.0, 1: -1.0}]
+    assert found.labels == ("profile_midpoint", "counts - profile_stopgrad")
+    with pytest.raises(UserError, match="there is no target profile; nearest are profile_"):
+        tried(loaded(heads, folder), heads, ["profile"])
+    compose_config([f"model.head=[{','.join(heads)}]", "engine.targets=[counts]"])
+    with pytest.raises(UserError, match=r"engine\.targets: counts has names, and model\.target_names is not set"):
+        compose_config(["model.head=counts", "engine.targets=[counts]"])
+
+
+def test_a_head_of_several_targets_is_none_of_them(folder: Path) -> None:
+    heads = ["counts", "profile_midpoint"]
+    model = loaded(heads, folder)
+    for fold in model.folds:
+        bare(fold).linear = torch.nn.Linear(6, 2).eval()
+    assert tried(model, heads, [2]).labels == ("profile_midpoint",)
+    for names in (["profile_midpoint"], [0, "[1] - counts"]):
+        with pytest.raises(UserError, match=r"give places: 0 \(counts 0\), 1 \(counts 1\), 2 \(profile_midpoint\)"):
+            tried(model, heads, names)
