@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from dlshap_core.engine import Attribution, attribute, numbers, predict
+from dlshap_core.errors import DecisionError
 from dlshap_core.one_hot import one_hot
 from dlshap_core.passes.decisions import Decisions
 from dlshap_core.sequences import reverse_complement_bases
 from pipeline.execution.determinism import repeatable
 from pipeline.execution.host import give_back_freed_memory
 from pipeline.execution.spot_check import FoldStrand, SpotCheck
-from pipeline.execution.spread import Spread
+from pipeline.execution.spread import Spread, pieces
 from pipeline.models.allocations import try_first
 from pipeline.planning.extra_inputs import ExtraInputs, as_tensors, other_strand
 from pipeline.planning.plan import Plan
@@ -62,6 +63,19 @@ class Attributed:
     pairs: tuple[Tensor, Tensor, Tensor]
     spread: dict[str, Tensor]
 
+    @staticmethod
+    def joined(parts: "Sequence[Attributed]") -> "Attributed":
+        """Of rows one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        deltas, predictions, of_references = map(torch.cat, zip(*(part.pairs for part in parts), strict=True))
+        return Attributed(
+            _joined([part.mean for part in parts]),
+            [_joined(fold) for fold in zip(*(part.folds for part in parts), strict=True)],
+            (deltas, predictions, of_references),
+            {name: torch.cat([part.spread[name] for part in parts]) for name in parts[0].spread},
+        )
+
 
 def attribute_rows(
     folds: Folds,
@@ -80,14 +94,35 @@ def attribute_rows(
         ShardError: such a prediction is another than in its batch.
         UserError: the model makes more of a sequence than its file may have it make.
     """
+    if plan.split and plan.device == "cpu":
+        give_back_freed_memory()
+    found = []
+    for rows in pieces(plan, len(codes_NL)):
+        own_check = check.within(rows) if check is not None else None
+        some = ShardReferences(references.values[rows]), [values[rows] for values in extra_inputs], own_check
+        try:
+            found.append(_attribute_piece(folds, plan, codes_NL[rows], *some))
+        except DecisionError as error:
+            error.row = None if error.row is None else error.row + rows.start
+            raise
+    return Attributed.joined(found)
+
+
+def _attribute_piece(
+    folds: Folds,
+    plan: Plan,
+    codes_NL: np.ndarray,
+    references: ShardReferences,
+    extra_inputs: ExtraInputs,
+    check: SpotCheck | None,
+) -> Attributed:
+    """Some rows, all at once."""
     given = as_tensors(extra_inputs)
     on_other_strand = [other_strand(values, plan.length) for values in given]
     kept: list[Mean] = []
     total: Mean | None = None
     pairs: list[tuple[Tensor, ...]] = []
     spread = Spread(plan)
-    if plan.split and plan.device == "cpu":
-        give_back_freed_memory()
     with repeatable(plan.threads, plan.deterministic):
         for index, module in enumerate(folds):
             try_first(module, one_hot(codes_NL[:1]), [values[:1] for values in given])
@@ -143,6 +178,10 @@ def _attribute(
     spread.add(found, is_other_strand=fold_strand[1] > 0)
     names = ("hypothetical", "prediction", "reference_prediction", "convergence_delta")
     return Mean(**{name: getattr(found, name) for name in names})
+
+
+def _joined(parts: Sequence[Mean]) -> Mean:
+    return Mean(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
 def _sum(parts: Sequence[Mean]) -> Mean:

@@ -8,7 +8,7 @@ Shape legend: N rows of a shard, R references of each, T targets, L positions.
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -79,6 +79,12 @@ class SpotCheck:
         """The check of a shard: its row and reference follow from the shard's number alone."""
         drawn = zlib.crc32(f"shard {shard.index}".encode())
         return cls(drawn % len(shard), drawn // len(shard) % n_references, name_of, dtype, kept)
+
+    def within(self, rows: slice) -> "SpotCheck | None":
+        """The check of these rows of the shard, where its own is among them."""
+        if not rows.start <= self.row < rows.stop:
+            return None
+        return replace(self, row=self.row - rows.start, name_of=lambda row: self.name_of(row + rows.start))
 
     def asks(
         self, X: Tensor, references: ShardReferences, extra_inputs: Sequence[Tensor], fold_strand: FoldStrand

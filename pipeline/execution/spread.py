@@ -6,6 +6,8 @@ folds is another question.
 Shape legend: N rows, V variants, T targets, R references, L positions.
 """
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,22 +17,44 @@ from dlshap_core.engine import Attribution
 from pipeline.planning.plan import Plan
 from pipeline.store.schema import ALLELES_PER_VARIANT
 
+MOST_HELD = 1 << 28  # bytes of the values of all references, unless those of the rows of one batch are more
+
+
+def pieces(plan: Plan, n_rows: int) -> Iterator[slice]:
+    """Rows of a shard that are attributed by themselves, so that few values of references are held at once: whole
+    batches and whole variants, so that the bits are those of all at once."""
+    if not _holds_all(plan):
+        yield slice(0, n_rows)
+        return
+    held = (8 if plan.dtype == "float64" else 4) * len(plan.targets) * plan.n_references * plan.length
+    held *= 1 if _n_passes(plan) == 1 else 2
+    unit = math.lcm(max(1, plan.batch_size // plan.n_references), plan.rows_per_group)
+    step = max(1, MOST_HELD // (held * unit)) * unit
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
+
+
+def _holds_all(plan: Plan) -> bool:
+    """Whether the spread does not follow from a single pass."""
+    return plan.spread and (_n_passes(plan) > 1 or plan.rows_per_group == ALLELES_PER_VARIANT)
+
+
+def _n_passes(plan: Plan) -> int:
+    return len(plan.folds) * (2 if plan.reverse_complement else 1)
+
 
 class Spread:
     """Gathers the spread of some rows over the passes of a plan, one for each fold and strand.
 
     Where it does not follow from a single pass, the values of all references are held meanwhile: 4 N T R L bytes, and
-    as much again for those of each further pass.
+    as much again with several passes; see `pieces`.
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._n_passes = len(plan.folds) * (2 if plan.reverse_complement else 1)
+        self._n_passes = _n_passes(plan)
         self._has_variants = plan.rows_per_group == ALLELES_PER_VARIANT
-        holds_all = self._n_passes > 1 or self._has_variants
-        self.asked: dict[str, Any] = {
-            "per_reference": plan.spread and holds_all,
-            "spread": plan.spread and not holds_all,
-        }
+        holds_all = _holds_all(plan)
+        self.asked: dict[str, Any] = {"per_reference": holds_all, "spread": plan.spread and not holds_all}
         self._deviation: Tensor | None = None
         self._total: Tensor | None = None
 
