@@ -51,7 +51,7 @@ SUFFIX = "_motifs"  # of OUT in a report, behind the store's name
 LINKED = ("report/report.html", "seqlets.bed", "hits/hits.bed")  # what a report links to
 VERSIONS = ("dlshap", "modisco", "modisco-lite", "finemo", "memelite")
 COLUMNS = ("chrom", "start", "end", "motif", "score", "strand", "name", "row", "attribution")
-MADE = ("modisco", "motifs.h5", "report", "seqlets.bed", "finemo", "hits")  # by the steps, in order
+MADE = ("modisco", "motifs.h5", "seqlets.bed", "report", "finemo", "hits")  # by the steps, in order
 SIGNS = ("pos_patterns", "neg_patterns")  # groups of the file of motifs
 NO_MOTIFS = (
     f"TF-MoDISco found no motif: it needs more than {modisco.MIN_SEQLETS} seqlets of one sign; give it more rows or a "
@@ -203,8 +203,8 @@ def _tasks(selections: tuple[Selection, Selection], settings: Settings, out: Pat
     yield _by_tool("motifs.h5", out, "modisco", "motifs", *pair, *sizes, "-o", motifs)
     if not _has_motifs(motifs):
         return
+    yield Task("seqlets", "", "seqlets.bed", partial(_write_seqlets, out))  # at once; the page takes minutes
     yield _by_tool("report", out, "modisco", "report", "-i", motifs, "-o", out / "report", *known)
-    yield Task("seqlets", "", "seqlets.bed", partial(_write_seqlets, out))
     if settings.hits_window and _tool("finemo").is_file():
         command = f"{_export_command(hits, settings, out / 'finemo')} --dtype float32"
         yield Task("export finemo", command, "finemo", export_finemo)

@@ -25,7 +25,7 @@ from pipeline.inputs.open import open_source
 from pipeline.models.load import load_model
 
 N_SEQUENCES, N_REFERENCES = 20, 2000
-GROUPS = (4, 10, 20, 50, 100)
+GROUPS = (4, 10, 20, 50, 100, 200)
 
 
 def run(options: Options) -> dict[str, Any]:

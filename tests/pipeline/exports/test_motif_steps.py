@@ -89,7 +89,7 @@ def test_steps_are_taken_once_and_go_on(
     told = capfd.readouterr().err
     assert "finemo call-hits ended with exit code 3; the last that it said is 'no room on the device'" in told
     record = json.loads((out / "motifs.json").read_text())
-    names = ["export modisco", "modisco motifs", "modisco report", "seqlets", "export finemo"]
+    names = ["export modisco", "modisco motifs", "seqlets", "modisco report", "export finemo"]
     assert [step["name"] for step in record["steps"]] == names
     assert record["steps"][1]["command"] == (
         f"modisco motifs -s {out}/modisco/ohe.npz -a {out}/modisco/attr.npz -w 20 -n 2000 -o {out}/motifs.h5"
