@@ -221,11 +221,12 @@ def predict(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     allow_tf32: bool = False,
+    batch_size: int = 1,
 ) -> Tensor:
-    """(N, T) predictions of (N, A, L) by plain forward passes, each sequence in a batch of its own; as in `attribute`,
-    the model is left as it was."""
+    """(N, T) predictions of (N, A, L) by plain forward passes of `batch_size` sequences; as in `attribute`, the model
+    is left as it was."""
     with _passes_over(model, targets, resolve_device(device), dtype, allow_tf32) as start:
-        return start().predict(X, args)
+        return start().predict(X, args, batch_size)
 
 
 @contextlib.contextmanager

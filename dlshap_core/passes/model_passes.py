@@ -195,11 +195,12 @@ class ModelPasses:
         """The outputs to explain, unobserved, of sequences whose extra inputs are those of `rows`, repeated."""
         return self.targets.select(self.plain(x, self._extra(rows, n_repeats)))
 
-    def predict(self, X: Tensor, args: Sequence[Tensor]) -> Tensor:
-        """(N, targets) predictions of (N, A, L), each in a batch of its own and unobserved; `args` have N rows each."""
+    def predict(self, X: Tensor, args: Sequence[Tensor], batch_size: int = 1) -> Tensor:
+        """(N, targets) predictions of (N, A, L), so many in a batch and unobserved; `args` have N rows each."""
         x = X.detach().to(self.device).to(self.dtype)
         extra = [self.as_input(arg) for arg in args]
-        y = torch.cat([self.plain(x[i : i + 1], [arg[i : i + 1] for arg in extra]) for i in range(len(x))])
+        batches = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
+        y = torch.cat([self.plain(x[rows], [arg[rows] for arg in extra]) for rows in batches])
         return self.targets.select(y).to(self.dtype).cpu()
 
     def as_input(self, arg: Tensor) -> Tensor:

@@ -300,6 +300,11 @@ class StoreConfig(Group):
     spread: bool = setting(
         "keep the standard deviation of attributions over the references, where there are several", True, is_plain=True
     )
+    null_difference: bool = setting(
+        "of variants, predict both alleles within each reference too: the null of p-values, for some more time",
+        False,
+        is_plain=True,
+    )
     precision_bits: int | None = setting(
         "mantissa bits kept of attributions, 1 to 23; null: all 23", None, fingerprint="resolved", is_plain=True
     )
@@ -403,6 +408,16 @@ class Config:
             yield from (problem for text in texts if (problem := unnamed_problem(text)) is not None)
         if (problem := missing_channels(self.model.channels_from, len(self.dataset.args))) is not None:
             yield problem
+        if self.store.null_difference and self.dataset.rows_per_group != 2:
+            yield (
+                f"dataset={self.dataset.name} and store.null_difference=true contradict each other: it is of the "
+                f"alleles of dataset=variants; leave it out"
+            )
+        if self.store.null_difference and not self.references.is_drawn:
+            yield (
+                f"references={self.references.name} and store.null_difference=true contradict each other: alleles are "
+                f"put into references that are sequences, such as references=dinucleotide_shuffle"
+            )
         yield from self.cluster.contradictions(self.engine.device)
         if self.store.rows_per_shard % self.dataset.rows_per_group:
             yield (

@@ -285,6 +285,7 @@ def workload(plan: Plan, actors: int, on_ray: bool) -> Workload:
         n_strands=2 if plan.reverse_complement else 1,
         per_fold=plan.per_fold,
         spread=plan.spread,
+        null_difference=plan.null_difference,
         rows_per_group=plan.rows_per_group,
         n_args=len(plan.args),
         actors=actors,

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlshap_core.engine import Attribution, attribute, numbers, predict
+from dlshap_core.engine import Attribution, attribute, numbers
+from dlshap_core.engine import predict as of_fold
 from dlshap_core.errors import DecisionError
 from dlshap_core.one_hot import one_hot
 from dlshap_core.passes.decisions import Decisions
 from dlshap_core.sequences import reverse_complement_bases
 from pipeline.execution.determinism import repeatable
 from pipeline.execution.host import give_back_freed_memory
+from pipeline.execution.null_difference import null_difference
 from pipeline.execution.spot_check import FoldStrand, SpotCheck
 from pipeline.execution.spread import Spread, pieces
 from pipeline.models.allocations import try_first
@@ -55,13 +57,13 @@ class Attributed:
         folds: each fold's; only the mean's where the plan keeps no more.
         pairs: convergence deltas (N, S, R), predictions (N, S) and those of the references (N, S, R), S being
             all folds, strands and targets: deltas of a mean could cancel.
-        spread: over the references; see `Spread`.
+        over_references: arrays of the store by their names; see `Spread`, and null_difference.py.
     """
 
     mean: Mean
     folds: list[Mean]
     pairs: tuple[Tensor, Tensor, Tensor]
-    spread: dict[str, Tensor]
+    over_references: dict[str, Tensor]
 
     @staticmethod
     def joined(parts: "Sequence[Attributed]") -> "Attributed":
@@ -73,7 +75,7 @@ class Attributed:
             _joined([part.mean for part in parts]),
             [_joined(fold) for fold in zip(*(part.folds for part in parts), strict=True)],
             (deltas, predictions, of_references),
-            {name: torch.cat([part.spread[name] for part in parts]) for name in parts[0].spread},
+            {name: torch.cat([part.over_references[name] for part in parts]) for name in parts[0].over_references},
         )
 
 
@@ -138,6 +140,10 @@ def _attribute_piece(
             if plan.per_fold:
                 kept.append(fold)
         over_references = spread.arrays()
+        if plan.null_difference:
+            over_references["null_difference"] = _null_difference(
+                folds, plan, codes_NL, references, [given, on_other_strand]
+            )
     assert total is not None  # there is at least one fold
     deltas, predictions, of_references = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
     return Attributed(_mean(total, len(folds)), kept, (deltas, predictions, of_references), over_references)
@@ -172,12 +178,30 @@ def _attribute(
     if check is not None and asked is not None:
 
         def predict_alone(x: Tensor, given: Sequence[Tensor], dtype: str) -> Tensor:
-            return predict(module, x, args=given, **of_model, **numbers(dtype))
+            return of_fold(module, x, args=given, **of_model, **numbers(dtype))
 
         check.compare(asked, found, X, extra_inputs, fold_strand, predict_alone)
     spread.add(found, is_other_strand=fold_strand[1] > 0)
     names = ("hypothetical", "prediction", "reference_prediction", "convergence_delta")
     return Mean(**{name: getattr(found, name) for name in names})
+
+
+def _null_difference(
+    folds: Folds, plan: Plan, codes_NL: np.ndarray, references: ShardReferences, extra_inputs: Sequence[list[Tensor]]
+) -> Tensor:
+    """The mean over folds and strands; `extra_inputs` are those on each strand."""
+    of_model: dict[str, Any] = {"targets": plan.outputs, "device": plan.device, "batch_size": plan.batch_size}
+
+    def predict(X: Tensor, rows: np.ndarray) -> Tensor:
+        strands = [X, reverse_complement_bases(X)][: 2 if plan.reverse_complement else 1]
+        found = [
+            of_fold(module, x, args=[values[rows] for values in given], **of_model, **numbers(plan.dtype)).double()
+            for module in folds
+            for x, given in zip(strands, extra_inputs, strict=False)
+        ]
+        return torch.stack(found).mean(0)
+
+    return null_difference(codes_NL, references.values, len(plan.targets), plan.batch_size, predict)
 
 
 def _joined(parts: Sequence[Mean]) -> Mean:

@@ -154,6 +154,7 @@ def make_plan(
         folds=list(loaded.labels),
         per_fold=config.store.per_fold,
         spread=config.store.spread and references.n > 1,
+        null_difference=config.store.null_difference,
         rows_per_group=config.dataset.rows_per_group,
         reverse_complement=config.engine.reverse_complement == "average",
         args=ingested.extra_inputs,

@@ -107,7 +107,8 @@ def difference(stored: Mapping[str, Any], here: Mapping[str, Any], plan: Plan) -
 
 
 def _compute(folds: Folds, plan: Plan, draw: Draw, group: ProbeRows) -> Mean:
-    few = replace(plan, per_fold=False, spread=False, n_references=min(N_REFERENCES, plan.n_references))
+    n_references = min(N_REFERENCES, plan.n_references)
+    few = replace(plan, per_fold=False, spread=False, null_difference=False, n_references=n_references)
     references = ShardReferences(draw(group.codes, group.start).values[:, : few.n_references])
     return attribute_rows(folds, few, group.codes, references, group.extra_inputs).mean
 

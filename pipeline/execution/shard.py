@@ -158,7 +158,11 @@ def shard_values(
 ) -> dict[str, np.ndarray]:
     """What the store holds of a shard beside what the input gives (see store/schema.py), attributions rounded last."""
     x_N14L = one_hot(codes_NL).unsqueeze(1)
-    values = {**_of(result.mean, x_N14L), **_numpy(result.spread), "reference_checksum": references.checksums()}
+    values = {
+        **_of(result.mean, x_N14L),
+        **_numpy(result.over_references),
+        "reference_checksum": references.checksums(),
+    }
     if result.folds:
         folds = [_of(fold, x_N14L) for fold in result.folds]
         values |= {f"{name}_by_fold": np.stack([fold[name] for fold in folds], axis=1) for name in folds[0]}

@@ -35,6 +35,7 @@ class Workload:
         n_strands: 2 with engine.reverse_complement=average.
         per_fold: whether the values of each fold are kept beside their mean.
         spread: whether the standard deviation over the references is kept.
+        null_difference: of variants, whether both alleles are predicted within each reference too.
         rows_per_group: 2 for the alleles of variants, whose difference is kept too; else 1.
         n_args: extra inputs of the model, which the store holds too.
         actors: that work at the same time.
@@ -50,6 +51,7 @@ class Workload:
     n_strands: int = 1
     per_fold: bool = False
     spread: bool = False
+    null_difference: bool = False
     rows_per_group: int = 1
     n_args: int = 0
     actors: int = 1
@@ -68,7 +70,8 @@ class Workload:
     def n_arrays(self) -> int:
         """Arrays with a file in each shard, the sequences' included; see store.ARRAYS."""
         kinds = 2 if self.rows_per_group > 1 else 1  # of rows, and of variants
-        return 7 + (5 if self.per_fold else 0) + 3 * (kinds - 1) + (kinds if self.spread else 0) + self.n_args
+        more = (5 if self.per_fold else 0) + (kinds if self.spread else 0) + (1 if self.null_difference else 0)
+        return 7 + 3 * (kinds - 1) + more + self.n_args
 
     @property
     def raw_bytes_per_row(self) -> int:
@@ -76,7 +79,8 @@ class Workload:
         attributions, predictions = 4 * 5 * self.length, 4 * (1 + 2 * self.n_references)
         copies = 1 + (self.n_folds if self.per_fold else 0)
         spread = 4 * self.length if self.spread else 0
-        differences = (attributions + 4 + spread) / self.rows_per_group if self.rows_per_group > 1 else 0
+        null = 4 * self.n_references if self.null_difference else 0
+        differences = (attributions + 4 + spread + null) / self.rows_per_group if self.rows_per_group > 1 else 0
         return round(self.n_targets * (copies * (attributions + predictions) + spread + differences)) + 4
 
 

@@ -49,6 +49,7 @@ class Plan:
         per_fold: whether the values of each fold are kept too.
         rows_per_group: rows that follow each other and share their references: 2 for the alleles of a variant, else 1.
         spread: whether the standard deviation over the references is kept; there are several.
+        null_difference: of variants, whether both alleles are predicted within each reference too.
         reverse_complement: whether both strands are attributed, and the mean is kept.
         args: shape and type of each extra input of the model; see planning/extra_inputs.py.
         precision_bits: mantissa bits that are stored of attributions.
@@ -81,6 +82,7 @@ class Plan:
     folds: list[str] = field(default_factory=lambda: ["0"])
     per_fold: bool = False
     spread: bool = False
+    null_difference: bool = False
     reverse_complement: bool = False
     rows_per_group: int = 1
     args: list[dict[str, Any]] = field(default_factory=list)

@@ -44,7 +44,10 @@ SPREAD_ARRAYS: dict[str, tuple[tuple[str, ...], str]] = {  # with store.spread=t
 VARIANT_SPREAD_ARRAYS: dict[str, tuple[tuple[str, ...], str]] = {  # the same, of a run on variants
     "attribution_difference_sd": VARIANT_ARRAYS["attribution_difference"],
 }
-ARRAYS = {**LAYOUT, **FOLD_ARRAYS, **VARIANT_ARRAYS, **SPREAD_ARRAYS, **VARIANT_SPREAD_ARRAYS}
+NULL_ARRAYS: dict[str, tuple[tuple[str, ...], str]] = {  # with store.null_difference=true, of a run on variants
+    "null_difference": (("variant", "target", "reference"), "float32"),
+}
+ARRAYS = {**LAYOUT, **FOLD_ARRAYS, **VARIANT_ARRAYS, **SPREAD_ARRAYS, **VARIANT_SPREAD_ARRAYS, **NULL_ARRAYS}
 ROUNDED = tuple(name for name in ARRAYS if name.startswith(("attribution", "hypothetical")))  # to `kept_bits`
 SPREAD_BITS = 7  # of a standard deviation, which 20 references give to within 16%: more would be bytes of noise
 ALLELES_PER_VARIANT = 2  # rows of a variant: reference, alternate
@@ -72,6 +75,7 @@ DESCRIPTIONS = {
     ),
     "attribution_sd": "standard deviation over the references (with n - 1) of the attribution of the observed base",
     "attribution_difference_sd": "the same, of attribution_difference; both alleles have the same references",
+    "null_difference": "the difference of predictions of both alleles within each reference; NaN for unknown alleles",
     "source_row": "0-based record or data line of the input",
     "start": "0-based; -1 where the input has none",
     "end": "exclusive; -1 where the input has none",
@@ -94,6 +98,7 @@ def layout_of(plan: Plan) -> dict[str, tuple[tuple[str, ...], str]]:
         **(VARIANT_ARRAYS if has_variants else {}),
         **(SPREAD_ARRAYS if plan.spread else {}),
         **(VARIANT_SPREAD_ARRAYS if plan.spread and has_variants else {}),
+        **(NULL_ARRAYS if plan.null_difference else {}),
     }
     return {**LAYOUT, **more, **extra_input_layout(plan.args, plan.length)}
 
@@ -156,7 +161,7 @@ def require_values(name: str, values: np.ndarray) -> None:
 
 def rows_in(name: str, shard: Shard) -> slice:
     """The part of an array's first axis that a shard takes."""
-    rows_each = ALLELES_PER_VARIANT if name in (*VARIANT_ARRAYS, *VARIANT_SPREAD_ARRAYS) else 1
+    rows_each = ALLELES_PER_VARIANT if name in ARRAYS and ARRAYS[name][0][0] == "variant" else 1
     return slice(shard.start // rows_each, shard.stop // rows_each)
 
 

@@ -44,7 +44,7 @@ def attributed(plan: Plan, check: SpotCheck | None = None) -> Attributed:
 def tensors(found: Attributed) -> Iterator[Tensor]:
     for mean in (found.mean, *found.folds):
         yield from (getattr(mean, each.name) for each in fields(mean))
-    yield from (*found.pairs, *found.spread.values())
+    yield from (*found.pairs, *found.over_references.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,7 +63,7 @@ def test_pieces_have_the_bits_of_all_at_once(kind: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(spread, "MOST_HELD", 1)
     found = attributed(plan, SpotCheck(N - 1, 1, str, plan.dtype, SpotChecks()))
     assert max(held) == step
-    assert len(found.spread) == (2 if kind == "variants" else 1)
+    assert len(found.over_references) == (2 if kind == "variants" else 1)
     for one, other in zip(tensors(whole), tensors(found), strict=True):
         assert one.shape[0] in (N, N // 2)
         assert one.numpy().tobytes() == other.numpy().tobytes()
