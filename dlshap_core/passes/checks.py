@@ -58,7 +58,7 @@ class Checks:
             Incomplete, UnsupportedModelError: see each check.
         """
         size = (batch.references.shape[0], batch.references.shape[1])
-        is_new = size not in self._sizes and all(bool(y.isfinite().all()) for y in batch.outputs)
+        is_new = size not in self._sizes and bool(torch.stack([y.isfinite().all() for y in batch.outputs]).all())
         is_first = is_new and not self.has_passed
         if is_first:
             require_rows_apart(self._passes, sequences, batch.references, rows, self._pairs.is_careful)

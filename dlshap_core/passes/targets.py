@@ -38,6 +38,8 @@ class Targets:
         found = self.found(y)
         if any(isinstance(target, Contrast) for target in found):
             return torch.stack([value_of(y, target) for target in found], 1)
+        if len(found) == 1 and isinstance(found[0], int):
+            return y.narrow(1, found[0], 1)
         if self._columns is None:
             self._columns = torch.tensor(found, device=y.device)
         return y.index_select(1, self._columns)

@@ -83,11 +83,10 @@ def worst_miss(errors: Tensor, prediction: Tensor, reference_prediction: Tensor)
     sizes = errors.abs().double()
     tiny = torch.finfo(torch.float64).tiny
     per_target = sizes.amax((0, 2)) / (difference + _SIZE_BESIDE * size).clamp_min(tiny)
-    target = int(per_target.argmax())
-    place = int(sizes[:, target].argmax())
-    row, reference = divmod(place, sizes.shape[2])
-    error = sizes[row, target, reference].item()
-    return Miss(error, difference[target].item(), size[target].item(), row, reference)
+    error, place = sizes.transpose(0, 1).flatten(1).max(1)
+    of_target = torch.stack([error, difference, size, place.double()], 1)
+    worst: list[float] = of_target.index_select(0, per_target.argmax(0, keepdim=True))[0].tolist()  # waits, once
+    return Miss(*worst[:3], *divmod(int(worst[3]), sizes.shape[2]))
 
 
 @dataclass(frozen=True)

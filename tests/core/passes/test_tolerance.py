@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dlshap_core import UnsupportedModelError, attribute
+from dlshap_core.passes.tolerance import worst_miss
 from tests.core.toolbox import Apply, explain, relative_difference, seeded, sequences, shuffled
 
 
@@ -233,3 +235,45 @@ def test_the_check_changes_no_value() -> None:
     plain = seeded(lambda: Apply(lambda net, x: net(x), stack(Residual())), dtype=torch.float32)
     found, expected = (explain(net, X, shuffled(X)) for net in (model, plain))
     assert relative_difference(found.hypothetical, expected.hypothetical) < 1e-5
+
+
+def by_hand(errors: Tensor, prediction: Tensor, reference_prediction: Tensor) -> tuple[float, ...]:
+    """Each pair in turn; the first of equals."""
+    n_sequences, n_targets, n_references = errors.shape
+    found: tuple[float, ...] = ()
+    worst = -1.0
+    for target in range(n_targets):
+        difference = max(
+            abs(prediction[s, target] - reference_prediction[s, target, k]).item()
+            for s in range(n_sequences)
+            for k in range(n_references)
+        )
+        size = max(prediction[:, target].abs().max().item(), reference_prediction[:, target].abs().max().item())
+        for s in range(n_sequences):
+            for k in range(n_references):
+                error = abs(errors[s, target, k].item())
+                share = error / max(difference + 0.01 * size, 1e-300)
+                if share > worst:
+                    worst, found = share, (error, difference, size, s, k)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_worst_pair_is_that_of_the_worst_target(seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    errors = torch.randn(3, 4, 5, generator=draw, dtype=torch.float64)
+    scale = torch.tensor([1.0, 100.0, 1e-3, 1.0], dtype=torch.float64)[:, None]
+    prediction = torch.randn(3, 4, generator=draw, dtype=torch.float64) * scale[:, 0]
+    reference_prediction = torch.randn(3, 4, 5, generator=draw, dtype=torch.float64) * scale
+    miss = worst_miss(errors * scale, prediction, reference_prediction)
+    expected = by_hand(errors * scale, prediction, reference_prediction)
+    assert (miss.error, miss.difference, miss.size, miss.row, miss.reference) == pytest.approx(expected)
+
+
+def test_an_error_that_is_no_number_is_the_worst() -> None:
+    errors = torch.zeros(2, 2, 3)
+    errors[1, 0, 2] = math.nan
+    errors[0, 1, 0] = 9.0
+    miss = worst_miss(errors, torch.ones(2, 2), torch.zeros(2, 2, 3))
+    assert math.isnan(miss.error)
+    assert (miss.row, miss.reference) == (1, 2)
