@@ -85,7 +85,10 @@ def test_a_machine_without_a_gpu_has_a_model_tried_on_a_node_with_one(tmp_path: 
         assert found.returncode == 0, found.stdout + found.stderr
         return dict(json.loads(found.stdout.splitlines()[-1]))
 
-    run(tmp_path / "a.zarr", "run.shards=0", "store.rows_per_shard=4")
+    found = run(tmp_path / "a.zarr", "run.shards=0", "store.rows_per_shard=4")
+    assert found["planned_on"] == "Pretended GPU without Triton of a node of the cluster"
+    assert found["audited_on"] == found["planned_on"]
+    assert "relu" in found["operations"]
     plan = RunDirectory(tmp_path / "a.zarr").read_plan()
     assert plan is not None
     assert plan.device == "cuda"

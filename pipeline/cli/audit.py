@@ -10,8 +10,9 @@ from pipeline.messages import errors
 HELP = "list how each operation of a model is treated"
 DESCRIPTION = """List every operation of a model, how each is treated, and how well contributions add up.
 
-Takes the settings of `dlshap run`, and tries the model on the first sequence of its input and a shuffle of it. The exit
-code is 1 where an operation is refused: such a model cannot be run.
+Takes the settings of `dlshap run`, and tries the model on the first sequence of its input and a shuffle of it: on the
+device here, or on a node of cluster.address where these have GPUs, and the last line says on which. The exit code is 1
+where an operation is refused: such a model cannot be run.
 """
 PARENTS = (SETTINGS,)
 
@@ -22,6 +23,7 @@ def run(options: argparse.Namespace) -> int:
     from pipeline.execution.audit import audit_config
 
     with stdout_to_stderr():
-        found = audit_config(config)
+        found, device = audit_config(config)
     print(found)
+    print(f"tried on {device}")
     return errors.EXIT_FAILED if found.refused else errors.EXIT_DONE

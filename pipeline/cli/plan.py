@@ -11,8 +11,9 @@ from pipeline.messages.visible import to_json
 HELP = "estimate what a run would cost"
 DESCRIPTION = """Estimate what a run would cost: rows, shards, device hours, bytes, files, time, money.
 
-Takes the settings of `dlshap run`, reads its whole input once, times the first rows through its model on the device
-here, and works out the rest. A pool need not be there: cluster=address cluster.address=auto cluster.max_actors=40, and
+Takes the settings of `dlshap run`, reads its whole input once, times the first rows through its model, and works out
+the rest. They are timed on the device here, or on a node of cluster.address where these have GPUs; the line `device`
+says on which. A pool need not be there: cluster=address cluster.address=auto cluster.max_actors=40, and
 --price-per-hour says what it costs. No store is made. Errors are those with which the run would end before its first
 shard.
 """

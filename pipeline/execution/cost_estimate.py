@@ -2,11 +2,13 @@
 rest is arithmetic (see cost.py). Nothing is written but, as by a run, the audit's cache.
 """
 
+import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from pipeline.analysis.reference_spread import ARRAYS_READ, WANTED, advised, cer
 from pipeline.config import limits
 from pipeline.config.schema import Config
 from pipeline.config.settings import expanded
-from pipeline.execution.device import Machine, shards_in_flight
+from pipeline.execution.device import shards_in_flight
 from pipeline.execution.ensemble import Attributed, attribute_rows
 from pipeline.execution.executor import executor_of
+from pipeline.execution.gpu_memory import on_device
 from pipeline.execution.pair_memory import LONG
 from pipeline.execution.pipes import refuse_pipes
-from pipeline.execution.prepare import ResolvedRun, resolve_run
+from pipeline.execution.preflight import with_model
+from pipeline.execution.prepare import draw_from, resolve_run
 from pipeline.execution.probe import N_REFERENCES
 from pipeline.execution.shard import shard_values
 from pipeline.messages.errors import UserError
@@ -53,7 +57,7 @@ class CostEstimate:
     Attributes:
         workload: what is to be done.
         cost: what it costs.
-        device: where rows were timed, and the device's kind.
+        device: that rows were timed on, and whose it is.
         timed_rows: how many.
         row_s: seconds of each, references drawn within.
         correlation: of the attributions of the median timed row with those of infinitely many references, expected
@@ -159,12 +163,11 @@ def estimate_config(config: Config, price_per_hour: float | None = None) -> Cost
     """
     refuse_pipes(config)
     read_attributes(RunDirectory(config.store.path, config.store.options).store)  # refuses what is not a store
-    executor = executor_of(config)
-    machine = Machine.here(executor.device_here())
-    with limits.using(config.limits):
-        loaded = load_chosen(config)
+    with executor_of(config) as executor, limits.using(config.limits):
+        machine, loaded = executor.machine_to_try(), load_chosen(config)
         run = resolve_run(config, loaded, machine, lambda *first: _FirstRows())
-        timed = measure(run, loaded)
+        given = {name: run.sink.stacked(name) for name in ("codes", *extra_input_names(len(run.plan.args)))}
+        timed = with_model(config, loaded, machine, partial(measure, run.plan, given, run.references.pool))
     actors = executor.n_actors(machine.device)
     work = workload(run.plan, actors or 1, executor.uses_ray)
     found = cost(work, timed.row_s, timed.row_bytes)
@@ -174,7 +177,7 @@ def estimate_config(config: Config, price_per_hour: float | None = None) -> Cost
     return CostEstimate(
         workload=work,
         cost=replace(found, wall_s=wall_s, pool_s=pool_s, read_s=found.read_s + slower),
-        device=run.plan.device_kind,
+        device=str(machine),
         timed_rows=timed.n_rows,
         row_s=timed.row_s,
         actors_are_known=actors is not None,
@@ -207,17 +210,22 @@ class Timed:
     enough_references: int | None = None
 
 
-def measure(run: ResolvedRun[_FirstRows], loaded: LoadedModel) -> Timed:
+def measure(plan: Plan, given: Mapping[str, np.ndarray], pool: np.ndarray | None, loaded: LoadedModel) -> Timed:
     """Time first rows through the model as a worker would, and compress what comes of them.
+
+    Args:
+        plan: of the run.
+        given: codes (n, L) and extra inputs of the rows.
+        pool: sequences of which references are drawn, where they are.
+        loaded: the model.
 
     Raises:
         UserError: the rows do not go through the model.
     """
-    plan, draw = run.plan, run.draw()
-    given = {name: run.sink.stacked(name) for name in ("codes", *extra_input_names(len(run.plan.args)))}
+    draw = draw_from(plan, pool)
     codes, *extra_inputs = given.values()
 
-    def attribute_first(n: int, plan: Plan = run.plan) -> tuple[ShardReferences, Attributed, float]:
+    def attribute_first(n: int, plan: Plan = plan) -> tuple[ShardReferences, Attributed, float]:
         started = time.perf_counter()
         references = ShardReferences(draw(codes[:n], 0).values[:, : plan.n_references])
         if shards_in_flight(plan.device) > 1:  # another shard has the device meanwhile
@@ -227,7 +235,7 @@ def measure(run: ResolvedRun[_FirstRows], loaded: LoadedModel) -> Timed:
 
     group, n_batch = plan.rows_per_group, max(1, plan.batch_size // plan.n_references)
     n_batch = min(len(codes), -(-n_batch // group) * group)
-    try:
+    with _short_of_memory(), on_device(loaded.folds, plan.device):
         if plan.length >= LONG and plan.n_references > N_REFERENCES:
             few = replace(plan, n_references=N_REFERENCES)
             LOG.info(f"timing the first row, with {N_REFERENCES} references")
@@ -241,9 +249,16 @@ def measure(run: ResolvedRun[_FirstRows], loaded: LoadedModel) -> Timed:
         batch_s = attribute_first(n_batch)[2]
         n = max(1, min(len(codes) // n_batch, round(TIMED_S / batch_s))) * n_batch
         references, result, seconds = attribute_first(n)
-    except RuntimeError as error:  # out of memory, for one
-        raise UserError(f"the first rows do not go through the model: {one_line(error)}") from error
     return _timed(plan, given, n, shard_values(codes[:n], references, result, plan), seconds / n)
+
+
+@contextlib.contextmanager
+def _short_of_memory() -> Iterator[None]:
+    """Errors of the first rows, of which short memory is one, as the user's."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(f"the first rows do not go through the model: {one_line(error)}") from error
 
 
 def _timed(

@@ -34,6 +34,10 @@ class Machine:
         found = resolve_device(device)
         return cls(found, device_kind(found))
 
+    def __str__(self) -> str:
+        """For people: what it is, and where."""
+        return f"{self.kind} of {'this machine' if self.elsewhere is None else 'a node of the cluster'}"
+
     @property
     def device_here(self) -> str:
         """The same, or the CPU where other machines compute and this one has no GPU."""

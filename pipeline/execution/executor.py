@@ -65,6 +65,10 @@ class Executor(contextlib.ExitStack, abc.ABC):
         """
         return Machine.here(self.device_here())
 
+    def machine_to_try(self) -> Machine:
+        """Where a command tries a model that computes no shards. Raises as `machine`."""
+        return self.machine()
+
     @abc.abstractmethod
     def n_actors(self, device: str) -> int | None:
         """How many workers compute at a time on such a device; None where only the cluster knows."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -31,10 +31,12 @@ from pipeline.config.dataset_args import parse
 from pipeline.config.schema import Config
 from pipeline.config.validate import model_from_dict
 from pipeline.execution.determinism import repeatable
+from pipeline.execution.device import Machine
 from pipeline.execution.gpu_memory import bound, on_device
 from pipeline.execution.host import give_back_freed_memory
 from pipeline.execution.pair_memory import LONG, PairFit, fit_of_pair
 from pipeline.execution.versions import installed_code
+from pipeline.execution.work import search_folders, sent_model
 from pipeline.messages.errors import UserError
 from pipeline.messages.secrets import one_line
 from pipeline.messages.words import counted, some
@@ -50,6 +52,7 @@ from pipeline.planning.extra_inputs import ExtraInputs, as_tensors, describe_ext
 from pipeline.references.kind import Drawn
 from pipeline.store.backends.local import LocalBackend
 
+T = TypeVar("T")
 _SAYS_WHAT = (RuntimeError, ValueError, TypeError, IndexError)  # errors of a model that are told without their kind
 _CUBLAS = (
     "CUDA has computed in this process before dlshap could set it: begin again with CUBLAS_WORKSPACE_CONFIG=:4096:8 in "
@@ -92,31 +95,39 @@ class Preflight:
 
 
 @dataclass(frozen=True)
-class PreflightWork:
-    """A preflight that another process makes, on a machine that has the device: called there, it loads the model.
+class WorkWithModel(Generic[T]):
+    """What another process does with a model, on a machine that has the device: called there, it loads the model.
 
     Attributes:
+        config: of the run.
         model: the model's configuration.
         search: folders in which to look for the user's own modules.
         target_names: of the model; see LoadedModel.
-        config, codes, name, device, extra_inputs: as of `run_preflight`.
+        device: as in torch.
+        function: called with the model.
     """
 
     config: Config
     model: dict[str, Any]
     search: list[str]
     target_names: tuple[str, ...]
-    codes: np.ndarray
-    name: str
     device: str
-    extra_inputs: ExtraInputs = ()
+    function: Callable[[LoadedModel], T]
 
-    def __call__(self) -> Preflight:
+    def __call__(self) -> T:
         own_modules.search(*self.search)
         bound(self.device, self.config.cluster.gpu_share)
         with limits.using(self.config.limits):
-            loaded = replace(load_model(model_from_dict(self.model)), target_names=self.target_names)
-            return run_preflight(loaded, self.codes, self.name, self.config, self.device, self.extra_inputs)
+            return self.function(replace(load_model(model_from_dict(self.model)), target_names=self.target_names))
+
+
+def with_model(config: Config, loaded: LoadedModel, machine: Machine, function: Callable[[LoadedModel], T]) -> T:
+    """What a function makes of the model, called where the device is."""
+    if machine.elsewhere is None:
+        return function(loaded)
+    sent = sent_model(config), search_folders(config), loaded.target_names
+    found: T = machine.elsewhere(WorkWithModel(config, *sent, machine.device, function))
+    return found
 
 
 def run_preflight(

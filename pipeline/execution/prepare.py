@@ -7,6 +7,7 @@ import importlib.metadata
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,10 +23,9 @@ from pipeline.config.schema import Config
 from pipeline.config.settings import value_settings
 from pipeline.execution.device import Machine, device_kind, require_numbers
 from pipeline.execution.gpu_memory import on_device
-from pipeline.execution.preflight import Preflight, PreflightWork, not_exact, run_preflight
+from pipeline.execution.preflight import Preflight, not_exact, run_preflight, with_model
 from pipeline.execution.probe import Edges, take
 from pipeline.execution.versions import describe, installed_code
-from pipeline.execution.work import search_folders, sent_model
 from pipeline.inputs.facts import InputFacts
 from pipeline.inputs.ingest import Ingested, Sink, ingest, signature, to_store
 from pipeline.inputs.open import Source, open_source
@@ -190,12 +190,17 @@ class ResolvedRun(Generic[S]):
 
     def draw(self) -> Draw:
         """Draws the references of some rows."""
+        return draw_from(self.plan, self.references.pool)
 
-        def pool() -> np.ndarray:
-            assert self.references.pool is not None  # it is asked for where references are drawn from one
-            return self.references.pool
 
-        return load_references(self.plan, pool)
+def draw_from(plan: Plan, pool: np.ndarray | None) -> Draw:
+    """Draws the references of some rows of a plan, of these sequences if of any."""
+
+    def given() -> np.ndarray:
+        assert pool is not None  # it is asked for where references are drawn from one
+        return pool
+
+    return load_references(plan, given)
 
 
 def resolve_run(
@@ -249,21 +254,12 @@ def _try(
 ) -> Preflight:
     """The preflight on the first row (its codes, name and extra inputs), where the device is."""
     codes, name, extra_inputs = first
+    given: dict[str, Any] = {"codes": codes, "name": name, "config": config, "device": machine.device}
     if machine.elsewhere is None:
-        return run_preflight(loaded, codes, name, config, machine.device, extra_inputs, step)
-    step(f"trying the model on a node with {machine.kind}")
-    work = PreflightWork(
-        config,
-        sent_model(config),
-        search_folders(config),
-        loaded.target_names,
-        codes,
-        name,
-        machine.device,
-        extra_inputs,
-    )
-    found: Preflight = machine.elsewhere(work)
-    return found
+        given["step"] = step
+    else:
+        step(f"trying the model on {machine}")
+    return with_model(config, loaded, machine, partial(run_preflight, extra_inputs=extra_inputs, **given))
 
 
 def _setting_notes(config: Config, plan: Plan) -> list[str]:

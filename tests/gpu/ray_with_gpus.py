@@ -2,7 +2,7 @@
 
     python tests/gpu/ray_with_gpus.py [SETTING ...]
 
-Prints what the run says of itself, or why it is refused, as JSON.
+Prints what the run, an audit and a plan say, or why the run is refused, as JSON.
 """
 
 import json
@@ -15,6 +15,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import pipeline
+from pipeline.config.compose import compose_config
+from pipeline.execution.audit import audit_config
+from pipeline.execution.cost_estimate import estimate_config
 from pipeline.messages.errors import UserError
 
 
@@ -31,11 +34,20 @@ def main(settings: list[str]) -> dict[str, object]:
             "env_vars": {"PYTHONPATH": sys.path[0]},
         },
     )
+    overrides = [*settings, "cluster=address", "cluster.address=auto", "engine.device=cuda"]
     try:
-        found = pipeline.run([*settings, "cluster=address", "cluster.address=auto", "engine.device=cuda"])
+        found = pipeline.run(overrides)
     except UserError as error:
         return {"refused": str(error)}
-    return {"store": found.store, "complete": found.complete}
+    config = compose_config([*overrides, f"store.path={found.store}.planned"])
+    audited, device = audit_config(config)
+    return {
+        "store": found.store,
+        "complete": found.complete,
+        "planned_on": estimate_config(config).device,
+        "audited_on": device,
+        "operations": [operation.operation for operation in audited.operations],
+    }
 
 
 if __name__ == "__main__":

@@ -91,6 +91,17 @@ class AddressExecutor(executor.Executor):
         needs, wait_s = actor_needs(self.cluster, found.device, self.engine.threads), self.cluster.wait_for_actors_s
         return replace(found, elsewhere=partial(call_on_node, needs=needs, wait_s=wait_s, node=node))
 
+    def machine_to_try(self) -> Machine:
+        """The same, or, of a cluster that cannot be reached (it need not be there yet), this machine. CPUs are tried
+        here, whatever those of the nodes are."""
+        try:
+            self.connect()
+        except UserError as error:
+            LOG.warning(f"{error}; the device of this machine stands for those of the cluster")
+            return Machine.here(self.device_here())
+        found = self.machine()
+        return found if found.elsewhere is not None else Machine.here(found.device)
+
     def connect(self) -> None:
         """Reach the cluster, unless this process is connected to one."""
         if ray.is_initialized():

@@ -21,6 +21,7 @@ from pipeline.cli.main import dispatch
 from pipeline.config.compose import compose_config
 from pipeline.config.schema import Config
 from pipeline.execution.audit import audit_config
+from pipeline.execution.device import device_kind
 from pipeline.execution.preflight import cached_audit, not_exact, run_preflight
 from pipeline.messages.errors import UserError
 from pipeline.models.code import Code
@@ -188,7 +189,8 @@ def test_the_command_lists_operations_and_ends_with_1_where_one_is_refused(
     out, err = capfd.readouterr()
     assert out.splitlines()[0].split() == ["module", "operation", "treatment", "count"]
     assert any("relu" in line and "secant" in line for line in out.splitlines())
-    assert out.splitlines()[-1].startswith("convergence error over 4 pairs")
+    assert out.splitlines()[-2].startswith("convergence error over 4 pairs")
+    assert out.splitlines()[-1] == f"tried on {device_kind('cpu')} of this machine"
     assert err == ""
     assert dispatch(["audit", *odd, "model.init.kind=refused"]) == 1
     refused = [line for line in capfd.readouterr().out.splitlines() if line.startswith("refused: ")]
@@ -215,7 +217,7 @@ def test_bad_input_to_the_command_is_one_line(
 
 def test_the_first_sequence_that_can_be_used_is_taken(tmp_path: Path, inputs: Inputs) -> None:
     path = write_fasta(tmp_path / "some.fa", ["N" * 40, *random_sequences(1)])
-    assert audit_config(compose_config(inputs.overrides("a.zarr", f"dataset.path={path}"))).refused == ()
+    assert audit_config(compose_config(inputs.overrides("a.zarr", f"dataset.path={path}")))[0].refused == ()
     path = write_fasta(tmp_path / "none.fa", ["N" * 40, "N" * 40])
     with pytest.raises(UserError, match="2 of 2 rows cannot be used"):
         audit_config(compose_config(inputs.overrides("a.zarr", f"dataset.path={path}")))

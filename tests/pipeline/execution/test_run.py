@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ import pipeline
 from pipeline.cli.main import dispatch
 from pipeline.execution.device import Machine
 from pipeline.execution.executors.none import InProcessExecutor
-from pipeline.execution.preflight import Preflight, PreflightWork
+from pipeline.execution.preflight import Preflight, WorkWithModel
 from pipeline.inputs.ingest import ingest
 from pipeline.messages.errors import RunError, UserError
 from pipeline.store.attributes import mark_incomplete
@@ -444,9 +445,9 @@ def test_the_model_is_tried_where_the_device_is(
     inputs: Inputs, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a cluster whose GPUs this process does not have: what it says there decides here."""
-    tried: list[PreflightWork] = []
+    tried: list[WorkWithModel[Preflight]] = []
 
-    def elsewhere(work: PreflightWork) -> Preflight:
+    def elsewhere(work: WorkWithModel[Preflight]) -> Preflight:
         tried.append(work)
         return replace(pickle.loads(pickle.dumps(work))(), pairs_that_fit=6)
 
@@ -455,12 +456,14 @@ def test_the_model_is_tried_where_the_device_is(
     overrides = inputs.overrides(tmp_path / "a.zarr", "engine.batch_size=auto")
     assert pipeline.run(overrides).complete
     (work,) = tried
-    assert (work.name, len(work.codes), work.device) == ("s0", LENGTH, "cpu")
+    assert isinstance(work.function, partial)
+    sent = work.function.keywords
+    assert (sent["name"], len(sent["codes"]), sent["device"], work.device) == ("s0", LENGTH, "cpu", "cpu")
     plan = RunDirectory(tmp_path / "a.zarr").read_plan()
     assert plan is not None
     assert plan.batch_size == 6, "of the memory there"
 
-    def refuse(work: PreflightWork) -> Preflight:
+    def refuse(work: WorkWithModel[Preflight]) -> Preflight:
         raise UserError("the model cannot be attributed there")
 
     machine = replace(machine, elsewhere=refuse)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import pickle
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,12 @@ from pipeline.cli.main import dispatch
 from pipeline.config.compose import compose_config
 from pipeline.config.schema import ClusterConfig, Config
 from pipeline.execution import cost_estimate
+from pipeline.execution.audit import audit_config
 from pipeline.execution.cost_estimate import estimate_config, size
+from pipeline.execution.device import Machine
 from pipeline.execution.executor import executor_of
+from pipeline.execution.executors.none import InProcessExecutor
+from pipeline.execution.preflight import WorkWithModel
 from pipeline.planning import cost as costs
 from pipeline.planning.cost import Workload, cost
 from pipeline.store.schema import arrays_of
@@ -98,6 +104,29 @@ def test_the_plan_is_what_the_run_then_makes(inputs: Inputs, tmp_path: Path, mor
     assert "are free there" not in estimate.text()
     assert "only 3 B are free there: give another store.path" in replace(estimate, free_bytes=3).text()
     assert found.device_s == pytest.approx(N_ROWS * estimate.row_s)
+
+
+def test_rows_are_timed_where_the_device_is(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a cluster whose GPUs this process does not have."""
+    done: list[str] = []
+
+    def elsewhere(work: WorkWithModel[object]) -> object:
+        assert isinstance(work.function, partial)
+        done.append(work.function.func.__name__)
+        return pickle.loads(pickle.dumps(work))()
+
+    overrides = inputs.overrides(tmp_path / "a.zarr", "references=uniform", "references.n_shuffles=null")
+    assert " of this machine (" in estimate_config(compose_config(overrides)).text()
+    machine = replace(Machine.here("cpu"), kind="GPU of there", elsewhere=elsewhere)
+    monkeypatch.setattr(InProcessExecutor, "machine", lambda self: machine)
+    found = estimate_config(compose_config(overrides))
+    assert done == ["run_preflight", "measure"]
+    assert found.device == "GPU of there of a node of the cluster"
+    done.clear()
+    audited, device = audit_config(compose_config(overrides))
+    assert audited.refused == ()
+    assert done == ["audit_first"]
+    assert device == "GPU of there of a node of the cluster"
 
 
 def test_bytes_are_near_what_the_run_writes(inputs: Inputs, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_a_crash_at_every_few_points_is_resumed(whole: Path, command: list[str],
 
 
 def test_audit_and_plan_take_them(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = audit_config(compose_config(command))
+    found, _ = audit_config(compose_config(command))
     assert found.refused == ()
     assert found.convergence_error is not None
     assert found.convergence_error < 1e-4

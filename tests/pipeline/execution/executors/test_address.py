@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from pipeline.config.schema import EngineConfig
+from pipeline.execution.device import Machine
 from pipeline.execution.executors import address as module
 from pipeline.execution.executors.address import Address, AddressExecutor, require_answer, require_welcome
 from pipeline.execution.executors.ray_cluster import Pool, nodes
@@ -45,6 +46,22 @@ def server(answer: bytes | None) -> Iterator[str]:
         thread.start()
         yield f"127.0.0.1:{listening.getsockname()[1]}"
         thread.join()
+
+
+def test_a_cluster_that_is_not_there_is_looked_at_here(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with AddressExecutor(Address(address="127.0.0.1:1"), EngineConfig(device="cuda")) as executor:
+        found = executor.machine_to_try()
+        assert (found.elsewhere, found.kind) == (None, Machine.here("auto").kind)
+        assert "no Ray cluster answers there" in caplog.text
+        assert "the device of this machine stands for those of the cluster" in caplog.text
+        there = Machine("cuda", "GPU of there", elsewhere=lambda work: work())
+        monkeypatch.setattr(executor, "connect", lambda: None)
+        monkeypatch.setattr(executor, "machine", lambda: there)
+        assert executor.machine_to_try() == there
+        monkeypatch.setattr(executor, "machine", lambda: Machine("cpu", "CPU of there"))
+        assert executor.machine_to_try() == Machine.here("cpu"), "which tries it"
 
 
 def test_what_listens_and_says_nothing_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
