@@ -24,6 +24,7 @@ from pipeline.messages.errors import UserError
 def main(settings: list[str]) -> dict[str, object]:
     assert not torch.cuda.is_available()
     ray.init(
+        "local",
         num_cpus=2,
         num_gpus=2,
         include_dashboard=False,
