@@ -85,8 +85,10 @@ def worst_miss(errors: Tensor, prediction: Tensor, reference_prediction: Tensor)
     per_target = sizes.amax((0, 2)) / (difference + _SIZE_BESIDE * size).clamp_min(tiny)
     error, place = sizes.transpose(0, 1).flatten(1).max(1)
     of_target = torch.stack([error, difference, size, place.double()], 1)
-    worst: list[float] = of_target.index_select(0, per_target.argmax(0, keepdim=True))[0].tolist()  # waits, once
-    return Miss(*worst[:3], *divmod(int(worst[3]), sizes.shape[2]))
+    worst = of_target.index_select(0, per_target.argmax(0, keepdim=True))[0]
+    largest, explained, prediction_size, at = worst.tolist()  # waits for the device, once
+    row, reference = divmod(int(at), sizes.shape[2])
+    return Miss(largest, explained, prediction_size, row, reference)
 
 
 @dataclass(frozen=True)

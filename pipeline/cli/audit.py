@@ -3,7 +3,6 @@
 import argparse
 
 from pipeline.cli.parser import SETTINGS
-from pipeline.cli.settings import config_of
 from pipeline.cli.streams import stdout_to_stderr
 from pipeline.messages import errors
 
@@ -18,6 +17,8 @@ PARENTS = (SETTINGS,)
 
 
 def run(options: argparse.Namespace) -> int:
+    from pipeline.cli.settings import config_of
+
     config = config_of(options.overrides, options.config_dir)
 
     from pipeline.execution.audit import audit_config

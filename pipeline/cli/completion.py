@@ -3,9 +3,6 @@
 import argparse
 
 from pipeline.cli.parser import Parser, build
-from pipeline.config.registry import GROUPS, names, schema
-from pipeline.config.schema import Config
-from pipeline.config.settings import settings_of
 from pipeline.messages import errors
 
 HELP = "print what bash and zsh complete the command line with"
@@ -55,6 +52,10 @@ def _words(name: str, parser: Parser) -> dict[str, list[str]]:
 
 def _settings() -> list[str]:
     """Every setting as `name=`, and every choice of a group as `group=choice`."""
+    from pipeline.config.registry import GROUPS, names, schema
+    from pipeline.config.schema import Config
+    from pipeline.config.settings import settings_of
+
     chosen = [f"{group}={name}" for group in GROUPS for name in names(group)]
     configs = [Config(), *(Config(**{group: schema(group, name)()}) for group in GROUPS for name in names(group))]
     keys = {each.key for config in configs for each in settings_of(config)} - {f"{group}.name" for group in GROUPS}

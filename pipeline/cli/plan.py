@@ -3,7 +3,6 @@
 import argparse
 
 from pipeline.cli.parser import JSON, SETTINGS, Parser, amount
-from pipeline.cli.settings import config_of
 from pipeline.cli.streams import stdout_to_stderr
 from pipeline.messages import errors
 from pipeline.messages.visible import to_json
@@ -26,6 +25,8 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from pipeline.cli.settings import config_of
+
     config = config_of(options.overrides, options.config_dir)
 
     from pipeline.execution.cost_estimate import estimate_config

@@ -3,17 +3,15 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
-
-from pipeline.cli import multirun
 from pipeline.cli.parser import JSON, SETTINGS, TRUST, Parser
-from pipeline.cli.settings import config_of
 from pipeline.cli.streams import stdout_to_stderr
-from pipeline.config.registry import listing
-from pipeline.config.schema import Config
 from pipeline.messages import errors
 from pipeline.messages.visible import to_json
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import Config
 
 HELP = "attribute every sequence of an input"
 DESCRIPTION = """Attribute every sequence of an input, and write one Zarr store.
@@ -40,6 +38,8 @@ PARENTS = (SETTINGS, JSON)
 
 
 def add_arguments(parser: Parser) -> None:
+    from pipeline.config.registry import listing
+
     groups = "\n\n".join(f"{group}=\n{listing(group)}" for group in EXPLAINED)
     parser.epilog = f"{groups}\n\n{EPILOG}"
     parser.add_argument("--cfg", choices=["job"], help="print the whole configuration and stop")
@@ -49,10 +49,15 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from omegaconf import OmegaConf
+
+    from pipeline.cli import multirun
+    from pipeline.cli.settings import config_of
+
     given = ["--config-dir", options.config_dir] if options.config_dir else []
     command = ["run", "--config-from", str(options.config_from), *given, *options.overrides]
 
-    def configured(overrides: Sequence[str]) -> Config:
+    def configured(overrides: Sequence[str]) -> "Config":
         return config_of(overrides, options.config_dir, options.config_from, command, options.trust_config)
 
     if options.multirun:

@@ -4,9 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pipeline.cli.parser import JSON, STORE, TRUST, Parser, whole_number
-from pipeline.cli.settings import config_of
 from pipeline.cli.streams import stdout_to_stderr
-from pipeline.config.overrides import as_overrides
 from pipeline.messages import errors
 from pipeline.messages.errors import UserError
 from pipeline.messages.visible import to_json
@@ -69,6 +67,8 @@ def _recompute(directory: "RunDirectory", options: argparse.Namespace, findings:
         findings.not_checked.append(what)
         return
 
+    from pipeline.cli.settings import config_of
+    from pipeline.config.overrides import as_overrides
     from pipeline.execution.recompute import recompute
 
     n, storage = options.recompute, as_overrides({f"store.options.{name}": value for name, value in options.options})

@@ -15,17 +15,16 @@ from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import ClusterConfig, DatasetConfig, ModelConfig, ReferencesConfig
 from pipeline.messages.errors import UserError
 from pipeline.messages.words import did_you_mean, one_of
 
 CONF = Path(__file__).absolute().parents[2] / "conf"  # by its place: a user's folder may hold a conf of its own
 WIDTH = 112  # of a line of help
-GROUPS: dict[str, tuple[type, str]] = {  # schema of all choices, and the package of their modules
-    "model": (ModelConfig, "pipeline.models"),
-    "dataset": (DatasetConfig, "pipeline.inputs"),
-    "references": (ReferencesConfig, "pipeline.references"),
-    "cluster": (ClusterConfig, "pipeline.execution.executors"),
+GROUPS = {  # and the package of the modules of each
+    "model": "pipeline.models",
+    "dataset": "pipeline.inputs",
+    "references": "pipeline.references",
+    "cluster": "pipeline.execution.executors",
 }
 
 
@@ -40,6 +39,11 @@ def choices(group: str) -> dict[str, str]:
     return {name: _comment(files[name]) if name in files else _docline(group, name) for name in names(group)}
 
 
+def base_schema(group: str) -> Any:
+    """The schema of all choices of a group; it imports OmegaConf, for which their names do not wait."""
+    return getattr(importlib.import_module("pipeline.config.schema"), f"{group.capitalize()}Config")
+
+
 @cache
 def schema(group: str, name: str) -> Any:
     """The schema of a choice.
@@ -47,7 +51,7 @@ def schema(group: str, name: str) -> Any:
     Raises:
         UserError: there is no such choice.
     """
-    base, package = GROUPS[group]
+    base, package = base_schema(group), GROUPS[group]
     known = names(group)
     if name not in known:
         raise UserError(f"{group}.name={name}; expected {one_of(known)}{did_you_mean(name, known)}")

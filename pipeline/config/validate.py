@@ -13,7 +13,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pipeline.config.expansion import require_bounded
 from pipeline.config.interpolations import NO_NAME, refuse_all, refuse_lookups
 from pipeline.config.overrides import setting_of
-from pipeline.config.registry import GROUPS, names, owners, schema
+from pipeline.config.registry import GROUPS, base_schema, names, owners, schema
 from pipeline.config.schema import AUTO, Config, Group, ModelConfig
 from pipeline.config.settings import REQUIRED, absolute_path, plain_paths, settings_of, to_dict
 from pipeline.messages.errors import UserError
@@ -67,7 +67,7 @@ def _whole_groups(given: Any) -> dict[str, Any]:
         if isinstance(given[group], str) and group in GROUPS:
             given[group] = {"name": given[group]}
         elif given[group] is not None and not isinstance(given[group], dict):
-            schema_of_group = GROUPS[group][0] if group in GROUPS else type(getattr(Config(), group))
+            schema_of_group = base_schema(group) if group in GROUPS else type(getattr(Config(), group))
             some = ", ".join([item.name for item in fields(schema_of_group)][:3])
             given_text = without_credentials(str(given[group]))
             raise UserError(f"{group}={given_text}; expected a mapping of its settings ({some}, ...)")
@@ -101,7 +101,7 @@ def _name_of(given: Mapping[str, Any], group: str) -> str:
     """The choice of a group."""
     values = given.get(group)
     name = values.get("name") if isinstance(values, dict) else None
-    return str(GROUPS[group][0]().name if name is None else name)
+    return str(base_schema(group)().name if name is None else name)
 
 
 def _schema_of(given: dict[str, Any], group: str) -> type:

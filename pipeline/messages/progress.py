@@ -12,21 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from typing import TYPE_CHECKING, Self
 
 from pipeline.messages.secrets import without_credentials
-from pipeline.messages.visible import VisibleStream, line
+from pipeline.messages.visible import line
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BEFORE_STEPS = 3.0
@@ -50,7 +42,7 @@ Advance = Callable[[int], None]  # told how many more rows are done
 class StderrHandler(logging.Handler):
     """Writes a line for each record, above the bar while there is one."""
 
-    bar: Progress | None = None
+    bar: "Progress | None" = None
 
     def emit(self, record: logging.LogRecord) -> None:
         warning = "warning: " if record.levelno == logging.WARNING else ""
@@ -95,32 +87,9 @@ def now_and_then(tell: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
-class _Bar(Progress):
-    """A bar below the messages of a command that is at a terminal; elsewhere it is disabled and shows nothing."""
-
-    def __init__(self, *columns: ProgressColumn) -> None:
-        console = Console(file=sys.stderr.stream if isinstance(sys.stderr, VisibleStream) else sys.stderr)
-        self._handler = next((each for each in LOG.handlers if isinstance(each, StderrHandler)), None)
-        super().__init__(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            *columns,
-            console=console,
-            transient=True,
-            disable=self._handler is None or not console.is_terminal,
-        )
-
-    def start(self) -> None:
-        if self._handler is not None and not self.disable:
-            self._handler.bar = self
-            super().start()
-            sys.stdout = VisibleStream(sys.stdout)  # rich's own, until `stop`
-            sys.stderr = VisibleStream(sys.stderr, without_credentials)
-
-    def stop(self) -> None:
-        if self._handler is not None and not self.disable:
-            super().stop()
-            self._handler.bar = None
+def _handler() -> StderrHandler | None:
+    """What shows messages now."""
+    return next((each for each in LOG.handlers if isinstance(each, StderrHandler)), None)
 
 
 class RowProgress:
@@ -140,7 +109,9 @@ class RowProgress:
         self._step: str | None = None
         self._telling = contextlib.ExitStack()
         self._started = self._last_line = time.monotonic()
-        self._bar = _Bar(BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
+        from pipeline.messages.bar import Bar
+
+        self._bar = Bar.of_rows(_handler())
         self._task = self._bar.add_task(doing, total=total, completed=done, speed="")
 
     def __enter__(self) -> Self:
@@ -205,7 +176,9 @@ class RowProgress:
 @contextlib.contextmanager
 def file_progress(doing: str) -> Iterator[Callable[[int], None]]:
     """Count files, on a terminal alone: what is yielded is told of so many more of them."""
-    with _Bar(MofNCompleteColumn(), TextColumn("files")) as bar:
+    from pipeline.messages.bar import Bar
+
+    with Bar.of_files(_handler()) as bar:
         yield functools.partial(bar.advance, bar.add_task(doing, total=None))
 
 
