@@ -94,17 +94,15 @@ class CostEstimate:
         work, cost = self.workload, self.cost
         last = work.n_rows - (work.n_shards - 1) * work.rows_per_shard
         sizes = f"{work.rows_per_shard} rows" + (f", the last {last}" if last != work.rows_per_shard else "")
-        actors = counted(work.actors, "actor")
-        if not self.actors_are_known:
-            actors += ", as how many the cluster has is not known here"
+        actors = counted(min(work.actors, work.n_shards), "actor")
+        unknown = "" if self.actors_are_known else ", as the number of the cluster's actors is not known here"
         left_out = f"; {counted(self.left_out, 'bad row')} left out" if self.left_out else ""
         pairs = [f"{cost.pairs:,}: rows", counted(work.n_references, "reference")]
         pairs += [counted(n, noun) for n, noun in ((work.n_folds, "fold"), (work.n_strands, "strand")) if n > 1]
         files = f"{cost.objects:,} files or objects"
         is_short = self.free_bytes is not None and self.free_bytes < cost.store_bytes + cost.run_bytes
         short = f"; only {size(self.free_bytes or 0)} are free there: give another store.path" if is_short else ""
-        actors_used = counted(min(work.actors, work.n_shards), "actor")
-        pool = f"{_hours(cost.pool_s)} of {actors_used} together, each held from the command to its end"
+        pool = f"{_hours(cost.pool_s)} of {actors} together, each held from the command to its end"
         price = f"; {self.price:,.2f} at {self.price_per_hour:g} an hour" if self.price is not None else ""
         lines = [
             ("rows", f"{work.n_rows:,} of {work.length:,} bases{left_out}"),
@@ -114,7 +112,7 @@ class CostEstimate:
             *(("sure", line) for line in self._certainty()),
             *(("memory", line) for line in self.memory),
             ("store", f"{size(cost.store_bytes)}, and {size(cost.run_bytes)} of records, in {files}{short}"),
-            ("wall", f"{duration(cost.wall_s)} with {actors}; {duration(cost.read_s)} of it to read the input"),
+            ("wall", f"{duration(cost.wall_s)} with {actors}{unknown}; {duration(cost.read_s)} of it to read the input"),
             ("pool", f"{pool}{price}"),
             ("resume", f"{duration(cost.resume_s)} lost by an interruption, at most"),
         ]

@@ -133,7 +133,7 @@ class RowProgress:
         now = time.monotonic()
         if now - self._last_line > SECONDS_BETWEEN_LINES / 2:
             self._last_line = now
-            LOG.info(f"{self._step or self.doing}: {self.line()}")
+            LOG.info(self._step if self._step and not self.done else f"{self._step or self.doing}: {self.line()}")
 
     def advance(self, n_rows: int) -> None:
         """So many more rows are done."""
@@ -167,7 +167,8 @@ class RowProgress:
     def line(self) -> str:
         """Where things stand, in a few words."""
         text = f"{self.done} rows" if self.total is None else f"{self.done} of {self.total} rows"
-        text += f", {self.rows_per_second:.1f} rows/s"
+        if self._new:
+            text += f", {self.rows_per_second:.1f} rows/s"
         if self.total is not None and self._new and not self._has_first_alone:
             text += f", {duration((self.total - self.done) / self.rows_per_second)} left"
         return text

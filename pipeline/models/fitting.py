@@ -21,6 +21,7 @@ from pipeline.models.shells import Shell
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NAMES_SHOWN = 5
+OF_ANOTHER_SHAPE = "of another shape"
 _ARGUMENTS = "give the arguments that it was made with, model.init.NAME=..."
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -286,7 +287,9 @@ def _misfit(module: nn.Module, expected: Expected, state: Weights, path: Path, p
     own = {**_completed(expected, _under(state, found)), **_under(state.extra, found)}
     without = f" without the prefix {prefix + found!r}" if prefix + found else ""
     odd = f"; no tensors: {some(state.odd, NAMES_SHOWN)}" if state.odd else ""
-    return f"{path}{without} does not fit {type(module).__name__}: {_differences(expected.values, own)}{odd}"
+    differences = _differences(expected.values, own)
+    hint = f"; {_ARGUMENTS}" if OF_ANOTHER_SHAPE in differences else ""
+    return f"{path}{without} does not fit {type(module).__name__}: {differences}{odd}{hint}"
 
 
 def _differences(expected: Mapping[str, Any], state: Mapping[str, Any]) -> str:
@@ -297,7 +300,7 @@ def _differences(expected: Mapping[str, Any], state: Mapping[str, Any]) -> str:
         for name, values in expected.items()
         if name in state and not is_same_shape(values, state[name])
     ]
-    labelled = [("missing", missing), ("not expected", unexpected), ("of another shape", shapes)]
+    labelled = [("missing", missing), ("not expected", unexpected), (OF_ANOTHER_SHAPE, shapes)]
     return "; ".join(f"{label}: {some(names, NAMES_SHOWN)}" for label, names in labelled if names)
 
 

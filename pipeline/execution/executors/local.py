@@ -93,7 +93,7 @@ class LocalRayExecutor(executor.Executor):
             "_temp_dir": f"{folder}/ray",
         }
         LOG.info("starting Ray")
-        problem = RunError("Ray cannot be started on this machine")
+        problem = RunError("Ray cannot be started on this machine (cluster=none does without it)")
         after_ray = self.enter_context(contextlib.ExitStack())
         after_ray.callback(remove_folder, folder)
         for apart in (

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.exceptions
 
 from pipeline.execution.executors import ray_private
 from pipeline.execution.executors.ray_settings import OF_KIND, RayConfig
@@ -57,7 +56,7 @@ def connected(
             try:
                 with ray_private.quiet_start():
                     ray.init(logging_level=logging.ERROR, log_to_driver=False, **runtime, **options)
-            except (ConnectionError, ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
+            except Exception as error:  # Ray raises that itself where its processes do not come up in time
                 raise type(problem)(f"{problem}: {' '.join(str(error).split())[:500]}") from error
             yield
         finally:

@@ -107,7 +107,7 @@ KINDS: dict[str, tuple[Settings, str]] = {
     "another build": (variants("chr1\t101\trs1\tC\tT\n"), "REF is C and genome.fa has A there"),
     "symbolic allele": (variants("chr1\t101\trs1\tA\t<DEL>\n"), "symbolic alleles have no sequence"),
     "NaN weights": (weights(lambda state: {k: v * torch.nan for k, v in state.items()}), "that are NaN or infinite"),
-    "another architecture": (weights(lambda state: state, "model.init.n_filters=7"), "w.pt does not fit ExampleNet"),
+    "another architecture": (weights(lambda state: state, "model.init.n_filters=7"), "arguments that it was made with"),
     "code in a pickle": (weights(lambda state: {**state, "x": Bomb()}), "reading it would run code from the file"),
     "code for a BPNet": (
         lambda folder, inputs: ["model=bpnet", *weights(lambda state: Bomb())(folder, inputs)],

@@ -42,8 +42,8 @@ def test_lines_come_while_no_row_does(capsys: pytest.CaptureFixture[str], monkey
         progress.step("trying the model")
         time.sleep(0.1)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "dlshap: reading: 0 rows, 0.0 rows/s"
-    assert lines[-1] == "dlshap: trying the model: 0 rows, 0.0 rows/s"
+    assert lines[0] == "dlshap: reading: 0 rows"
+    assert lines[-1] == "dlshap: trying the model"
     assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
 
 

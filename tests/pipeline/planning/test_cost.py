@@ -20,7 +20,7 @@ from pipeline.config.compose import compose_config
 from pipeline.config.schema import ClusterConfig, Config
 from pipeline.execution import cost_estimate
 from pipeline.execution.audit import audit_config
-from pipeline.execution.cost_estimate import estimate_config, size
+from pipeline.execution.cost_estimate import CostEstimate, estimate_config, size
 from pipeline.execution.device import Machine
 from pipeline.execution.executor import executor_of
 from pipeline.execution.executors.none import InProcessExecutor
@@ -178,6 +178,13 @@ def test_a_pool_is_paid_for_as_long_as_the_command_takes() -> None:
     assert cost(replace(WORK, actors=4 * WORK.n_shards), ROW_S).pool_s == pytest.approx(
         WORK.n_shards * cost(replace(WORK, actors=WORK.n_shards), ROW_S).wall_s
     )
+
+
+def test_actors_beyond_the_shards_are_not_counted() -> None:
+    work = replace(WORK, actors=4, n_rows=WORK.rows_per_shard)
+    found = CostEstimate(work, cost(work, ROW_S), "cpu", 1, ROW_S, actors_are_known=True, left_out=0)
+    assert "with 1 actor; " in found.text()
+    assert "of 1 actor together" in found.text()
 
 
 def test_the_errors_are_those_of_the_run(inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,13 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import ray.util.accelerators
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.execution.executors.local import Local
-from pipeline.execution.executors.ray_cluster import SENT, Pool, enter_sent, fits, gpus_per_actor, inventory, pool, sent
-from pipeline.messages.errors import UserError
+from pipeline.execution.executors.ray_cluster import (
+    SENT,
+    Pool,
+    connected,
+    enter_sent,
+    fits,
+    gpus_per_actor,
+    inventory,
+    pool,
+    sent,
+)
+from pipeline.messages.errors import RunError, UserError
 from pipeline.models import own_modules
 
 NODES = [{"CPU": 6.0, "GPU": 1.0, "node:1.2.3.4": 1.0, "memory": 9e9}, {"CPU": 2.0, "GPU": 1.0, "tpu": 3.0}]
@@ -85,6 +96,21 @@ def test_a_cluster_that_grows_may_be_empty_now() -> None:
 def test_shares_add_up_to_whole_gpus(parts: int, gpus: int) -> None:
     share = gpus_per_actor(Local(gpus_per_actor=int(10_000 / parts) / 10_000), "cpu")
     assert fits({"GPU": gpus}, {"GPU": share}) >= gpus * parts
+
+
+@pytest.mark.parametrize("kind", [Exception, RuntimeError, ConnectionError])  # Ray itself raises a bare Exception
+def test_a_ray_that_does_not_start_is_an_error_of_the_machine(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(**_: Any) -> None:
+        raise kind("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", late)
+    with (
+        pytest.raises(RunError, match=r"^no Ray: The current node timed out during startup\.$"),
+        connected({}, {}, None, RunError("no Ray")),
+    ):
+        raise AssertionError("Ray is not up")
 
 
 def test_code_must_be_a_folder(tmp_path: Path) -> None:
