@@ -5,12 +5,12 @@ import argparse
 from pipeline.cli.parser import Parser, build
 from pipeline.messages import errors
 
-HELP = "print what bash and zsh complete the command line with"
-DESCRIPTION = """Print what bash and zsh complete the command line with: commands, options, settings and their choices.
+HELP = "print the code that completes the command line in bash and zsh"
+DESCRIPTION = """Print the code for bash and zsh that completes commands, options, settings and their choices.
 
   eval "$(dlshap completion)"        # in ~/.bashrc; in ~/.zshrc after: autoload -U bashcompinit && bashcompinit
 
-Files are completed as ever, also behind the = of a setting.
+File names are completed as usual, also after the = of a setting.
 """
 PARENTS = ()
 SCRIPT = """_dlshap() {

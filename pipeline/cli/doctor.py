@@ -9,8 +9,8 @@ from pipeline.messages.visible import in_lines, to_json
 HELP = "show what is installed and what this machine has, for bug reports"
 DESCRIPTION = """Show what is installed and what this machine has: Python, libraries, devices, memory, disks, limits.
 
-Nothing is started, written or sent, and no credential is shown: of those only whether they are set. The exit code is 1
-where a library is missing that a run needs, or of a version that dlshap does not take.
+Nothing is started, written or sent. Credentials are not shown, only whether they are set. The exit code is 1 if a
+library that a run needs is missing, or has a version that dlshap does not accept.
 """
 PARENTS = (JSON,)
 

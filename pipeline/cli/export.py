@@ -69,17 +69,17 @@ def add_row_options(parser: Parser, alleles: Sequence[str]) -> None:
     """Which rows; of variants, where there is more than one way to take them, the default first, also which alleles."""
     rows = parser.add_argument_group("rows; a row must pass all that is given")
     rows.add_argument("--name", metavar="A", action="append", default=[], help="the rows called A; may be repeated")
-    rows.add_argument("--names", metavar="FILE", type=Path, help="the rows named in a file, one a line")
+    rows.add_argument("--names", metavar="FILE", type=Path, help="the rows named in a file, one per line")
     help_ = "rows whose window shares a base with a region, such as chr1 or chr1:100-200 (0-based, the end excluded); "
     rows.add_argument("--region", metavar="CHR:START-END", action="append", default=[], help=help_ + "may be repeated")
     few = rows.add_mutually_exclusive_group()
-    help_ = "the N with the largest sum of |attribution| in the window"
+    help_ = "the N rows with the largest sum of |attribution| in the window"
     few.add_argument("--top", metavar="N", type=whole_number(1), help=help_)
-    few.add_argument("--max-rows", metavar="N", type=whole_number(1), help="at most N, drawn at random")
-    help_ = "of rows that are drawn or shuffled (default: 0)"
+    few.add_argument("--max-rows", metavar="N", type=whole_number(1), help="at most N rows, drawn at random")
+    help_ = "seed for rows that are drawn or shuffled (default: 0)"
     rows.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help=help_)
     if len(alleles) > 1:
-        help_ = f"of variants these alleles, which are rows of their own (default: {alleles[0]})"
+        help_ = f"which alleles of variants; each is a row of its own (default: {alleles[0]})"
         rows.add_argument("--allele", choices=["ref", "alt", "both"], help=help_)
 
 

@@ -17,7 +17,7 @@ DESCRIPTION = """Draw a sequence of a store as letters as high as their attribut
 
 More than 150 bases are drawn as a track, with the strongest stretches as letters below.
 
-Of a region that lies in several sequences, the one is drawn that covers most of it, and then the one whose centre is
+If a region lies in several sequences, the one that covers most of it is drawn; among equals, the one whose centre is
 nearest. Coordinates are 0-based, their ends excluded. An existing picture is replaced.
 """
 PARENTS = (STORE, INCOMPLETE)

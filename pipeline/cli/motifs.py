@@ -32,16 +32,16 @@ def add_arguments(parser: Parser) -> None:
     add_row_options(parser, ALLELES)
     own = parser.add_argument_group("motifs")
     own.add_argument("--target", metavar="LABEL", help="which of the store's targets (default: the only one)")
-    help_ = f"bases around the centre that motifs are looked for in (default: {WINDOW}; of tiles, all of the genome)"
+    help_ = f"bases around the centre in which motifs are sought (default: {WINDOW}; of tiles, all of the genome)"
     own.add_argument("--window", metavar="W", type=whole_number(2), help=help_)
-    help_ = "seqlets of each sign, at most (default: 2000); time grows faster than their number"
+    help_ = "most seqlets of each sign (default: 2000); time grows faster than their number"
     own.add_argument("--max-seqlets", metavar="N", type=whole_number(1), default=2000, help=help_)
     help_ = "known motifs in MEME's format: the page names the likeliest of them for each motif"
     own.add_argument("--meme", metavar="FILE", type=Path, help=help_)
-    help_ = f"bases around the centre that Fi-NeMo calls hits in (default: {HITS_WINDOW}; of tiles, all of the genome)"
+    help_ = f"bases around the centre in which Fi-NeMo calls hits (default: {HITS_WINDOW}; of tiles, all of the genome)"
     own.add_argument("--hits-window", metavar="W", type=whole_number(2), help=help_)
-    own.add_argument("--no-hits", action="store_true", help="do not call hits, although Fi-NeMo is installed")
-    own.add_argument("--overwrite", action="store_true", help="begin anew, although OUT holds motifs")
+    own.add_argument("--no-hits", action="store_true", help="do not call hits, even if Fi-NeMo is installed")
+    own.add_argument("--overwrite", action="store_true", help="begin anew even if OUT holds motifs")
 
 
 def run(options: argparse.Namespace) -> int:

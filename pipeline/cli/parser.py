@@ -138,16 +138,16 @@ SETTINGS.add_argument("overrides", nargs="*", metavar="name=value", help="settin
 
 STORE = Parser(add_help=False)
 STORE.add_argument("store", metavar="STORE", help="path or URL of the store")
-_HELP = "of an object store, such as endpoint=...; may be repeated"
+_HELP = "option of an object store, such as endpoint=...; may be repeated"
 STORE.add_argument(
     "--option", dest="options", metavar="NAME=VALUE", type=_name_and_value, action="append", default=[], help=_HELP
 )
 
-TRUST = "take also those settings of the store that run code or connect to something; they are printed first"
+TRUST = "also take the settings of the store that run code or connect to something; they are printed first"
 
 INCOMPLETE = Parser(add_help=False)
 INCOMPLETE.add_argument(
-    "--allow-incomplete", action="store_true", help="of a store that is not complete, take the rows that are finished"
+    "--allow-incomplete", action="store_true", help="take the finished rows of a store that is not complete"
 )
 
 JSON = Parser(add_help=False)

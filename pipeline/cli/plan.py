@@ -12,12 +12,12 @@ DESCRIPTION = """Estimate what a run would cost: rows, shards, device hours, byt
 
 Takes the settings of `dlshap run`, reads its whole input once, times the first rows through its model, and works out
 the rest. They are timed on the device here, or on a node of cluster.address where these have GPUs; the line `device`
-says on which. A pool need not be there: cluster=address cluster.address=auto cluster.max_actors=40, and
---price-per-hour says what it costs. No store is made. Errors are those with which the run would end before its first
+says on which. The pool need not exist yet: cluster=address cluster.address=auto cluster.max_actors=40 plans for it, and
+--price-per-hour adds what it costs. No store is made. The errors are those that would stop the run before its first
 shard.
 """
 PARENTS = (SETTINGS, JSON)
-PRICE = "of what one actor runs on: a GPU with its share of the machine; in any currency, such as 1.20"
+PRICE = "price of what one actor runs on, a GPU with its share of the machine, in any currency, such as 1.20"
 
 
 def add_arguments(parser: Parser) -> None:

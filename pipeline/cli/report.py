@@ -23,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
     help_ = "a target that gets a section; may be repeated (default: the first four)"
     parser.add_argument("--target", metavar="LABEL", action="append", default=[], help=help_)
     help_ = "a file or folder that the page links to, such as an export; may be repeated. What the page's own commands "
-    help_ += "wrote beside it is linked in any case"
+    help_ += "wrote beside it is linked anyway"
     parser.add_argument("--link", metavar="FILE", action="append", default=[], help=help_)
 
 

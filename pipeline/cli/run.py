@@ -22,7 +22,7 @@ packaged example.
   dlshap run model=bpnet model.checkpoint=ctcf.torch \\
       dataset=loci dataset.genome=hg38.fa dataset.loci=peaks.narrowPeak store.path=ctcf.zarr
 
-Of each group one is chosen, as in dataset=fasta; its own settings come after a dot, as in dataset.path=x.fa.
+Choose one of each group, as in dataset=fasta. The settings of a group follow a dot, as in dataset.path=x.fa.
 """
 EPILOG = """Other settings that are often needed:
   engine.targets=[0,3]|all|["[5] - mean(others)"]   'model.head=[counts,profile_midpoint]'
@@ -43,7 +43,9 @@ def add_arguments(parser: Parser) -> None:
     groups = "\n\n".join(f"{group}=\n{listing(group)}" for group in EXPLAINED)
     parser.epilog = f"{groups}\n\n{EPILOG}"
     parser.add_argument("--cfg", choices=["job"], help="print the whole configuration and stop")
-    parser.add_argument("--config-from", metavar="STORE", help="repeat the run that made a store, but for the settings")
+    parser.add_argument(
+        "--config-from", metavar="STORE", help="repeat the run that made a store, except for the settings given here"
+    )
     parser.add_argument("-m", "--multirun", action="store_true", help=MULTIRUN)
     parser.add_argument("--trust-config", action="store_true", help=TRUST)
 

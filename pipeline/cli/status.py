@@ -11,9 +11,9 @@ WATCHED_EVERY_S = 5
 HELP = "show how far a run has come"
 DESCRIPTION = """Show how far a run has come: shards and rows, speed, time left, and what failed, by name.
 
-It reads the files beside the store alone (STORE.run/), so it can be asked on any machine that sees them, at any time.
-The exit code is 0 however the run stands; --json is for programs. --watch shows it again and again until no command
-works on the run any more; with --json, an object on each line.
+It reads only the files beside the store (STORE.run/), so it works at any time, on any machine that sees them. The exit
+code is 0 whatever the state of the run; --json is for programs. --watch prints it again and again until no command
+works on the run any more; with --json, one object per line.
 """
 PARENTS = (STORE, JSON)
 

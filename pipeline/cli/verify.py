@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 HELP = "read every byte of a store again, and name what is damaged"
 DESCRIPTION = """Read every byte of a store again, and compare it with what was committed.
 
-Every array, chunk and record is looked at, and the references of some rows are drawn again. What is damaged, missing,
-cut short or in another's place is named with its array, shard and rows, and the exit code is 1; so it is where not all
-that was asked for can be checked (--sample 0 asks for no references). With --repair what is damaged is given up as
-well: the command that made the store then makes that again, and nothing else.
+Every array, chunk and record is checked, and the references of some rows are drawn again. What is damaged, missing,
+cut short or misplaced is named with its array, shard and rows, and the exit code is 1. So it is if something that was
+asked for cannot be checked (--sample 0 asks for no references). --repair also discards what is damaged: the command
+that made the store then makes that part again, and nothing else.
 
 --recompute N loads the model that the store names, runs it on N of its rows again, and compares the values. Settings of
 the model may be given, such as model.checkpoint=elsewhere.pt; those that run code (model._target_) must be, unless
@@ -29,12 +29,12 @@ PARENTS = (STORE, JSON)
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("--repair", action="store_true", help="give up what is damaged, so that the run makes it again")
+    parser.add_argument("--repair", action="store_true", help="discard what is damaged, so that the run makes it again")
     help_ = "rows whose references are drawn again (default: 100)"
     parser.add_argument("--sample", metavar="N", type=whole_number(0), help=help_)
     help_ = "rows to run the model on again (default: none)"
     parser.add_argument("--recompute", metavar="N", type=whole_number(1), help=help_)
-    help_ = "settings of the model to recompute by"
+    help_ = "settings of the model for --recompute"
     parser.add_argument("--trust-config", action="store_true", help=TRUST)
     parser.add_argument("overrides", nargs="*", metavar="model.name=value", help=help_)
 

@@ -36,16 +36,16 @@ class InputSettings:
     )
     bases: str = setting("the base of each of its channels; AGCT for models of DeepSEA's family", BASES, is_plain=True)
     channels: list[Any] = setting(
-        "channels behind the bases: arg_0 (of dataset.args), a number, or n (1 where the base is unknown)",
+        "channels after the bases: arg_0 (of dataset.args), a number, or n (1 where the base is unknown)",
         list,
         is_plain=True,
     )
     tokens: Any = setting(
-        "whole numbers for A, C, G, T and perhaps N, of a model that takes these, such as [1,2,3,4]",
+        "whole numbers for A, C, G, T (and N), for a model that takes tokens, such as [1,2,3,4]",
         None,
         is_plain=True,
     )
-    input: str | None = setting("the argument of forward that the sequence is; null: the first", None, is_plain=True)
+    input: str | None = setting("the argument of forward that takes the sequence; null: the first", None, is_plain=True)
     forward: dict[str, Any] = setting(
         "arguments of forward that are the same for all sequences, as in model.forward.head=human",
         dict,
@@ -54,7 +54,9 @@ class InputSettings:
     length: int | None = setting(
         "bases that the model takes: shorter sequences are padded", None, least=1, is_plain=True
     )
-    pad: Any = setting("with what: zeros, n (0.25 for each base), or a token", None, is_plain=True)
+    pad: Any = setting(
+        "what shorter sequences are padded with: zeros, n (0.25 for each base), or a token", None, is_plain=True
+    )
     flanks: list[Any] = setting(
         "what lies before and after each sequence: two texts of bases, or lists of tokens", list, is_plain=True
     )

@@ -44,13 +44,13 @@ class ModelConfig(InputSettings, Group):
         is_plain=True,
     )
     head: Any = setting(
-        "what turns the output into one value for each target, or a list of such; recorded in the store",
+        "what turns the output into one value for each target, or a list of these; recorded in the store",
         "none",
         fingerprint="resolved",
         is_plain=True,
     )
     output: Any = setting(
-        "what is explained of what the model returns: an entry (human, 0), or such as [:, mid4].mean(1)",
+        "the part of what the model returns that is explained: an entry (human, 0), or [:, mid4].mean(1) and the like",
         None,
         fingerprint="resolved",
         is_plain=True,
@@ -64,7 +64,7 @@ class ModelConfig(InputSettings, Group):
     )
     init: dict[str, Any] = setting("arguments of the class", dict, fingerprint="resolved", is_plain=True)
     prefix: str | None = setting(
-        "taken off the names of weights, others being left out; null: the one that fits",
+        "prefix to take off the names of weights; weights without it are left out; null: the one that fits",
         None,
         fingerprint="resolved",
         is_plain=True,
@@ -139,10 +139,14 @@ class ReferencesConfig(Group):
 
     name: str = setting("how references are made", "dinucleotide_shuffle", is_plain=True)
     n_shuffles: int | None = setting(
-        "references of each sequence, where any number can be drawn", 20, fingerprint="resolved", least=1, is_plain=True
+        "number of references of each sequence, for kinds that are drawn",
+        20,
+        fingerprint="resolved",
+        least=1,
+        is_plain=True,
     )
     random_state: int | None = setting(
-        "numpy's seed of reference 0, and one more for each; null: seed * 65536", None, is_plain=True
+        "numpy's seed of reference 0; each further one has one more; null: 65536 * seed", None, is_plain=True
     )
 
     def require_files(self) -> None:
@@ -176,15 +180,15 @@ class EngineConfig(Group):
         is_plain=True,
     )
     targets: Any = setting(
-        "which targets to explain: their indices, or names (model.target_names, or those of several heads), or "
-        "contrasts such as 'K562 - mean(others)'; or all; auto: the first, or all of several heads",
+        "targets to explain: their indices, names (model.target_names, or those of several heads), contrasts such as "
+        "'K562 - mean(others)', or all; auto: the first, or all of several heads",
         AUTO,
         fingerprint="resolved",
         is_plain=True,
     )
     checkpoint: str = setting(
-        "compute parts of the model again on the way back, for less memory and the same values: auto where a pair of a "
-        "long sequence would not fit, never, always",
+        "compute parts of the model again in the backward pass, for less memory and the same values: always, never, or "
+        "auto: where a pair of a long sequence would not fit",
         "auto",
         fingerprint="none",
         choices=("auto", "never", "always"),
@@ -194,7 +198,7 @@ class EngineConfig(Group):
         "cpu, cuda, cuda:1, or auto: a GPU if there is one", "auto", fingerprint="resolved", is_plain=True
     )
     dtype: str = setting(
-        "numbers of the computation (tf32: on NVIDIA GPUs); results are stored as float32",
+        "number type of the computation (tf32: on NVIDIA GPUs); results are stored as float32",
         "float32",
         choices=DTYPES,
         is_plain=True,
@@ -210,7 +214,7 @@ class EngineConfig(Group):
     )
     deterministic: bool = setting("refuse operations whose result changes from call to call", True, is_plain=True)
     spot_check: bool = setting(
-        "predict a sequence and a reference of every shard alone too; the shard fails where that differs",
+        "also predict one sequence and one reference of every shard by themselves; the shard fails if that differs",
         True,
         fingerprint="none",
         is_plain=True,
@@ -219,7 +223,8 @@ class EngineConfig(Group):
         "convergence deltas above it, in units of the output, are counted", 0.001, fingerprint="none", is_plain=True
     )
     relative_threshold: float = setting(
-        "deltas over this share of the pair's difference of predictions, beyond 16 rounding steps of one, too",
+        "deltas above this share of the pair's difference of predictions, plus 16 rounding steps of the larger "
+        "prediction, are counted too",
         0.01,
         fingerprint="none",
         is_plain=True,
@@ -260,7 +265,7 @@ class ClusterConfig(Group):
         "a folder of your own modules, sent to the nodes of a cluster; null: nothing is sent", None, is_file=True
     )
     mixed_devices: str = setting(
-        "allow: devices of different kinds, giving up bit-identical results",
+        "whether devices of different kinds may work together, which gives up bit-identical results",
         "refuse",
         choices=("refuse", "allow"),
         is_plain=True,
@@ -291,7 +296,7 @@ class StoreConfig(Group):
         "of an object store: endpoint, region, ...; no credentials", dict, fingerprint="none"
     )
     rows_per_shard: int = setting(
-        "sequences in a shard, the unit of work; give it more where a shard takes below 10 s",
+        "sequences in a shard, the unit of work; raise it where a shard takes less than 10 s",
         128,
         least=1,
         is_plain=True,
@@ -309,7 +314,7 @@ class StoreConfig(Group):
         "mantissa bits kept of attributions, 1 to 23; null: all 23", None, fingerprint="resolved", is_plain=True
     )
     lock_timeout_s: int = setting(
-        "give up when another command holds this store for so many seconds",
+        "give up when another command holds this store for this many seconds",
         21600,
         fingerprint="none",
         least=1,
@@ -337,7 +342,7 @@ class RunConfig(Group):
     """Which part of the work this process does."""
 
     shards: str | None = setting(
-        "a-b: these shards alone, both ends included, for job arrays without Ray", None, is_plain=True
+        "a-b: only these shards, both ends included, for job arrays without Ray", None, is_plain=True
     )
 
     def problems(self) -> Iterator[str]:
@@ -367,12 +372,16 @@ class LimitsConfig(Group):
         1024,
         least=1,
     )
-    held_ratio: int = setting("beyond these, how many times as large as the file", 4, least=1)
+    held_ratio: int = setting(
+        "beyond limits.held_mb and limits.computed_mb: at most this many times the size of the file", 4, least=1
+    )
     computed_mb: int = setting(
         "megabytes that all layers make of one sequence, where a checkpoint says what they are", 128, least=1
     )
     streamed_mb: int = setting("megabytes that come out of a file that is read bit by bit", 64, least=1)
-    streamed_ratio: int = setting("beyond these, how many times as large as the file", 100, least=1)
+    streamed_ratio: int = setting(
+        "beyond limits.streamed_mb: at most this many times the size of the file", 100, least=1
+    )
 
 
 @dataclass

@@ -112,7 +112,10 @@ class CostEstimate:
             *(("sure", line) for line in self._certainty()),
             *(("memory", line) for line in self.memory),
             ("store", f"{size(cost.store_bytes)}, and {size(cost.run_bytes)} of records, in {files}{short}"),
-            ("wall", f"{duration(cost.wall_s)} with {actors}{unknown}; {duration(cost.read_s)} of it to read the input"),
+            (
+                "wall",
+                f"{duration(cost.wall_s)} with {actors}{unknown}; {duration(cost.read_s)} of it to read the input",
+            ),
             ("pool", f"{pool}{price}"),
             ("resume", f"{duration(cost.resume_s)} lost by an interruption, at most"),
         ]

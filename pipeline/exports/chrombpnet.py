@@ -68,6 +68,9 @@ EXPORT = Export(
     help="the layout of ChromBPNet's own scores: OUT.counts_scores.h5 and OUT.interpreted_regions.bed",
     write=export,
     out="prefix of the files' names",
-    options={"head": {"choices": HEADS, "help": "in the file's name (default: the model's)"}, "dtype": DTYPE_OPTION},
+    options={
+        "head": {"choices": HEADS, "help": "the head in the file's name (default: the model's)"},
+        "dtype": DTYPE_OPTION,
+    },
     alleles=("both", "ref", "alt"),
 )

@@ -9,7 +9,7 @@ from pipeline.messages.errors import UserError
 LARGEST = float(np.finfo(np.float16).max)  # 65504
 SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)  # 6.1e-5
 DTYPES = ("float16", "float32")
-DTYPE_OPTION = {"choices": DTYPES, "default": "float16", "help": "default: float16"}
+DTYPE_OPTION = {"choices": DTYPES, "default": "float16", "help": "number type of the scores (default: float16)"}
 
 
 @dataclass

@@ -120,7 +120,7 @@ def _instances(motifs: Path) -> Path:
     found = [motifs / name for name in ("hits/hits.bed", "seqlets.bed") if (motifs / name).is_file()]
     if not found:
         raise UserError(
-            f"--motifs {motifs}: expected a BED file, or a folder of `dlshap motifs` that has found some (seqlets.bed)"
+            f"--motifs {motifs}: expected a BED file, or a folder where `dlshap motifs` found motifs (seqlets.bed)"
         )
     return found[0]
 
@@ -245,7 +245,7 @@ EXPORT = Export(
     options={
         "assembly": {
             "metavar": "NAME",
-            "help": "the browsers' name of the genome (default: as its file begins, or hg38)",
+            "help": "the browsers' name of the genome (default: from the name of its file, or hg38)",
         },
         "email": {
             "metavar": "ADDRESS",
@@ -254,7 +254,7 @@ EXPORT = Export(
         },
         "url": {"metavar": "URL", "default": "", "help": "where the folder will be served, for igv_web.json"},
         "chrom_sizes": {"metavar": "FILE", "type": Path, "help": "chromosomes and sizes, such as a .fai"},
-        "motifs": {"metavar": "FOLDER", "type": Path, "help": "of `dlshap motifs`: show where the motifs are, in IGV"},
+        "motifs": {"metavar": "FOLDER", "type": Path, "help": "what `dlshap motifs` wrote; IGV shows its motifs"},
     },
     alleles=("ref",),
     every_target=True,

@@ -84,8 +84,8 @@ def _write_bed(path: Path, selection: Selection, order: np.ndarray) -> None:
 
 EXPORT = Export(
     name="modisco",
-    help="TF-MoDISco: OUT/ohe.npz, OUT/attr.npz (hypothetical attributions), OUT/rows.tsv, which says which row of the "
-    "store each of the shuffled rows is, and OUT/rows.bed, the peaks for `modisco seqlet-bed`",
+    help="TF-MoDISco: OUT/ohe.npz, OUT/attr.npz (hypothetical attributions), OUT/rows.tsv (the store's row of each "
+    "shuffled row), and OUT/rows.bed (the peaks for `modisco seqlet-bed`)",
     write=export,
     out="a folder",
     window=400,  # the tool's own default

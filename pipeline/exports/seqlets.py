@@ -264,12 +264,16 @@ EXPORT = Export(
             "metavar": "P",
             "type": float,
             "default": 0.01,
-            "help": "the largest of any stretch within a seqlet (default: 0.01): that its positions, drawn "
-            "independently from all exported attributions, sum to as much",
+            "help": "the largest p-value of any stretch within a seqlet (default: 0.01): the chance that as many "
+            "positions, drawn independently from all exported attributions, sum to as much",
         },
-        "min_length": {"metavar": "N", "type": int, "default": 4, "help": "bases, at least (default: 4)"},
-        "max_length": {"metavar": "N", "type": int, "default": 25, "help": "bases, at most (default: 25)"},
-        "meme": {"metavar": "FILE", "type": Path, "help": "motifs in MEME's format: the nearest of them is named"},
+        "min_length": {"metavar": "N", "type": int, "default": 4, "help": "least number of bases (default: 4)"},
+        "max_length": {"metavar": "N", "type": int, "default": 25, "help": "largest number of bases (default: 25)"},
+        "meme": {
+            "metavar": "FILE",
+            "type": Path,
+            "help": "motifs in MEME's format; the nearest to each seqlet is named",
+        },
     },
     alleles=("ref", "alt", "both"),
     every_target=True,

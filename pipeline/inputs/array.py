@@ -31,7 +31,7 @@ class Array(InputForm):
 
     name: str = "array"
     path: str = setting("npy or npz file, or a Zarr folder", is_file=True, is_plain=True)
-    key: str | None = setting("which array of a npz file or Zarr group", None, is_plain=True)
+    key: str | None = setting("which array of an npz file or Zarr group", None, is_plain=True)
     axes: str | None = setting(
         "N4L, NL4 or NL, where the shape does not tell their order", None, choices=AXES, is_plain=True
     )

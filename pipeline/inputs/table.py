@@ -49,11 +49,11 @@ _STRANDS = {"+": "+", "-": "-", "1": "+", "-1": "-", ".": ".", "": ".", "*": "."
 class ColumnsConfig:
     """Names of columns where they are not the usual ones; none leaves a column out."""
 
-    name: str | None = setting("of the row's name; usually name or id", None, is_plain=True)
-    chrom: str | None = setting("of the chromosome; usually chrom, chr or chromosome", None, is_plain=True)
-    start: str | None = setting("of the 0-based start; usually start or chromStart", None, is_plain=True)
-    end: str | None = setting("of the exclusive end; usually end, stop or chromEnd", None, is_plain=True)
-    strand: str | None = setting("of the strand, + or -; usually strand", None, is_plain=True)
+    name: str | None = setting("column of the row's name; null: name or id", None, is_plain=True)
+    chrom: str | None = setting("column of the chromosome; null: chrom, chr or chromosome", None, is_plain=True)
+    start: str | None = setting("column of the 0-based start; null: start or chromStart", None, is_plain=True)
+    end: str | None = setting("column of the exclusive end; null: end, stop or chromEnd", None, is_plain=True)
+    strand: str | None = setting("column of the strand, + or -; null: strand", None, is_plain=True)
 
 
 @dataclass
@@ -67,10 +67,13 @@ class Table(InputForm):
 
     name: str = "table"
     path: str = setting("the table; text may be compressed", is_file=True, is_plain=True)
-    column: str | None = setting("the sequence; not given: the only one called sequence or seq", None, is_plain=True)
+    column: str | None = setting("column of the sequence; null: the one called sequence or seq", None, is_plain=True)
     columns: ColumnsConfig = setting("the other columns", ColumnsConfig)
     delimiter: str | None = setting(
-        "comma, tab, semicolon or pipe; not given: from name and header", None, choices=tuple(NAMES), is_plain=True
+        "comma, tab, semicolon or pipe; null: from the file's name and its header",
+        None,
+        choices=tuple(NAMES),
+        is_plain=True,
     )
     axes: str | None = setting(
         "N4L, NL4 or NL, where the shape does not tell their order", None, choices=AXES, is_plain=True

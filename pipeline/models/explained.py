@@ -136,13 +136,11 @@ def output_notes(
             lines.append(_of_counts(is_known, seen.taken, is_alone=len(heads) == 1))
     if output is not None and not is_name(output):
         where = f", {counted(n_outputs, 'target')}" if heads == ["none"] else ""
-        lines.insert(0, f"of what the model returns, {seen.returned}, {brief(output)} is taken (model.output){where}")
+        lines.insert(0, f"taking {brief(output)} (model.output) of what the model returns: {seen.returned}{where}")
     if n_outputs > len(targets):
         named = ", ".join(map(str, targets[:_N_NAMED])) + (", ..." if len(targets) > _N_NAMED else "")
-        lines.append(
-            f"of {n_outputs} outputs of the model, {named} {'are' if len(targets) > 1 else 'is'} explained "
-            f"(engine.targets)"
-        )
+        noun = "outputs" if len(targets) > 1 else "output"
+        lines.append(f"explaining {noun} {named} of the model's {n_outputs} (engine.targets)")
     return lines
 
 
@@ -155,7 +153,7 @@ def _of_profile(head: str, is_known: bool, taken: tuple[Shape, ...], length: int
             f"profile; expected (N, positions) or (N, strands, positions) with 1 or 2 strands and 2 to {length} "
             f"positions, such as one task's{_one_task(shape, length, start)}. For (N, targets): model.head=none"
         )
-    line = f"explained is the profile over {counted(n_strands, 'strand')} x {n_positions} positions{_which(0, taken)}"
+    line = f"explaining the profile over {counted(n_strands, 'strand')} x {n_positions} positions{_which(0, taken)}"
     if n_positions * _BASES_OF_A_BIN <= length and not is_known:
         line += f"; the sequences have {length} bases: if its last axis is one of bins or tasks, it is no profile"
     return f"{line} (model.head={head})"
@@ -174,9 +172,9 @@ def _of_counts(is_known: bool, taken: tuple[Shape, ...], is_alone: bool) -> str:
     shape = taken[-1]
     if is_known:
         other = "; profile_midpoint explains the profile" if is_alone else ""
-        return f"explained are the log counts (model.head=counts{other})"
+        return f"explaining the log counts (model.head=counts{other})"
     flat = f", {_shown(shape)} flattened to {math.prod(shape[1:])} targets" if len(shape) > 2 else ""
-    return f"taken as log counts is the model's output{_which(1, taken)}{flat} (model.head=counts)"
+    return f"explaining the model's output{_which(1, taken)}{flat}, as log counts (model.head=counts)"
 
 
 def _which(index: int, taken: tuple[Shape, ...]) -> str:

@@ -26,7 +26,7 @@ class Keras(ModelFamily):
         is_plain=True,
     )
     layers: dict[str, Any] = setting(
-        "what layers of your own are, by their name or class: a layer of Keras's, or package.Class", dict
+        "your own layers, by name or class: the layer of Keras that each is, or its package.Class", dict
     )
 
     def problems(self) -> Iterator[str]:

@@ -19,27 +19,27 @@ class RayConfig(ExecutorConfig, ABC):
     """Settings of executors on Ray."""
 
     actors: Any = setting(
-        "processes that hold the model, or auto: all that there is room for",
+        "number of processes that hold the model, or auto: as many as there is room for",
         "auto",
         choices=("auto",),
         least=1,
         is_plain=True,
     )
     min_actors: int | None = setting(
-        "autoscaling clusters: begin with so many actors; needs cluster.max_actors", None, least=1, is_plain=True
+        "on autoscaling clusters: start with this many actors; needs cluster.max_actors", None, least=1, is_plain=True
     )
     max_actors: int | None = setting(
-        "autoscaling clusters: ask for up to so many while there is work, instead of actors",
+        "on autoscaling clusters: ask for up to this many while there is work, instead of cluster.actors",
         None,
         least=1,
         is_plain=True,
     )
     gpus_per_actor: Any = setting(
-        "0.5 puts two actors on each GPU; auto: 1 on a GPU, 0 on a CPU", "auto", is_plain=True
+        "GPUs of each actor: 0.5 puts two on each; auto: 1 on a GPU, 0 on a CPU", "auto", is_plain=True
     )
     resources: dict[str, float] = setting("custom Ray resources of each actor, by name", dict, is_plain=True)
     accelerator_type: str | None = setting(
-        "kind of GPU that each actor needs, as Ray names it (A100, H100, L4); any if not given", None, is_plain=True
+        "kind of GPU that each actor needs, as Ray names it (A100, H100, L4); null: any", None, is_plain=True
     )
     wait_for_actors_s: int = setting(
         "give up when the actors have not started after this many seconds", 600, least=1, is_plain=True

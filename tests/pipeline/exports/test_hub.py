@@ -87,7 +87,7 @@ def test_instances_of_motifs_are_a_track_of_the_sessions(
     folder, command = tmp_path / "motifs", ["export", "hub", located.url]
     folder.mkdir()
     assert dispatch([*command, str(tmp_path / "none"), "--motifs", str(folder)]) == 2
-    assert "expected a BED file, or a folder of `dlshap motifs`" in capfd.readouterr().err
+    assert "expected a BED file, or a folder where `dlshap motifs`" in capfd.readouterr().err
     assert not (tmp_path / "none").exists()
     (folder / "seqlets.bed").write_text("chr1\t120\t130\tpos.pattern_0\t0\t+\n")
     (folder / "hits").mkdir()

@@ -56,16 +56,16 @@ def tried(model: LoadedModel, targets: Any = "all") -> Preflight:
 @pytest.mark.parametrize(
     ("shapes", "text"),
     [
-        ([[2, 30]], "explained is the profile over 2 strands x 30 positions (model.head=profile_midpoint)"),
-        ([[30]], "explained is the profile over 1 strand x 30 positions (model.head=profile_midpoint)"),
+        ([[2, 30]], "explaining the profile over 2 strands x 30 positions (model.head=profile_midpoint)"),
+        ([[30]], "explaining the profile over 1 strand x 30 positions (model.head=profile_midpoint)"),
         (
             [[1, 48], [1]],
-            "explained is the profile over 1 strand x 48 positions, the first of its 2 outputs (model.head="
+            "explaining the profile over 1 strand x 48 positions, the first of its 2 outputs (model.head="
             "profile_midpoint)",
         ),
         (
             [[2, 6]],
-            "explained is the profile over 2 strands x 6 positions; the sequences have 48 bases: if its last axis is "
+            "explaining the profile over 2 strands x 6 positions; the sequences have 48 bases: if its last axis is "
             "one of bins or tasks, it is no profile (model.head=profile_midpoint)",
         ),
     ],
@@ -94,12 +94,12 @@ def test_one_profile_of_several_is_advised() -> None:
 def test_what_is_taken_as_counts_is_said() -> None:
     preflight = tried(loaded("counts", [2, 30], [1]))
     assert preflight.notes == (
-        "taken as log counts is the model's output, the second of its 2 outputs (model.head=counts)",
+        "explaining the model's output, the second of its 2 outputs, as log counts (model.head=counts)",
     )
     assert preflight.names == ("log counts",)
     preflight = tried(loaded("counts", [3, 4]))
     assert preflight.notes == (
-        "taken as log counts is the model's output, (N, 3, 4) flattened to 12 targets (model.head=counts)",
+        "explaining the model's output, (N, 3, 4) flattened to 12 targets, as log counts (model.head=counts)",
     )
     assert preflight.names[5] == "log counts, target 5"
 
@@ -107,9 +107,9 @@ def test_what_is_taken_as_counts_is_said() -> None:
 def test_outputs_that_are_left_out_are_said() -> None:
     model = loaded("none", [7])
     assert tried(model).notes == ()
-    assert tried(model, [0]).notes == ("of 7 outputs of the model, 0 is explained (engine.targets)",)
+    assert tried(model, [0]).notes == ("explaining output 0 of the model's 7 (engine.targets)",)
     assert tried(model, [0]).names == ("output 0",)
-    assert tried(model, [4, 2]).notes == ("of 7 outputs of the model, 4, 2 are explained (engine.targets)",)
+    assert tried(model, [4, 2]).notes == ("explaining outputs 4, 2 of the model's 7 (engine.targets)",)
     assert tried(loaded("none", [1])).names == ("output",)
     assert tried(loaded("none", [2, 30], [3], output=1)).names[2] == "output 1, target 2"
     one = OutputShapes(output=(2, 1))
@@ -156,13 +156,13 @@ def test_further_inputs_that_are_turned_are_said() -> None:
 def test_what_is_taken_of_an_output_is_said() -> None:
     preflight = tried(loaded("none", [6, 3], output="[:, mid2].mean(1)"))
     assert preflight.notes == (
-        "of what the model returns, a single tensor of shape (N, 6, 3), [:, mid2].mean(1) is taken (model.output), "
+        "taking [:, mid2].mean(1) (model.output) of what the model returns: a single tensor of shape (N, 6, 3), "
         "3 targets",
     )
     assert preflight.names[2] == "[:, mid2].mean(1), target 2"
     assert tried(loaded("profile_midpoint", [2, 30], [1], output="[0][:, 0:1]")).notes == (
-        "of what the model returns, a tuple with 0: (N, 2, 30), 1: (N, 1), [0][:, 0:1] is taken (model.output)",
-        "explained is the profile over 1 strand x 30 positions (model.head=profile_midpoint)",
+        "taking [0][:, 0:1] (model.output) of what the model returns: a tuple with 0: (N, 2, 30), 1: (N, 1)",
+        "explaining the profile over 1 strand x 30 positions (model.head=profile_midpoint)",
     )
     with pytest.raises(UserError, match=r"model\.output=0 leaves .*model\.head=profile_midpoint$"):
         tried(loaded("none", [2, 30], [1], output=0))

@@ -196,8 +196,8 @@ def test_what_is_explained_is_said(folder: Path) -> None:
     heads = ["counts", "profile_stopgrad"]
     found = tried(loaded(heads, folder), heads)
     assert found.notes == (
-        "explained are the log counts (model.head=counts)",
-        "explained is the profile over 2 strands x 40 positions, the first of its 2 outputs "
+        "explaining the log counts (model.head=counts)",
+        "explaining the profile over 2 strands x 40 positions, the first of its 2 outputs "
         "(model.head=profile_stopgrad)",
     )
     assert (found.targets, found.labels, found.heads) == ([0, 1], tuple(heads), tuple(heads))

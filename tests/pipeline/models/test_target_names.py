@@ -115,7 +115,7 @@ def test_a_run_by_name_is_the_run_by_place(inputs: Inputs, tmp_path: Path) -> No
     assert (b.targets, b.target_names) == (["1"], [f"{output[13:]}, target 1"])
     assert a.attrs["model"]["output"] == a.attrs["fingerprint"]["model.output"] == output[13:]
     assert (
-        f"of what the model returns, a single tensor of shape (N, 4, 3), {output[13:]} is taken (model.output), "
+        f"taking {output[13:]} (model.output) of what the model returns: a single tensor of shape (N, 4, 3), "
         f"2 targets" in a.attrs["notes"]
     )
     assert a.attrs["fingerprint"]["settings.engine.targets"] == [1]
