@@ -77,6 +77,8 @@ class Architecture:
 def read_architecture(found: Any, major: int) -> Architecture:
     """The model in a configuration. Raises LayerError, which names the layer, where it is not one that can be read."""
     kind = found.get("class_name") if isinstance(found, Mapping) else None
+    if kind is not None and not isinstance(kind, str):
+        kind = type(kind).__name__  # it may be nested without end
     if kind not in MODELS or not isinstance(found.get("config"), Mapping | list):
         raise LayerError(
             f"the file describes a {kind!r}; expected a Sequential or Functional model, whose layers the file lists "
