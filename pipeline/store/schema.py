@@ -63,7 +63,7 @@ MANIFEST_ARRAYS = ("shard_crc32", "shard_bytes", "array", "file", "file_crc32", 
 POOL = "reference_pool"  # (window, position) codes that references are drawn from, where they are
 DESCRIPTIONS = {
     "codes": "the sequence: 0..3 are A, C, G, T; 4 is N",
-    "attribution": "of the observed base; 0 at an N, so that a row with N sums short by what the model makes of it",
+    "attribution": "of the base that is there; 0 at an N, so that a row with N sums short by what lies on it",
     "hypothetical": "the attribution each base would have, averaged over the references; 0-based positions",
     "prediction": "the model's output",
     "reference_prediction": "the model's output at each reference",
@@ -86,7 +86,7 @@ DESCRIPTIONS = {
     "file_crc32": "CRC-32 of each of them",
     "file_bytes": "size of each of them",
 }
-ARG_DESCRIPTION = "an extra input of the model; the attribute dataset of the store says which"
+ARG_DESCRIPTION = "a further input of the model; the attribute dataset of the store says which"
 Layout = Mapping[str, tuple[tuple[str, ...], str]]  # dimensions and type of arrays, by their names
 
 
