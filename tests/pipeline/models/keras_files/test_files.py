@@ -131,7 +131,7 @@ def test_the_file_as_it_should_be(tmp_path: Path) -> None:
         ({"class_name": "Sequential", "config": {"layers": [{"class_name": ["x"]}]}}, "no class_name and config"),
         ("[" * 100_000, "is not JSON"),
         ("{" * 10 + "9" * 10_000, "is not JSON"),
-        ('{"class_name": ' * 900 + "1" + "}" * 900, "nested too deep"),
+        ('{"class_name": ' * 900 + "1" + "}" * 900, "describes a 'dict'; expected a Sequential|nested too deep"),
         ("[]", "holds a JSON list"),
         ('"' + "x" * (17 << 20) + '"', "its attribute model_config has 17\\.8 MB, more than the limit of 8 MB"),
     ],
