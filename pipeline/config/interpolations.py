@@ -12,6 +12,7 @@ from pipeline.messages.errors import UserError
 
 NO_NAME = "a file whose name holds ${ is given by another: ln -s 'NAME' OTHER"
 _SETTING = re.compile(r"\$\{[^:{}]*\}")  # of innermost braces, without a colon: the value of another setting
+_VARIABLE = re.compile(r"\$\{oc\.env:([A-Za-z_]\w*)(?:,[^{}]*)?\}")
 
 
 def refuse_lookups(settings: Any) -> None:
@@ -21,9 +22,11 @@ def refuse_lookups(settings: Any) -> None:
         while rest != before:
             rest, before = _SETTING.sub("", rest), rest
         if "${" in rest:
+            by_shell = _VARIABLE.sub(r"$\1", text)
+            way = f'let the shell look it up: {key}="{by_shell}"' if "${" not in by_shell else "give the value itself"
             raise UserError(
                 f"{key}={text} would be looked up elsewhere (in the environment, say), and settings are stored and "
-                f'printed; give the value itself: the shell puts that of a variable in, {key}="$NAME"'
+                f"printed; {way}"
             )
 
 

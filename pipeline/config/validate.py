@@ -129,6 +129,12 @@ def _own(values: Mapping[str, Any], group: str, empty: Any) -> dict[str, Any]:
             choices = one_of(list(others))
             if empty.name == AUTO:
                 raise UserError(f"{group}.{key}={value} needs {group}={choices}; set {group}={choices}")
+            files = [each.key for each in settings_of(empty, f"{group}.") if each.is_file and each.value == REQUIRED]
+            if files and (found := setting_of(f"{group}.{key}")) is not None and found.is_file:
+                raise UserError(
+                    f"{group}={empty.name} has no {group}.{key}, which belongs to {group}={choices}; it takes "
+                    f"{' and '.join(files)}"
+                )
             raise UserError(
                 f"{group}={empty.name} and {group}.{key} contradict each other; "
                 f"use {group}={choices}, or leave {group}.{key} out"

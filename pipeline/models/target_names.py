@@ -31,6 +31,8 @@ def read_names(path: str | None) -> tuple[str, ...]:
     if path is None:
         return ()
     found = expanded(path)
+    if found.is_dir():
+        raise UserError(f"{KEY}={path} is a folder; expected a file, one name a line")
     if not found.is_file():
         raise UserError(f"{KEY}={path}: no such file (looked for {found.absolute()}); expected one name a line")
     if (n_bytes := found.stat().st_size) > _MOST_BYTES:

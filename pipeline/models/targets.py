@@ -212,7 +212,7 @@ def _call(given: Mapping[str, Any], key: str, arguments: str) -> Any:
         return functools.partial(called, *args, **inner) if given.get("_partial_") else called(*args, **inner)
     except UserError:  # of what is called in turn, or larger than the limits allow
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = one_line(error)
         given_as = {name: value for name, value in given.items() if name != TARGET}
         raise UserError(

@@ -1,4 +1,4 @@
-"""Zip archives that torch wrote: what is checked in one must be what torch reads.
+"""Zip archives that torch or Keras wrote: what is checked in one must be what is read of it.
 
 Python's reader and torch's differ in where they look for the list of an archive's files, and in which of two files of
 one name they find. A checkpoint of two lists could show the one a few bytes and the other gigabytes.

@@ -35,7 +35,11 @@ def differences(
     The attributes of a model's modules (`model.settings.`) are named where nothing else differs: of another model there
     are dozens, which say no more than its class, its weights or its head.
     """
-    differing = [field for field in sorted({*stored, *wanted}) if stored.get(field) != wanted.get(field)]
+    differing = [
+        field
+        for field in sorted({*stored, *wanted})
+        if stored.get(field) != wanted.get(field) and repr(stored.get(field)) != repr(wanted.get(field))  # NaN is NaN
+    ]
     telling = [field for field in differing if not field.startswith("model.settings.")]
     return [
         f"{field} is {_short(stored.get(field))} {sides[0]} and {_short(wanted.get(field))} {sides[1]}"

@@ -13,7 +13,9 @@ from pipeline.models.keras_files.layer import Layer, LayerError
 
 MODELS = ("Functional", "Model", "Sequential")
 _KNOWN = ("crested>AttentionPool1D", "crested>MultiheadAttention")  # layers of others that are read
-_OWN = ("keras", "tf_keras", "tensorflow", "builtins")  # packages of Keras's own layers
+_OWN = (
+    "keras", "tf_keras", "tensorflow", "builtins", "basenji", "baskerville",
+)  # packages whose layers are those of the table  # fmt: skip
 _ALIAS = "stored_as"  # in a piece of a configuration: the class that the file says, where another is taken for it
 _MOST_CALLS = 10_000  # of layers in one pass through a model
 _DEEPEST = 50  # models within models

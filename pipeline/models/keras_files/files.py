@@ -16,6 +16,7 @@ from typing import IO, Any
 from pipeline.config import limits
 from pipeline.messages.errors import UserError
 from pipeline.models.keras_files.hdf5 import Hdf5, open_hdf5
+from pipeline.models.zip_archive import members_of
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
@@ -69,6 +70,7 @@ def _open_archive(path: Path, description: Path | None) -> Iterator[KerasFile]:
     if description is not None:
         raise UserError(f"{path} describes its model itself; leave model.architecture={description} out")
     try:
+        members_of(path)  # no two of one name
         with zipfile.ZipFile(path) as archive:
             config = _json(_member_text(archive, _CONFIG, path), f"{_CONFIG} of {path}")
             metadata = _json(_member_text(archive, _METADATA, path), f"{_METADATA} of {path}")

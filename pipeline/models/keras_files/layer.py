@@ -77,7 +77,7 @@ class Layer:
     def size(self, key: str, default: int | None = None, least: int = 1) -> int:
         value = self.config.get(key, default)
         if type(value) is not int or not least <= value < _LARGEST:
-            raise self.wrong(key, f"a whole number of at least {least}")
+            raise self.wrong(key, f"a whole number of at least {least}, below {_LARGEST:,}")
         return value
 
     def sizes(self, key: str, n: int, default: Any = None, least: int = 1) -> tuple[int, ...]:

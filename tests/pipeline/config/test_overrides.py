@@ -180,7 +180,9 @@ def test_what_cannot_be_read_is_answered_with_what_can(typed: list[str], words: 
     [
         (["dataset.path="], "dataset.path is empty; give a path"),
         (["dataset.path=null"], "needs dataset.path"),
-        (["dataset.path=${oc.env:HOME}/x"], "would be looked up elsewhere"),
+        (["dataset.path=${oc.env:HOME}/x"], 'let the shell look it up: dataset.path="$HOME/x"'),
+        (["dataset.path=${oc.env:HOME,/tmp}/${oc.env:X}"], 'look it up: dataset.path="$HOME/$X"'),
+        (["dataset.path=${oc.create:HOME}/x"], "would be looked up elsewhere (in the environment, say), and settings"),
         (["dataset.path=${x}.fa"], "dataset.path: Interpolation key 'x' not found (${...} is the value of another"),
         (["dataset.path=\\${x}.fa"], "a file whose name holds ${ is given by another: ln -s 'NAME' OTHER"),
         (["dataset.path=a", "dataset.pth=~/x"], "dataset.pth is not a setting; did you mean dataset.path?"),

@@ -69,6 +69,11 @@ def test_values_reach_the_configuration() -> None:
         (["references=array"], ["references=array needs references.path"]),
         (["references=genomic"], ["references=genomic needs references.genome"]),
         (["references=zeros", "references.path=x"], ["references=zeros and references.path contradict", "=array, or"]),
+        (
+            ["dataset=loci", "dataset.path=x.bed", "dataset.genome=g.fa"],
+            ["dataset=loci has no dataset.path, which belongs to dataset=", "it takes dataset.genome and dataset.loci"],
+        ),
+        (["dataset=fasta", "dataset.loci=x.bed"], ["which belongs to dataset=loci; it takes dataset.path"]),
         (["references.window=9"], ["references=dinucleotide_shuffle and references.window contradict"]),
         (["references=local_dinucleotide_shuffle", "references.window=3"], ["references.window=3; expected 4 bases"]),
         (["references=background", "references.frequencies=[0.5,0.5]"], ["expected four shares"]),
@@ -111,7 +116,7 @@ def test_values_reach_the_configuration() -> None:
         (["cluster=none", "cluster.resources.tpu=1"], ["cluster=none and cluster.resources contradict"]),
         (["dataset=fasta"], ["dataset=fasta needs dataset.path"]),
         (["dataset=loci", "dataset.loci=x.bed"], ["dataset=loci needs dataset.genome"]),
-        ([*FASTA, "dataset.loci=x.bed"], ["dataset=fasta and dataset.loci contradict", "dataset=loci"]),
+        ([*FASTA, "dataset.loci=x.bed"], ["dataset=fasta has no dataset.loci", "dataset=loci"]),
         (["dataset.path=x.fa"], ["dataset=example and dataset.path contradict", "use dataset=array, fasta or table"]),
         (
             ["cluster=none", "cluster.actors=3"],

@@ -110,7 +110,7 @@ def test_a_strand_to_apply_must_be_there(tmp_path: Path) -> None:
         (["dataset=tiles", "dataset.genome=x", "dataset.length=0"], ["dataset.length=0; expected a whole number"]),
         (
             ["dataset=tiles", "dataset.genome=x", "dataset.loci=y"],
-            ["tiles and dataset.loci contradict", "use dataset=loci"],
+            ["tiles has no dataset.loci, which belongs to dataset=loci"],
         ),
         (["dataset=tiles", "dataset.genome=x", "dataset.chroms=[a,a]"], ["names a chromosome twice"]),
         (

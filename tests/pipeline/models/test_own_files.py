@@ -136,6 +136,7 @@ def test_a_node_finds_a_file_in_the_folder_that_was_sent(given: str, tmp_path: P
         (NET, "train.py:ready", r"is a Net that is made already; give its class, or a function that returns it"),
         ("import absent_package", "train.py:Net", "No module named 'absent_package'"),
         ("import argparse; argparse.ArgumentParser().error('x')", "train.py:Net", r"ends the process; put .*__main__"),
+        ("class Net:\n    def __init__(self): exit(3)", "train.py:Net", "SystemExit: 3"),
         ("class Net(", "train.py:Net", r"cannot be imported: '\(' was never closed"),
     ],
 )

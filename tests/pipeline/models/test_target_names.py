@@ -80,6 +80,8 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere.txt", tmp_path / "names.npy"):
         with pytest.raises(UserError, match=r"one name a line"):
             read_names(str(path))
+    with pytest.raises(UserError, match=r" is a folder; expected a file"):
+        read_names(str(tmp_path))
     assert read_names(None) == ()
 
 

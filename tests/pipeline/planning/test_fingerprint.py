@@ -13,6 +13,7 @@ def test_fingerprints_depend_on_values_alone() -> None:
     two = make_fingerprint(model={"b": 2, "a": 1}, data={"x": 3}, settings={}, machine={"device": "cpu"})
     assert one == two == {"model.a": 1, "model.b": 2, "input.x": 3, "machine.device": "cpu"}
     assert differences(one, two) == []
+    assert differences({"a": float("nan")}, {"a": float("nan")}) == []
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 2)), st.sampled_from("abcdef"))

@@ -12,6 +12,7 @@ from pipeline.models.keras_files.layer import Layer, Variable, own
 from pipeline.models.keras_files.layers import (
     activations,
     attention,
+    basenji,
     convolutions,
     crested,
     dense,
@@ -114,6 +115,9 @@ TABLE: dict[str, Converter] = {
             "GaussianNoise",
             "AlphaDropout",
             "ActivityRegularization",
+            "StochasticShift",
         )
     },
+    "StochasticReverseComplement": Converter(lambda *_: basenji.Unturned()),
+    **{name: Converter(lambda *_: basenji.First()) for name in ("SwitchReverse", "SwitchReverseTriu")},
 }

@@ -375,6 +375,10 @@ def test_archives_of_other_things(tmp_path: Path) -> None:
         load_keras(tmp_path / "cut.keras")
     with pytest.raises(UserError, match=r"describes its model itself; leave model\.architecture"):
         load_keras(path, tmp_path / "m.json")
+    with zipfile.ZipFile(path, "a") as found, pytest.warns(UserWarning, match="Duplicate"):
+        found.writestr("config.json", "{}")
+    with pytest.raises(UserError, match=r"is a damaged \.keras archive: two of its files have the same name"):
+        load_keras(path)
 
 
 @pytest.mark.parametrize(
