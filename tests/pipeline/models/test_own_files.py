@@ -136,7 +136,6 @@ def test_a_node_finds_a_file_in_the_folder_that_was_sent(given: str, tmp_path: P
         (NET, "train.py:ready", r"is a Net that is made already; give its class, or a function that returns it"),
         ("import absent_package", "train.py:Net", "No module named 'absent_package'"),
         ("import argparse; argparse.ArgumentParser().error('x')", "train.py:Net", r"ends the process; put .*__main__"),
-        ("class Net:\n    def __init__(self): exit(3)", "train.py:Net", "SystemExit: 3"),
         ("class Net(", "train.py:Net", r"cannot be imported: '\(' was never closed"),
     ],
 )
@@ -147,6 +146,12 @@ def test_what_is_wrong_is_said(text: str, target: str, message: str) -> None:
         load(target)
     assert "\n" not in str(raised.value)
     assert "train" not in sys.modules or text == NET
+
+
+def test_a_class_that_ends_the_process(tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text("class Net:\n    def __init__(self): exit(3)")
+    with pytest.raises(UserError, match=r"ends\.py:Net with model\.init=.*SystemExit: 3"):
+        load(f"{tmp_path}/ends.py:Net")
 
 
 def test_a_model_of_keras_is_referred_to_its_own_family(tmp_path: Path) -> None:
