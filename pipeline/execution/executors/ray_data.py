@@ -16,6 +16,7 @@ import numpy as np
 import ray.data
 import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from pipeline.execution.device import shards_in_flight
 from pipeline.execution.executors import ray_private
@@ -103,12 +104,15 @@ def run_shards(
     Raises:
         RunError: the actors did not start in time, or Ray itself failed.
     """
-    with ray_private.errors_alone("ray.data"), DataContext.current(_context(wait_s)):
+    grows = pool.least < pool.most
+    with ray_private.errors_alone("ray.data"), DataContext.current(_context(0 if grows else wait_s)):
         grouped = [{"shards": block} for block in blocks(shards)]
         batches = ray.data.from_items(grouped, override_num_blocks=len(grouped)).map_batches(
             actor, fn_constructor_args=(work,), batch_size=1, **_actors(pool, shards_in_flight(work.plan.device))
         )
     try:
+        if grows:
+            wait_for_room(pool, wait_s)
         with ray_private.errors_alone("ray.data"), contextlib.ExitStack() as stack:
             if meter is not None:
                 stack.enter_context(meter.watching(partial(look, pool, actor.__name__), Prometheus(work.store)))
@@ -139,21 +143,38 @@ def _actors(pool: Pool, in_flight: int) -> dict[str, Any]:
     """What Ray is asked for. An actor that dies is begun again and its block with it, for ever (Ray Data's own default
     for actors, max_restarts and max_task_retries of -1): the worker knows when to give a shard up."""
     custom = {name: amount for name, amount in pool.each.items() if name not in ("CPU", "GPU")}
-    fixed = pool.least == pool.most
-    avoided = {"label_selector": {NODE_LABEL: f"!in({','.join(pool.avoided)})"}} if pool.avoided else {}
-    size: dict[str, Any] = {"size": pool.most} if fixed else {"min_size": pool.least, "max_size": pool.most}
+    avoided = {"label_selector": _elsewhere(pool)} if pool.avoided else {}
     threads: dict[str, Any] = {
         "max_concurrent_calls_per_actor": in_flight,
         "enable_true_multi_threading": in_flight > 1,
         "max_tasks_in_flight_per_actor": in_flight + 1,  # one waits in the actor, so that none is waited for
     }
     return {
-        "compute": ActorPoolStrategy(**size, **threads),
+        "compute": ActorPoolStrategy(size=pool.most, **threads),
         "num_cpus": pool.each.get("CPU", 0),
         "num_gpus": pool.each.get("GPU", 0),
         "resources": custom,
         **avoided,
     }
+
+
+def _elsewhere(pool: Pool) -> dict[str, str]:
+    return {NODE_LABEL: f"!in({','.join(pool.avoided)})"}
+
+
+def wait_for_room(pool: Pool, wait_s: int) -> None:
+    """Have a cluster that grows make room for the least number of actors; a group of places is a wish that it meets.
+
+    Raises:
+        ray.exceptions.GetTimeoutError: there is no room within `wait_s` seconds.
+    """
+    elsewhere = {"bundle_label_selector": [_elsewhere(pool)] * pool.least} if pool.avoided else {}
+    places = placement_group([pool.each] * pool.least, **elsewhere)
+    try:
+        if not places.wait(wait_s):
+            raise ray.exceptions.GetTimeoutError
+    finally:
+        remove_placement_group(places)
 
 
 def _context(wait_s: int) -> DataContext:

@@ -162,6 +162,8 @@ def refusal(address: str, is_found: bool) -> str | None:
     """
     if is_found:
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    if (why := _no_token()) is not None:
+        return why
     try:
         gcs = GcsClient(address=address)
         theirs = usage_lib.get_cluster_metadata(gcs) or {}
@@ -172,6 +174,25 @@ def refusal(address: str, is_found: bool) -> str | None:
         return f"it asks for {held}; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, as on its head"
     except RayError as error:
         return " ".join(str(error).split())[:500]
+
+
+def _no_token() -> str | None:
+    """Why this command has no token, though it is to give one: Ray's native part ends a process that looks in vain."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return None
+    try:
+        has_one = AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+    except AuthenticationError:
+        path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        return (
+            f"RAY_AUTH_MODE=token, and there is no token in RAY_AUTH_TOKEN_PATH={path}; give the file that its head has"
+        )
+    if has_one:
+        return None
+    return (
+        "RAY_AUTH_MODE=token, and this command has no token: neither RAY_AUTH_TOKEN nor RAY_AUTH_TOKEN_PATH is set, "
+        "and there is no ~/.ray/auth_token; set one of them as on its head"
+    )
 
 
 def _other_versions(theirs: Mapping[str, Any]) -> str | None:

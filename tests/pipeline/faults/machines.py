@@ -189,13 +189,18 @@ class Machines:
             wait_until(lambda: self.n_nodes() == len(nodes), 200)
         return f"{ADDRESSES['head']}:{PORT}"
 
-    def join(self, name: str, limit: Sequence[str] = (), **environment: str) -> None:
-        """Start Ray on a machine. `limit`: a command before that of Ray, such as prlimit."""
+    def join(self, name: str, limit: Sequence[str] = (), more: Sequence[str] = (), **environment: str) -> None:
+        """Start Ray on a machine.
+
+        Args:
+            limit: a command before that of Ray, such as prlimit.
+            more: options of Ray's.
+        """
         here, head = ADDRESSES[name], f"{ADDRESSES['head']}:{PORT}"
         which = ["--head", f"--port={PORT}", "--include-dashboard=false"] if name == "head" else [f"--address={head}"]
         room = ["--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats"]
         ray = [str(Path(sys.executable).parent / "ray"), "start"]
-        words = [*limit, *ray, *which, f"--node-ip-address={here}", *room]
+        words = [*limit, *ray, *which, f"--node-ip-address={here}", *room, *more]
         wait_until(lambda: self.start(name, words, **environment).wait(300) == 0, 300)  # Ray gives up where all is busy
         self._ray[name] = environment
 
@@ -211,7 +216,8 @@ class Machines:
     def n_nodes(self) -> int:
         """Nodes that Ray's head takes for alive."""
         ray = str(Path(sys.executable).parent / "ray")
-        return self.do("head", [ray, "status", f"--address={ADDRESSES['head']}:{PORT}"]).count("1 node_")
+        words = [ray, "status", f"--address={ADDRESSES['head']}:{PORT}"]
+        return self.do("head", words, **self._ray["head"]).count("1 node_")
 
     def s3(self, **environment: str) -> str:
         """Start an S3 server on the machine s3, with an empty bucket; the URL of the bucket."""

@@ -11,9 +11,11 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,7 @@ from tests.pipeline.faults.commands import Command, record, wait_until
 from tests.pipeline.faults.conftest import TARGET, check_whole
 from tests.pipeline.faults.evils import FOR_EVER, environment, evil
 from tests.pipeline.faults.machines import ADDRESSES, PORT, ROOT, Machines, machines, unavailable
+from tests.pipeline.object_store import CREDENTIALS
 
 REASON = unavailable()
 pytestmark = [
@@ -122,9 +125,14 @@ def drill(net: Machines, many: Inputs, undisturbed: str, tmp_path: Path) -> Dril
     return Drill(net, many, net.folder / f"{tmp_path.name}.zarr", undisturbed)
 
 
+def by_worker(store: Path) -> Counter[str]:
+    """Shards done by each worker, which is machine:process."""
+    return Counter(json.loads(path.read_text())["worker"] for path in Path(f"{store}.run/done").iterdir())
+
+
 def workers(store: Path) -> set[str]:
     """Machines that have done shards."""
-    return {json.loads(path.read_text())["worker"].partition(":")[0] for path in Path(f"{store}.run/done").iterdir()}
+    return {worker.partition(":")[0] for worker in by_worker(store)}
 
 
 # --- where a run is started -----------------------------------------------------------------------------------------
@@ -237,6 +245,38 @@ def test_the_head_begins_again_under_the_same_address(drill: Drill) -> None:
     drill.whole()
 
 
+SCRAPE = """
+import glob, json, os, urllib.request
+(found,) = glob.glob(os.environ["RAY_TMPDIR"] + "/ray/prom_metrics_service_discovery.json")
+for group in json.load(open(found)):
+    for target in group["targets"]:
+        print(urllib.request.urlopen(f"http://{target}/metrics", timeout=5).read().decode())
+"""
+
+
+def test_prometheus_is_told_how_a_run_stands(drill: Drill, slow: dict[str, str]) -> None:
+    """As it scrapes the nodes that Ray lists for it."""
+    drill.net.no_ray()
+    drill.net.up("head")
+    drill.net.join("head", more=["--include-dashboard=true"], **slow)
+    try:
+        command = drill.run("head")
+        drill.at(3, command)
+
+        def told() -> float:
+            text = drill.net.do("head", [sys.executable, "-c", SCRAPE])
+            rows = re.findall(
+                rf'^ray_dlshap_rows{{.*store="{re.escape(str(drill.store))}".*}} (\S+)$', text, re.M | re.I
+            )
+            return max(map(float, rows), default=0.0)
+
+        wait_until(lambda: told() >= 3, 60, "rows of this run at Prometheus")
+        drill.ends(command, 0)
+        drill.whole()
+    finally:
+        drill.net.no_ray()
+
+
 def test_a_killed_driver_leaves_nothing_running(drill: Drill) -> None:
     drill.net.ray(**ALL)
     command = drill.run("w1")
@@ -271,6 +311,86 @@ def test_nodes_that_are_lost_and_come_again(drill: Drill) -> None:
 
 
 # --- machines that are odd ------------------------------------------------------------------------------------------
+
+
+SLOW_S = 6.0
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> dict[str, str]:
+    """Of a node on which a shard takes so long that others can join in the midst of a run."""
+    return environment(tmp_path / "slow", evil("compute", "sleep", None, FOR_EVER, SLOW_S))
+
+
+def grows(drill: Drill, around: Mapping[str, str], cpus: int = 0) -> None:
+    """Have a cluster of Ray's pretended autoscaler on the machine head: up to three workers, and none to begin with."""
+    drill.net.no_ray()
+    drill.net.up("head")
+    worker = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 3}
+    empty: dict[str, Any] = {name: {} for name in ("auth", "docker", "file_mounts")}
+    lists = [f"{which}{kind}_commands" for kind in ("setup", "start_ray") for which in ("head_", "worker_")]
+    config = {
+        "cluster_name": "growing",
+        "max_workers": 3,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 1.0,
+        "provider": {"type": "fake_multinode", "disable_node_updaters": True, "disable_launch_config_check": True},
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": cpus}, "node_config": {}, "max_workers": 0},
+            "worker": worker,
+        },
+        **empty,
+        **{name: [] for name in [*lists, "setup_commands", "initialization_commands", "cluster_synced_files"]},
+        "file_mounts_sync_continuously": False,
+    }
+    path = drill.net.folder / "growing.yaml"
+    path.write_text(json.dumps(config))
+    pretended = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    more = [f"--autoscaling-config={path}", f"--num-cpus={cpus}"]
+    drill.net.join("head", more=more, **pretended, **around)
+
+
+def test_a_pool_grows_with_its_cluster(drill: Drill, slow: dict[str, str]) -> None:
+    grows(drill, slow)
+    try:
+        drill.ends(drill.run("head", "cluster.min_actors=1", "cluster.max_actors=3"), 0)
+        assert len(by_worker(drill.store)) > 1, "nodes came while the first was at work"
+        drill.whole()
+    finally:
+        drill.net.no_ray()
+
+
+def test_a_late_node_without_the_model_is_left_out(drill: Drill, slow: dict[str, str]) -> None:
+    drill.net.ray(head=slow, w1=slow)
+    drill.net.up("w2")
+    drill.net.do("w2", ["mount", "-t", "tmpfs", "tmpfs", str(drill.inputs.weights.parent)])
+    try:
+        command = drill.run("head", "cluster.min_actors=1", "cluster.max_actors=3")
+        drill.at(2, command)
+        drill.net.join("w2", **slow)
+        drill.tell(f"w2 has joined, {drill.n_done} shards done")
+        err = drill.ends(command, 0)
+        assert re.search(r"left out from now on, and others go on: .*w2", err)
+        assert workers(drill.store) == {"head", "w1"}
+        drill.whole()
+    finally:
+        drill.net.do("w2", ["umount", str(drill.inputs.weights.parent)])
+        drill.net.no_ray()
+
+
+def test_another_token_is_refused_at_once(drill: Drill) -> None:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+    drill.net.ray(head=token, w1=token)
+    try:
+        for given in "b" * 64, "":
+            command = drill.run("w1", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=given)
+            err = drill.ends(command, 2, 60)
+            assert "token" in err.splitlines()[-1]
+        drill.ends(drill.run("w1", **token), 0)
+        drill.whole()
+    finally:
+        drill.net.no_ray()
 
 
 def test_machines_that_are_poor(drill: Drill) -> None:
@@ -387,6 +507,14 @@ def test_two_drivers_on_s3(on_s3: Drill, hours: int) -> None:
     assert sum("1 other command at work on this store" in err for err in errors) == 1
     assert N_ROWS <= sum(n_rows) <= N_ROWS + 2, "they may meet at a shard"
     assert min(n_rows) > N_ROWS // 8
+    whole_on_s3(on_s3)
+
+
+def test_a_node_without_credentials_is_left_out(on_s3: Drill) -> None:
+    on_s3.net.ray(head={}, w1=dict.fromkeys(CREDENTIALS, ""))
+    err = on_s3.ends(on_s3.run("head", *ON_S3, f"store.path={on_s3.s3}"), 0)
+    assert re.search(r"left out, as it cannot work on this run: node w1 .*credentials", err)
+    on_s3.net.ray(head={}, w1={})
     whole_on_s3(on_s3)
 
 

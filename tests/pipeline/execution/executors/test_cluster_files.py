@@ -3,6 +3,7 @@ find, and what they run, on this machine."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.metadata
 import os
@@ -162,7 +163,7 @@ def needed(name: str, extras: set[str]) -> set[str]:
     return set(found)
 
 
-def builder() -> str | None:
+def image_builder() -> str | None:
     """A program that can build images here."""
     for name in "docker", "buildah":
         if shutil.which(name) and subprocess.run([name, "info"], capture_output=True).returncode == 0:
@@ -170,16 +171,30 @@ def builder() -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def in_image(program: str, folder: Path) -> Iterator[list[str]]:
+    """The words before a command that runs in the image with this folder as /work; it is built first."""
+    more = shlex.split(os.environ.get("DLSHAP_IMAGE_BUILD", ""))  # such as --build-arg TORCH_BUILD=+cpu
+    build = [program, "build", "-q", *more, "-f", str(SCRIPTS / "Dockerfile"), str(ROOT)]
+    image = subprocess.run(build, check=True, stdout=subprocess.PIPE, text=True, timeout=3600).stdout.split()[-1]
+    given = ["--user", f"{os.getuid()}", "--env", "HOME=/tmp", "--volume", f"{folder}:/work"]
+    if program == "docker":
+        yield [program, "run", "--rm", *given, image]
+        return
+    container = subprocess.run([program, "from", image], check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        yield [program, "run", *given, container, "--"]
+    finally:
+        subprocess.run([program, "rm", container], check=True, capture_output=True)
+
+
 @pytest.mark.slow
 def test_the_example_gives_the_same_values_in_the_image(tmp_path: Path) -> None:
-    if (program := builder()) != "docker":
-        pytest.skip(f"no docker that runs containers here ({program or 'neither docker nor buildah'} works)")
-    build = [program, "build", "-q", "-f", str(SCRIPTS / "Dockerfile"), str(ROOT)]
-    image = subprocess.run(build, check=True, capture_output=True, text=True, timeout=3600).stdout.strip()
+    if (program := image_builder()) is None:
+        pytest.skip("neither docker nor buildah works here")
     command = ["dlshap", "run", "cluster=none", "references.n_shuffles=2"]
-    mounted = ["--user", f"{os.getuid()}", "--env", "HOME=/tmp", "--volume", f"{tmp_path}:/work"]
-    within = [program, "run", "--rm", *mounted, image, *command, "store.path=/work/within.zarr"]
-    subprocess.run(within, check=True, timeout=1800)
+    with in_image(program, tmp_path) as within:
+        subprocess.run([*within, *command, "store.path=/work/within.zarr"], check=True, timeout=1800)
     pipeline.run([*command[2:], f"store.path={tmp_path}/outside.zarr"])
     assert values(tmp_path / "within.zarr") == values(tmp_path / "outside.zarr")
 

@@ -104,7 +104,7 @@ def test_what_ray_is_asked_for() -> None:
         1,
         2,
     )
-    assert (growing["compute"].min_size, growing["compute"].max_size, growing["num_gpus"]) == (1, 5, 0)
+    assert (growing["compute"].min_size, growing["compute"].max_size, growing["num_gpus"]) == (5, 5, 0)
     assert "label_selector" not in asked
     avoiding = _actors(Pool(1, 1, {"CPU": 1}, ("a", "b")), 1)
     assert avoiding["label_selector"] == {"ray.io/node-id": "!in(a,b)"}
@@ -181,7 +181,7 @@ def do(index):
     share = ray.get_runtime_context().get_assigned_resources()
     return ShardResult(index, os.getpid(), f"{share.get('GPU')} {share.get('tpu')}", False)
 
-ray.init(num_cpus=4, num_gpus=1, resources={"tpu": 2}, log_to_driver=False, include_dashboard=False)
+ray.init("local", num_cpus=4, num_gpus=1, resources={"tpu": 2}, log_to_driver=False, include_dashboard=False)
 config = Local(gpus_per_actor=0.5, resources={"tpu": 1})
 found = list(results(do, np.arange(12), config))
 print(len({result.n_rows for result in found}), {result.error for result in found})
@@ -194,7 +194,7 @@ print(len({result.n_rows for result in found}), {result.error for result in foun
 def test_actors_that_do_not_start_are_given_up() -> None:
     out = run_script("""
 from pipeline.messages.errors import RunError
-ray.init(num_cpus=1, log_to_driver=False, include_dashboard=False)
+ray.init("local", num_cpus=1, log_to_driver=False, include_dashboard=False)
 hog = ray.remote(num_cpus=1)(lambda: time.sleep(60)).remote()
 time.sleep(2)
 started = time.time()
@@ -205,6 +205,29 @@ except RunError as error:
 """)
     assert "1 actors with 1 CPU each did not start within 3 s" in out
     assert "the cluster has 1 node with 1 CPU in all, and others may be using it True" in out
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_growing_pool_begins_with_the_least_actors_and_asks_for_all_at_once() -> None:
+    out = run_script("""
+from pipeline.messages.errors import RunError
+ray.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False)
+
+def do(index):
+    time.sleep(0.3)
+    return ShardResult(index, os.getpid(), "", False)
+
+print(len({result.n_rows for result in results(do, np.arange(12), Local(min_actors=1, max_actors=5))}))
+try:
+    list(results(do, np.arange(12), Local(min_actors=3, max_actors=5, wait_for_actors_s=3)))
+except RunError as error:
+    print(error)
+""")
+    assert out.splitlines()[-2] == "2"
+    assert out.splitlines()[-1].startswith(
+        "3 actors with 1 CPU each did not start within 3 s (cluster.wait_for_actors_s)"
+    )
 
 
 @pytest.mark.ray

@@ -193,6 +193,10 @@ def test_refusals_of_a_ray_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal_elsewhere().startswith("it asks for a token, and this command has none; set RAY_AUTH_MODE=token and")
     wrong = {**token, "RAY_AUTH_TOKEN": "ab" * 32}
     assert refusal_elsewhere(**wrong).startswith("it asks for another token than this command has")
+    nowhere = {"RAY_AUTH_MODE": "token", "HOME": "/nowhere"}
+    assert refusal_elsewhere(**nowhere).startswith("RAY_AUTH_MODE=token, and this command has no token: neither RAY_")
+    lost = refusal_elsewhere(**nowhere, RAY_AUTH_TOKEN_PATH="/nowhere/token")
+    assert lost.startswith("RAY_AUTH_MODE=token, and there is no token in RAY_AUTH_TOKEN_PATH=/nowhere/token; give the")
     assert ray_private.refusal(address, False) is None
     monkeypatch.setattr(ray, "__version__", "2.0.0")
     assert "and this command Ray 2.0.0 on Python" in str(ray_private.refusal(address, False))
