@@ -74,18 +74,6 @@ def test_what_the_cluster_has_no_room_for_is_refused(
         assert part in str(caught.value)
 
 
-def test_a_ray_that_does_not_start_in_time_is_no_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    def init(**options: Any) -> None:
-        raise Exception("The current node timed out during startup.")  # as Ray does
-
-    monkeypatch.setattr(ray, "init", init)
-    with (
-        pytest.raises(RunError, match=r"^Ray cannot be started: The current node timed out during startup\.$"),
-        connected({}, {}, None, RunError("Ray cannot be started")),
-    ):
-        pass
-
-
 def test_actors_of_a_kind_of_gpu_go_where_it_is() -> None:
     """As many as there is room for otherwise; a node without that kind has room for none."""
     nodes = [{**NODES[0], "accelerator_type:A100": 1.0}, {**NODES[1], "accelerator_type:T4": 1.0}]
@@ -118,6 +106,7 @@ def test_a_ray_that_does_not_start_is_an_error_of_the_machine(
         raise kind("The current node timed out during startup.")
 
     monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # of the Ray that other tests have in this process
     with (
         pytest.raises(RunError, match=r"^no Ray: The current node timed out during startup\.$"),
         connected({}, {}, None, RunError("no Ray")),
