@@ -59,7 +59,7 @@ def test_lookups_are_refused_by_every_way(tmp_path: Path) -> None:
 
 
 def test_the_way_out_is_named() -> None:
-    with pytest.raises(UserError, match=r'the shell puts that of a variable in, store\.path="\$NAME"'):
+    with pytest.raises(UserError, match=r'; let the shell look it up: store\.path="\$ATK_SECRET"$'):
         compose_config(["store.path=${oc.env:ATK_SECRET}"])
 
 

@@ -133,7 +133,7 @@ def test_a_strand_to_apply_must_be_there(tmp_path: Path) -> None:
         (["dataset=table", "dataset.path=x", "dataset.columns.nam=y"], ["dataset.columns.nam is not a setting"]),
         (
             ["dataset=array", "dataset.path=x", "dataset.genome=y"],
-            ["dataset.genome contradict", "use dataset=loci, tiles or variants, or leave"],
+            ["array has no dataset.genome, which belongs to dataset=loci, tiles or variants; it takes dataset.path"],
         ),
         (
             ["dataset=loci", "dataset.loci=x", "dataset.genome=y", "dataset.strand=aply"],
