@@ -511,11 +511,15 @@ def test_two_drivers_on_s3(on_s3: Drill, hours: int) -> None:
 
 
 def test_a_node_without_credentials_is_left_out(on_s3: Drill) -> None:
-    on_s3.net.ray(head={}, w1=dict.fromkeys(CREDENTIALS, ""))
-    err = on_s3.ends(on_s3.run("head", *ON_S3, f"store.path={on_s3.s3}"), 0)
-    assert re.search(r"left out, as it cannot work on this run: node w1 .*credentials", err)
-    on_s3.net.ray(head={}, w1={})
-    whole_on_s3(on_s3)
+    on_s3.net.off("w1")
+    on_s3.net.up("w1")
+    on_s3.net.join("w1", limit=["env", *(word for name in CREDENTIALS for word in ("-u", name))])
+    try:
+        err = on_s3.ends(on_s3.run("head", *ON_S3, f"store.path={on_s3.s3}"), 0)
+        assert re.search(r"left out, as it cannot work on this run: node w1 .*credentials", err)
+        whole_on_s3(on_s3)
+    finally:
+        on_s3.net.no_ray()
 
 
 def test_an_object_store_that_is_away_for_a_while(on_s3: Drill) -> None:
