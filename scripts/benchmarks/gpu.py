@@ -373,7 +373,7 @@ def number_types(options: Options, found: Found) -> None:
 
 
 def capacity(options: Options, found: Found) -> None:
-    """Pairs of a batch that are said to fit and did, and the longest sequence of which a pair did."""
+    """The largest batch and the longest sequence that the memory takes."""
     for_each(options, found, largest_batch)
     models = {"an Enformer-like model": LONG, **({} if options.quick else {"bpnet64": SUBJECTS["bpnet64"]})}
     for name, subject in models.items():

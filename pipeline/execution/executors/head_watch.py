@@ -96,19 +96,20 @@ class Silence:
     """How long a part of Ray has given no answer."""
 
     def __init__(self, part: Part, now: float) -> None:
-        self.part, self.answered, self.is_warned = part, now, False
+        self.part, self.answered, self.is_warned, self.is_refused = part, now, False, False
 
     def note(self, error: OSError | None, now: float) -> str | None:
         """What one attempt came to, by a clock that only goes forward; what to say where the part is given up."""
+        self.is_refused = isinstance(error, ConnectionRefusedError)
         if error is None:
             if self.is_warned:
                 LOG.info(f"{self.part} answers again")
             self.answered, self.is_warned = now, False
             return None
-        silent_s, is_refused = now - self.answered, isinstance(error, ConnectionRefusedError)
-        longest_s = self.part.refused_after_s if is_refused else self.part.dead_after_s
+        silent_s = now - self.answered
+        longest_s = self.part.refused_after_s if self.is_refused else self.part.dead_after_s
         if silent_s >= longest_s:
-            why = "no Ray listens there any more" if is_refused else "it has died, or the network to it is cut"
+            why = "no Ray listens there any more" if self.is_refused else "it has died, or the network to it is cut"
             return (
                 f"{self.part} has not answered for {duration(silent_s)}: {why}; what is committed is kept, and the "
                 f"same command goes on from there once {self.part.until}"
@@ -150,7 +151,7 @@ def ray_watched(
                 with contextlib.suppress(OSError):  # the storage of the run is away too
                     last_words(reason)
                 signal.pthread_kill(threading.main_thread().ident or 0, SIGNAL)
-                if not _leaves(disconnected, parts):
+                if not _leaves(disconnected, [each.part for each in silences if each.is_refused]):
                     LOG.error(f"stopped: {reason}")
                     os._exit(EXIT_STOPPED)
                 return
@@ -165,22 +166,21 @@ def ray_watched(
         signal.signal(SIGNAL, before)
 
 
-def _leaves(disconnected: threading.Event, parts: Sequence[Part]) -> bool:
+def _leaves(disconnected: threading.Event, refusing: Sequence[Part]) -> bool:
     """Whether this process leaves Ray within GRACE_S, and before another Ray is where a part refused to answer: Ray's
     native part ends this process as soon as it meets that."""
     until = time.monotonic() + GRACE_S
-    refusing = [part for part in parts if isinstance(_attempt(part.address), ConnectionRefusedError)]
     while time.monotonic() < until:
         if disconnected.wait(SOON_S):
             return True
-        if any(_attempt(part.address) is None for part in refusing):
+        if any(_attempt(part.address, SOON_S) is None for part in refusing):
             return False
     return False
 
 
-def _attempt(address: str) -> OSError | None:
+def _attempt(address: str, timeout_s: float = ANSWER_TIMEOUT_S) -> OSError | None:
     try:
-        greet(address)
+        greet(address, timeout_s)
     except OSError as error:
         return error
     return None

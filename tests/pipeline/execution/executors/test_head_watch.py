@@ -171,11 +171,21 @@ def test_a_process_that_cannot_leave_ray_is_ended() -> None:
 def test_a_process_is_ended_before_it_meets_another_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it has not left Ray by then."""
     answers = iter([REFUSED, REFUSED, REFUSED, None])
-    monkeypatch.setattr(module, "_attempt", lambda address: next(answers))
+    monkeypatch.setattr(module, "_attempt", lambda *_: next(answers))
     began = time.monotonic()
     assert not module._leaves(threading.Event(), [head_at("h:1", False)])
     assert time.monotonic() - began < module.GRACE_S / 2
     assert next(answers, "none left") == "none left"
+
+
+def test_whether_a_part_refused_is_known_from_the_last_attempt() -> None:
+    """One that is cut off is not asked again on the way out: that would take longer than there is."""
+    silence = Silence(head_at("h:1", False), 0.0)
+    known = []
+    for error in (REFUSED, CUT, REFUSED, None):
+        silence.note(error, 0.5)
+        known.append(silence.is_refused)
+    assert known == [True, False, True, False]
 
 
 @pytest.mark.usefixtures("quick")
