@@ -309,6 +309,7 @@ def test_ctrl_c_in_a_terminal_is_not_for_rays_workers(inputs: Inputs, tmp_path: 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_on_ray_prints_nothing_of_its_own_on_stdout(inputs: Inputs, tmp_path: Path) -> None:
     """In a process of its own, as Ray's messages come from other processes too."""
     command = inputs.overrides(tmp_path / "a.zarr", "cluster=local", "cluster.actors=1")

@@ -332,7 +332,7 @@ def test_options_of_the_client_are_options(url: str, options: dict[str, Any], mo
 def test_an_option_of_the_client_is_heeded(bucket: Bucket) -> None:
     open_backend(bucket.url, {**bucket.options, "allow_http": True}).write("x", b"1")
     with pytest.raises(OSError, match="cannot be reached"):
-        ObjectStoreBackend(bucket.url, {**bucket.options, "allow_http": False}, HASTY).read("x")
+        ObjectStoreBackend(bucket.url, {**bucket.options, "allow_http": False}, Timeouts(0.3, 0.8)).read("x")
 
 
 def test_the_options_of_the_client_are_those_that_obstore_has() -> None:
