@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.exports.base import Export, Written
-from pipeline.exports.files import appearing, reordered
+from pipeline.exports.files import RowFile, appearing, reordered
 from pipeline.exports.selection import Selection
 from pipeline.exports.text import lines_of
 from pipeline.messages.errors import UserError, require_extra
@@ -82,7 +82,7 @@ def shares(start: np.ndarray, end: np.ndarray, centre: np.ndarray) -> tuple[np.n
     return first, last
 
 
-def _write(file: Any, selection: Selection, order: np.ndarray, values: np.ndarray, sizes: Sizes) -> None:
+def _write(file: Any, selection: Selection, order: np.ndarray, values: RowFile, sizes: Sizes) -> None:
     """Write the rows of `values`, which are those of `order`, each where it is the nearest, and close the file."""
     chrom, start, centre = selection.text("chrom")[order], selection.start[order], selection.centre[order]
     try:
@@ -91,7 +91,7 @@ def _write(file: Any, selection: Selection, order: np.ndarray, values: np.ndarra
             there = np.flatnonzero(chrom == name)
             first, last = shares(start[there], start[there] + selection.width, centre[there])
             for row, begin, stop in zip(there, first, last, strict=True):
-                part = np.ascontiguousarray(values[row, begin - start[row] : stop - start[row]])
+                part = values[row : row + 1][0, begin - start[row] : stop - start[row]]
                 file.addEntries(str(name), int(begin), values=part, span=1, step=1)
     finally:
         file.close()

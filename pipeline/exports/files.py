@@ -11,6 +11,7 @@ A crash before the third name leaves what the next export to the same place puts
 """
 
 import contextlib
+import math
 import os
 import tempfile
 import uuid
@@ -18,6 +19,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -154,21 +156,49 @@ def _make(folder: Path) -> list[Path]:
     return missing[::-1]
 
 
+class RowFile:
+    """Rows of one shape in a file: a few are written or read at a time, and none of them stays in memory, as those of a
+    mapped file do."""
+
+    def __init__(self, file: BinaryIO, shape: tuple[int, ...], dtype: str) -> None:
+        self._file, self._shape, self._dtype = file, shape, np.dtype(dtype)
+        self._row_bytes = math.prod(shape[1:]) * self._dtype.itemsize
+        os.posix_fallocate(file.fileno(), 0, max(1, len(self) * self._row_bytes))  # a full disk is an error here
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Rows side by side."""
+        first, last, _ = rows.indices(len(self))
+        found = np.empty((max(0, last - first), *self._shape[1:]), self._dtype)
+        self._file.seek(first * self._row_bytes)
+        self._file.readinto(found.data)  # type: ignore[attr-defined]  # of every file that is read through a buffer
+        return found
+
+    def put(self, places: np.ndarray, values: np.ndarray) -> None:
+        """Write rows at these places."""
+        order = np.argsort(places)
+        places, values = places[order], np.asarray(values[order], self._dtype)
+        for run in np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1):
+            if len(run):
+                self._file.seek(int(places[run[0]]) * self._row_bytes)
+                self._file.write(values[run[0] : run[-1] + 1].tobytes())
+
+
 @contextlib.contextmanager
 def reordered(
     folder: Path, shape: tuple[int, ...], dtype: str, parts: Iterable[tuple[np.ndarray, np.ndarray]]
-) -> Iterator[np.ndarray]:
+) -> Iterator[RowFile]:
     """An array on the disk, put together from rows in any order; it is removed after the block.
 
     `parts` are (B,) places along the first axis, and their (B, ...) values. OSError where the disk is full.
     """
     with tempfile.TemporaryFile(dir=folder) as file:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and a crash in a mapped file
-        array = np.memmap(file, dtype=dtype, mode="r+", shape=shape)
+        rows = RowFile(file, shape, dtype)
         for places, values in parts:
-            array[places] = values
-        yield array
+            rows.put(places, values)
+        yield rows
 
 
 @dataclass(frozen=True)
@@ -203,7 +233,7 @@ def write_npz(path: Path, members: Iterable[tuple[str, Member]]) -> None:
             assert n_rows == member.shape[0], f"{name}: {n_rows} rows of {member.shape[0]}"
 
 
-def in_blocks(array: np.ndarray, rows: int = 512) -> Iterator[np.ndarray]:
+def in_blocks(array: np.ndarray | RowFile, rows: int = 512) -> Iterator[np.ndarray]:
     """An array, some rows at a time."""
     for start in range(0, len(array), rows):
         yield array[start : start + rows]

@@ -23,10 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dlshap_core.sequences import ALPHABET, decode
+from dlshap_core.sequences import ALPHABET
+from dlshap_core.sequences import decode as bases_of
 from pipeline.exports.base import Export, Written
-from pipeline.exports.files import appearing, reordered
+from pipeline.exports.files import RowFile, appearing, in_blocks, reordered
 from pipeline.exports.selection import Selection
+from pipeline.exports.tangermeme_private import N_BINS, decode
 from pipeline.exports.text import field, windows_of
 from pipeline.messages.errors import UserError, require_extra
 from pipeline.messages.progress import Advance
@@ -126,20 +128,64 @@ def export(
 
 def _call(selection: Selection, folder: Path, advance: Advance, p_value: float, lengths: tuple[int, int]) -> Seqlets:
     """The seqlets of one target, positive ones first."""
-    from tangermeme.seqlet import recursive_seqlets
-
-    shape = (len(selection), selection.width)
-    with reordered(folder, shape, "float32", _finite(selection, advance)) as mapped:
-        values, signs = mapped.view(np.ndarray), []
-        for sign in (1, -1):
-            if sign < 0:
-                np.negative(values, out=values)
-            table = recursive_seqlets(values, p_value, *lengths)
-            place, start, end, total, p = (table[name].to_numpy() for name in table.columns)
-            target = np.full(len(table), selection.target)
-            signs.append(Seqlets(place, target, start, end, sign * total, p))
-    positive, negative = signs
+    shape, ends = (len(selection), selection.width), Ends()
+    with reordered(folder, shape, "float32", ends.seen(_finite(selection, advance))) as rows:
+        positive, negative = (
+            _one_sign(rows, selection.target, sign, ends, p_value, lengths) for sign in (np.float32(1), np.float32(-1))
+        )
     return Seqlets.joined([positive, negative.take(~_overlapping(negative, positive, selection.width))])
+
+
+class Ends:
+    """The smallest and the largest of values that pass by."""
+
+    def __init__(self) -> None:
+        self.lowest, self.highest = np.float32(np.inf), np.float32(-np.inf)
+
+    def seen(self, parts: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for places, values in parts:
+            if values.size:
+                self.lowest, self.highest = min(self.lowest, values.min()), max(self.highest, values.max())
+            yield places, values
+
+
+def _one_sign(
+    rows: RowFile, target: int, sign: np.float32, ends: Ends, p_value: float, lengths: tuple[int, int]
+) -> Seqlets:
+    """The seqlets of the attributions, or of the negated ones; what `recursive_seqlets` finds in all rows at once."""
+    lowest, highest = sorted((sign * ends.lowest, sign * ends.highest))
+    nothing = Seqlets(*(np.empty(0, dtype) for dtype in (np.int64,) * 4 + (np.float64,) * 2))
+    if lowest == highest:
+        return nothing
+    width = float(highest - lowest) / (N_BINS - 1)
+    counts = np.zeros(N_BINS, dtype=np.int64)
+    for values in in_blocks(rows):
+        bins = np.floor((sign * values - lowest).astype(np.float64) / width).astype(np.int64)
+        counts += np.bincount(bins.ravel().clip(0, N_BINS - 1), minlength=N_BINS)
+    tails = _tails(counts / counts.sum(), lengths[1])
+    parts, first = [nothing], 0
+    for values in in_blocks(rows):
+        row, start, end, total, p = decode(sign * values, tails, lowest, width, p_value, lengths)
+        parts.append(Seqlets(first + row, np.full(len(row), target), start, end, sign * total, p))
+        first += len(values)
+    return Seqlets.joined(parts)
+
+
+def _tails(frequency: np.ndarray, longest: int) -> np.ndarray:
+    """(longest + 1, bins): the chance that the bins of so many positions, drawn independently, sum to at least as much.
+
+    Sums are in tangermeme's order, and have its bits.
+    """
+    n_bins = len(frequency)
+    tails, sums = np.zeros((longest + 1, n_bins * longest + 1)), frequency
+    for length in range(1, longest + 1):
+        if length > 1:
+            longer = np.zeros(len(sums) + n_bins - 1)
+            for b in np.flatnonzero(frequency)[::-1]:
+                longer[b : b + len(sums)] += sums * frequency[b]
+            sums = longer
+        tails[length, : len(sums)] = np.cumsum(sums[::-1])[::-1]
+    return tails
 
 
 def _finite(selection: Selection, advance: Advance) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -201,7 +247,7 @@ def _bases(selection: Selection, found: Seqlets) -> np.ndarray:
         places = np.searchsorted(selection.rows, block.rows)
         for place, codes in zip(places, block["codes"], strict=True):
             for i in by_row[np.searchsorted(row_of, place) : np.searchsorted(row_of, place, side="right")]:
-                texts[i] = decode(codes[found.start[i] : found.end[i]])
+                texts[i] = bases_of(codes[found.start[i] : found.end[i]])
     return texts
 
 

@@ -9,6 +9,10 @@ are predicted at least as far apart as the alleles).
 Where the store has them (store.null_difference=true), `logfc.pval` (of both tails) and `abs_logfc.pval` are p-values as
 the scorer has them: the share of the differences of the alleles of all variants of the store, each within shuffled
 sequences, that are at least as large, itself among them.
+
+With a store of peaks of the same model, `allele1_quantile` and `allele2_quantile` are the share of peaks with fewer
+predicted counts, of P peaks at least 1 / P; `active_allele_quantile` is the larger one, `quantile_change` the second
+less the first, and `abs_quantile_change` its size.
 """
 
 import math
@@ -24,21 +28,30 @@ from pipeline.exports.text import field
 from pipeline.messages.errors import UserError
 from pipeline.messages.progress import Advance
 from pipeline.messages.words import counted
-from pipeline.store.reader import Store
+from pipeline.planning.fingerprint import differences
+from pipeline.store.reader import Store, open_store
 
 COLUMNS = (
     *("chr", "pos", "allele1", "allele2", "variant_id", "allele1_pred_counts", "allele2_pred_counts"),
     *("logfc", "abs_logfc", "reference_spread", "reference_pair_share"),
 )
 P_VALUES = ("logfc.pval", "abs_logfc.pval")
+QUANTILES = (
+    *("allele1_quantile", "allele2_quantile", "active_allele_quantile"),
+    *("quantile_change", "abs_quantile_change"),
+)
+SAME = ("model.name", "model.weights", "settings.engine.reverse_complement")  # of the fingerprints, for one prediction
 ARRAYS_READ = ("codes", "prediction", "reference_prediction")
 
 
-def export(selection: Selection, out: Path, overwrite: bool, advance: Advance) -> Written:
+def export(selection: Selection, out: Path, overwrite: bool, advance: Advance, peaks: str | None) -> Written:
     """Write the scores to the file `out`, a line for each variant; see `Export.write`.
 
+    Args:
+        peaks: a store of peaks, whose predicted counts the alleles' are compared with.
+
     Raises:
-        UserError: the rows are no variants, or what was explained is not log counts.
+        UserError: the rows are no variants, what was explained is not log counts, or the peaks are of another model.
     """
     store = selection.store
     if not has_variants(store.plan):
@@ -49,14 +62,18 @@ def export(selection: Selection, out: Path, overwrite: bool, advance: Advance) -
             "(model.head=counts); `dlshap export tsv` has a table of any output"
         )
     rows, null = with_both_alleles(selection.rows), _null(store, selection.target)
+    of_peaks = None if peaks is None else _of_peaks(peaks, store)
+    more = [*([] if null is None else P_VALUES), *([] if of_peaks is None else QUANTILES)]
     with appearing([out], overwrite) as (hidden,), hidden.open("w", encoding="utf-8") as file:
-        file.write("\t".join([*COLUMNS, *([] if null is None else P_VALUES)]) + "\n")
+        file.write("\t".join([*COLUMNS, *more]) + "\n")
         for block in store.blocks(ARRAYS_READ, rows, selection.target):
             counts = block["prediction"].astype(np.float64)
             logfc = (counts[1::2] - counts[::2]) / math.log(2)
             spread, share = against_references(logfc, block["reference_prediction"][::2] / math.log(2))
             p_values = [] if null is None else [p_value(logfc, null), p_value(np.abs(logfc), np.abs(null), True)]
-            columns = [np.exp(counts[::2]), np.exp(counts[1::2]), logfc, np.abs(logfc), spread, share, *p_values]
+            quantiles = [] if of_peaks is None else _quantiles(counts, of_peaks)
+            columns = [np.exp(counts[::2]), np.exp(counts[1::2]), logfc, np.abs(logfc), spread, share]
+            columns += [*p_values, *quantiles]
             values = zip(variants_of(store, block), *(column.tolist() for column in columns), strict=True)
             for variant, *numbers in values:
                 alleles = (allele or "-" for allele in (variant.ref, variant.alt))
@@ -68,7 +85,29 @@ def export(selection: Selection, out: Path, overwrite: bool, advance: Advance) -
         notes.append("no p-values: the run did not put alleles into shuffles (store.null_difference=true)")
     else:
         notes.append(f"p-values: against {len(null):,} differences within shuffles, of all variants of the store")
+    if of_peaks is not None:
+        notes.append(f"quantiles: among the predicted counts of {len(of_peaks):,} rows of {peaks}")
     return Written([out], len(rows), notes)
+
+
+def _of_peaks(url: str, variants: Store) -> np.ndarray:
+    """The predicted log counts of a store of peaks, in ascending order."""
+    store = open_store(url)
+    targets = [target for target in range(len(store.targets)) if store.head_of(target) == "counts"]
+    if has_variants(store.plan) or len(targets) != 1:
+        raise UserError(f"--peaks {url}: expected a store of peaks, with log counts as one target (model.head=counts)")
+    theirs, ours = ({name: each.attrs["fingerprint"].get(name) for name in SAME} for each in (store, variants))
+    if differing := differences(theirs, ours, sides=("there", "for the variants")):
+        raise UserError(f"--peaks {url}: {', '.join(differing)}; run the model of the variants on the peaks")
+    found = store["prediction"][:, targets[0]]
+    return np.sort(np.asarray(found, dtype=np.float64))
+
+
+def _quantiles(counts: np.ndarray, of_peaks: np.ndarray) -> list[np.ndarray]:
+    """The columns QUANTILES of both rows of each variant."""
+    share = np.maximum(np.searchsorted(of_peaks, counts, side="left"), 1) / len(of_peaks)
+    one, two = share[::2], share[1::2]
+    return [one, two, np.maximum(one, two), two - one, np.abs(two - one)]
 
 
 def _null(store: Store, target: int) -> np.ndarray | None:
@@ -94,4 +133,10 @@ EXPORT = Export(
     name="variant-scores",
     help="scores of variants, with the columns of ChromBPNet's variant scorer (chr, pos, allele1, allele2, logfc, ...)",
     write=export,
+    options={
+        "peaks": {
+            "metavar": "STORE",
+            "help": "a store of peaks of the same model; adds active_allele_quantile and its like",
+        },
+    },
 )

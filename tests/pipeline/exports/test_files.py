@@ -222,11 +222,15 @@ def test_npz_reads_as_numpys_own_and_is_reproducible(tmp_path: Path) -> None:
 
 
 def test_rows_are_put_in_order_on_the_disk(tmp_path: Path) -> None:
-    values = np.arange(12, dtype=np.float32).reshape(6, 2)
+    values = np.arange(36, dtype=np.float32).reshape(6, 2, 3)
     order = np.array([3, 0, 5, 1, 4, 2])
-    parts = [(np.argsort(order)[:4], values[:4]), (np.argsort(order)[4:], values[4:])]
-    with reordered(tmp_path, (6, 2), "float32", parts) as array:
-        np.testing.assert_array_equal(array, values[order])
+    places = np.argsort(order)
+    parts = [(places[:0], values[:0]), (places[:4], values[:4]), (places[4:], values[4:])]
+    with reordered(tmp_path, (6, 2, 3), "float32", parts) as rows:
+        for part in (slice(None), slice(2, 3), slice(1, 5), slice(4, 99), slice(6, 7)):
+            np.testing.assert_array_equal(rows[part], values[order][part])
+        assert (len(rows), rows[0:1].dtype) == (6, np.float32)
+        np.testing.assert_array_equal(np.concatenate(list(in_blocks(rows, 4))), values[order])
     assert os.listdir(tmp_path) == []
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 
 from dlshap_core.sequences import decode, encode, reverse_complement, reverse_complement_text
 from pipeline.cli.main import dispatch
-from pipeline.exports.seqlets import COLUMNS, MOTIF_COLUMNS, Seqlets, _overlapping
+from pipeline.exports.files import in_blocks
+from pipeline.exports.seqlets import COLUMNS, MOTIF_COLUMNS, Seqlets, _overlapping, _tails
 from pipeline.store.reader import Store
 from tests.pipeline.exports.stores import make_store, random_codes
 
@@ -55,7 +58,10 @@ def meme(path: Path) -> Path:
 @pytest.mark.slow  # both libraries are compiled: minutes where it is the first time
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("length", [60, 61])
-def test_planted_sites_are_found_where_they_are(tmp_path: Path, length: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_planted_sites_are_found_where_they_are(
+    tmp_path: Path, length: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.exports.seqlets.in_blocks", partial(in_blocks, rows=5))  # not all at once
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries that it imports
         from memelite import tomtom
@@ -117,6 +123,19 @@ def test_planted_sites_are_found_where_they_are(tmp_path: Path, length: int, cap
     nearest = tomtom([query], list(read_meme(str(tmp_path / "m.meme")).values()), n_nearest=1)[0, 0, 0]
     of_row = next(line for line in found if int(line["row"]) == row)
     assert float(of_row["motif_p_value"]) == pytest.approx(nearest, rel=1e-3)
+
+
+def test_the_null_is_that_of_independent_positions() -> None:
+    """The chance of each sum, by counting all ways to it."""
+    frequency = np.array([0.5, 0.0, 0.3, 0.2])
+    tails = _tails(frequency, 3)
+    assert tails.shape == (4, 13)
+    for length in (1, 2, 3):
+        ways = list(itertools.product(range(4), repeat=length))
+        chances = np.array([np.prod(frequency[list(way)]) for way in ways])
+        for least in range(13):
+            expected = chances[[sum(way) >= least for way in ways]].sum()
+            assert tails[length, least] == pytest.approx(expected)
 
 
 def test_a_negative_seqlet_gives_way_to_a_positive_one() -> None:

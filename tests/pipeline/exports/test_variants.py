@@ -15,8 +15,9 @@ from dlshap_core.sequences import decode
 from pipeline.analysis.fold_agreement import agreement
 from pipeline.analysis.variant_effects import difference
 from pipeline.cli.main import dispatch
+from pipeline.exports.variant_scores import QUANTILES
 from pipeline.store.reader import Store
-from tests.pipeline.exports.stores import make_store
+from tests.pipeline.exports.stores import make_store, random_codes
 
 MIDDLE = 30  # of the windows
 
@@ -89,6 +90,34 @@ def test_scores_have_the_names_of_the_variant_scorer(
         assert float(line["reference_pair_share"]) == pytest.approx(
             np.mean(np.array(apart) >= abs(two - one)), abs=1e-5
         )
+
+
+def test_quantiles_are_among_the_peaks_of_the_same_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As the scorer has them: max(mean(peaks < allele), 1 / peaks)."""
+    names = [f"rs{row // 2}:{'alt' if row % 2 else 'ref'}" for row in range(6)]
+    of_store = {"head": "counts", "loci": [("chr3", 500)] * 6}
+    store = make_store(tmp_path / "a.zarr", random_codes(6, 60), names=names, alleles=True, **of_store)
+    peaks = make_store(tmp_path / "p.zarr", random_codes(9, 60), head="counts", seed=8)
+    assert export("variant-scores", store, tmp_path / "a.tsv", "--peaks", peaks.url) == 0
+    assert f"among the predicted counts of 9 rows of {peaks.url}" in capfd.readouterr().out
+    with (tmp_path / "a.tsv").open() as file:
+        lines = list(csv.DictReader(file, delimiter="\t"))
+    of_peaks = np.exp(np.asarray(peaks.prediction[:, 0], dtype=np.float64))
+    alleles = np.exp(np.asarray(store.prediction[:, 0], dtype=np.float64)).reshape(3, 2)
+    for line, pair in zip(lines, alleles, strict=True):
+        one, two = (max((of_peaks < counts).mean(), 1 / 9) for counts in pair)
+        found = [float(line[name]) for name in QUANTILES]
+        np.testing.assert_allclose(found, [one, two, max(one, two), two - one, abs(two - one)], atol=1e-5)
+    assert len({line["active_allele_quantile"] for line in lines}) > 1, "there is something to compare"
+    assert export("variant-scores", store, tmp_path / "b.tsv", "--peaks", store.url) == 2
+    assert "expected a store of peaks" in capfd.readouterr().err
+    (tmp_path / "p.zarr/zarr.json").write_text(
+        (tmp_path / "p.zarr/zarr.json")
+        .read_text()
+        .replace('"fingerprint": {}', '"fingerprint": {"model.weights": "x"}')
+    )
+    assert export("variant-scores", store, tmp_path / "b.tsv", "--peaks", peaks.url) == 2
+    assert "model.weights is x there and None for the variants" in capfd.readouterr().err
 
 
 def test_folds_are_compared_by_what_a_variant_changes(variants: Store, tmp_path: Path) -> None:
