@@ -278,11 +278,14 @@ def _entering_streams_of_caller(device: torch.device) -> Callable[[], None]:
     lands on another device, or is read before it is there."""
     if device.type != "cuda":
         return lambda: None
-    streams = torch.cuda.current_stream(device), torch.cuda.current_stream()
+    current = torch.cuda.current_device()
+    # every thread has the default streams, whose handle is 0
+    streams = [s for s in map(torch.cuda.current_stream, (device, current)) if getattr(s, "cuda_stream", 0)]
 
     def enter() -> None:
-        for stream in streams:  # the last one's device becomes the current one
-            torch.cuda.set_stream(stream)
+        for stream in streams:
+            torch.cuda.set_stream(stream)  # makes its device the current one
+        torch.cuda.set_device(current)
 
     return enter
 

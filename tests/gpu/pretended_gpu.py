@@ -86,8 +86,9 @@ class Event:
 class Stream:
     """Nothing but what tells it from others."""
 
-    def __init__(self, device: Any = None) -> None:
+    def __init__(self, device: Any = None, cuda_stream: int | None = None) -> None:
         self.device = torch.device("cuda", _index(device))
+        self.cuda_stream = id(self) if cuda_stream is None else cuda_stream  # that of a default stream is 0
 
     def synchronize(self) -> None:
         _lib.fake_sync(self.device.index)
@@ -105,7 +106,7 @@ def _streams() -> dict[int, Stream]:
     return streams
 
 
-_default = [Stream(0), Stream(1)]
+_default = [Stream(0, 0), Stream(1, 0)]
 
 
 def _current_stream(device: Any = None) -> Stream:
