@@ -278,12 +278,14 @@ def _entering_streams_of_caller(device: torch.device) -> Callable[[], None]:
     lands on another device, or is read before it is there."""
     if device.type != "cuda":
         return lambda: None
-    current = torch.cuda.current_device()
-    # every thread has the default streams, whose handle is 0
-    streams = [s for s in map(torch.cuda.current_stream, (device, current)) if getattr(s, "cuda_stream", 0)]
+    current = torch.device("cuda", torch.cuda.current_device())
+    streams = [torch.cuda.current_stream(d) for d in (device, current)]
+    own = [
+        stream for stream in streams if getattr(stream, "cuda_stream", 0)
+    ]  # 0: a default one, which every thread has
 
     def enter() -> None:
-        for stream in streams:
+        for stream in own:
             torch.cuda.set_stream(stream)  # makes its device the current one
         torch.cuda.set_device(current)
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlshap_core.rules.gradients import replace
+
 _TORCH_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 
 
@@ -29,9 +31,16 @@ class Call:
         """The call out of place, with other tensors where the varying ones are, in their order."""
         replacements = iter(tensors)
         args, kwargs = replace_tensors((self.args, self.kwargs), lambda _: next(replacements), is_varying)
-        if self.in_place:
+        if self.in_place and args:
             args = (args[0].clone(), *args[1:])
+        elif self.in_place:
+            kwargs["input"] = kwargs["input"].clone()
         return self.function(*args, **kwargs)
+
+    def overwrite(self, target: Tensor) -> None:
+        """The call in place, on another tensor than the one input that varies."""
+        args, kwargs = replace_tensors((self.args, self.kwargs), lambda _: target, is_varying)
+        self.function(*args, **kwargs)
 
     def first_input_only(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """The other arguments, if the one varying tensor is the first argument; else None."""
@@ -54,6 +63,9 @@ class Call:
         if not self.in_place:
             return output
         target = self.args[0] if self.args else self.kwargs["input"]
+        is_like = isinstance(output, Tensor) and output.shape == target.shape
+        if is_like and output.is_floating_point() and target.is_floating_point():
+            return replace(target, output)
         return target.copy_(output)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dlshap_core.kernels import fused
 from dlshap_core.rules import operators
 from dlshap_core.rules.call import Call, is_varying
-from dlshap_core.rules.gradients import multiply, pull_back
+from dlshap_core.rules.gradients import pull_back, pull_back_in_place, scale
 from dlshap_core.rules.integrated import INTEGRATED
 from dlshap_core.rules.kinds import Composite, Kind
 from dlshap_core.rules.operators import at_least_float32
@@ -40,51 +40,39 @@ class Elementwise(Kind):
             return call.plain()
         args, kwargs = rest
         (reference,) = call.inputs
-        value = call.with_inputs([reference.detach()])
         has_tensor_arguments = any(isinstance(x, Tensor) for x in (*args, *kwargs.values()))
         observed, reference_view = forward.observed_pair(call, expand=has_tensor_arguments)
+        value = reference.detach() if call.in_place else call.with_inputs([reference.detach()])
         fits = fused.fits(observed, reference_view) and value.dtype == reference.dtype
-        # Of one pair the multipliers take half the memory of what they are made of; of more the sequences take little.
-        keeps_both = forward.rows.goes_back_once and not forward.rows.is_one_pair
+        rule = None
         if operators.is_for(reference) and value.shape == reference.shape:
             rule = operators.of_secant(self.secant, args, kwargs)
-            if rule is not None:
-                return call.finish(self._late(forward, call, rule, observed, reference_view, value))
-        if fits and self.kernel is not None and not kwargs and keeps_both:
+        kernel = self.kernel if fits and not kwargs else None
+
+        def go_back(pullback: Callable[..., Tensor], *kept: Tensor) -> Tensor:
+            if call.in_place:
+                return pull_back_in_place(reference, call.overwrite, pullback, *kept)
+            return pull_back(reference, value, pullback, *kept)
+
+        # Of one pair the multipliers take half the memory of what they are made of; of more the sequences take little.
+        if not forward.rows.is_one_pair and (rule is not None or (kernel is not None and forward.rows.goes_back_once)):
             kept = reference_view.clone() if call.in_place else forward.rows.keep(reference_view)
-            pullback = functools.partial(fused.pull_back, self.kernel, rest=args)
-            return call.finish(pull_back(reference, value, pullback, observed, kept))
-        if fits and self.kernel is not None and not kwargs:
-            multiplier = fused.multipliers(self.kernel, observed, reference_view, args)
+            if rule is not None:
+                return go_back(functools.partial(_back_by_operator, rule=rule), observed, kept)
+            assert kernel is not None
+            return go_back(functools.partial(fused.pull_back, kernel, rest=args), observed, kept)
+        if rule is not None:
+            multiplier = operators.secant(None, observed, reference_view, *rule)
+        elif kernel is not None:
+            multiplier = fused.multipliers(kernel, observed, reference_view, args)
         elif fits and not has_tensor_arguments and (plain := self.smooth or self.kinked) is not None:
-            multiplier = self._in_one_pass(plain, observed, reference_view, value, args, kwargs)
+            of_reference = call.with_inputs([reference.detach()]) if call.in_place else value
+            multiplier = self._in_one_pass(plain, observed, reference_view, of_reference, args, kwargs)
         else:
             multiplier = self._by_parts(observed, reference_view, args, kwargs, is_whole=has_tensor_arguments)
         if value.shape != reference.shape:  # broadcast to a tensor argument; autograd adds up what flows back
             reference = reference.expand(value.shape)
-        return call.finish(multiply(reference, value, multiplier.reshape(value.shape)))
-
-    def _late(
-        self,
-        forward: Pass,
-        call: Call,
-        rule: tuple[str, tuple[float, ...]],
-        observed: Tensor,
-        reference: Tensor,
-        value: Tensor,
-    ) -> Tensor:
-        """By an operator, while going back."""
-        (source,) = call.inputs
-        shape, view = source.shape, reference.shape
-        if forward.rows.is_one_pair:
-            multiplier = operators.secant(None, observed, reference, *rule)
-            return multiply(source, value, multiplier.reshape(shape))
-        kept = reference.clone() if call.in_place else forward.rows.keep(reference)
-
-        def pullback(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
-            return operators.secant(gradient.view(view), x, r, *rule).reshape(shape)
-
-        return pull_back(source, value, pullback, observed, kept)
+        return go_back(scale, multiplier.reshape(value.shape).detach())
 
     def _by_parts(
         self, observed: Tensor, reference: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], is_whole: bool
@@ -129,3 +117,7 @@ class Power(Kind):
     def run(self, forward: Pass, call: Call) -> Any:
         exponent = call.args[1] if len(call.args) > 1 else call.kwargs["exponent"]
         return (self.of_base if is_varying(exponent) else self.elementwise).run(forward, call)
+
+
+def _back_by_operator(gradient: Tensor, x: Tensor, r: Tensor, rule: tuple[str, tuple[float, ...]]) -> Tensor:
+    return operators.secant(gradient.view(r.shape), x, r, *rule).reshape(gradient.shape)

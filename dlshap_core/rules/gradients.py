@@ -37,6 +37,36 @@ class _Pullback(torch.autograd.Function):
         return None, None, None, *ctx.pullback(gradients[0], *kept), *(None for _ in kept)
 
 
+class _PullbackInPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, overwrite: Callable[[Tensor], Any], pullback: Callable[..., Tensor], source: Tensor, *kept: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(*kept)
+        ctx.pullback = pullback
+        overwrite(source)
+        ctx.mark_dirty(source)
+        return source
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors
+        return None, None, ctx.pullback(gradients[0], *kept), *(None for _ in kept)
+
+
+class _Replaced(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, target: Tensor, value: Tensor) -> Tensor:
+        ctx.dtype = value.dtype
+        target.copy_(value)
+        ctx.mark_dirty(target)
+        return target
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0].to(ctx.dtype)
+
+
 class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, boxed_values: list[Tensor], go_back: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -49,7 +79,7 @@ class _Recomputed(torch.autograd.Function):
         return None, None, *ctx.go_back(gradients, ctx.saved_tensors)
 
 
-_OWN_NODES = (node_class(_Pullback), node_class(_Recomputed))
+_OWN_NODES = tuple(map(node_class, (_Pullback, _PullbackInPlace, _Replaced, _Recomputed)))
 
 
 def recomputed(
@@ -69,6 +99,18 @@ def pull_back(source: Tensor, value: Tensor, pullback: Callable[..., Tensor], *k
     return _Pullback.apply([value.detach()], lambda g, *rest: (pullback(g, *rest),), 1, source, *kept)
 
 
+def pull_back_in_place(
+    source: Tensor, overwrite: Callable[[Tensor], Any], pullback: Callable[..., Tensor], *kept: Tensor
+) -> Tensor:
+    """`source` with what `overwrite` wrote into it, whose gradient flows to what it was before as in `pull_back`."""
+    return _PullbackInPlace.apply(overwrite, pullback, source, *kept)
+
+
+def replace(target: Tensor, value: Tensor) -> Tensor:
+    """`target` with the values of `value` (same shape), to which its gradient flows. Nothing flows to what it was."""
+    return _Replaced.apply(target, value)
+
+
 def pull_back_to(
     sources: Sequence[Tensor], value: Tensor, pullback: Callable[..., tuple[Tensor, ...]], *kept: Tensor
 ) -> Tensor:
@@ -78,7 +120,12 @@ def pull_back_to(
 
 def multiply(source: Tensor, value: Tensor, multiplier: Tensor) -> Tensor:
     """`value`, whose gradient flows to `source` (same shape) times `multiplier`, elementwise."""
-    return pull_back(source, value, lambda gradient, m: gradient * m.to(gradient.dtype), multiplier.detach())
+    return pull_back(source, value, scale, multiplier.detach())
+
+
+def scale(gradient: Tensor, multiplier: Tensor) -> Tensor:
+    """What flows back, times multipliers of the same shape."""
+    return gradient * multiplier.to(gradient.dtype)
 
 
 def substitute(source: Tensor, value: Tensor) -> Tensor:

@@ -43,6 +43,21 @@ def in_place_residual(z: Tensor) -> Tensor:
     return F.relu_(z.add_(z.roll(1, -1)))
 
 
+def in_place_views(z: Tensor) -> Tensor:
+    """Written through views of parts, of chunks and transposed, some given by name; what was read before stays."""
+    before = z.clone()
+    torch.relu_(input=z[:, 1:])
+    first, second = z.chunk(2, -1)
+    second.tanh_()
+    F.leaky_relu(input=first.mT, negative_slope=0.2, inplace=True)
+    return z + before
+
+
+def parts_out_of_place(z: Tensor) -> Tensor:
+    first, second = torch.cat([z[:, :1], F.relu(z[:, 1:])], 1).chunk(2, -1)
+    return torch.cat([F.leaky_relu(first, 0.2), second.tanh()], -1) + z
+
+
 def attention(z: Tensor) -> Tensor:
     return torch.softmax(z @ z.mT / math.sqrt(z.shape[-1]), -1) @ z
 
@@ -185,6 +200,7 @@ TWINS: dict[str, tuple[Function, Function]] = {
     ),
     # shapes and in-place forms
     "in-place residual": (in_place_residual, lambda z: F.relu(z + z.roll(1, -1))),
+    "in-place views": (in_place_views, parts_out_of_place),
     "batch not first": (lambda z: F.relu(z.permute(2, 0, 1)).permute(1, 2, 0), F.relu),
     "one row at a time": (lambda z: torch.stack([F.gelu(row) for row in z]), F.gelu),
     "stacked reverse": (
