@@ -9,9 +9,9 @@ from pipeline.messages import errors
 HELP = "list how each operation of a model is treated"
 DESCRIPTION = """List every operation of a model, how each is treated, and how well contributions add up.
 
-Takes the settings of `dlshap run`, and tries the model on the first sequence of its input and a shuffle of it: on the
-device here, or on a node of cluster.address where these have GPUs, and the last line says on which. The exit code is 1
-where an operation is refused: such a model cannot be run.
+Takes the settings of `dlshap run`, and tries the model on the first sequence of its input and a shuffle of it. It uses
+the device of this machine or, if the nodes of cluster.address have GPUs, one of these; the last line says which. The
+exit code is 1 if an operation is refused: such a model cannot be run.
 """
 PARENTS = (SETTINGS,)
 

@@ -16,7 +16,7 @@ from pipeline.messages.words import counted
 if TYPE_CHECKING:
     from pipeline.analysis.comparison import Comparison
 
-HELP = "what differs between two stores of the same sequences"
+HELP = "show what differs between two stores of the same sequences"
 DESCRIPTION = """Compare two stores of the same sequences: of two models, folds, seeds, cell types or versions.
 
   dlshap compare one.zarr other.zarr

@@ -85,11 +85,11 @@ def add_row_options(parser: Parser, alleles: Sequence[str]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     store = open_whole(options)
-    if not store.complete:
-        n_present, rows = int(store.present.sum()), counted(len(store), "row")
-        LOG.info(f"{store.url} is not complete: {n_present} of {rows} are finished and exported")
     with RowProgress("exporting", None) as progress:
         written = _export(store, options, progress.advance)
+    if not store.complete:
+        n_present, rows = int(store.present.sum()), counted(len(store), "row")
+        LOG.info(f"{store.url} is not complete: {n_present} of {rows} are finished, and only these can be exported")
     print(to_json(written.to_dict()) if options.json else written.text())
     return errors.EXIT_DONE
 

@@ -22,7 +22,9 @@ def fault(error: BaseException) -> RunError:
     """What to tell of an error that none of dlshap's own code expects; the traceback is kept in a file of its own."""
     kind, text = type(error).__name__, _words(error)
     if isinstance(error, MemoryError):
-        return RunError(f"memory is short{f': {text}' if text else ''}; free some, or give the command less to hold")
+        return RunError(
+            f"out of memory{f': {text}' if text else ''}; free some, or give the command fewer rows or targets"
+        )
     return RunError(
         f"this looks like a fault of dlshap: {kind}{f': {text}' if text else ''}, in {_place(error)}; "
         f"please report it with the traceback, which is in {_kept(error)}"

@@ -27,10 +27,12 @@ FOLDER_FILES = ("matplotlibrc",)  # that Matplotlib would read from the working 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("sequence", metavar="NAME|chr1:100-200", help="a sequence by its name, or a region")
     picture = path_on_disk(".png", ".svg", ".pdf")
-    parser.add_argument("-o", "--out", metavar="FILE", type=picture, default="logo.png", help="default: logo.png")
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", type=picture, default="logo.png", help="the picture (default: logo.png)"
+    )
     parser.add_argument("--target", metavar="LABEL", help="which of the store's targets (default: the only one)")
-    parser.add_argument("--start", metavar="N", type=int, help="first base within the sequence, 0-based")
-    parser.add_argument("--end", metavar="N", type=int, help="end within the sequence, excluded")
+    parser.add_argument("--start", metavar="N", type=int, help="first base to draw, counted within the sequence from 0")
+    parser.add_argument("--end", metavar="N", type=int, help="end of what is drawn, excluded")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     stretch = choose(store, options.sequence, options.start, options.end)
     target = target_index(store, options.target)
     if stretch.n_others:
-        LOG.info(f"{counted(stretch.n_others, 'other row')} would do; drawn is row {stretch.row}")
+        LOG.info(f"drawing row {stretch.row}; {counted(stretch.n_others, 'other row')} would fit too")
     with appearing([options.out], overwrite=True) as (hidden,):
         draw(store, stretch, target, hidden, options.out.suffix[1:])
     print(options.out)

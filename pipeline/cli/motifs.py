@@ -41,7 +41,7 @@ def add_arguments(parser: Parser) -> None:
     help_ = f"bases around the centre in which Fi-NeMo calls hits (default: {HITS_WINDOW}; of tiles, all of the genome)"
     own.add_argument("--hits-window", metavar="W", type=whole_number(2), help=help_)
     own.add_argument("--no-hits", action="store_true", help="do not call hits, even if Fi-NeMo is installed")
-    own.add_argument("--overwrite", action="store_true", help="begin anew even if OUT holds motifs")
+    own.add_argument("--overwrite", action="store_true", help="start again even if OUT holds motifs")
 
 
 def run(options: argparse.Namespace) -> int:

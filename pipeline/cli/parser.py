@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError."""
-        raise UserError(f"{message}; `{self.prog} --help` lists what there is")
+        raise UserError(f"{message}; `{self.prog} --help` lists what it takes")
 
     def _parse_optional(self, arg_string: str) -> Any:
         """Argparse reads what is positional twice, and `--` only once."""

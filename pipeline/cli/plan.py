@@ -11,10 +11,10 @@ HELP = "estimate what a run would cost"
 DESCRIPTION = """Estimate what a run would cost: rows, shards, device hours, bytes, files, time, money.
 
 Takes the settings of `dlshap run`, reads its whole input once, times the first rows through its model, and works out
-the rest. They are timed on the device here, or on a node of cluster.address where these have GPUs; the line `device`
-says on which. The pool need not exist yet: cluster=address cluster.address=auto cluster.max_actors=40 plans for it, and
---price-per-hour adds what it costs. No store is made. The errors are those that would stop the run before its first
-shard.
+the rest. It times them on the device of this machine or, if the nodes of cluster.address have GPUs, on one of these;
+the line `device` says which. The pool need not exist yet: cluster=address cluster.address=auto cluster.max_actors=40
+plans for it, and --price-per-hour adds what it costs. No store is made. The errors are those that would stop the run
+before its first shard.
 """
 PARENTS = (SETTINGS, JSON)
 PRICE = "price of what one actor runs on, a GPU with its share of the machine, in any currency, such as 1.20"

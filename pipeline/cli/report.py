@@ -19,7 +19,9 @@ FOLDER_FILES = ("matplotlibrc",)  # that Matplotlib would read from the working 
 
 def add_arguments(parser: Parser) -> None:
     page = path_on_disk(".html", ".htm")
-    parser.add_argument("-o", "--out", metavar="FILE", type=page, default="report.html", help="default: report.html")
+    parser.add_argument(
+        "-o", "--out", metavar="FILE", type=page, default="report.html", help="the page (default: report.html)"
+    )
     help_ = "a target that gets a section; may be repeated (default: the first four)"
     parser.add_argument("--target", metavar="LABEL", action="append", default=[], help=help_)
     help_ = "a file or folder that the page links to, such as an export; may be repeated. What the page's own commands "

@@ -12,14 +12,18 @@ HELP = "show how far a run has come"
 DESCRIPTION = """Show how far a run has come: shards and rows, speed, time left, and what failed, by name.
 
 It reads only the files beside the store (STORE.run/), so it works at any time, on any machine that sees them. The exit
-code is 0 whatever the state of the run; --json is for programs. --watch prints it again and again until no command
-works on the run any more; with --json, one object per line.
+code is 0 whatever the state of the run; --json is for programs. --watch prints it every 5 s until no command works on
+the run any more; with --json, one object per line.
 """
 PARENTS = (STORE, JSON)
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("--watch", action="store_true", help="show it again and again while a command works on the run")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help=f"print it every {WATCHED_EVERY_S} s until no command works on the run",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

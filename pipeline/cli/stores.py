@@ -25,8 +25,8 @@ def open_whole(options: argparse.Namespace) -> "Store":
     if store.complete and (wrong := wrong_sizes(RunDirectory(options.store, given).store, store.attrs)):
         raise UserError(
             f"{store.url}: {counted(len(wrong), 'file')} gone or of another size than when it was completed, "
-            f"{wrong[0]} first; `dlshap verify {shlex.quote(store.url)}` names what is, with --repair its run "
-            "makes that again"
+            f"{wrong[0]} first; `dlshap verify {shlex.quote(store.url)}` names all of them; with --repair it removes "
+            "them, and the command that made the store makes them again"
         )
     return store
 

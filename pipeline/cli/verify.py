@@ -17,8 +17,8 @@ HELP = "read every byte of a store again, and name what is damaged"
 DESCRIPTION = """Read every byte of a store again, and compare it with what was committed.
 
 Every array, chunk and record is checked, and the references of some rows are drawn again. What is damaged, missing,
-cut short or misplaced is named with its array, shard and rows, and the exit code is 1. So it is if something that was
-asked for cannot be checked (--sample 0 asks for no references). --repair also discards what is damaged: the command
+cut short or misplaced is named with its array, shard and rows, and the exit code is 1. It is also 1 if something that
+was asked for cannot be checked (--sample 0 asks for no references). --repair also discards what is damaged: the command
 that made the store then makes that part again, and nothing else.
 
 --recompute N loads the model that the store names, runs it on N of its rows again, and compares the values. Settings of

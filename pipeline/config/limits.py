@@ -175,7 +175,7 @@ def _without_holes(path: Path, size: int) -> int:
 
 
 def _over(setting: str, limit: str, needed: str) -> str:
-    return f"more than the limit of {limit}; if the file is honest, set limits.{setting}={needed}"
+    return f"more than the limit of {limit}; if you trust the file, set limits.{setting}={needed}"
 
 
 def _needed(n_bytes: int) -> int:

@@ -146,7 +146,7 @@ class ReferencesConfig(Group):
         is_plain=True,
     )
     random_state: int | None = setting(
-        "numpy's seed of reference 0; each further one has one more; null: 65536 * seed", None, is_plain=True
+        "numpy's seed of reference 0; reference k is drawn with this plus k; null: 65536 * seed", None, is_plain=True
     )
 
     def require_files(self) -> None:
@@ -293,7 +293,7 @@ class StoreConfig(Group):
         is_plain=True,
     )
     options: dict[str, str] = setting(
-        "of an object store: endpoint, region, ...; no credentials", dict, fingerprint="none"
+        "options of an object store: endpoint, region, ...; no credentials", dict, fingerprint="none"
     )
     rows_per_shard: int = setting(
         "sequences in a shard, the unit of work; raise it where a shard takes less than 10 s",
@@ -306,7 +306,8 @@ class StoreConfig(Group):
         "keep the standard deviation of attributions over the references, where there are several", True, is_plain=True
     )
     null_difference: bool = setting(
-        "of variants, predict both alleles within each reference too: the null of p-values, for some more time",
+        "for variants, also predict both alleles within each reference: the null distribution of p-values, at "
+        "some cost of time",
         False,
         is_plain=True,
     )
@@ -376,7 +377,7 @@ class LimitsConfig(Group):
         "beyond limits.held_mb and limits.computed_mb: at most this many times the size of the file", 4, least=1
     )
     computed_mb: int = setting(
-        "megabytes that all layers make of one sequence, where a checkpoint says what they are", 128, least=1
+        "megabytes of the outputs of all layers for one sequence, where a checkpoint describes them", 128, least=1
     )
     streamed_mb: int = setting("megabytes that come out of a file that is read bit by bit", 64, least=1)
     streamed_ratio: int = setting(

@@ -106,9 +106,8 @@ def finished(directory: RunDirectory, plan: Plan, attributes: dict[str, Any], st
     if damaged := own + wrong_sizes(directory.store, attributes):
         raise RunError(
             f"{directory.url} was complete, but {len(damaged)} of its files are gone or not what they were, "
-            f"{damaged[0]} first; `dlshap verify {shlex.quote(directory.url)}` reads all of it, with --repair "
-            "the same command "
-            f"makes them again"
+            f"{damaged[0]} first; after `dlshap verify --repair {shlex.quote(directory.url)}` the same command makes "
+            "them again"
         )
     summary = Summary(
         store=directory.url,

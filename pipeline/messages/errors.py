@@ -12,9 +12,9 @@ EXIT_CODES = {
     EXIT_DONE: "done, or nothing was left to do",
     EXIT_FAILED: "the run failed, or a check found something",
     EXIT_BAD_INPUT: "bad input or configuration",
-    EXIT_STOPPED: "stopped by SIGTERM, or Ray here or its head is gone: run the same command again",
+    EXIT_STOPPED: "stopped by SIGTERM, or as Ray here or the head of its cluster died: run the same command again",
     EXIT_INTERRUPTED: "stopped by Ctrl-C: run the same command again",
-    EXIT_READER_GONE: "whoever read the output went away, as in `dlshap status STORE | head -1`",
+    EXIT_READER_GONE: "the program that read the output has ended, as in `dlshap status STORE | head -1`",
 }
 STOPPED_BY = {EXIT_STOPPED: "stopped by SIGTERM", EXIT_INTERRUPTED: "stopped by Ctrl-C"}
 GOES_ON = "stopped; what is committed is kept, and the same command goes on from there"

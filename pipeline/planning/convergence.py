@@ -4,7 +4,7 @@ A pair is over the relative threshold where its delta is more than that share of
 beyond what rounding does to predictions: a threshold in the output's own units says nothing of an output of 1e-6.
 
 A summary holds a histogram of |delta| (ten bins to a factor of ten), so that quantiles of any number of rows need no
-second look at them; a quantile is the upper edge of its bin, at most 26% too large.
+second look at them; a quantile is the upper edge of its bin, at most 26% too large and never above the largest |delta|.
 """
 
 from collections.abc import Iterable, Mapping
@@ -99,12 +99,15 @@ def combine(summaries: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def quantile(summary: dict[str, Any], share: float) -> float | None:
-    """The upper edge of the bin below which `share` of the |delta| lie; None where that is not finite."""
+    """The upper edge of the bin below which `share` of the |delta| lie, or the largest; None: it is not finite."""
     wanted, seen = share * summary["n"], 0
+    largest: float | None = summary["largest"]
     for bin_ in sorted(int(bin_) for bin_ in summary["counts"]):
         seen += summary["counts"][str(bin_)]
         if seen >= wanted:
-            return float(EDGES[bin_]) if bin_ < len(EDGES) else summary["largest"]
+            if bin_ == len(EDGES):
+                return largest
+            return float(EDGES[bin_]) if largest is None else min(float(EDGES[bin_]), largest)
     return None
 
 

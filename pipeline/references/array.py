@@ -86,7 +86,7 @@ class Array(ReferenceKind):
     name: str = "array"
     n_shuffles: int | None = None
     path: str = setting(
-        "npy, npz or Zarr; shapes are in pipeline/references/array.py",
+        "npy, npz or Zarr: codes (N, R, L) or one-hot (N, R, 4, L); without N, the same references for all sequences",
         fingerprint="resolved",
         is_file=True,
         is_plain=True,

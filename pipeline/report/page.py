@@ -145,7 +145,7 @@ def _section(store: Store, target: int, rows: np.ndarray, threshold: float, adva
         "n_above": int((prediction > reference).sum()),
         "mean_prediction": mean(prediction),
         "mean_reference": mean(reference),
-        "quantiles": {name: _quantile(scalars, part) for name, part in QUANTILES.items()},
+        "quantiles": {name: quantile(scalars.deltas, part) for name, part in QUANTILES.items()},
         "worst": [_row(store, scalars, int(place)) for place in scalars.worst_rows(N_WORST)],
         "strongest": list(zip(strongest, drawn, strict=False)),
         "lowest": list(zip(lowest, drawn[len(strongest) :], strict=True)),
@@ -158,12 +158,6 @@ def _section(store: Store, target: int, rows: np.ndarray, threshold: float, adva
         "certainty": measure_certainty(store, target, prefix),
         "effects": measure_effects(store, target, prefix),
     }
-
-
-def _quantile(scalars: Scalars, part: float) -> float | None:
-    """As pipeline/planning/convergence.py has it, but not above the largest delta."""
-    value, largest = quantile(scalars.deltas, part), scalars.deltas["largest"]
-    return value if value is None or largest is None else min(value, largest)
 
 
 def _row(store: Store, scalars: Scalars, place: int) -> dict[str, Any]:

@@ -153,9 +153,8 @@ def read_attributes(backend: Backend, is_known: bool = False) -> dict[str, Any] 
         damage = wrong_attributes(attributes)  # damage to anything else is for `dlshap verify` to find
     if damage is not None:
         raise UserError(
-            f"{backend.url}/{ROOT} {damage}; `dlshap verify --repair {shlex.quote(backend.url)}` and then the "
-            "command of its run "
-            f"make it again"
+            f"{backend.url}/{ROOT} {damage}; after `dlshap verify --repair {shlex.quote(backend.url)}` the command "
+            "that made the store makes it again"
         )
     return attributes
 

@@ -247,7 +247,8 @@ class Store:
         except Exception as error:  # of Zarr and the codecs, whose checksums do not fit
             raise UserError(
                 f"{self.url}: {name} is damaged in rows {part[0].start} to {part[0].stop - 1}; "
-                f"`dlshap verify {shlex.quote(self.url)}` names what is, with --repair its run makes that again"
+                f"`dlshap verify {shlex.quote(self.url)}` names what is damaged; with --repair it removes that, and "
+                "the command that made the store makes it again"
             ) from error
 
     def _texts(self, name: str) -> np.ndarray:
@@ -373,9 +374,8 @@ def open_store(path: str | Path, allow_incomplete: bool = False, options: Mappin
         raise
     except Exception as error:  # whatever Zarr makes of metadata that is none
         raise UserError(
-            f"{directory.url} is damaged: {error}; `dlshap verify {shlex.quote(directory.url)}` names what is, "
-            "with --repair its "
-            f"run makes that anew"
+            f"{directory.url} is damaged: {error}; `dlshap verify {shlex.quote(directory.url)}` names what is damaged; "
+            "with --repair it removes that, and the command that made the store makes it again"
         ) from error
     return Store(directory.url, group, n_done, done, n_bytes)
 

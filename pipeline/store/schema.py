@@ -63,7 +63,7 @@ MANIFEST_ARRAYS = ("shard_crc32", "shard_bytes", "array", "file", "file_crc32", 
 POOL = "reference_pool"  # (window, position) codes that references are drawn from, where they are
 DESCRIPTIONS = {
     "codes": "the sequence: 0..3 are A, C, G, T; 4 is N",
-    "attribution": "of the base that is there; 0 at an N, so that a row with N sums short by what lies on it",
+    "attribution": "of the observed base; 0 at an N, so sums leave out what the model makes of such positions",
     "hypothetical": "the attribution each base would have, averaged over the references; 0-based positions",
     "prediction": "the model's output",
     "reference_prediction": "the model's output at each reference",
@@ -82,11 +82,11 @@ DESCRIPTIONS = {
     POOL: "codes of the windows that references are drawn from",
     "shard_crc32": "CRC-32 of the file of each shard and array, as committed",
     "shard_bytes": "size of the file of each shard and array, as committed",
-    "file": "every file that was made before the first shard, but for the group's own and the sequences' shards",
+    "file": "every file that was made before the first shard, except the group's own and the shards of the sequences",
     "file_crc32": "CRC-32 of each of them",
     "file_bytes": "size of each of them",
 }
-ARG_DESCRIPTION = "a further input of the model; the attribute dataset of the store says which"
+ARG_DESCRIPTION = "an extra input of the model; the attribute dataset of the store says which"
 Layout = Mapping[str, tuple[tuple[str, ...], str]]  # dimensions and type of arrays, by their names
 
 

@@ -122,7 +122,7 @@ class Status:
         if self.seconds_silent is None or self.seconds_silent <= LATE_S:
             return []
         silent = duration(self.seconds_silent)
-        return [f"no sign of life of its command for {silent}: it may have died; sure after {duration(SILENT_S)}"]
+        return [f"no sign of life of its command for {silent}: it may have died (certain after {duration(SILENT_S)})"]
 
     def _of_command(self) -> list[str]:
         return [] if self.error is None else [f"the last command ended: {self.error}"]

@@ -70,7 +70,7 @@ def require_a_line(arguments: list[str], capfd: pytest.CaptureFixture[str], what
     lines = [line for line in err.splitlines() if line.startswith("dlshap: error: ")]
     assert "Traceback" not in err, what
     assert "looks like a fault" not in err, (what, arguments, err)
-    assert "memory is short" not in err, (what, arguments, err)
+    assert "out of memory" not in err, (what, arguments, err)
     assert code in (0, 1, 2), what
     assert len(lines) == (1 if code == 2 else len(lines)), (what, err)
     assert code != 1 or lines or arguments[0] == "verify", (what, out)
@@ -201,7 +201,7 @@ def test_a_run_of_a_complete_store_looks_at_all_of_its_files(
             "this looks like a fault of dlshap: KeyError: 'x', in tests/pipeline/cli/test_damaged_stores.py",
         ),
         (RecursionError("deep"), 1, "this looks like a fault of dlshap: RecursionError: deep"),
-        (MemoryError(), 1, "memory is short; free some"),
+        (MemoryError(), 1, "out of memory; free some"),
         (ExceptionGroup("several", [UserError("no such file")]), 2, "error: no such file"),
         (BaseExceptionGroup("several", [KeyboardInterrupt()]), 130, "stopped; what is committed is kept"),
         (KeyboardInterrupt(), 130, "stopped; what is committed is kept"),

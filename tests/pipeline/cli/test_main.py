@@ -107,7 +107,7 @@ def test_numbers_that_cannot_be_are_refused(finished: Path, capsys: pytest.Captu
     ("arguments", "message"),
     [
         (["ron"], "argument command: invalid choice: 'ron' (choose from "),
-        (["run", "--wat"], "unrecognized arguments: --wat; `dlshap run --help` lists what there is"),
+        (["run", "--wat"], "unrecognized arguments: --wat; `dlshap run --help` lists what it takes"),
         (["run", "="], "what begins with = is not a setting"),
         (["status"], "the following arguments are required: STORE"),
         (["export", "bed", "a.zarr", "b"], "argument KIND: invalid choice: 'bed'"),

@@ -118,7 +118,10 @@ def test_an_incomplete_store_is_refused_or_said_to_be(tmp_path: Path, capfd: pyt
     assert "is not complete: 2 of 3 shards are done" in capfd.readouterr().err
     assert not (tmp_path / "a.tsv").exists()
     assert dispatch([*command, "--allow-incomplete"]) == 0
-    assert "is not complete: 8 of 14 rows are finished and exported" in capfd.readouterr().err
+    told = "is not complete: 8 of 14 rows are finished, and only these can be exported"
+    assert told in capfd.readouterr().err
+    assert dispatch([*command, "--allow-incomplete"]) == 2  # the file is there now
+    assert told not in capfd.readouterr().err
     rows = [line.split("\t")[0] for line in (tmp_path / "a.tsv").read_text().splitlines()[1:]]
     assert rows == ["0", "1", "2", "3", "4", "5", "12", "13"]
 

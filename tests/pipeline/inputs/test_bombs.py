@@ -96,7 +96,7 @@ def _vcf(folder: Path) -> list[str]:
 @pytest.mark.parametrize(("make", "line"), [(_fasta_header, 1), (_csv, 2), (_bed, 1), (_vcf, 1)])
 def test_a_line_that_is_too_long(tmp_path: Path, make: Callable[[Path], list[str]], line: int) -> None:
     message = refusal(*make(tmp_path))
-    assert f"line {line} is more than the limit of 1 MB; if the file is honest, set limits.record_mb=" in message
+    assert f"line {line} is more than the limit of 1 MB; if you trust the file, set limits.record_mb=" in message
 
 
 def test_lines_at_the_limit(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_gzip_that_unpacks_to_far_more_than_it_is(tmp_path: Path, form: str, mem
     (tmp_path / name).write_bytes(one * members)
     message = refusal(f"dataset={form}", f"dataset.path={tmp_path / name}", "limits.streamed_ratio=50")
     assert f"{name} unpacks to 4." in message
-    assert "more than the limit of 4 MB; if the file is honest, set limits.streamed_mb=" in message
+    assert "more than the limit of 4 MB; if you trust the file, set limits.streamed_mb=" in message
 
 
 def test_a_packed_genome_is_streamed_and_its_chromosomes_are_held_within_the_limits(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_row_of_an_array_that_is_too_large(tmp_path: Path) -> None:
     message = refusal("dataset=array", f"dataset.path={tmp_path / 'x.npz'}")
     assert message.endswith(
         "x.npz, of shape (1, 4, 300000): each row has 1.2 MB, more than the limit of 1 MB; "
-        "if the file is honest, set limits.record_mb=2"
+        "if you trust the file, set limits.record_mb=2"
     )
     (tmp_path / "x.npy").write_bytes(npy_header((2, 4, 4 * 10**9), "<f4"))
     assert "each row has 64 GB" in refusal("dataset=array", f"dataset.path={tmp_path / 'x.npy'}")

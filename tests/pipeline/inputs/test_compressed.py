@@ -123,7 +123,7 @@ def test_a_small_file_that_becomes_large(tmp_path: Path, suffix: str) -> None:
     path = written(tmp_path / f"x.fa{suffix}", PACKERS[suffix](b">a\n" + (b"ACGT" * 15 + b"\n") * 50_000))
     assert path.stat().st_size < 60_000
     with limits.using(LimitsConfig(streamed_mb=1, streamed_ratio=10)):
-        assert "more than the limit of 1 MB; if the file is honest, set limits.streamed_mb=" in refusal(path)
+        assert "more than the limit of 1 MB; if you trust the file, set limits.streamed_mb=" in refusal(path)
     assert lines_of(path).count(b"\n") == 50_001
 
 

@@ -58,7 +58,7 @@ def repacked(path: Path, name: str, data: bytes) -> Path:
 def test_an_archive_that_unpacks_to_far_more_than_it_is(tmp_path: Path, trust_pickle: bool) -> None:
     message = refusal(repacked(tmp_path / "x.pt", "data/0", bytes(2 * MB)), trust_pickle=trust_pickle)
     assert "x.pt takes 2 MB of memory once it is read, and " in message
-    assert message.endswith("more than the limit of 1 MB; if the file is honest, set limits.held_mb=3")
+    assert message.endswith("more than the limit of 1 MB; if you trust the file, set limits.held_mb=3")
 
 
 def test_an_archive_whose_pickle_is_long(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_small_file_whose_layers_make_much_of_a_sequence(tmp_path: Path, how: 
     for _ in range(2):
         with pytest.raises(UserError, match=message) as caught:
             try_first(module, x)
-    assert "if the file is honest, set limits.computed_mb=" in str(caught.value)
+    assert "if you trust the file, set limits.computed_mb=" in str(caught.value)
 
 
 @pytest.mark.parametrize("how", ["views", "in place"])

@@ -428,7 +428,7 @@ def test_hosts_and_silence_are_told(inputs: Inputs, tmp_path: Path) -> None:
         os.utime(path, (now - LATE_S - 1, now - LATE_S - 1))
         late = read_status(directory, now)
         assert (late.state, late.seconds_left) == ("under way", None)
-        assert "no sign of life of its command for 31.0 s: it may have died; sure after 1 min 30 s" in late.text()
+        assert "no sign of life of its command for 31.0 s: it may have died (certain after 1 min 30 s)" in late.text()
     assert not read_status(directory).is_going_on
 
 
