@@ -11,8 +11,11 @@ myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3  # links lead to headings, as where a page is read without the site
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+default_role = "code"  # of single backticks in docstrings
 nitpicky = False  # types of torch and numpy have no page here
 
 html_theme = "furo"
 html_title = f"dlshap {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["phone.css"]

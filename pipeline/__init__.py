@@ -64,7 +64,12 @@ def run(config: Config | Mapping[str, Any] | Sequence[str] = ()) -> Summary:
 def open_store(
     path: str | os.PathLike[str], allow_incomplete: bool = False, options: Mapping[str, str] | None = None
 ) -> Store:
-    """Open a store for reading, of a disk or an object store; see `pipeline.store.reader.open_store`.
+    """Open a store for reading.
+
+    Args:
+        path: of the store, or its URL on an object store.
+        allow_incomplete: open a store whose run has not finished; unfinished rows read as NaN.
+        options: of the object store, such as endpoint and region.
 
     Raises:
         UserError: a ValueError; nothing or something else lies there, or the run is not complete.

@@ -37,7 +37,7 @@ def examine() -> dict[str, Any]:
         "dlshap": {
             "version": importlib.metadata.version("dlshap"),
             "in": str(Path(__file__).resolve().parents[2]),
-            "choices": [f"{group}={point.name}" for group in GROUPS for point in plugin_points(group)],
+            "plugins": [f"{group}={point.name}" for group in GROUPS for point in plugin_points(group)],
         },
         "python": {"version": platform.python_version(), "in": sys.prefix, "system": platform.platform()},
         "libraries": dict(_libraries()),
@@ -97,7 +97,7 @@ def _version(name: str) -> str | None:
 
 def _devices() -> Iterator[tuple[str, str]]:
     yield "cpu", device_kind("cpu")
-    yield "cuda", f"torch was built for {torch.version.cuda}" if torch.version.cuda else "torch was built without"
+    yield "cuda", f"torch was built for {torch.version.cuda}" if torch.version.cuda else "torch was built without CUDA"
     for number in range(torch.cuda.device_count()):
         each = torch.cuda.get_device_properties(number)
         yield f"cuda:{number}", f"{each.name}, {size(each.total_memory)}"

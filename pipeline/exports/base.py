@@ -65,7 +65,7 @@ class Export:
         purpose: what it is for, as a report's next step; "": it is none.
         suffix: of OUT there, behind the store's name.
         files: of the folder OUT; none: OUT is the file.
-        needs_loci: whether every row must have a locus.
+        needs_loci: whether it is a next step only where every row has a locus; `write` refuses other stores itself.
     """
 
     name: str

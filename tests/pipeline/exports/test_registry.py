@@ -53,6 +53,8 @@ def test_an_export_is_one_file(
     assert all(text in told for text in ("--score S of every line", "(default: 10)", "(default: both)"))
     (step,) = [step for step in export_steps(located, "0") if step.purpose == "windows for bedtools"]
     assert [step for step in export_steps(plain, "0") if step.purpose == "windows for bedtools"] == [], "no loci"
+    assert dispatch(["export", "bed", plain.url, "a.bed"]) == 2
+    assert "the input had no loci" in capfd.readouterr().err
     assert dispatch([*shlex.split(step.command)[1:], "--score", "3", "--json"]) == 0
     told_json = json.loads(capfd.readouterr().out)
     assert told_json == {"files": list(step.files), "rows": 20, "notes": ["scores are given"]}
