@@ -289,7 +289,8 @@ class Parser:
             if not self._is(")"):
                 self._close(",")
         if not _is_of_output(of):
-            raise ValueError(f"{name}() is given a number; expected an output: .{name}({of}) is of the whole of it")
+            of_all = "" if name in TRANSFORMS else of
+            raise ValueError(f"{name}() is given a number; expected an output: .{name}({of_all}) is of the whole of it")
         if name in TRANSFORMS:
             self._close(")")
             return of if name == "identity" else Transformed(of, name)
@@ -342,8 +343,8 @@ class Parser:
             raise ValueError("[] holds nothing, or ... twice; expected a place for each axis, such as [:, 5]")
         if len(items) == 1 and isinstance(key := items[0], str) and key != "...":
             return Keyed(of, key[1:-1])
-        if any(isinstance(item, str) and item != "..." for item in items):
-            raise ValueError("a name stands alone in its brackets, such as ['human'][:, 5]")
+        if name := next((item for item in items if isinstance(item, str) and item != "..."), None):
+            raise ValueError(f"a name stands alone in its brackets, such as ['human'][:, 5]; {_by_name(name[1:-1])}")
         return Indexed(of, tuple(items))
 
     def _item(self) -> Item:
@@ -355,10 +356,7 @@ class Parser:
             return self._take()
         if self._kind == "name":
             if (match := _MIDDLE.fullmatch(name := self._take())) is None:
-                raise ValueError(
-                    f"{name} is no place; expected numbers, :, ..., mid4; targets are chosen by their names with "
-                    f"model.target_names=names.txt and 'engine.targets=[{name}]'"
-                )
+                raise ValueError(f"{name} is no place; expected numbers, :, ..., mid4; {_by_name(name)}")
             return Middle(int(match[1]) if match[1] else None)
         parts: list[int | None] = [None]
         n_colons = 0
@@ -423,6 +421,11 @@ class Parser:
             raise ValueError(f"expected {what} at its end")
         at = self._tokens[self._at][2]
         raise ValueError(f"expected {what} at {self._text[at : at + 12]!r}{otherwise}")
+
+
+def _by_name(name: str) -> str:
+    """The end of a message, where a target is meant by its name."""
+    return f"targets are chosen by their names with model.target_names=names.txt and 'engine.targets=[{name}]'"
 
 
 def _is_of_output(node: Node) -> bool:

@@ -32,7 +32,7 @@ from pipeline.config.model_output import (
 )
 from pipeline.messages.errors import UserError
 from pipeline.messages.visible import brief
-from pipeline.messages.words import counted
+from pipeline.messages.words import counted, did_you_mean
 
 _MIDDLE = 4  # places that a suggestion averages, of an axis with at least twice as many
 _N_LISTED = 12  # entries that a message lists, and suggestions that it chooses among
@@ -146,6 +146,8 @@ class _Evaluation:
         if node.key == WHOLE and isinstance(node.of, Whole):
             return of
         hint = " (the whole of it is written output, or nothing)" if isinstance(of, Tensor) else ""
+        if "." not in node.key:  # which would be taken for a setting
+            hint += did_you_mean(node.key, [str(name) for name, _ in _entries(of)])
         raise ValueError(f"no such output{'' if str(node) == node.key else f' as {node}'}{hint}")
 
     def _tensor(self, node: Node) -> Any:
@@ -257,7 +259,7 @@ def _entry(outputs: Any, wanted: int | str) -> Any:
     """One entry: by index of a tuple or list, by key of a mapping, by field name. `_ABSENT` where there is none."""
     as_index = int(wanted) if re.fullmatch(r"-?\d{1,9}", str(wanted)) else None
     if isinstance(outputs, Mapping):
-        keys = (key for key in (wanted, as_index) if key in outputs)
+        keys = (key for key in (wanted, as_index, str(wanted)) if key in outputs)
         return next((outputs[key] for key in keys), _ABSENT)
     if isinstance(outputs, tuple | list):
         if as_index is not None and -len(outputs) <= as_index < len(outputs):
@@ -295,12 +297,12 @@ def listing(outputs: Any, n: int | None = None) -> str:
         return f"a single tensor of shape {_shape(outputs, n)}"
     inner = [f"{name}: {_within(value, n)}" for name, value in _entries(outputs)]
     more = [f"and {len(inner) - _N_LISTED} more"] if len(inner) > _N_LISTED else []
-    entries = ", ".join([*inner[:_N_LISTED], *more])
+    entries = ", ".join([*inner[:_N_LISTED], *more]) or "nothing in it"
     if isinstance(outputs, Mapping):
         return f"a mapping with {entries}"
     if isinstance(outputs, tuple | list):
         return f"a {type(outputs).__name__} with {entries}"
-    return f"an object of type {type(outputs).__name__}{f' with {entries}' if entries else ''}"
+    return f"an object of type {type(outputs).__name__}{f' with {entries}' if inner else ''}"
 
 
 def _within(value: Any, n: int | None) -> str:

@@ -149,7 +149,8 @@ def _found(text: str, numbers: Mapping[str, int]) -> int | Contrast:
     try:
         contrast = parse_contrast(text, numbers)
     except ValueError as error:
-        raise UserError(f"engine.targets: {brief(text)}: {error}") from None
+        near = f"; nearest are {', '.join(close)}" if (close := _nearest(text, names)) else ""
+        raise UserError(f"engine.targets: {brief(text)}: {error}{near}") from None
     if unknown := [name for name in contrast.names if name not in numbers]:
         raise UserError(
             f"engine.targets: {brief(text)}: there is no target {_missing(unknown[0], names)} (a name with signs in it "
@@ -158,10 +159,13 @@ def _found(text: str, numbers: Mapping[str, int]) -> int | Contrast:
     return contrast
 
 
-def _missing(name: str, names: Sequence[str]) -> str:
+def _nearest(name: str, names: Sequence[str]) -> list[str]:
     lower = {each.lower(): each for each in names}
     close = difflib.get_close_matches(name.lower(), lower, n=_N_SHOWN, cutoff=0.5)
-    close = [lower[each] for each in close] or [each for each in names if name.lower() in each.lower()][:_N_SHOWN]
-    if close:
+    return [lower[each] for each in close] or [each for each in names if name.lower() in each.lower()][:_N_SHOWN]
+
+
+def _missing(name: str, names: Sequence[str]) -> str:
+    if close := _nearest(name, names):
         return f"{brief(name)}; nearest are {', '.join(close)}"
     return f"{brief(name)} among {len(names)}: {some(list(names), _N_SHOWN)}"

@@ -20,7 +20,7 @@ _ALIAS = "stored_as"  # in a piece of a configuration: the class that the file s
 _MOST_CALLS = 10_000  # of layers in one pass through a model
 _DEEPEST = 50  # models within models
 
-_TAKES_NUMBERS = ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "TrueDivide", "Divide")  # as operations
+_TAKES_NUMBERS = ("Add", "Subtract", "Multiply", "Maximum", "Minimum", "TrueDivide", "Divide", "Power")  # as operations
 
 Shape = tuple[int | None, ...]
 
@@ -295,7 +295,7 @@ def _call(args: list[Any], kwargs: Mapping[str, Any], layer: Layer, places: Mapp
     for key, value in kwargs.items():
         if value is None or value is False or value == []:
             continue
-        if key == "use_causal_mask" and value is True:
+        if key in ("use_causal_mask", "return_attention_scores") and value is True:
             options.append((key, True))
         elif _refers(value, places) and key in ("query", "value", "key"):
             named.append((key, _tensor(value, places)))
@@ -307,14 +307,21 @@ def _call(args: list[Any], kwargs: Mapping[str, Any], layer: Layer, places: Mapp
 
 
 def _key(found: Any, layer: Layer) -> tuple[Any, ...]:
-    """What is taken along each axis: (start, stop, step), or a position."""
-    many = found if isinstance(found, list) else [found]
-    sliced = [one.get("config") if isinstance(one, Mapping) else one for one in many]
-    key = tuple(tuple(map(one.get, ("start", "stop", "step"))) if isinstance(one, Mapping) else one for one in sliced)
-    ends = [end for one in key for end in (one if isinstance(one, tuple) else (one, 0))]
-    if not all(end is None or type(end) is int for end in ends) or None in key:
-        raise layer.error(f"it takes {str(found)[:60]} of a tensor, which is not supported")
-    return key
+    """What is taken along each axis: (start, stop, step), a position, None for a new axis, or `...`."""
+    return tuple(_place(one, layer) for one in (found if isinstance(found, list) else [found]))
+
+
+def _place(found: Any, layer: Layer) -> Any:
+    kind, config = (found.get("class_name"), found.get("config")) if isinstance(found, Mapping) else (None, None)
+    if kind == "__ellipsis__":
+        return ...
+    if kind == "__slice__" and isinstance(config, Mapping):
+        ends = tuple(map(config.get, ("start", "stop", "step")))
+        if all(end is None or type(end) is int for end in ends) and ends[2] != 0:
+            return ends
+    elif found is None or type(found) is int:
+        return found
+    raise layer.error(f"it takes {str(found)[:60]} of a tensor, which is not supported")
 
 
 def _refers(value: Any, places: Mapping[str, int]) -> bool:

@@ -10,13 +10,14 @@ from pipeline.models.keras_files import architecture
 from pipeline.models.keras_files.architecture import Architecture, Node
 from pipeline.models.keras_files.axes import to_keras, to_torch
 from pipeline.models.keras_files.layer import Layer, LayerError
+from pipeline.models.keras_files.layers import recurrent
 from pipeline.models.keras_files.layers.recurrent import part
 from pipeline.models.keras_files.layers.table import TABLE
 
 Weights = Mapping[str, Tensor]
 Makers = Mapping[str, Callable[[dict[str, Any], list[Tensor]], nn.Module]]
 _READS_MASKS = (
-    "LSTM", "GRU", "SimpleRNN", "Bidirectional", "TimeDistributed", "GlobalAveragePooling1D", "MultiHeadAttention",
+    *recurrent.KINDS, "Bidirectional", "TimeDistributed", "GlobalAveragePooling1D", "MultiHeadAttention",
     "Attention", "AdditiveAttention",
 )  # fmt: skip
 _OF_SHAPES = (RuntimeError, ValueError, IndexError, TypeError)  # what layers raise that do not fit each other
@@ -133,17 +134,22 @@ def module_of(node: Node, weights: Weights, own: Makers) -> nn.Module:
     if node.inner is not None:
         inner = [part(weights, str(index)) for index in range(len(node.inner.nodes))]
         return network(node.inner, inner, own)
+    made = own.get(layer.name, own.get(layer.stored_as))
+    if made is not None:
+        return made(dict(layer.config), list(weights.values()))
     if layer.kind == "TimeDistributed":
         inside = layer.inner("layer")
+        if inside.kind in architecture.MODELS:
+            raise layer.error(
+                f"a model within it is not supported; write it as a torch module and give that: "
+                f"model.layers.{layer.name}=package.Class, made with (config, weights) and called with (N, C, ...)"
+            )
         module = module_of(Node(inside, ()), part(weights, "layer"), own)
         return module if inside.kind in _EACH_ANYWAY else EachStep(module)
     if layer.kind == "Masking":
         if layer.number("mask_value", 0.0) != 0:
             raise layer.error("a mask_value other than 0 is not supported")
         return nn.Identity()  # what it masks is zero before and behind it
-    made = own.get(layer.name, own.get(layer.stored_as))
-    if made is not None:
-        return made(dict(layer.config), list(weights.values()))
     if layer.is_own and layer.kind in TABLE:
         return TABLE[layer.kind].make(layer, weights)
     raise unknown(layer)

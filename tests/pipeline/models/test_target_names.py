@@ -92,6 +92,7 @@ def test_targets_by_name() -> None:
         (["K562_CTCf"], "there is no target K562_CTCf; nearest are K562_CTCF"),
         (["k562"], "nearest are K562_CTCF"),
         (["zzz"], "there is no target zzz among 3: K562_CTCF, "),
+        (["K562 CTCF/x"], "stands in quotes of its own); nearest are K562_CTCF"),
         ([0, "K562_CTCF"], "0 and K562_CTCF are the same target"),
     ]:
         with pytest.raises(UserError) as caught:

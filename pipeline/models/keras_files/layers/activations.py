@@ -145,8 +145,9 @@ def _leaky_relu(layer: Layer) -> nn.Module:
 
 
 def _softmax(layer: Layer) -> nn.Module:
-    (axis,) = layer.axes("axis")
-    return OverAxis(torch.softmax, axis)
+    if len(axes := layer.axes("axis")) != 1:
+        raise layer.wrong("axis", "one axis")
+    return OverAxis(torch.softmax, axes[0])
 
 
 ACTIVATION_LAYERS: dict[str, Callable[[Layer], nn.Module]] = {

@@ -1,11 +1,12 @@
 """Attention, over the positions of (N, C, L)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.keras_files.axes import require_small
+from pipeline.models.keras_files.axes import require_small, to_torch
 from pipeline.models.keras_files.layer import Layer, Variable, own
 from pipeline.models.keras_files.layers.activations import Weights
 from pipeline.models.keras_files.layers.composed import parameters, require_shape
@@ -14,12 +15,12 @@ from pipeline.models.keras_files.layers.recurrent import part
 _PARTS = {"query": "query_dense", "key": "key_dense", "value": "value_dense", "attention_output": "output_dense"}
 
 
-def _weighted(scores: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """The mean of values by the softmax of scores (..., queries, keys); `causal`: of those up to the query alone."""
+def _shares(scores: Tensor, causal: bool) -> Tensor:
+    """The softmax of scores (..., queries, keys); `causal`: of those up to the query alone."""
     if causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(later, float("-inf"))
-    return scores.softmax(-1) @ value
+    return scores.softmax(-1)
 
 
 class MultiHeadAttention(nn.Module):
@@ -29,12 +30,20 @@ class MultiHeadAttention(nn.Module):
         self.query, self.key = projections["query"], projections["key"]
         self.value, self.output = projections["value"], projections["attention_output"]
 
-    def forward(self, query: Tensor, value: Tensor, key: Tensor | None = None, use_causal_mask: bool = False) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        value: Tensor,
+        key: Tensor | None = None,
+        use_causal_mask: bool = False,
+        return_attention_scores: bool = False,
+    ) -> Any:
         given = {self.query: query, self.key: value if key is None else key, self.value: value}
         q, k, v = (self._heads(project(x.transpose(1, 2))) for project, x in given.items())
         require_small(self.n_heads, q.shape[2], k.shape[2])
-        mixed = _weighted((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3), v, use_causal_mask)
-        return self.output(mixed.transpose(1, 2).flatten(2)).transpose(1, 2)
+        shares = _shares((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3), use_causal_mask)
+        found = self.output((shares @ v).transpose(1, 2).flatten(2)).transpose(1, 2)
+        return (found, to_torch(shares)) if return_attention_scores else found
 
     def _heads(self, x: Tensor) -> Tensor:
         """(N, L, heads * size) -> (N, heads, L, size)."""
@@ -50,7 +59,9 @@ def multi_head_variables(layer: Layer) -> Iterator[Variable]:
 def multi_head_attention(layer: Layer, weights: Weights) -> nn.Module:
     n_heads, key_size = layer.size("num_heads"), layer.size("key_dim")
     value_size = key_size if layer.config.get("value_dim") is None else layer.size("value_dim")
-    layer.refuse(output_shape=None, use_gate=False)
+    layer.refuse(use_gate=False, sliding_window=None)
+    if isinstance(n_out := layer.config.get("output_shape"), list | tuple) and len(n_out) != 1:
+        raise layer.wrong("output_shape", "one size")
     if layer.config.get("attention_axes") not in (None, [1], 1):
         raise layer.wrong("attention_axes", "the positions")
     projections = {}
@@ -77,7 +88,14 @@ class Attention(nn.Module):
         self.scale = None if scale is None else nn.Parameter(scale)
         self.additive = additive
 
-    def forward(self, query: Tensor, value: Tensor, key: Tensor | None = None, use_causal_mask: bool = False) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        value: Tensor,
+        key: Tensor | None = None,
+        use_causal_mask: bool = False,
+        return_attention_scores: bool = False,
+    ) -> Any:
         q, v = query.transpose(1, 2), value.transpose(1, 2)
         k = v if key is None else key.transpose(1, 2)
         require_small(q.shape[1], k.shape[1], q.shape[2] if self.additive else 1)
@@ -87,7 +105,9 @@ class Attention(nn.Module):
         else:
             scores = q @ k.transpose(1, 2)
             scores = scores if self.scale is None else scores * self.scale
-        return _weighted(scores, v, use_causal_mask).transpose(1, 2)
+        shares = _shares(scores, use_causal_mask)
+        found = (shares @ v).transpose(1, 2)
+        return (found, to_torch(shares)) if return_attention_scores else found
 
 
 def attention(layer: Layer, weights: Weights) -> nn.Module:

@@ -83,6 +83,19 @@ class RMSNorm(LayerNorm):
         return F.rms_norm(x, shape, self.weight, self.eps)
 
 
+class GroupNorm(nn.Module):
+    """Over groups of features and all positions; a group for each feature where `n_groups` is None."""
+
+    def __init__(self, n_groups: int | None, eps: float, weight: Tensor | None, bias: Tensor | None) -> None:
+        super().__init__()
+        self.n_groups, self.eps = n_groups, eps
+        self.weight = None if weight is None else nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.n_groups or x.shape[1], self.weight, self.bias, self.eps)
+
+
 def layer_norm(layer: Layer, weights: Weights) -> nn.Module:
     layer.refuse(rms_scaling=False)
     return LayerNorm(layer.axes("axis"), layer.number("epsilon", 1e-3), weights.get("gamma"), weights.get("beta"))
@@ -94,17 +107,6 @@ def rms_norm(layer: Layer, weights: Weights) -> nn.Module:
 
 def group_norm(layer: Layer, weights: Weights) -> nn.Module:
     axis, n_groups = _axis(layer), layer.config.get("groups", 32)
-    found = weights.get("gamma", weights.get("beta"))
-    if found is None:
-        raise layer.error("without scale and center it is not supported")
-    n_groups = found.numel() if n_groups == -1 else layer.size("groups", 32)
-    if found.numel() % n_groups:
-        raise layer.error(f"{found.numel()} features in {n_groups} groups")
-    norm = nn.GroupNorm(n_groups, found.numel(), eps=layer.number("epsilon", 1e-3))
-    parameters(
-        layer,
-        norm,
-        weight=weights.get("gamma", torch.ones_like(found)),
-        bias=weights.get("beta", torch.zeros_like(found)),
-    )
+    n_groups = None if n_groups == -1 else layer.size("groups", 32)
+    norm = GroupNorm(n_groups, layer.number("epsilon", 1e-3), weights.get("gamma"), weights.get("beta"))
     return norm if axis == -1 else OverAxis(norm, axis)

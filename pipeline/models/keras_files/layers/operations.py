@@ -83,18 +83,57 @@ class Moved(nn.Module):
 
 
 class Take(nn.Module):
-    """Part of Keras's tensor: (start, stop, step) of each axis, or a position."""
+    """Part of Keras's tensor: (start, stop, step) of each axis, a position, None for a new axis, or `...`."""
 
     def forward(self, x: Tensor, key: tuple[Any, ...]) -> Tensor:
-        index = tuple(one if isinstance(one, int) else slice(*one) for one in key)
-        if index and index[0] != slice(None):
+        x = to_keras(x)
+        n_left_out = x.ndim - sum(one not in (None, ...) for one in key)
+        at = key.index(...) if ... in key else len(key)
+        index = [slice(*one) if isinstance(one, tuple) else one for one in key]
+        index[at : at + 1] = [slice(None)] * n_left_out
+        if index[0] != slice(None):
             raise ValueError("it takes some sequences of a batch")
-        return to_torch(to_keras(x)[index])
+        axis = 0
+        for place, one in enumerate(index):  # backwards is what torch cannot: turned around first
+            if isinstance(one, slice) and (one.step or 1) < 0:
+                taken = range(*one.indices(x.shape[axis]))
+                x = x.flip(axis)
+                first = x.shape[axis] - 1 - taken.start if taken else 0
+                index[place] = slice(first, first - taken.step * len(taken), -taken.step)
+            axis += one is not None
+        return to_torch(x[tuple(index)])
+
+
+class Flip(nn.Module):
+    """The other way round along axes of Keras's tensor."""
+
+    def __init__(self, axes: Sequence[int]) -> None:
+        super().__init__()
+        self.axes = tuple(axes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if 0 in [axis % x.ndim for axis in self.axes]:
+            raise ValueError("it mixes the sequences of a batch")
+        return to_torch(to_keras(x).flip(self.axes))
 
 
 class Divide(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x / y
+
+
+class Power(nn.Module):
+    def forward(self, x: Tensor, y: float) -> Tensor:
+        return x**y
+
+
+class Clip(nn.Module):
+    def __init__(self, least: float, most: float) -> None:
+        super().__init__()
+        self.least, self.most = least, most
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(self.least, self.most)
 
 
 class Matmul(nn.Module):
@@ -133,6 +172,9 @@ OPERATIONS: dict[str, Maker] = {
     "GetItem": lambda *_: Take(),
     "TrueDivide": lambda *_: Divide(),
     "Divide": lambda *_: Divide(),
+    "Power": lambda *_: Power(),
+    "Clip": lambda layer, _: Clip(layer.number("x_min"), layer.number("x_max")),
+    "Flip": lambda layer, _: Flip(layer.axes("axis")),
     "Matmul": lambda *_: Matmul(),
     "Gelu": _gelu,
     "Softplus": lambda *_: nn.Softplus(threshold=40.0),

@@ -1,6 +1,7 @@
 """Recurrent layers: torch's own where it computes the same, else the steps one by one."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from pipeline.models.keras_files.layers.activations import Weights, activation
 from pipeline.models.keras_files.layers.composed import parameters, require_shape
 
 _GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}
+_CUDNN = "CuDNN"  # how layers of Keras 1 and 2 begin whose weights lie as cuDNN has them
+KINDS = (*_GATES, f"{_CUDNN}LSTM", f"{_CUDNN}GRU")
 _MERGES: dict[str | None, Callable[[Tensor, Tensor], Tensor]] = {
     "concat": lambda a, b: torch.cat([a, b], 1),
     "sum": torch.add,
@@ -135,11 +138,35 @@ def recurrent_variables(layer: Layer) -> Iterator[Variable]:
         yield Variable(variable.name, f"cell/{variable.place}")
 
 
+def _plain(layer: Layer, weights: Weights) -> tuple[Layer, Weights]:
+    """Of weights that lie as cuDNN has them, which their biases tell, those of the plain layer: the kernel of each gate
+    is transposed, and the biases of the input lie before the recurrent ones."""
+    kind = layer.kind.removeprefix(_CUDNN)
+    if kind != layer.kind:
+        config = {"activation": "tanh", "recurrent_activation": "sigmoid", "reset_after": True, **layer.config}
+        layer = replace(layer, kind=kind, config=config)
+    n_gates, n_units = _GATES[kind], layer.size("units")
+    if kind == "SimpleRNN" or "bias" not in weights or weights["bias"].shape != (2 * n_gates * n_units,):
+        return layer, weights
+    gates = {name: weights[name].chunk(n_gates, -1) for name in _KERNELS}
+    kernel = torch.cat([gate.reshape(n_units, -1).T for gate in gates["kernel"]], 1)
+    recurrent_kernel = torch.cat([gate.T for gate in gates["recurrent_kernel"]], 1)
+    rows = weights["bias"].reshape(2, -1)
+    bias = rows if kind == "GRU" else rows.sum(0)
+    return layer, {"kernel": kernel, "recurrent_kernel": recurrent_kernel, "bias": bias}
+
+
 def recurrent(layer: Layer, weights: Weights) -> Recurrent:
-    layer.refuse(stateful=False, time_major=False)
-    n_units, n_gates = layer.size("units"), _GATES[layer.kind]
+    layer.refuse(time_major=False)
+    if layer.flag("stateful"):
+        raise layer.error(
+            "stateful=True goes on from the batch before, so that a prediction depends on it; save the model with "
+            "stateful=False"
+        )
+    n_units, n_gates = layer.size("units"), _GATES[layer.kind.removeprefix(_CUDNN)]
     require_shape(layer, "kernel", weights["kernel"], (None, n_gates * n_units))
     require_shape(layer, "recurrent_kernel", weights["recurrent_kernel"], (n_units, n_gates * n_units))
+    layer, weights = _plain(layer, weights)
     rnn = _torch(layer, weights) or _steps(layer, weights)
     return Recurrent(rnn, layer.flag("go_backwards"), layer.flag("return_sequences"), layer.flag("return_state"))
 
@@ -209,15 +236,15 @@ def _steps(layer: Layer, weights: Weights) -> nn.Module:
     if layer.kind == "LSTM":
         return LSTMSteps(weights, inner, gate)
     after = _resets_after(layer)
-    if "bias" in weights and after:
-        require_shape(layer, "bias", weights["bias"], (2, 3 * layer.size("units")))
+    if "bias" in weights:
+        require_shape(layer, "bias", weights["bias"], (*[2] * after, 3 * layer.size("units")))
     return GRUSteps(weights, inner, gate, after)
 
 
 def _both(layer: Layer) -> Iterator[tuple[str, Layer]]:
     """The two layers of a Bidirectional; the one that reads backwards may be described by the other."""
     forth = layer.inner("layer")
-    if forth.kind not in _GATES:
+    if forth.kind.removeprefix(_CUDNN) not in _GATES:
         raise layer.error(f"a {forth.kind} within it is not supported")
     yield "forward_layer", forth
     if layer.config.get("backward_layer") is not None:

@@ -95,7 +95,7 @@ TABLE: dict[str, Converter] = {
     **{name: Converter(merges.merge) for name in merges.OPERATIONS},
     "Concatenate": Converter(merges.concatenate),
     "Dot": Converter(merges.dot),
-    **{name: Converter(recurrent.recurrent, recurrent.recurrent_variables) for name in ("LSTM", "GRU", "SimpleRNN")},
+    **{name: Converter(recurrent.recurrent, recurrent.recurrent_variables) for name in recurrent.KINDS},
     "Bidirectional": Converter(recurrent.bidirectional, recurrent.bidirectional_variables),
     "MultiHeadAttention": Converter(attention.multi_head_attention, attention.multi_head_variables),
     "Attention": Converter(attention.attention, _of_attention),
@@ -104,10 +104,11 @@ TABLE: dict[str, Converter] = {
     "crested>MultiheadAttention": Converter(crested.relative_attention, crested.relative_variables),
     **{name: Converter(make) for name, make in operations.OPERATIONS.items() if name != "Reshape"},
     "Reshape": Converter(lambda layer, _: _reshape(layer)),
-    # At random while training, and nothing else.
+    # At random while training, if at all.
     **{
         name: Converter(lambda *_: nn.Identity())
         for name in (
+            "Identity",
             "Dropout",
             "SpatialDropout1D",
             "SpatialDropout2D",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dlshap_core.rules.names import words
-from pipeline.models.keras_files.layer import Layer
+from pipeline.models.keras_files.layer import Layer, LayerError
 from pipeline.models.keras_files.layers.activations import HardSigmoid, activation
 from pipeline.models.keras_files.layers.normalizations import LayerNorm
 from pipeline.models.keras_files.layers.pooling import PaddedMean
@@ -104,6 +104,7 @@ NORMALIZATIONS: dict[str, Make] = {
     "layer_scale": lambda L: L.LayerNormalization(center=False),
     "group": lambda L: L.GroupNormalization(groups=3),
     "instance": lambda L: L.GroupNormalization(groups=-1),
+    "group_bare": lambda L: L.GroupNormalization(groups=2, scale=False, center=False),
     "rms": lambda L: L.RMSNormalization(),
 }
 SHAPES: dict[str, Make] = {
@@ -113,6 +114,7 @@ SHAPES: dict[str, Make] = {
     "reshape_more": lambda L: L.Reshape((-1, 4, 3)),
     "permute": lambda L: L.Permute((2, 1)),
     "rescale": lambda L: L.Rescaling(2.0, offset=1.0),
+    "identity": lambda L: L.Identity(),
     "dropout": lambda L: L.Dropout(0.5),
     "spatial": lambda L: L.SpatialDropout1D(0.5),
     "noise": lambda L: L.GaussianNoise(0.5),
@@ -177,6 +179,7 @@ def test_layers_of_several_tensors(tmp_path: Path, form: str) -> None:
         attended,
         L.MultiHeadAttention(2, 4, use_bias=False)(a, b, key=attended),
         L.MultiHeadAttention(2, 3)(a, a, use_causal_mask=True),
+        *L.MultiHeadAttention(2, 3, value_dim=2, output_shape=4)(a, b, return_attention_scores=True),
         L.Attention(use_scale=True)([a, b]),
         L.AdditiveAttention()([a, b, attended]),
         sequences,
@@ -216,6 +219,41 @@ def test_hard_sigmoid_is_another_in_keras_2() -> None:
     assert isinstance(old, HardSigmoid)
     torch.testing.assert_close(old(x), torch.tensor([0, 0, 0.5, 0.7, 1.0]))
     torch.testing.assert_close(new(x), torch.tensor([0.2 / 6, 0.4 / 6, 0.5, 4 / 6, 5.6 / 6]))
+
+
+@pytest.mark.parametrize(("kind", "n_gates"), [("LSTM", 4), ("GRU", 3)])
+def test_recurrent_layers_of_cudnn(kind: str, n_gates: int) -> None:
+    """Also where the file says the plain layer, whose biases tell."""
+    kernel, own, bias = torch.rand(6, n_gates * 5), torch.rand(5, n_gates * 5), torch.rand(2, n_gates * 5)
+    plain = {"kernel": kernel, "recurrent_kernel": own, "bias": bias.sum(0) if kind == "LSTM" else bias}
+    turned = {
+        "kernel": torch.cat([gate.T.reshape(6, 5) for gate in kernel.chunk(n_gates, 1)], 1),
+        "recurrent_kernel": torch.cat([gate.T for gate in own.chunk(n_gates, 1)], 1),
+        "bias": bias.flatten(),
+    }
+    settings = {"units": 5, "return_sequences": True}
+    named = {**settings, "activation": "tanh", "recurrent_activation": "sigmoid", "reset_after": True}
+    x = torch.rand(2, 6, 9)
+    wanted = TABLE[kind].make(Layer("a", kind, named, 2), plain)(x)
+    for layer in (Layer("a", f"CuDNN{kind}", settings, 2), Layer("a", kind, named, 2)):
+        assert torch.equal(TABLE[layer.kind].make(layer, turned)(x), wanted)
+    assert [one.name for one in TABLE[f"CuDNN{kind}"].variables(layer)] == [*turned]
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "message"),
+    [
+        ("LSTM", {"units": 1, "stateful": True}, "stateful=True goes on from the batch before.*save the model with"),
+        ("GRU", {"units": 1, "reset_after": False}, r"its bias has the shape \(2, 3\); its settings say \(3\)"),
+        ("Softmax", {"axis": [1, 2]}, "axis is .*; expected one axis"),
+        ("MultiHeadAttention", {"num_heads": 1, "key_dim": 1, "sliding_window": 4}, "sliding_window=4 is not"),
+        ("MultiHeadAttention", {"num_heads": 1, "key_dim": 1, "output_shape": [2, 3]}, "expected one size"),
+    ],
+)
+def test_settings_that_are_refused(kind: str, config: dict[str, Any], message: str) -> None:
+    weights = {"kernel": torch.zeros(2, 3), "recurrent_kernel": torch.zeros(1, 3), "bias": torch.zeros(2, 3)}
+    with pytest.raises(LayerError, match=message):
+        TABLE[kind].make(Layer("a", kind, config, 2), weights)
 
 
 def test_slopes_of_keras_2() -> None:

@@ -13,6 +13,8 @@ from dlshap_core.deep_lift_shap import deep_lift_shap
 from pipeline.config.model_input import InputSettings
 from pipeline.messages.errors import UserError
 from pipeline.models.adapted import adapted
+from pipeline.models.keras_files.axes import to_keras, to_torch
+from pipeline.models.keras_files.layers.operations import Take
 from pipeline.models.keras_files.load import load_keras
 from tests.pipeline.models.keras_files.oracle import FORMS, keras, one_hot, randomised, read, require_alike, save
 
@@ -80,8 +82,30 @@ def test_operations_among_the_layers(tmp_path: Path, form: str) -> None:
         ops.matmul(y, turned),
         ops.reshape(turned, (-1, 80)),
         ops.tanh(ops.abs(-y)),
+        y[..., 1],
+        y[:, None, 3],
+        ops.clip(y, -0.1, 0.2) ** 2,
+        ops.flip(y, axis=(1, -1)),
     ]
     require_alike(k.Model(x, outputs), tmp_path, form, length=20)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ((None, None, None), (None, None, -1), (None, None, -1)),
+        ((None, None, None), (5, 1, -2), None, 3),
+        ((None, None, None), 2, (1, 9, -3)),
+        ((None, None, None), ..., None, (-9, 99, 3)),
+        (..., -1),
+        (..., (-2, None, -1)),
+    ],
+)
+def test_parts_of_a_tensor_are_numpys(key: tuple[Any, ...]) -> None:
+    """Also backwards, as models of TensorFlow have it, which Keras on torch cannot."""
+    x = np.random.rand(2, 7, 5)
+    wanted = x[tuple(slice(*one) if isinstance(one, tuple) else one for one in key)]
+    np.testing.assert_array_equal(to_keras(Take()(to_torch(torch.from_numpy(x)), key)).numpy(), wanted)
 
 
 @pytest.mark.parametrize("axis", [0, (0, 1)])
