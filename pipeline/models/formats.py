@@ -1,5 +1,6 @@
 """What kind of file a checkpoint is, by its first bytes or the names in a zip archive; nothing is unpickled."""
 
+import json
 import shlex
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,11 @@ _ONNX = (
     "write `import onnx2torch; model = lambda: onnx2torch.convert({path!r})` into my_model.py, and give "
     "model._target_=my_model.py:model alone"
 )
+_PICKLE = (
+    "a pickle, not of torch (of pickle.dump or joblib.dump, perhaps), and reading it could run any code; if you trust "
+    "it, write its weights alone: `python -c {command}`, and give its class as model._target_"
+)
+_MAGIC_OF_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # in what it wrote before 1.6
 _NO_WEIGHTS = ("optim", "scheduler", "rng_state", "random_states", "training_args", "scaler", "sampler")
 
 
@@ -47,8 +53,9 @@ def require_torch_file(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith(b"\x80"):  # a pickle of protocol 2 or later
-        return
-    what = _in_zip(path) if head.startswith(b"PK") else _otherwise(head, path)
+        what = None if _MAGIC_OF_TORCH in head[:32] else _pickle(path)
+    else:
+        what = _in_zip(path) if head.startswith(b"PK") else _otherwise(head, path)
     if what is not None:
         raise UserError(f"model.checkpoint={path} is {what}; {EXPECTED}")
 
@@ -104,6 +111,14 @@ def _in_zip(path: Path) -> str | None:
         return None
     found = some(sorted(filter(None, files)), 3) or "no files"
     return f"a zip archive of {found}, not of torch; unpack it first, if the weights are in it"
+
+
+def _pickle(path: Path) -> str:
+    weights, module = path.with_suffix(".weights.pt"), "joblib" if path.suffix == ".joblib" else "pickle"
+    file = json.dumps(str(path), ensure_ascii=False)
+    read = f"joblib.load({file})" if module == "joblib" else f'pickle.load(open({file}, "rb"))'
+    code = f"import torch, {module}; torch.save({read}.state_dict(), {json.dumps(str(weights), ensure_ascii=False)})"
+    return _PICKLE.format(command=shlex.quote(code), weights=weights)
 
 
 def _unpack(path: Path, program: str) -> str:

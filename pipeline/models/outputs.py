@@ -7,6 +7,7 @@ Shape legend: N sequences, T targets.
 import dataclasses
 import re
 import shlex
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -63,7 +64,11 @@ class SelectedOutput(nn.Module):
         self.model, self.output, self.is_for_head = model, output, is_for_head
 
     def forward(self, x: Tensor, *args: Tensor) -> Any:
-        outputs, n = self.model(x, *args), len(x)
+        n = len(x)
+        try:
+            outputs = self.model(x, *args)
+        except SystemExit as error:
+            raise UserError(_ends(error)) from error
         found = outputs if self.output is None else chosen(outputs, self.output, n)
         return found if self.is_for_head else self._by_target(outputs, found, n)
 
@@ -81,6 +86,20 @@ class SelectedOutput(nn.Module):
         profile = "; logits of a profile are for model.head=profile_midpoint" if is_profile else ""
         advice = _advice(found, n, start, "; say which of it is explained")
         raise UserError(f"{what} {listing(found, n)}{advice}{profile}")
+
+
+def _ends(error: SystemExit) -> str:
+    """What is said of a module that ends the process: the innermost one, and the line."""
+    module = where = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if isinstance(of := frame.f_locals.get("self"), nn.Module):
+            module = type(of).__name__
+        if frame.f_globals.get("__name__") != "_sitebuiltins":  # exit() itself
+            where = f"{frame.f_code.co_filename}, line {line}"
+    return (
+        f"{module} ends the process when it is called ({where}: exit() or sys.exit()); take that out, or raise an "
+        f"error there"
+    )
 
 
 class WithHead(nn.Module):

@@ -61,7 +61,7 @@ def load_keras(
             )
     makers = {name: _maker(name, value) for name, value in given.items() if name not in kinds}
     with open_keras(path, description) as file, named(path):
-        model = read_architecture(renamed(file.config, kinds), file.major)
+        model = read_architecture(renamed(file.config, kinds) if kinds else file.config, file.major)
         weights = read_weights(file.weights, model)
         model = named_like(model, like) if like else model
         inputs = [model.nodes[index].layer.name for index in model.inputs]

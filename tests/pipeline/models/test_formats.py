@@ -127,6 +127,10 @@ def test_zip_archives_of_other_things(tmp_path: Path, files: dict[str, bytes], m
         (b"\xfd7zXZ\x00", "compressed with xz"),
         (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
         (b"\x93NUMPY\x01\x00", "an array of NumPy"),
+        (
+            pickle.dumps({"a": 1}),
+            r"""a pickle, not of torch.*`python -c 'import torch, pickle; torch\.save\(.*weights\.pt"\)'`""",
+        ),
         (b"\x89HDF\r\n\x1a\n", r"HDF5.*Keras.*model=keras"),
         (b"{\n  'a': 1}\n", r"text, which begins"),
         (b"\x00\xff\x17\x99", "no kind that is known"),
@@ -208,7 +212,8 @@ def test_the_canary_sings_when_it_is_trusted(tmp_path: Path) -> None:
 
 
 def test_a_trusted_file_that_is_damaged(tmp_path: Path) -> None:
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Touch(tmp_path / "ran"), protocol=2)[:20])
+    torch.save(Touch(tmp_path / "ran"), tmp_path / "evil.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "evil.pt").write_bytes((tmp_path / "evil.pt").read_bytes()[:40])
     with pytest.raises(UserError, match=r"cannot be read"):
         load(tmp_path / "evil.pt", trust_pickle=True)
 

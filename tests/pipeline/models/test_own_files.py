@@ -149,6 +149,12 @@ def test_what_is_wrong_is_said(text: str, target: str, message: str) -> None:
 
 
 def test_a_class_that_ends_the_process(tmp_path: Path) -> None:
+    lines = "import torch\nclass Ends(torch.nn.Module):\n    def forward(self, x):\n        exit()\n"
+    (tmp_path / "later.py").write_text(
+        f"{lines}class Net(torch.nn.Sequential):\n    def __init__(self): super().__init__(Ends())"
+    )
+    with pytest.raises(UserError, match=r"^Ends ends the process when it is called \(.*later\.py, line 4: exit"):
+        load(f"{tmp_path}/later.py:Net").module(torch.zeros(1, 4, 5))
     (tmp_path / "ends.py").write_text("class Net:\n    def __init__(self): exit(3)")
     with pytest.raises(UserError, match=r"ends\.py:Net with model\.init=.*SystemExit: 3"):
         load(f"{tmp_path}/ends.py:Net")
