@@ -23,9 +23,10 @@ DESCRIPTION = """Compare two stores of the same sequences: of two models, folds,
   dlshap compare k562.zarr hepg2.zarr -o compared.html --tsv rows.tsv
   dlshap compare before.zarr after.zarr --tolerance 1e-5
 
-Shows what was run differently, every array (the same bits, or how far values lie apart), how well the attributions of
-each sequence agree, which sequences changed most, and which 6-mers gain and lose. The exit code is 0 where all values
-have the same bits, or differ by at most --tolerance of the largest one; otherwise 1. Existing files are replaced.
+Shows what was run differently, and for every array whether it has the same bits, or how far its values lie apart. Then
+it shows how well the attributions of each sequence agree, which changed most, and which 6-mers gain and lose. The exit
+code is 0 where all values have the same bits, or differ by at most --tolerance of the largest one; otherwise 1.
+Existing files are replaced.
 """
 PARENTS = (STORE, INCOMPLETE, JSON)
 FOLDER_FILES = ("matplotlibrc",)  # that Matplotlib would read from the working folder

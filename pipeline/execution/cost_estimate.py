@@ -102,14 +102,14 @@ class CostEstimate:
         files = f"{cost.objects:,} files or objects"
         is_short = self.free_bytes is not None and self.free_bytes < cost.store_bytes + cost.run_bytes
         short = f"; only {size(self.free_bytes or 0)} are free there: give another store.path" if is_short else ""
-        pool = f"{_hours(cost.pool_s)} of {actors} together, each held from the command to its end"
+        pool = f"{_hours(cost.pool_s)} of {actors} in all, each held from the start of the command to its end"
         price = f"; {self.price:,.2f} at {self.price_per_hour:g} an hour" if self.price is not None else ""
         lines = [
             ("rows", f"{work.n_rows:,} of {work.length:,} bases{left_out}"),
             ("shards", f"{cost.shards:,} of {sizes}; {duration(cost.shard_s)} each"),
             ("pairs", f"{' x '.join(pairs)}; {counted(work.n_targets, 'target')}"),
             ("device", f"{_hours(cost.device_s)} of {self.device} ({counted(self.timed_rows, 'row')} timed)"),
-            *(("sure", line) for line in self._certainty()),
+            *(("spread", line) for line in self._certainty()),
             *(("memory", line) for line in self.memory),
             ("store", f"{size(cost.store_bytes)}, and {size(cost.run_bytes)} of records, in {files}{short}"),
             (
@@ -117,7 +117,7 @@ class CostEstimate:
                 f"{duration(cost.wall_s)} with {actors}{unknown}; {duration(cost.read_s)} of it to read the input",
             ),
             ("pool", f"{pool}{price}"),
-            ("resume", f"{duration(cost.resume_s)} lost by an interruption, at most"),
+            ("resume", f"an interruption loses at most {duration(cost.resume_s)}"),
         ]
         return in_lines(f"{name:<8}{text}" for name, text in lines)
 

@@ -147,7 +147,7 @@ def test_the_plan_is_said_to_people_and_programs(
     assert dispatch(["plan", *overrides, "cluster=local", "cluster.actors=2", "--price-per-hour", "1800"]) == 0
     text = capsys.readouterr().out
     assert [line.split()[0] for line in text.splitlines()] == [
-        "rows", "shards", "pairs", "device", "sure", "store", "wall", "pool", "resume",
+        "rows", "shards", "pairs", "device", "spread", "store", "wall", "pool", "resume",
     ]  # fmt: skip
     assert f"{N_ROWS} of {LENGTH} bases" in text
     assert "with infinitely many references, from the spread over 3 references (median of" in text
@@ -170,7 +170,7 @@ def test_two_references_of_a_long_row_tell_no_spread(
     found = estimate_config(compose_config(inputs.overrides(tmp_path / "a.zarr")))
     assert found.timed_rows == 1
     assert found.correlation is found.enough_references is None
-    assert "sure" not in found.text()
+    assert "spread" not in found.text()
 
 
 def test_a_pool_is_paid_for_as_long_as_the_command_takes() -> None:
@@ -184,7 +184,7 @@ def test_actors_beyond_the_shards_are_not_counted() -> None:
     work = replace(WORK, actors=4, n_rows=WORK.rows_per_shard)
     found = CostEstimate(work, cost(work, ROW_S), "cpu", 1, ROW_S, actors_are_known=True, left_out=0)
     assert "with 1 actor; " in found.text()
-    assert "of 1 actor together" in found.text()
+    assert "of 1 actor in all" in found.text()
 
 
 def test_the_errors_are_those_of_the_run(inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
