@@ -13,10 +13,11 @@ from dlshap_core.rules import operators
 from dlshap_core.rules.call import Call, is_varying
 from dlshap_core.rules.gradients import pull_back, pull_back_in_place, scale
 from dlshap_core.rules.integrated import INTEGRATED
-from dlshap_core.rules.kinds import Composite, Kind
+from dlshap_core.rules.kinds import Composite, Kind, PairRule
 from dlshap_core.rules.operators import at_least_float32
 from dlshap_core.rules.protocol import Pass
-from dlshap_core.rules.secants import STEPS, average_derivative
+from dlshap_core.rules.rows import RowPairing
+from dlshap_core.rules.secants import STEPS, average_derivative, ramp
 
 _PART = 1 << 18  # elements, a multiple of every vector's length, so that parts have the bits of the whole
 
@@ -117,6 +118,36 @@ class Power(Kind):
     def run(self, forward: Pass, call: Call) -> Any:
         exponent = call.args[1] if len(call.args) > 1 else call.kwargs["exponent"]
         return (self.of_base if is_varying(exponent) else self.elementwise).run(forward, call)
+
+
+def prelu(rows: RowPairing, observed: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+    """The weight is one number, or one for each channel (axis 1); see `secants.prelu`."""
+    value, shape = torch.prelu(reference.detach(), weight), reference.shape
+    x, r = rows.paired(observed, reference.detach())
+    slope = at_least_float32(weight)
+    if weight.numel() > 1:
+        slope = slope.reshape(1, -1, *[1] * (reference.ndim - 2))
+
+    def pullback(gradient: Tensor, x: Tensor, r: Tensor, slope: Tensor) -> Tensor:
+        if operators.is_for(r):
+            positive = operators.secant(None, x, r, "ramp", ())
+        elif fused.fits(x, r):
+            positive = fused.multipliers(fused.relu, x, r, ())
+        else:
+            positive = ramp(at_least_float32(x), at_least_float32(r))
+        return scale(gradient, torch.addcmul(slope, positive.reshape(shape), 1 - slope))
+
+    return pull_back(reference, value, pullback, x, rows.keep(r), slope)
+
+
+@dataclass(frozen=True)
+class Prelu(PairRule):
+    """`prelu`; slopes that depend on the sequence are integrated over."""
+
+    def run(self, forward: Pass, call: Call) -> Any:
+        if is_varying(call.named("input", "weight")[1]):
+            return INTEGRATED.run(forward, call)
+        return super().run(forward, call)
 
 
 def _back_by_operator(gradient: Tensor, x: Tensor, r: Tensor, rule: tuple[str, tuple[float, ...]]) -> Tensor:

@@ -101,13 +101,29 @@ def rounding(dtype: torch.dtype) -> float:
 _Find = Callable[[Tensor], tuple[Tensor, Tensor]]  # the maxima of an activation, and their places in it
 
 
+@dataclass(frozen=True)
+class _Grid:
+    """Where windows lie, for each axis: inputs from the first to the last of one, steps between two, and how far the
+    first one begins before the inputs."""
+
+    spans: tuple[int, ...]
+    strides: tuple[int, ...]
+    paddings: tuple[int, ...]
+
+
 def _max_over_windows(
-    rows: RowPairing, observed: Tensor, reference: Tensor, find: _Find, n_axes: int, block_size: int | None = None
+    rows: RowPairing,
+    observed: Tensor,
+    reference: Tensor,
+    find: _Find,
+    n_axes: int,
+    block_size: int | None = None,
+    grid: _Grid | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Max over windows in the last `n_axes` axes: the output with its multipliers, and the reference's places.
 
     `observed` has the rows of the sequences; it is searched once, not once for each reference. `block_size` is that of
-    windows that lie side by side in one axis.
+    windows that lie side by side in one axis, `grid` says where windows lie that do so evenly.
     """
     axis = rows.axis(observed, reference)
     if axis is not None:
@@ -129,6 +145,9 @@ def _max_over_windows(
             return _back_through_blocks(gradient, x, r, block_size)
 
         return pull_back(reference, value, pull_back_late, observed, rows.keep(reference.detach())), places
+    if grid is not None and axis in (0, None) and n_axes < min(3, reference.ndim) and operators.is_for(reference):
+        pullback = _by_grid(grid, find(observed)[1], places)
+        return pull_back(reference, value, pullback, observed, rows.keep(reference.detach())), places
 
     def expanded(z: Tensor) -> Tensor:
         return z if axis is None else z.repeat_interleave(rows.n_references, axis)
@@ -171,6 +190,66 @@ _back_through_blocks = operators.define(
     _blocks_by_torch,
     _blocks_by_triton,
     _blocks_on_cpu,
+)
+
+
+def _by_grid(grid: _Grid, places_x: Tensor, places_r: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Going back through windows on a grid, on a GPU: (gradient, observed, reference) -> gradient."""
+    n_axes = len(grid.spans)
+
+    def with_channels(z: Tensor) -> Tensor:
+        """(rows, channels, *inputs or outputs)."""
+        return z.unsqueeze(1) if z.ndim == 1 + n_axes else z.flatten(1, -1 - n_axes)
+
+    places = with_channels(places_x), with_channels(places_r)
+
+    def pullback(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+        tensors = map(with_channels, (gradient, x, r))
+        return _back_through_windows(*tensors, *places, grid.spans, grid.strides, grid.paddings).reshape(r.shape)
+
+    return pullback
+
+
+def _windows_by_torch(
+    gradient: Tensor, x: Tensor, r: Tensor, places_x: Tensor, places_r: Tensor, spans: list[int], *_: list[int]
+) -> Tensor:
+    n_axes, n_repeats = len(spans), len(r) // max(1, len(x))
+    x, places_x = (z.repeat_interleave(n_repeats, 0) for z in (x, places_x))
+    values = x.flatten(-n_axes).gather(-1, places_x.flatten(-n_axes)).view(places_x.shape)
+    return _by_torch(x, r, _Windows(values, places_x), places_r, n_axes, 0)(gradient)
+
+
+def _windows_on_cpu(
+    gradient: Tensor, x: Tensor, r: Tensor, places_x: Tensor, places_r: Tensor, spans: list[int], *_: list[int]
+) -> Tensor:
+    if not fused.takes(x, r):
+        return _windows_by_torch(gradient, x, r, places_x, places_r, spans)
+    return _by_places(places_x, places_r, len(spans), r.shape[1], False)(gradient, x, r)
+
+
+def _windows_by_triton(
+    gradient: Tensor,
+    x: Tensor,
+    r: Tensor,
+    places_x: Tensor,
+    places_r: Tensor,
+    spans: list[int],
+    strides: list[int],
+    paddings: list[int],
+) -> Tensor:
+    from dlshap_core.kernels import triton_pooling
+
+    places, limits = (places_x, places_r), (rounding(r.dtype), _stands_for_infinity(r.dtype))
+    return triton_pooling.max_windows(gradient, x, r, *places, spans, strides, paddings, *limits)
+
+
+# Gradient and places_r (B, C, *outputs), places_x (S, C, *outputs), x (S, C, *inputs), r (B, C, *inputs).
+_back_through_windows = operators.define(
+    "max_windows(Tensor gradient, Tensor x, Tensor r, Tensor places_x, Tensor places_r, int[] spans, int[] strides, "
+    "int[] paddings) -> Tensor",
+    _windows_by_torch,
+    _windows_by_triton,
+    _windows_on_cpu,
 )
 
 
@@ -243,13 +322,20 @@ def max_pool(n_axes: int, always_with_places: bool = False) -> Callable[..., Ten
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
+        """The change of a window's maximum goes to the input that explains it: the observed maximum where the output
+        rises, the reference's where it falls."""
+
         def find(z: Tensor) -> tuple[Tensor, Tensor]:
             return pool(z, kernel_size, stride or None, padding, dilation, ceil_mode)
 
-        kernel_sizes, strides = _sizes(kernel_size, n_axes), _sizes(stride or kernel_size, n_axes)
-        is_of_blocks = kernel_sizes == strides and not any(_sizes(padding, 1)) and set(_sizes(dilation, 1)) == {1}
-        block_size = kernel_sizes[0] if n_axes == 1 and is_of_blocks and not ceil_mode else None
-        value, places = _max_over_windows(rows, observed, reference, find, n_axes, block_size)
+        sizes, strides, paddings, dilations = (
+            _sizes(z, n_axes) for z in (kernel_size, stride or kernel_size, padding, dilation)
+        )
+        is_of_blocks = sizes == strides and not any(paddings) and set(dilations) == {1}
+        block_size = sizes[0] if n_axes == 1 and is_of_blocks and not ceil_mode else None
+        spans = tuple(1 + (size - 1) * step for size, step in zip(sizes, dilations, strict=True))
+        grid = _Grid(spans, strides, paddings)
+        value, places = _max_over_windows(rows, observed, reference, find, n_axes, block_size, grid)
         return (value, places) if return_indices or always_with_places else value
 
     return rule
@@ -268,7 +354,13 @@ def adaptive_max_pool(n_axes: int, always_with_places: bool = False) -> Callable
     def rule(
         rows: RowPairing, observed: Tensor, reference: Tensor, output_size: _Sizes, return_indices: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        value, places = _max_over_windows(rows, observed, reference, lambda z: pool(z, output_size), n_axes)
+        """As max-pooling, in even or uneven bins."""
+        shape = reference.shape[-n_axes:]
+        sizes = tuple(n or length for n, length in zip(_sizes(output_size, n_axes), shape, strict=True))
+        is_even = all(length % n == 0 for n, length in zip(sizes, shape, strict=True))
+        steps = tuple(length // n for n, length in zip(sizes, shape, strict=True))
+        grid = _Grid(steps, steps, (0,) * n_axes) if is_even else None
+        value, places = _max_over_windows(rows, observed, reference, lambda z: pool(z, output_size), n_axes, grid=grid)
         return (value, places) if return_indices or always_with_places else value
 
     return rule
@@ -276,7 +368,10 @@ def adaptive_max_pool(n_axes: int, always_with_places: bool = False) -> Callable
 
 def _max_over_last(rows: RowPairing, observed: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Max over the last axis, kept with size 1."""
-    return _max_over_windows(rows, observed, reference, lambda z: z.max(dim=-1, keepdim=True), 1)
+    whole = reference.shape[-1:]
+    return _max_over_windows(
+        rows, observed, reference, lambda z: z.max(dim=-1, keepdim=True), 1, grid=_Grid(whole, whole, (0,))
+    )
 
 
 def max_over_axis(

@@ -117,6 +117,6 @@ SMOOTH = words(
 )
 
 # Elementwise functions whose secant is called like them.
-CLOSED_SECANTS = words("prelu exp exp2 expm1 log log1p log2 log10 square sqrt rsqrt reciprocal tanh sigmoid")
+CLOSED_SECANTS = words("exp exp2 expm1 log log1p log2 log10 square sqrt rsqrt reciprocal tanh sigmoid")
 
 STEPS = words("sign sgn round floor ceil trunc fix")

@@ -30,7 +30,7 @@ from dlshap_core.rules import (
 )
 from dlshap_core.rules.call import Call, is_varying
 from dlshap_core.rules.convolutions import Convolution
-from dlshap_core.rules.elementwise import Elementwise, Power
+from dlshap_core.rules.elementwise import Elementwise, Power, Prelu, prelu
 from dlshap_core.rules.integrated import INTEGRATED
 from dlshap_core.rules.kinds import (
     Branch,
@@ -206,6 +206,7 @@ TABLE = _joined(
     _each("__bool__ __contains__ equal allclose is_nonzero _nested_tensor_from_mask_left_aligned", Branch()),
     _each("pow float_power", Power(Elementwise(secants.power), Composite(arithmetic.power_of_base, "power"))),
     {
+        "prelu": Prelu(prelu, "elementwise: secant"),
         "sort": UnaryRule(maxima.sort, "order statistics", breaks_ties=True),
         "__setitem__": SelectOrAssign(),
         "rrelu": OnlyIf(Elementwise(secants.rrelu), _is_not_training(3, "training"), "it is random while training"),

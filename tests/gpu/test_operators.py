@@ -82,6 +82,12 @@ OTHERS: dict[str, Function] = {
     "masks": lambda x: x * ((x > 0.1) | (x < -0.1)) + (x == 0),
     "max_pool of blocks": lambda x: F.max_pool1d(x, 4),
     "max_pool": lambda x: F.max_pool1d(x, 5, 2, padding=1),
+    "max_pool of gaps": lambda x: F.max_pool1d(x, 3, 2, padding=1, dilation=2, ceil_mode=True),
+    "max_pool of two axes": lambda x: F.max_pool2d(x.unflatten(-1, (4, 6)), 3, (1, 2), padding=1).flatten(2),
+    "max of two axes": lambda x: x.unflatten(-1, (4, 6)).amax((2, 3)).unsqueeze(-1),
+    "max over channels": lambda x: x + x.max(1, keepdim=True).values + x.amin(1, keepdim=True),
+    "adaptive_max_pool": lambda x: F.adaptive_max_pool1d(x, 6),
+    "uneven adaptive_max_pool": lambda x: F.adaptive_max_pool1d(x, 7),
 }
 
 

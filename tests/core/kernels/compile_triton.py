@@ -15,6 +15,7 @@ from triton.runtime.jit import JITFunction
 from dlshap_core.rules import masks, maxima, normalization, operators, products, softmaxes
 
 NAMES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+NAMES_OF_PLACES = {torch.int64: "*i64", torch.int8: "*i8"}
 TARGET = GPUTarget("cuda", int(sys.argv[1]), 32)
 compiled: set[str] = set()
 
@@ -25,7 +26,7 @@ def compile_launch(kernel: JITFunction, *values: object, **_: object) -> None:
         if parameter.is_constexpr:
             signature[parameter.name], constants[(number,)] = "constexpr", value
         else:
-            signature[parameter.name] = NAMES[value.dtype] if isinstance(value, Tensor) else "i32"
+            signature[parameter.name] = (NAMES | NAMES_OF_PLACES)[value.dtype] if isinstance(value, Tensor) else "i32"
     made = compile_kernel(ASTSource(kernel, signature, constexprs=constants), target=TARGET)
     assert made.asm["cubin"]
     compiled.add(kernel.__name__)
@@ -49,6 +50,9 @@ for dtype in NAMES:
         maxima._blocks_by_triton(
             torch.ones(6, 4, 12 // size, dtype=dtype), *(torch.ones(n, 4, 12, dtype=dtype) for n in (2, 6)), size
         )
+    places = [torch.zeros(n, 4, 6, dtype=torch.int64) for n in (2, 6)]
+    pooled = (torch.ones(n, 4, 12, dtype=dtype) for n in (2, 6))
+    maxima._windows_by_triton(torch.ones(6, 4, 6, dtype=dtype), *pooled, *places, [3], [2], [1])
     products._mean_by_triton(x, r)
     products._product_by_triton(gradient, x, r, x, r)
     for observed in (None, x):

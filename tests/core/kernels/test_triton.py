@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dlshap_core.rules import masks, maxima, normalization, operators, products, secants, softmaxes
@@ -224,6 +225,40 @@ def test_max_pooling_of_blocks(n_channels: int, length: int, size: int, dtype: t
     torch.testing.assert_close(found, expected, rtol=ROUNDING[dtype], atol=ROUNDING[dtype])
 
 
+# Kernel size, stride, padding, dilation and whether the last window may be shorter.
+WINDOWS = [
+    ((3,), (2,), (1,), (1,), False),
+    ((4,), (1,), (2,), (1,), False),
+    ((3,), (2,), (0,), (3,), True),
+    ((21,), (21,), (0,), (1,), False),
+    ((2,), (5,), (0,), (1,), False),
+    ((3, 2), (2, 1), (1, 1), (1, 2), False),
+    ((2, 3), (2, 3), (0, 0), (1, 1), True),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_max_pooling_of_windows(window: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> None:
+    size, stride, padding, dilation, ceil_mode = window
+    inputs = (21,) if len(size) == 1 else (7, 9)
+    pool = F.max_pool1d_with_indices if len(size) == 1 else F.max_pool2d_with_indices
+    x, r = (z.flatten(0, 1).to(dtype) for z in activations(5, torch.Size(inputs).numel()))
+    x[:, :, ::3], r[:, :, ::3] = x[:, :, ::3].relu(), r[:, :, ::3].relu()
+    r[::2, :, 10:] = x[:, :, 10:] * (1 + 1e-7)  # stands still, but for rounding
+    x[0, :, 4], r[1, 2, 3] = -math.inf, -math.inf
+    x, r = x.unflatten(-1, inputs), r.unflatten(-1, inputs)
+    (_, places_x), (out, places_r) = (pool(z, size, stride, padding, dilation, ceil_mode) for z in (x, r))
+    gradient = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    spans = [1 + (n - 1) * step for n, step in zip(size, dilation, strict=True)]
+    given = gradient, x, r, places_x, places_r, spans, [*stride], [*padding]
+    expected = maxima._windows_by_torch(*given)
+    torch.testing.assert_close(maxima._windows_by_triton(*given), expected, rtol=ROUNDING[dtype], atol=ROUNDING[dtype])
+    if dtype != torch.bfloat16:
+        torch.testing.assert_close(maxima._windows_on_cpu(*given), expected)
+    assert expected.count_nonzero() > out.numel() / 4
+
+
 def test_max_pooling_of_ties_and_infinities() -> None:
     finite = SPECIAL[~SPECIAL.isnan()]
     drawn = finite[torch.randint(0, len(finite), (3, 10, 200), generator=torch.Generator().manual_seed(0))]
@@ -244,5 +279,6 @@ def test_every_kernel_compiles_for_real_gpus(capability: int, tmp_path: Path) ->
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr
-    kernels = ["_mean", "_normalise", "_pool", "_product", "_quotient", "_secants", "_select", "_softmax"]
+    kernels = ["_mean", "_normalise", "_pool", "_product", "_quotient", "_route"]
+    kernels += ["_secants", "_select", "_softmax", "_standing"]
     assert done.stdout.split() == kernels
