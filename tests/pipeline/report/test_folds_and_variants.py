@@ -116,7 +116,7 @@ def test_how_sure_the_attributions_are_as_the_references_were_drawn(tmp_path: Pa
     noise = Synthetic(
         random_codes(N, LENGTH), spread=True, values={"attribution_sd": np.ones((N, 1, LENGTH), np.float32)}
     )
-    assert "There is nothing but noise in half" in page_of(noise.write(tmp_path / "noise.zarr"), tmp_path).text
+    assert "Half of the sequences have only noise" in page_of(noise.write(tmp_path / "noise.zarr"), tmp_path).text
 
 
 def test_variants_without_a_finite_difference_are_counted(tmp_path: Path) -> None:
