@@ -6,15 +6,15 @@ by name, as the tools that look them up by bisection need it.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.exports.base import Export, Written
+from pipeline.exports.bigwig_file import BigWigFile
 from pipeline.exports.files import RowFile, appearing, reordered
 from pipeline.exports.selection import Selection
 from pipeline.exports.text import lines_of
-from pipeline.messages.errors import UserError, require_extra
+from pipeline.messages.errors import UserError
 from pipeline.messages.progress import Advance
 from pipeline.messages.words import counted
 
@@ -32,12 +32,8 @@ def export(selection: Selection, out: Path, overwrite: bool, advance: Advance, c
             or else the largest end on each chromosome.
 
     Raises:
-        UserError: the input had no loci, a window lies outside its chromosome, pyBigWig is not installed, or the file
-            exists already.
+        UserError: the input had no loci, a window lies outside its chromosome, or the file exists already.
     """
-    require_extra("exports", "pyBigWig")
-    import pyBigWig
-
     if not selection.has_loci:
         raise UserError(f"the input of {selection.store.url} had no loci: there is no genome to draw a track along")
     order = genome_order(selection)
@@ -51,7 +47,7 @@ def export(selection: Selection, out: Path, overwrite: bool, advance: Advance, c
         appearing([out], overwrite) as (partial,),
         reordered(partial.parent, shape, "float32", selection.placed("attribution", place_of, advance)) as values,
     ):
-        _write(pyBigWig.open(str(partial), "w"), selection, order, values, sizes)
+        _write(BigWigFile(partial, sizes), selection, order, values)
     return Written([out], len(order), notes)
 
 
@@ -82,19 +78,18 @@ def shares(start: np.ndarray, end: np.ndarray, centre: np.ndarray) -> tuple[np.n
     return first, last
 
 
-def _write(file: Any, selection: Selection, order: np.ndarray, values: RowFile, sizes: Sizes) -> None:
+def _write(file: BigWigFile, selection: Selection, order: np.ndarray, values: RowFile) -> None:
     """Write the rows of `values`, which are those of `order`, each where it is the nearest, and close the file."""
     chrom, start, centre = selection.text("chrom")[order], selection.start[order], selection.centre[order]
     try:
-        file.addHeader([(name, sizes[name]) for name in sorted(sizes)])
         for name in np.unique(chrom):
             there = np.flatnonzero(chrom == name)
             first, last = shares(start[there], start[there] + selection.width, centre[there])
             for row, begin, stop in zip(there, first, last, strict=True):
-                part = values[row : row + 1][0, begin - start[row] : stop - start[row]]
-                file.addEntries(str(name), int(begin), values=part, span=1, step=1)
-    finally:
+                file.add(str(name), int(begin), values[row : row + 1][0, begin - start[row] : stop - start[row]])
         file.close()
+    finally:
+        file.abandon()
 
 
 # --- sizes of chromosomes -------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """What the spread of a few references says of many: the standard deviation and the advice from it, against brute force.
 
-Of a trained CTCF model, at sequences of DLSHAP_REAL_DATA; every sequence has thousands of references, and attributions
-with all of them stand for those with infinitely many. Groups of a few of them are what runs would have had; each is
-compared with the mean of all the others.
+Of the packaged example, and of a trained CTCF model at sequences of DLSHAP_REAL_DATA; every sequence has thousands of
+references, and attributions with all of them stand for those with infinitely many. Groups of a few of them are what
+runs would have had; each is compared with the mean of all the others.
 """
 
 import os
@@ -26,27 +26,37 @@ from pipeline.models.load import load_model
 
 N_SEQUENCES, N_REFERENCES = 20, 2000
 GROUPS = (4, 10, 20, 50, 100, 200)
+MODELS = ("example", "ctcf")
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Figures by the size of a group; printed."""
-    real = Path(os.environ.get("DLSHAP_REAL_DATA", "-"))
-    if not (real / "bpnet_ctcf_k562.torch").exists():
-        print("  left out: DLSHAP_REAL_DATA names no folder with bpnet_ctcf_k562.torch")
-        return {}
+    """Of each model, figures by the size of a group; printed."""
     n = 2 if options.quick else N_SEQUENCES
     n_references = max(options.references, default=200 if options.quick else N_REFERENCES)
+    return {name: of_model(name, n, n_references, options) for name in MODELS}
+
+
+def of_model(name: str, n: int, n_references: int, options: Options) -> dict[str, Any]:
+    """Figures by the size of a group; none where the model's files are not there."""
+    real = Path(os.environ.get("DLSHAP_REAL_DATA", "-"))
+    if name == "ctcf" and not (real / "bpnet_ctcf_k562.torch").exists():
+        print("  ctcf left out: DLSHAP_REAL_DATA names no folder with bpnet_ctcf_k562.torch")
+        return {}
     with tempfile.TemporaryDirectory() as folder:
-        config = compose_config(overrides(real, Path(folder)))
-        (codes,) = (np.stack(batch.codes[:n]) for batch in open_source(config.dataset).batches())
+        config = compose_config(overrides(real, Path(folder)) if name == "ctcf" else [])
+        codes = np.stack(next(iter(open_source(config.dataset).batches())).codes[:n])
         model = load_model(config.model).module
     results: dict[str, Any] = {"time": time_share(model, codes[:2], options)}
     rows = [measured(values_of(model, row, n_references)) for row in codes]
+    print(f"  {name}: {len(codes)} sequences of {codes.shape[1]} bases, {n_references} references of each")
     for size in (group for group in GROUPS if 2 * group <= n_references):
         found = {key: np.concatenate([row[size][key] for row in rows]) for key in rows[0][size]}
         results[size] = {key: [float(value) for value in np.quantile(found[key], [0, 0.5, 1])] for key in found}
         results[size]["mean"] = {key: float(found[key].mean()) for key in found}
         print(f"  {size} references: " + "; ".join(in_words(key, found[key]) for key in found), flush=True)
+        off = [np.median(row[size]["correlation by all"]) - np.median(row[size]["correlation"]) for row in rows]
+        results[size]["correlation by all, off by"] = [float(value) for value in off]
+        print(f"    {in_words('correlation by all, less the median one of each sequence:', np.array(off))}", flush=True)
     return results
 
 
@@ -75,6 +85,8 @@ def measured(values: np.ndarray) -> dict[int, dict[str, np.ndarray]]:
     """What groups of so many references say of a row, and what is so, group by group."""
     n_all, total, sd = len(values), values.sum(axis=0), values.std(axis=0, ddof=1)
     limit = certainty(values.mean(axis=0)[None], sd[None], n_all)
+    noise = np.square(sd).mean()
+    signal = values.mean(axis=0).var() - noise / n_all
     found = {}
     for size in (group for group in GROUPS if 2 * group <= n_all):
         groups = values[: n_all // size * size].reshape(-1, size, values.shape[1])
@@ -85,6 +97,7 @@ def measured(values: np.ndarray) -> dict[int, dict[str, np.ndarray]]:
             "sd / that of all": np.sqrt(np.square(spread).mean(axis=1) / np.square(sd).mean()),
             "correlation told": told.correlation,
             "correlation": np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(mean, others, strict=True)]),
+            "correlation by all": np.full(len(mean), np.sqrt(signal / (signal + noise / size))),
             "enough for 0.99 told": told.enough,
             "enough for 0.99 by all": np.full(len(mean), limit.enough[0]),
             "strongest kept told": told.kept,
