@@ -87,9 +87,9 @@ def _refuse_hydras_own(overrides: Sequence[str]) -> None:
         if re.match(r"[+~]*hydra([./=@]|$)", each):
             name = each.partition("=")[0]
             raise UserError(
-                f"{name} would do nothing: dlshap takes the syntax of settings from Hydra, no more; store.path says "
-                f"where the result goes, --config-dir where more choices are, and --multirun makes a run of each of "
-                f"several values"
+                f"{name} has no effect: dlshap uses Hydra's syntax for settings, and nothing else of it; store.path "
+                "says where the result goes, --config-dir where more choices are, and --multirun makes a run of each "
+                "of several values"
             )
 
 

@@ -122,7 +122,7 @@ class Request:
         except ProbeFailed as error:
             if error.__cause__ is None or not is_out_of_memory(error.__cause__):
                 raise UserError(f"{self.directory.url}: {error}") from error
-            LOG.info(f"the model's values are left to the workers to compare: {error}")
+            LOG.info(f"only the workers compare the model's values with those of the plan: {error}")
         except ValuesDiffer as error:
             raise UserError(f"{self.directory.url}: {error}") from error
 

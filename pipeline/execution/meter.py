@@ -159,7 +159,7 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str
     """What to say of nodes that came and went; names by their ids."""
     now = f"{counted(len(after), 'node')} up"
     for node in sorted(before.keys() - after.keys()):
-        yield f"node {before[node]} is lost, {now}; others do the shards that it had in work"
+        yield f"node {before[node]} is lost, {now}; others compute the shards that it had begun"
     for node in sorted(after.keys() - before.keys()):
         yield f"node {after[node]} has joined, {now}"
 

@@ -324,7 +324,7 @@ def _require_names(loaded: LoadedModel, seen: OutputShapes, config: Config) -> N
     if not n_names and max(seen.widths, default=1) > 1 and any(map(unnamed_problem, texts)):
         listed = [f"{place} ({label})" for place, label in enumerate(head_labels(loaded.description, seen))]
         raise UserError(
-            f"engine.targets={config.targets}: a head has several targets here, which its name does not tell apart; "
+            f"engine.targets={config.targets}: a head has several targets here, so its name is not enough; "
             f"give places: {some(listed, _N_NAMED)}"
         )
     if n_names not in (0, n_outputs):
@@ -388,7 +388,7 @@ def _as_user_errors(
         ):
             fix = f" ({hint})"
         elif isinstance(error, RuntimeError):  # what torch raises where shapes do not fit
-            fix = f" (no length was found that the model takes, {len(codes)} or another; is its input another?)"
+            fix = f" (no length was found that the model takes, {len(codes)} or another; does it take other inputs?)"
         kind = "" if isinstance(error, _SAYS_WHAT) else f"{type(error).__name__}: "
         raise UserError(
             f"{_failure(codes, name)}: {kind}{error}{fix}{_extra_inputs_hint(config, extra_inputs)}"

@@ -180,5 +180,5 @@ def _work_through(
             if n_failed < MAX_FAILURES:
                 LOG.warning(result.error)
         if n_found:
-            LOG.info(f"{counted(n_found, 'shard')} found done when their turn came, as by another command")
+            LOG.info(f"{counted(n_found, 'shard')} already done when their turn came, by another command perhaps")
         return n_done, time.monotonic() - started

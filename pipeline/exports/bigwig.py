@@ -103,7 +103,10 @@ def _sizes(selection: Selection, given: Path | None) -> tuple[Sizes, list[str]]:
     known = selection.store.attrs.get("dataset", {}).get("chrom_sizes") if given is None else read_sizes(given)
     if known is None:
         named = ", ".join(f"{name} {size}" for name, size in list(largest.items())[:3])
-        return largest, [f"sizes of chromosomes taken from the largest end ({named}); --chrom-sizes says them"]
+        note = (
+            f"chromosomes end at the largest end of a row ({named}), as their sizes are not known; give --chrom-sizes"
+        )
+        return largest, [note]
     where = given or f"the genome of {selection.store.url}"
     _require_room(known, f"{where} says")
     for name, size in largest.items():

@@ -115,4 +115,4 @@ def _not_one_hot(row: np.ndarray) -> str:
         return f"{where}: it is not finite"
     if ((column != 0) & (column != 1)).any():
         return f"{where}: soft values, such as frequencies, cannot be attributed; take the sequences themselves"
-    return f"{where}: more than one base is 1; is the order of the axes another? dataset.axes=N4L or NL4 says which"
+    return f"{where}: more than one base is 1; are the axes in another order? dataset.axes=N4L or NL4 says which"

@@ -284,7 +284,7 @@ def read_shell(path: Path) -> Shell:
     foreign = sorted(names_in(path) - set(_STAND_INS))
     if foreign:
         raise UserError(
-            f"{path} holds names that a BPNet has no need of: {', '.join(foreign[:5])}; it was not read. "
+            f"{path} holds names that a BPNet does not have: {', '.join(foreign[:5])}; it was not read. "
             f"Write the weights alone, torch.save(model.state_dict(), ...)"
         )
     try:

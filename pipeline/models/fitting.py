@@ -89,7 +89,9 @@ class Fitted:
             left_out = f"; {len(self.left_out)} names without it were left out" if self.left_out else ""
             lines.append(f"the weights of {path} fit without the prefix {self.prefix!r} of their names{left_out}")
         if self.stored_as:
-            lines.append(f"weights of {path} are stored as {' and '.join(self.stored_as)} and were made float32")
+            lines.append(
+                f"weights of {path} are stored as {' and '.join(self.stored_as)} and were converted to float32"
+            )
         return tuple(lines)
 
 
@@ -264,8 +266,8 @@ def _compare_settings(module: nn.Module, settings: Mapping[str, Mapping[str, Any
     if not odd:
         return []
     return [
-        f"WARNING: {path} is a pickled module that {type(module).__name__} makes otherwise: {some(odd, NAMES_SHOWN)}; "
-        f"where `forward` reads these, {_ARGUMENTS}"
+        f"WARNING: {path} is a pickled module with other settings than {type(module).__name__} has here: "
+        f"{some(odd, NAMES_SHOWN)}; where `forward` reads these, {_ARGUMENTS}"
     ]
 
 

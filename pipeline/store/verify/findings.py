@@ -89,8 +89,8 @@ class Findings:
         )
         if n:
             advice = (
-                f"`dlshap verify --repair {shlex.quote(self.store)}` gives up what is damaged, for its run "
-                "to make again"
+                f"`dlshap verify --repair {shlex.quote(self.store)}` discards what is damaged, and then the "
+                "command that made the store makes it again"
             )
             lines.append(repaired or advice)
         return in_lines(lines)

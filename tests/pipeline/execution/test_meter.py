@@ -49,7 +49,7 @@ def test_a_look_at_the_pool_ends_before_its_ray_is_let_go() -> None:
 
 def test_nodes_that_come_and_go_are_told() -> None:
     assert list(changes({"1": "a (10.0.0.1)"}, {"2": "b (10.0.0.2)"})) == [
-        "node a (10.0.0.1) is lost, 1 node up; others do the shards that it had in work",
+        "node a (10.0.0.1) is lost, 1 node up; others compute the shards that it had begun",
         "node b (10.0.0.2) has joined, 1 node up",
     ]
 

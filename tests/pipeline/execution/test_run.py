@@ -106,7 +106,7 @@ def test_what_another_command_has_done_meanwhile_is_not_counted_as_its_own(
         summary = pipeline.run(inputs.overrides(store, "run.shards=0-1"))
     assert (summary.rows_computed, summary.shards_done) == (0, 2)
     assert "1 other command at work on this store; this one begins with other shards" in caplog.text
-    assert "2 shards found done when their turn came, as by another command" in caplog.text
+    assert "2 shards already done when their turn came, by another command perhaps" in caplog.text
     log = max(Path(f"{store}.run/logs").iterdir(), key=lambda path: path.stat().st_mtime_ns).read_text()
     assert [json.loads(line)["shard"] for line in log.splitlines() if '"found"' in line] == [1, 0], "it comes down"
 

@@ -133,7 +133,10 @@ def test_array_shard_and_rows_are_in_the_line(
         "damaged: attribution, shard 2 (rows 12 to 17): attribution/c.2.0.0 holds the bytes of attribution/c.0.0.0",
     } == set(lines[:-2])
     assert "5 problems" in lines[-2]
-    assert lines[-1] == (f"`dlshap verify --repair {store}` gives up what is damaged, for its run to make again")
+    assert lines[-1] == (
+        f"`dlshap verify --repair {store}` discards what is damaged, and then the command that made the store makes it "
+        "again"
+    )
 
 
 def test_strays_are_named_and_do_no_harm(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,7 +103,7 @@ def test_sizes_come_from_a_table_or_the_genome_of_the_run_or_the_rows(tmp_path: 
     with pyBigWig.open(str(tmp_path / "a.bw")) as track:
         assert track.chroms() == {"chr1": 60, "chr2": 80}
     (note,) = write(make_store(tmp_path / "b.zarr", codes, loci), tmp_path / "a.bw")
-    assert "largest end (chr1 50, chr2 13)" in note
+    assert "largest end of a row (chr1 50, chr2 13)" in note
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_four_by_four_must_be_said(tmp_path: Path) -> None:
     assert texts(read_array(tmp_path, values.transpose(0, 2, 1), axes="NL4")) == ["ACGT", "AAAC"]
     rows = read_array(tmp_path, values, axes="NL4")
     assert rows.problem[0] is None, "the identity reads both ways"
-    assert "more than one base is 1; is the order of the axes another? dataset.axes" in str(rows.problem[1])
+    assert "more than one base is 1; are the axes in another order? dataset.axes" in str(rows.problem[1])
 
 
 @pytest.mark.parametrize("values", [one_hot_of(["ACGTTT"])[0], one_hot_of(["ACGTTT"])[0].T.copy()])

@@ -153,7 +153,7 @@ def test_code_in_a_pickled_bpnet_is_refused_by_name_and_does_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pickled(tmp_path / "model.torch", monkeypatch, logger=Evil(tmp_path / "ran"))
-    with pytest.raises(UserError, match=r"holds names that a BPNet has no need of: \w+\.mkdir; it was not read"):
+    with pytest.raises(UserError, match=r"holds names that a BPNet does not have: \w+\.mkdir; it was not read"):
         load_bpnet(tmp_path / "model.torch", {})
     assert not (tmp_path / "ran").exists()
 

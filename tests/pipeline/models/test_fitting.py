@@ -163,7 +163,7 @@ def test_other_floats_are_made_float32_and_it_is_said(dtype: torch.dtype, tmp_pa
     assert torch.equal(raw.weight, state["weight"].float())
     name = str(dtype).removeprefix("torch.")
     assert found.description["stored_as"] == [name]
-    assert f"stored as {name} and were made float32" in found.notes[0]
+    assert f"stored as {name} and were converted to float32" in found.notes[0]
 
 
 def test_a_float64_beyond_float32(tmp_path: Path) -> None:

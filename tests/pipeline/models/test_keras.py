@@ -140,7 +140,7 @@ def test_weights_in_float64_and_those_that_are_nan(tmp_path: Path) -> None:
 
     loaded = load(write(tmp_path / "m.h5", weights=with_bias(1.0)))
     assert loaded.description["stored_as"] == ["float64"]
-    assert any("float64 and were made float32" in note for note in loaded.notes)
+    assert any("float64 and were converted to float32" in note for note in loaded.notes)
     with pytest.raises(UserError, match=r"'network\.layers\.dense\.bias' holds 1 of 1 values that are NaN"):
         load(write(tmp_path / "m.h5", weights=with_bias(1e300)))
 

@@ -108,7 +108,7 @@ def test_a_module_by_its_target(toy_models: Any, tmp_path: Path) -> None:
         "with_bias": False,
         "bias": None,
     }
-    assert loaded.notes == (f"weights of {path} are stored as float64 and were made float32",)
+    assert loaded.notes == (f"weights of {path} are stored as float64 and were converted to float32",)
 
 
 def test_a_function_may_load_its_own_weights_and_a_class_may_not_go_without(toy_models: Any) -> None:
