@@ -117,7 +117,7 @@ class RowProgress:
     def __enter__(self) -> Self:
         self._bar.start()
         if self._bar.disable and self.total is not None:
-            LOG.info(f"{self.doing}: {self.total} rows, {self.done} of them done before")
+            LOG.info(f"{self.doing}: {self.total} rows{f', {self.done} of them done before' if self.done else ''}")
         if self._bar.disable:
             self._telling.enter_context(now_and_then(self._tell))
         return self
