@@ -109,6 +109,7 @@ def export(
             path.write_text(text, encoding="utf-8")
     if instances is not None:
         notes[f"instances of motifs, from {instances}, are in the sessions of IGV; hubs take no BED"] = None
+    notes[f"IGV opens {out / 'igv_session.xml'}; UCSC and WashU take the address of hub.txt on a web server"] = None
     notes[f"genome {assembly} (--assembly); scale {limits[0]:.4g} to {limits[1]:.4g}; {where} is shown first"] = None
     return Written(paths, len(selection), list(notes))
 

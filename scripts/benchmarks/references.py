@@ -51,7 +51,9 @@ def of_model(name: str, n: int, n_references: int, options: Options) -> dict[str
     print(f"  {name}: {len(codes)} sequences of {codes.shape[1]} bases, {n_references} references of each")
     for size in (group for group in GROUPS if 2 * group <= n_references):
         found = {key: np.concatenate([row[size][key] for row in rows]) for key in rows[0][size]}
-        results[size] = {key: [float(value) for value in np.quantile(found[key], [0, 0.5, 1])] for key in found}
+        results[size] = {
+            key: [float(value) for value in np.quantile(found[key], [0, 0.5, 1], method="nearest")] for key in found
+        }
         results[size]["mean"] = {key: float(found[key].mean()) for key in found}
         print(f"  {size} references: " + "; ".join(in_words(key, found[key]) for key in found), flush=True)
         off = [np.median(row[size]["correlation by all"]) - np.median(row[size]["correlation"]) for row in rows]
@@ -133,5 +135,5 @@ def time_share(model: torch.nn.Module, codes: np.ndarray, options: Options) -> d
 
 def in_words(name: str, values: np.ndarray) -> str:
     """The median over all rows and groups, and what nine tenths of them lie between."""
-    low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
+    low, middle, high = np.quantile(values, [0.05, 0.5, 0.95], method="nearest")
     return f"{name} {middle:.3g} ({low:.3g} to {high:.3g})"

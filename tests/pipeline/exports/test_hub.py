@@ -30,10 +30,13 @@ def stanzas(text: str) -> list[dict[str, str]]:
     return [dict(line.split(" ", 1) for line in part.splitlines()) for part in text.strip().split("\n\n")]
 
 
-def test_a_browser_finds_every_target_with_the_values_of_the_store(located: Store, tmp_path: Path) -> None:
+def test_a_browser_finds_every_target_with_the_values_of_the_store(
+    located: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "hub"
     options = ["--assembly", "hg19", "--url", "http://localhost:8000/h"]
     assert dispatch(["export", "hub", located.url, str(out), *options]) == 0
+    assert f"IGV opens {out}/igv_session.xml; UCSC and WashU take the address of hub.txt" in capfd.readouterr().out
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/hub/hub.txt"
