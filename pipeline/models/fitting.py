@@ -15,6 +15,7 @@ from pipeline.messages.errors import UserError
 from pipeline.messages.visible import brief
 from pipeline.messages.words import some
 from pipeline.models import lazy, own_loading
+from pipeline.models.hashing import state_of
 from pipeline.models.names import COUNTER, Expected, Match, find_prefix, is_same_shape, matches
 from pipeline.models.own_loading import current_versions, with_versions
 from pipeline.models.shells import Shell
@@ -123,7 +124,7 @@ def fits(module: nn.Module, state: Weights) -> bool:
 
 def expected_of(module: nn.Module) -> Expected:
     """What a module's state dict asks for. Raises UserError where it was made without values."""
-    state = module.state_dict()
+    state = state_of(module)
     values = {name: value for name, value in state.items() if isinstance(value, Tensor) and not is_lazy(value)}
     if hollow := [name for name, value in values.items() if value.is_meta]:
         raise UserError(f"parameter {hollow[0]!r} of {type(module).__name__} was made without values (a meta tensor)")
@@ -172,7 +173,7 @@ def _loaded_by_module(module: nn.Module, state: Weights, path: Path) -> Fitted |
     if not own_loading.is_own(module):
         return None
     require_usable(state, path)
-    _require_types(module.state_dict(), state, path)
+    _require_types(state_of(module), state, path)
     match = own_loading.load(module, state.everything(), None if state.whole else state.versions)
     return None if match is None else Fitted(match.removed, (), _stored_as(state), _notes_of(match, path))
 

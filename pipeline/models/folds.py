@@ -13,6 +13,7 @@ from torch import nn
 from pipeline.config.overrides import as_overrides
 from pipeline.config.settings import expanded
 from pipeline.messages.errors import UserError
+from pipeline.models.hashing import state_of
 
 PATTERN = frozenset("*?[")
 
@@ -62,9 +63,9 @@ def fold_labels(paths: Iterable[Path | None]) -> tuple[str, ...]:
 
 def require_alike(modules: Sequence[nn.Module], paths: Sequence[str | None]) -> None:
     """Raises UserError, with the first fold and parameter that differ, for folds of different architectures."""
-    first = {name: tuple(value.shape) for name, value in modules[0].state_dict().items()}
+    first = {name: tuple(value.shape) for name, value in state_of(modules[0]).items()}
     for module, path in zip(modules[1:], paths[1:], strict=True):
-        shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+        shapes = {name: tuple(value.shape) for name, value in state_of(module).items()}
         for name in sorted({*first, *shapes}):
             if first.get(name) != shapes.get(name):
                 raise UserError(

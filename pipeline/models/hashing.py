@@ -18,10 +18,15 @@ _DEPTH = 8  # of lists in lists, closures in closures, ...
 _LIBRARIES = ("torch", "builtins", "typing", "abc", "collections", "enum")
 
 
+def state_of(module: nn.Module) -> dict[str, Any]:
+    """The state dict of a module, which may itself call something else so (`self.state_dict = torch.load(...)`)."""
+    return type(module).state_dict(module)
+
+
 def weights_hash(module: nn.Module) -> str:
     """sha256 over the state dict, by sorted name: name, dtype, shape, bytes. In hexadecimal."""
     digest = hashlib.sha256()
-    for name, values in sorted(module.state_dict().items()):
+    for name, values in sorted(state_of(module).items()):
         text = _of_tensor(values) if isinstance(values, Tensor) else json.dumps(canonical(values), sort_keys=True)
         digest.update(f"{name} {text}\n".encode())
     return digest.hexdigest()

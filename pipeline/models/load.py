@@ -23,7 +23,7 @@ from pipeline.models.code import Code, code_of
 from pipeline.models.family import ModelFamily, Raw
 from pipeline.models.fitting import require_usable
 from pipeline.models.folds import file_names, fold_labels, fold_paths, require_alike
-from pipeline.models.hashing import files_by_content, name_of, settings_hashes, weights_hash
+from pipeline.models.hashing import files_by_content, name_of, settings_hashes, state_of, weights_hash
 from pipeline.models.keras_files.files import is_keras
 from pipeline.models.outputs import SelectedOutput, WithHead
 from pipeline.models.shells import family_of
@@ -230,10 +230,10 @@ def finished(raw: nn.Module, model: ModelConfig) -> nn.Module:
 def _usable(raw: Raw, model: ModelFamily) -> Raw:
     """The bare module of one fold, ready for inference: eval, on the CPU, float32."""
     origin = raw.path or f"model._target_={model.target}"
-    require_usable(raw.module.state_dict(), origin)
+    require_usable(state_of(raw.module), origin)
     raw.module.to(device="cpu", dtype=torch.float32).eval().requires_grad_(False)
     if "float64" in raw.fitted.stored_as:
-        require_usable(raw.module.state_dict(), f"{origin}, made float32")
+        require_usable(state_of(raw.module), f"{origin}, made float32")
     return raw
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pipeline.models.hashing import is_library
+from pipeline.models.hashing import is_library, state_of
 from pipeline.models.names import Expected, Match, without_wrappers
 
 
@@ -41,8 +41,8 @@ def load(module: nn.Module, state: Mapping[str, Any], versions: Mapping[str, Any
     Returns:
         How it was taken, or None where the module refuses all, and is as before.
     """
-    before = {name: value.clone() for name, value in module.state_dict().items() if _has_values(value)}
-    for added, removed in product(Expected(module.state_dict()).prefixes(), Expected(state).prefixes()):
+    before = {name: value.clone() for name, value in state_of(module).items() if _has_values(value)}
+    for added, removed in product(Expected(state_of(module)).prefixes(), Expected(state).prefixes()):
         own = {added + name.removeprefix(removed): value for name, value in state.items()}
         bare = {without_wrappers(name): value for name, value in own.items()}
         for names in [own, bare] if [*bare] != [*own] else [own]:
@@ -56,7 +56,7 @@ def load(module: nn.Module, state: Mapping[str, Any], versions: Mapping[str, Any
 
 def current_versions(module: nn.Module) -> dict[str, Any]:
     """What torch would write of the versions of a module's parts."""
-    return dict(getattr(module.state_dict(), "_metadata", {}))
+    return dict(getattr(state_of(module), "_metadata", {}))
 
 
 def with_versions(state: Mapping[str, Any], versions: Mapping[str, Any]) -> OrderedDict[str, Any]:
@@ -77,7 +77,7 @@ def _is_loaded(module: nn.Module, state: OrderedDict[str, Any]) -> bool:
 
 def _restore(module: nn.Module, before: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
-        for name, value in module.state_dict().items():
+        for name, value in state_of(module).items():
             if name in before and value.shape == before[name].shape:
                 value.copy_(before[name])
 

@@ -160,6 +160,18 @@ def test_a_class_that_ends_the_process(tmp_path: Path) -> None:
         load(f"{tmp_path}/ends.py:Net")
 
 
+def test_a_class_that_keeps_its_weights_as_state_dict(tmp_path: Path) -> None:
+    """As Puffin's does."""
+    state = {"weight": torch.tensor([[3.0]]), "bias": torch.zeros(1)}
+    torch.save(state, tmp_path / "w.pt")
+    (tmp_path / "puffin.py").write_text(
+        "import torch\nclass Net(torch.nn.Linear):\n    def __init__(self):\n        super().__init__(1, 1)\n"
+        f"        self.state_dict = torch.load({str(tmp_path / 'w.pt')!r})\n"
+    )
+    model = chosen("model", "module", _target_=f"{tmp_path}/puffin.py:Net", checkpoint=str(tmp_path / "w.pt"))
+    assert load_model(model).module(torch.ones(1, 1)).item() == 3
+
+
 def test_a_model_of_keras_is_referred_to_its_own_family(tmp_path: Path) -> None:
     (tmp_path / "keras").mkdir()
     (tmp_path / "keras" / "made.py").write_text(
