@@ -193,6 +193,13 @@ def _table(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Co
             _refuse("embedding with max_norm")
         both = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor)][:2]
         return (both[0], both[1]) if isinstance(both[0], Coded) else (both[1], both[0])  # type: ignore[return-value]
+    if name == "gather":
+        named = dict(zip(("input", "dim", "index"), args, strict=False)) | kwargs
+        rows, index = named["input"], named["index"]
+        if isinstance(rows, Coded) or not isinstance(index, Coded) or named["dim"] not in (1, -1):
+            return None
+        is_table = rows.ndim == index.ndim == 2 and bool((rows == rows[:1]).all())  # one that was expanded
+        return (index, rows[0]) if is_table else None
     if name not in ("__getitem__", "index_select") or isinstance(args[0], Coded):
         return None
     index = args[1] if name == "__getitem__" else args[2] if args[1] == 0 else None

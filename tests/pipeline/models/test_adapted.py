@@ -348,7 +348,8 @@ def test_tokens_that_are_renamed_replaced_and_weigh_what_the_model_computes() ->
 
     class Renamed(Embedded):
         def forward(self, ids: Tensor) -> Tensor:  # type: ignore[override]
-            turned = torch.where(first.expand_as(ids), 5, complement[ids].flip(1))
+            same = complement[complement[ids]].flip(1)
+            turned = torch.where(first.expand_as(ids), 5, complement.expand(len(ids), -1).gather(1, same))
             h = self.embedding(turned.where(~last, other=torch.full_like(ids, 7)))
             h = h * weights[ids].unsqueeze(-1) + h * (ids == 0).unsqueeze(-1) - F.gelu(h) * ids[..., None]
             return self.rest(torch.where((ids == 0)[..., None], 0.25, h))
