@@ -118,7 +118,7 @@ def _pickle(path: Path) -> str:
     file = json.dumps(str(path), ensure_ascii=False)
     read = f"joblib.load({file})" if module == "joblib" else f'pickle.load(open({file}, "rb"))'
     code = f"import torch, {module}; torch.save({read}.state_dict(), {json.dumps(str(weights), ensure_ascii=False)})"
-    return _PICKLE.format(command=shlex.quote(code), weights=weights)
+    return _PICKLE.format(command=shlex.quote(code))
 
 
 def _unpack(path: Path, program: str) -> str:
