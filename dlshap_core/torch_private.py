@@ -45,6 +45,11 @@ get_cudnn_allow_tf32: Callable[[], bool] = torch._C._get_cudnn_allow_tf32
 set_cudnn_allow_tf32: Callable[[bool], None] = torch._C._set_cudnn_allow_tf32
 
 
+# oneDNN's dense layer of plain tensors, (input, weight, bias, "none", [], ""), which torch.compile calls. Without it
+# products of recurrent layers take up to twice as long on CPUs of AMD, for which MKL leaves out AVX-512.
+onednn_linear: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
 def traceable(function: Callable[..., Any]) -> Callable[..., Any] | None:
     """A copy of a Python function of torch that does not hand itself to the overrides again, so that the operations in
     its body are seen; None where it is no such function.

@@ -8,18 +8,24 @@ Shape legend: B rows of references, of which R in a row share a row of the obser
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dlshap_core.kernels import convolution, max_pooling, secants
+from dlshap_core.kernels import convolution, max_pooling, normalization, secants
 from dlshap_core.kernels import softmax as softmax_kernel
+from dlshap_core.kernels.memory_format import FormatChoice
 from dlshap_core.kernels.threads import in_parts
+from dlshap_core.torch_private import onednn_linear
 
 _DTYPES = (torch.float32, torch.float64)
 _SMALLEST_ROW = 16  # elements; shorter rows are left to torch, whose loops do not care
+
+_SMALLEST_PRODUCT = 1 << 21  # multiplications; oneDNN prepares for each
 
 Kernel = Callable[..., Tensor]
 
@@ -107,6 +113,33 @@ def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, n_
     return out.view(r.shape)
 
 
+def normalise(
+    gradient: Tensor,
+    x: Tensor,
+    r: Tensor,
+    weight: Tensor | None,
+    statistics: tuple[Tensor, ...],
+    n_inner: int,
+    centres: bool,
+) -> Tensor:
+    """The gradient at a layer or RMS norm with a weight, taken to its input.
+
+    Args:
+        gradient, r: (B, M).
+        x: (S, M).
+        weight: (M).
+        statistics: means and scales of the rows of x, and of those of r.
+        n_inner: as in `softmax`.
+        centres: whether means were subtracted.
+    """
+    out = torch.empty_like(r)
+    weight = r.new_ones(r.shape[1]) if weight is None else weight.contiguous()
+    tensors = [gradient, x, r, weight, *(z.reshape(-1) for z in statistics)]
+    arrays: list[Any] = [*(z.numpy() for z in tensors), n_inner, centres, out.numpy()]
+    in_parts(normalization.times_norm, arrays, len(out), out.numel())
+    return out
+
+
 def overlap_add(columns: Tensor, length: int, stride: int, padding: int, dilation: int) -> Tensor:
     """(B, L', K, C) added up to (B, length, C): column k of position t belongs to t stride + k dilation - padding."""
     out = columns.new_empty(columns.shape[0], length, columns.shape[-1])
@@ -131,6 +164,72 @@ def leaky_relu(gradient: Tensor | None, x: Tensor, r: Tensor, negative_slope: fl
     return out
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As F.linear, by oneDNN where it can be had and the product is worth its preparation."""
+    if onednn_linear is None or not is_large_product(x, weight):
+        return F.linear(x, weight, bias)
+    return onednn_linear(x, weight, bias, "none", [], "")
+
+
+def is_large_product(x: Tensor, weight: Tensor) -> bool:
+    is_large = x.numel() * weight.shape[0] >= _SMALLEST_PRODUCT
+    return is_large and FormatChoice.of(x.device, x.dtype).may_change
+
+
+@dataclass(frozen=True)
+class InSingle:
+    """A secant in single precision, while going back.
+
+    Attributes:
+        times_secant: the kernel, see `secants.times_tanh`.
+        function: its values at the activations are given to the kernel, too.
+    """
+
+    times_secant: Callable[..., None]
+    function: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, gradient: Tensor, x: Tensor, r: Tensor, *y_r: Tensor) -> Tensor:
+        """The gradient, of as many elements as r, times the secant at activations that fit; of the gradient's shape."""
+        flat = Flat(x, r)
+        out = torch.empty_like(flat.r)
+        values = [] if self.function is None else [self.function(flat.x), *map(flat.of, y_r)]
+        arrays = [z.numpy() for z in (flat.of(gradient), flat.x, flat.r, *values, out)]
+        in_parts(self.times_secant, arrays, len(out), out.numel())
+        return flat.back(out).view(gradient.shape)
+
+
+TANH = InSingle(secants.times_tanh, torch.tanh)
+SIGMOID = InSingle(secants.times_sigmoid, torch.sigmoid)
+SILU = InSingle(secants.times_silu, F.silu)
+GELU = InSingle(secants.times_gelu)
+
+
+def times_means(
+    gradient: Tensor, a_x: Tensor, a_r: Tensor, b_x: Tensor, b_r: Tensor, largest: float
+) -> tuple[Tensor, Tensor]:
+    """The gradient of a product of activations that `fit_together` taken to both factors by midpoints, in its shape."""
+    a, b = Flat(a_x, a_r), Flat(b_x, b_r)
+    found = torch.empty_like(a.r), torch.empty_like(a.r)
+    tensors = [a.of(gradient), a.x, a.r, b.x, b.r]
+    arrays: list[Any] = [*(z.numpy() for z in tensors), largest, *(z.numpy() for z in found)]
+    in_parts(secants.times_means, arrays, len(a.r), a.r.numel())
+    to_a, to_b = (a.back(z).view(gradient.shape) for z in found)
+    return to_a, to_b
+
+
+def times_means_of_gates(
+    gradient: Tensor, a_x: Tensor, a_r: Tensor, b_x: Tensor, b_r: Tensor, largest: float
+) -> tuple[Tensor, Tensor]:
+    """The same of a (S, C, L) and (B, C, L) with the channels last and b (S, C, 1) and (B, C, 1)."""
+    a = [z.transpose(1, 2) for z in (gradient, a_x, a_r)]
+    to_a, to_b = torch.empty_like(a[2]), torch.empty_like(b_r)
+    gates = [z.squeeze(2).contiguous() for z in (b_x, b_r)]
+    arrays: list[Any] = [*(z.contiguous().numpy() for z in a), *(z.numpy() for z in gates), largest]
+    arrays += [to_a.numpy(), to_b.squeeze(2).numpy()]
+    in_parts(secants.times_means_of_gates, arrays, len(a_r), a_r.numel())
+    return to_a.transpose(1, 2), to_b
+
+
 def fits(x: Tensor, r: Tensor) -> bool:
     """Whether the kernels take an observed (..., 1, ...) and a reference activation (..., R, ...), as
     `RowPairing.paired` gives them, or two of the same shape."""
@@ -139,6 +238,11 @@ def fits(x: Tensor, r: Tensor) -> bool:
     order = _order(r)
     x, r = x.permute(order), r.permute(order)
     return x.is_contiguous() and r.is_contiguous() and r.numel() >= max(1, _SMALLEST_ROW * _rows(x, r)[1])
+
+
+def fit_together(a_x: Tensor, a_r: Tensor, b_x: Tensor, b_r: Tensor) -> bool:
+    """Whether two pairs fit, and lie in memory in the same order."""
+    return fits(a_x, a_r) and fits(b_x, b_r) and _order(a_r) == _order(b_r) and a_x.shape == b_x.shape
 
 
 def takes(*activations: Tensor) -> bool:

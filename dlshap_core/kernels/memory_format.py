@@ -119,3 +119,11 @@ def has_channels_last(x: Tensor) -> bool:
 def put_channels_last(x: Tensor) -> Tensor:
     """The same values, and where they are not so already, a copy with the channels last in memory."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def weights_channels_last(weight: Tensor) -> Tensor:
+    """The same of the weights (O, I, H, W) of a convolution, with strides that say so: those of one position or one
+    channel would do for either format, and torch would take gradients back in the other."""
+    n_out, n_in, height, width = weight.shape
+    strides = (height * width * n_in, 1, width * n_in, n_in)
+    return put_channels_last(weight).as_strided((n_out, n_in, height, width), strides)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlshap_core.kernels import fused
-from dlshap_core.kernels.memory_format import DTYPES, put_channels_last
+from dlshap_core.kernels.memory_format import DTYPES, put_channels_last, weights_channels_last
 from dlshap_core.rules.call import Call
 from dlshap_core.rules.gradients import pull_back
 from dlshap_core.rules.products import Multilinear
@@ -35,6 +35,52 @@ class Convolution(Multilinear):
         return convolve(*call.args, **call.kwargs)
 
 
+@dataclass(frozen=True)
+class TransposedConvolution(Multilinear):
+    """conv_transpose1d, with the channels last in memory where that is faster: torch computes it in the other format,
+    and what comes before and after would be copied."""
+
+    def run(self, forward: Pass, call: Call) -> Any:
+        if len(call.inputs) > 1 or not forward.formats.may_change:
+            return super().run(forward, call)
+        input, weight, *_ = call.named("input", "weight")
+        is_autocast = torch.is_autocast_enabled(input.device.type)
+        if input is not call.inputs[0] or input.ndim != 3 or not fused.takes(input, weight) or is_autocast:
+            return super().run(forward, call)
+        names = ("bias", "stride", "padding", "output_padding", "groups", "dilation")
+        given = dict(zip(names, call.args[2:], strict=False)) | {n: v for n, v in call.kwargs.items() if n in names}
+        if given.get("groups", 1) != 1:
+            return super().run(forward, call)
+        forward.formats.is_changed = True
+        sizes = [_of_axis(given.get(name, n), 0) for name, n in (("stride", 1), ("padding", 0), ("dilation", 1))]
+        return _convolve_transposed(
+            input, weight, given.get("bias"), sizes, _of_axis(given.get("output_padding", 0), 0)
+        )
+
+
+def _convolve_transposed(
+    input: Tensor, weight: Tensor, bias: Tensor | None, sizes: list[int], output_padding: int
+) -> Tensor:
+    """conv_transpose1d of (B, I, L) with weights (I, O, K), computed as what goes back through a convolution; `sizes`
+    are stride, padding and dilation."""
+    stride, padding, dilation = sizes
+    n_before, n_kernel = input.shape[2], weight.shape[2]
+    length = (n_before - 1) * stride - 2 * padding + dilation * (n_kernel - 1) + output_padding + 1
+    kernel = weight.transpose(1, 2)
+    columns = fused.linear(input.detach().transpose(1, 2).contiguous(), kernel.flatten(1).T.contiguous())
+    if (stride, padding, dilation, output_padding) == (n_kernel, 0, 1, 0):  # nothing overlaps
+        y = columns.view(len(input), length, -1)
+    else:
+        columns = columns.view(len(input), n_before, *kernel.shape[1:])
+        y = fused.overlap_add(columns, length, stride, padding, dilation)
+    y = y if bias is None else y.add_(bias)
+
+    def pullback(gradient: Tensor) -> Tensor:
+        return convolve(gradient, weight, None, stride, padding, dilation)[..., :n_before]
+
+    return pull_back(input, y.transpose(1, 2), pullback)
+
+
 def _can_convolve(input: Tensor, weight: Tensor) -> bool:
     """Whether `convolve` is for this input and these weights."""
     return input.ndim == weight.ndim and input.ndim in (3, 4) and input.dtype in DTYPES
@@ -55,7 +101,7 @@ def convolve(
         return _convolve_one_axis(input, weight, bias, sizes, groups)
     collapsed = _collapsed_axis(input, weight, padding, dilation, groups)
     if collapsed is None:
-        x, w = put_channels_last(input), put_channels_last(weight)
+        x, w = put_channels_last(input), weights_channels_last(weight)
         return _keeping_nothing(x, w, bias, stride, padding, dilation, groups)
     sizes = [_of_axis(size, 3 - collapsed) for size in (stride, padding, dilation)]
     x, w = (z.movedim(collapsed, 2).flatten(1, 2) for z in (input, weight))
@@ -79,7 +125,7 @@ def _convolve_one_axis(input: Tensor, weight: Tensor, bias: Tensor | None, sizes
     stride, padding, dilation = sizes
     goes_back_by_product = _goes_back_by_product(input, weight, groups)
     x = input.detach() if goes_back_by_product else input
-    x, w = (put_channels_last(z.unsqueeze(2)) for z in (x, weight))
+    x, w = put_channels_last(x.unsqueeze(2)), weights_channels_last(weight.unsqueeze(2))
     paddings = padding if isinstance(padding, str) else (0, padding)
     if not goes_back_by_product:
         return _keeping_nothing(x, w, bias, (1, stride), paddings, (1, dilation), groups).squeeze(2)

@@ -29,6 +29,7 @@ class Elementwise(Kind):
     secant: Callable[..., Tensor]
     label: str = "elementwise: secant"
     kernel: fused.Kernel | None = None  # the same, where a gradient goes back through it on a CPU
+    in_single: fused.InSingle | None = None  # the same in single precision, of the function by default
     smooth: Callable[..., Tensor] | None = None  # the function itself, where it has derivatives of all orders
     kinked: Callable[..., Tensor] | None = None  # the function itself, where it has kinks
 
@@ -55,20 +56,31 @@ class Elementwise(Kind):
                 return pull_back_in_place(reference, call.overwrite, pullback, *kept)
             return pull_back(reference, value, pullback, *kept)
 
+        is_default = not args and kwargs in ({}, {"approximate": "none"})
+        in_single = self.in_single if fits and is_default and reference.dtype == torch.float32 else None
+
+        def of_reference() -> Tensor:
+            return call.with_inputs([reference.detach()]) if call.in_place else value
+
+        values = [of_reference()] if in_single is not None and in_single.function is not None else []
+        is_late = rule is not None or ((kernel is not None or in_single is not None) and forward.rows.goes_back_once)
         # Of one pair the multipliers take half the memory of what they are made of; of more the sequences take little.
-        if not forward.rows.is_one_pair and (rule is not None or (kernel is not None and forward.rows.goes_back_once)):
+        if not forward.rows.is_one_pair and is_late:
             kept = reference_view.clone() if call.in_place else forward.rows.keep(reference_view)
             if rule is not None:
                 return go_back(functools.partial(_back_by_operator, rule=rule), observed, kept)
+            if in_single is not None:
+                return go_back(in_single, observed, kept, *map(forward.rows.keep, values))
             assert kernel is not None
             return go_back(functools.partial(fused.pull_back, kernel, rest=args), observed, kept)
         if rule is not None:
             multiplier = operators.secant(None, observed, reference_view, *rule)
+        elif in_single is not None:
+            multiplier = in_single(torch.ones_like(reference_view), observed, reference_view, *values)
         elif kernel is not None:
             multiplier = fused.multipliers(kernel, observed, reference_view, args)
         elif fits and not has_tensor_arguments and (plain := self.smooth or self.kinked) is not None:
-            of_reference = call.with_inputs([reference.detach()]) if call.in_place else value
-            multiplier = self._in_one_pass(plain, observed, reference_view, of_reference, args, kwargs)
+            multiplier = self._in_one_pass(plain, observed, reference_view, of_reference(), args, kwargs)
         else:
             multiplier = self._by_parts(observed, reference_view, args, kwargs, is_whole=has_tensor_arguments)
         if value.shape != reference.shape:  # broadcast to a tensor argument; autograd adds up what flows back

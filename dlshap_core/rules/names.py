@@ -65,7 +65,7 @@ CONSTANT = words(
 
 LINEAR = words(
     """
-    add sub subtract rsub neg negative positive sum mean nansum cumsum diff trace conj real stack hstack vstack
+    add sub subtract rsub neg negative positive nansum cumsum diff trace conj real stack hstack vstack
     dstack column_stack row_stack unsafe_split unsafe_chunk hsplit vsplit unflatten squeeze unsqueeze expand
     expand_as repeat tile repeat_interleave broadcast_to broadcast_tensors permute transpose swapaxes swapdims
     movedim moveaxis t property:T property:mT property:H property:mH property:real adjoint numpy_T flip fliplr
@@ -87,7 +87,7 @@ LINEAR = words(
 MULTILINEAR = words(
     """
     mv dot vdot vecdot linalg_vecdot inner outer ger einsum tensordot linear bilinear kron cross linalg_cross
-    conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution baddbmm addmm addmv
+    conv3d conv_transpose2d conv_transpose3d convolution _convolution baddbmm addmm addmv
     addbmm addr addcmul chain_matmul linalg_multi_dot
     """
 )
@@ -117,6 +117,6 @@ SMOOTH = words(
 )
 
 # Elementwise functions whose secant is called like them.
-CLOSED_SECANTS = words("exp exp2 expm1 log log1p log2 log10 square sqrt rsqrt reciprocal tanh sigmoid")
+CLOSED_SECANTS = words("exp exp2 expm1 log log1p log2 log10 square sqrt rsqrt reciprocal")
 
 STEPS = words("sign sgn round floor ceil trunc fix")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from dlshap_core.kernels import fused
 from dlshap_core.rules import operators
 from dlshap_core.rules.call import is_varying
 from dlshap_core.rules.gradients import pull_back
@@ -74,7 +75,12 @@ def rms_norm(
 
 def _is_one(input: Tensor, *parameters: Tensor | None) -> bool:
     """Whether a norm and its affine map, which does not vary, are taken as one."""
-    return operators.is_for(input) and not any(map(is_varying, parameters))
+    return _is_late(input) and not any(map(is_varying, parameters))
+
+
+def _is_late(x: Tensor) -> bool:
+    """Whether gradients are taken back by an operator, or a kernel of a CPU."""
+    return operators.is_for(x) or fused.takes(x)
 
 
 def group_norm(
@@ -217,11 +223,11 @@ def standardise(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """(x - mean) rsqrt(var + eps) over the last axes, or without a mean x rsqrt(mean x^2 + eps); on a GPU times a
-    weight and plus a bias of these axes."""
+    """(x - mean) rsqrt(var + eps) over the last axes, or without a mean x rsqrt(mean x^2 + eps), times a weight and
+    plus a bias of these axes."""
     if has_torch_function_unary(x):
         return handle_torch_function(standardise, (x,), x, n_axes, eps, centres, weight, bias)
-    if not operators.is_for(x):
+    if not _is_late(x):
         return _parts(x, n_axes, eps, centres)[0]
     shape = list(x.shape[-n_axes:])
     return F.layer_norm(x, shape, weight, bias, eps) if centres else torch.rms_norm(x, shape, weight, eps)
@@ -264,6 +270,8 @@ def _standardise_rule(
 
         x, r = rows.paired(observed, reference.detach())
         return pull_back(reference, value, pull_back_late, x, rows.keep(r))
+    if fused.takes(observed, reference) and not rows.is_one_pair:  # for which memory is dear
+        return _standardise_by_kernel(rows, observed, reference, n_axes, eps, centres, weight, bias)
     value, s_r, c_r = _parts(reference.detach(), n_axes, eps, centres)
     _, s_x, c_x = _parts(observed, n_axes, eps, centres)
     scale_x, scale_r = rows.paired(s_x, s_r)
@@ -272,9 +280,43 @@ def _standardise_rule(
     both = torch.add(*rows.paired(c_x, c_r)).reshape(reference.shape)
 
     def pullback(gradient: Tensor, slope: Tensor, bend: Tensor, both: Tensor) -> Tensor:
+        gradient = gradient if weight is None else gradient * weight
         return _through(gradient, slope, bend, both, axes, centres).to(dtype)
 
-    return pull_back(reference, value, pullback, slope, bend, both)
+    return pull_back(reference, _affine(value, weight, bias), pullback, slope, bend, both)
+
+
+def _standardise_by_kernel(
+    rows: RowPairing,
+    observed: Tensor,
+    reference: Tensor,
+    n_axes: int,
+    eps: float,
+    centres: bool,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """`_standardise_rule` by a kernel of a CPU, while going back."""
+
+    def statistics(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The norm, and the mean and scale of each row."""
+        shape = list(z.shape[-n_axes:])
+        if centres:
+            return torch.native_layer_norm(z, shape, weight, bias, eps)
+        scale = torch.rsqrt(torch.square(z).mean(tuple(range(-n_axes, 0)), keepdim=True) + eps)
+        return torch.rms_norm(z, shape, weight, eps), torch.zeros_like(scale), scale
+
+    value, *of_r = statistics(reference.detach(), weight, bias)
+    x, r = rows.paired(observed, reference.detach())
+    _, *of_x = statistics(x, None, None)
+
+    def pullback(gradient: Tensor, x: Tensor, r: Tensor, *of_both: Tensor) -> Tensor:
+        n_inner, (x_rows, r_rows, gradient_rows) = operators.as_rows(n_axes, x, r, gradient.reshape(r.shape))
+        mine = None if weight is None else weight.reshape(-1)
+        found = fused.normalise(gradient_rows, x_rows, r_rows, mine, of_both, n_inner, centres)
+        return found.view(gradient.shape)
+
+    return pull_back(reference, value, pullback, x, rows.keep(r), *of_x, *of_r)
 
 
 def _slope_and_bend(scale_x: Tensor, scale_r: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,15 @@
 """Products and quotients of tensors that vary, by the midpoint rule."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dlshap_core.kernels import fused
+from dlshap_core.kernels.memory_format import has_channels_last
 from dlshap_core.rules import operators
 from dlshap_core.rules.arithmetic import FAR, quotient_multipliers
 from dlshap_core.rules.call import Call, as_operand, is_varying
@@ -55,14 +58,49 @@ class Product(Multilinear):
         value = call.with_inputs([first.detach(), second.detach()])
         if operators.is_for(value):
             return call.finish(self._late(forward, first, second, observed, value))
+        if not self.is_of_matrices and not forward.rows.is_one_pair:  # for which memory is dear
+            late = self._in_one_pass(forward, first, second, observed, value)
+            if late is not None:
+                return call.finish(late)
         mean_a, mean_b = (self._mean(forward, x, r.detach()) for x, r in zip(observed, call.inputs, strict=True))
 
         def pullback(gradient: Tensor, mean_a: Tensor, mean_b: Tensor) -> tuple[Tensor, Tensor]:
             if self.is_of_matrices:
+                gradient = gradient.contiguous()  # once, not for each of the two
                 return gradient @ mean_b.mT, mean_a.mT @ gradient
             return (gradient * mean_b).sum_to_size(mean_a.shape), (gradient * mean_a).sum_to_size(mean_b.shape)
 
         return call.finish(pull_back_to([first, second], value, pullback, mean_a, mean_b))
+
+    @staticmethod
+    def _in_one_pass(
+        forward: Pass, first: Tensor, second: Tensor, observed: list[Tensor], value: Tensor
+    ) -> Tensor | None:
+        """By a kernel of a CPU while going back; None where there is none for these shapes."""
+        rows, largest = forward.rows, min(1e30, torch.finfo(value.dtype).max)
+        is_swapped = first.numel() < second.numel()
+        pairs = list(zip(observed, (first.detach(), second.detach()), strict=True))
+        (a_x, a_r), (b_x, b_r) = pairs[::-1] if is_swapped else pairs
+        if a_r.shape != value.shape or not fused.takes(a_x, a_r, b_x, b_r):
+            return None
+        kernel: Callable[..., tuple[Tensor, Tensor]] = fused.times_means
+        if a_r.shape == b_r.shape:
+            (a_x, a_r), (b_x, b_r) = rows.paired(a_x, a_r), rows.paired(b_x, b_r)
+            if not fused.fit_together(a_x, a_r, b_x, b_r):
+                return None
+        else:
+            kernel = fused.times_means_of_gates
+            if not (has_channels_last(a_r) and a_r.ndim == 3 and b_r.shape == (*a_r.shape[:2], 1)):
+                return None
+            if rows.axis(a_x, a_r) not in (0, None) or rows.axis(b_x, b_r) not in (0, None):
+                return None
+            a_x, b_x = (z.narrow(0, 0, rows.n_sequences) if len(z) != len(a_r) else z for z in (a_x, b_x))
+
+        def pullback(gradient: Tensor, *both: Tensor) -> tuple[Tensor, Tensor]:
+            to_a, to_b = kernel(gradient, *both, largest)
+            return (to_b, to_a) if is_swapped else (to_a, to_b)
+
+        return pull_back_to([first, second], value, pullback, a_x, rows.keep(a_r), b_x, rows.keep(b_r))
 
     def _late(self, forward: Pass, first: Tensor, second: Tensor, observed: list[Tensor], value: Tensor) -> Tensor:
         """By operators, while going back."""
@@ -94,8 +132,10 @@ class Product(Multilinear):
 
     def _mean(self, forward: Pass, observed: Tensor, reference: Tensor) -> Tensor:
         """Of the shape of the reference, with infinities made finite, as in `between`."""
-        mean = _mean_by_torch(*forward.rows.paired(observed, reference)).reshape(reference.shape)
-        return mean if self.is_of_matrices else _bounded(mean)  # an infinite factor makes a product of matrices NaN
+        x, r = forward.rows.paired(observed, reference)
+        if self.is_of_matrices:  # an infinite factor makes it NaN
+            return torch.add(x / 2, r, alpha=0.5, out=r.new_empty(r.shape)).view(reference.shape)
+        return _bounded(_mean_by_torch(x, r).reshape(reference.shape))
 
 
 def _bounded(mean: Tensor) -> Tensor:

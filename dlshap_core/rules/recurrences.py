@@ -9,14 +9,21 @@ Shape legend: T steps, B rows, I inputs, H hidden units; gates are (T, B, gates,
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from dlshap_core.kernels import fused
+from dlshap_core.kernels import recurrences as kernels
+from dlshap_core.kernels.threads import in_parts
+from dlshap_core.rules.call import Call
 from dlshap_core.rules.gradients import pull_back
 from dlshap_core.rules.kinds import PairRule
+from dlshap_core.rules.protocol import Pass
 from dlshap_core.rules.rows import RowPairing
 from dlshap_core.rules.secants import sigmoid, tanh
 from dlshap_core.torch_private import version
@@ -142,6 +149,77 @@ def _lstm_rule(rows: RowPairing, observed: Tensor, reference: Tensor, *parameter
     return pull_back(reference, torch.cat([hidden, memory_r], -1), pullback)
 
 
+@dataclass(frozen=True)
+class _Lstm:
+    """One side of a layer: gates (T, B, 4 H) before and after their sigmoids and tanh, and memories (T, B, H)."""
+
+    gates: Tensor
+    values: Tensor
+    memory: Tensor
+
+    @classmethod
+    def of(cls, steps: Tensor, hidden: Tensor, parameters: tuple[Tensor, ...]) -> "_Lstm":
+        w_ih, w_hh, *biases = parameters
+        gates = fused.linear(steps, w_ih, biases[0] + biases[1] if biases else None)
+        gates[1:] += fused.linear(hidden[:-1], w_hh)
+        values, memory, n_units = gates.sigmoid(), torch.empty_like(hidden), hidden.shape[-1]
+        torch.tanh(gates[..., 2 * n_units : 3 * n_units], out=values[..., 2 * n_units : 3 * n_units])
+        in_parts(kernels.memories, [values.numpy(), memory.numpy()], memory.shape[1], memory.numel())
+        return cls(gates, values, memory)
+
+
+@dataclass(frozen=True)
+class _LstmLayer(PairRule):
+    """`_lstm_rule`; on a CPU in single precision by kernels, the observed side being made once."""
+
+    def run(self, forward: Pass, call: Call) -> Any:
+        steps, parameters = call.args[0], call.args[1:]
+        if not fused.takes(steps) or steps.dtype != torch.float32:
+            return super().run(forward, call)
+        hidden = _hidden("lstm", steps.detach(), parameters)
+        side = _Lstm.of(steps.detach(), hidden, parameters)
+        value = torch.cat([hidden, side.memory], -1)
+        if forward.replaying:
+            observed = _Lstm(*forward.recorded(call.name, 3))
+            return _lstm_by_kernels(forward.rows, observed, side, steps, value, parameters)
+        forward.record(call, [side.gates, side.values, side.memory])
+
+        def refuse(*_: Tensor) -> NoReturn:
+            forward.refuse("grad", "forward computes gradients of its own")
+
+        return pull_back(steps, value, refuse, steps)
+
+
+def _lstm_by_kernels(
+    rows: RowPairing, x: _Lstm, r: _Lstm, steps: Tensor, value: Tensor, parameters: tuple[Tensor, ...]
+) -> Tensor:
+    """`_lstm_rule` of both sides, whose value is given for the references."""
+    _check_rows(rows, x.memory, r.memory)
+    if x.memory.shape != r.memory.shape:
+        x = _Lstm(*(z[:, : rows.n_sequences].contiguous() for z in (x.gates, x.values, x.memory)))
+    n_steps, n_rows, n_units = r.memory.shape
+    multipliers = r.memory.new_empty(n_steps, n_rows, kernels.N_MULTIPLIERS * n_units)
+    both = [x.gates, r.gates, x.values, r.values, x.memory, r.memory, multipliers]
+    in_parts(kernels.multipliers, [z.numpy() for z in both], n_rows, multipliers.numel())
+    w_ih, w_hh = parameters[:2]
+
+    def pullback(gradient: Tensor, multipliers: Tensor) -> Tensor:
+        at_gates = gradient.new_empty(n_steps, n_rows, 4 * n_units)
+        d_hidden, d_memory = gradient.new_zeros(2, n_rows, n_units)
+        of_steps, back = at_gates.unbind(), w_hh.T.contiguous()
+        is_large = fused.is_large_product(of_steps[0], back)
+        arrays = [z.numpy() for z in (gradient.contiguous(), multipliers, d_memory, at_gates, d_hidden)]
+        for t in range(n_steps - 1, -1, -1):
+            kernels.step_back(t, *arrays)
+            if is_large:
+                arrays[-1] = fused.linear(of_steps[t], back).numpy()
+            else:
+                torch.mm(of_steps[t], w_hh, out=d_hidden)
+        return fused.linear(at_gates, w_ih.T.contiguous())
+
+    return pull_back(steps, value, pullback, multipliers)
+
+
 def _gru_parts(steps: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Hidden states, those before, gates r and z before their sigmoids, W_n h + b_n, r, z and n before and after."""
     w_ih, w_hh, *biases = parameters
@@ -181,5 +259,5 @@ def _gru_rule(rows: RowPairing, observed: Tensor, reference: Tensor, *parameters
     return pull_back(reference, hidden, pullback)
 
 
-lstm.dlshap_kind = PairRule(_lstm_rule, "recurrent")  # type: ignore[attr-defined]
+lstm.dlshap_kind = _LstmLayer(_lstm_rule, "recurrent")  # type: ignore[attr-defined]
 gru.dlshap_kind = PairRule(_gru_rule, "recurrent")  # type: ignore[attr-defined]

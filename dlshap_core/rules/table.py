@@ -29,7 +29,7 @@ from dlshap_core.rules import (
     softmaxes,
 )
 from dlshap_core.rules.call import Call, is_varying
-from dlshap_core.rules.convolutions import Convolution
+from dlshap_core.rules.convolutions import Convolution, TransposedConvolution
 from dlshap_core.rules.elementwise import Elementwise, Power, Prelu, prelu
 from dlshap_core.rules.integrated import INTEGRATED
 from dlshap_core.rules.kinds import (
@@ -50,7 +50,7 @@ from dlshap_core.rules.kinds import (
     Traced,
     UnaryRule,
 )
-from dlshap_core.rules.layouts import Joining, Reshaping
+from dlshap_core.rules.layouts import Joining, Reducing, Reshaping
 from dlshap_core.rules.masks import Combination, Comparison, Negation, Select, SelectOrAssign
 from dlshap_core.rules.products import Multilinear, Product, Quotient
 from dlshap_core.torch_private import traceable
@@ -76,13 +76,15 @@ _ELEMENTWISE = {
     "elu": Elementwise(secants.elu, kinked=torch.ops.aten.elu),
     "celu": Elementwise(secants.celu, kinked=torch.celu),
     "selu": Elementwise(secants.selu, kinked=torch.selu),
-    "special_expit": Elementwise(secants.sigmoid),
-    "silu": Elementwise(secants.silu, smooth=F.silu),
+    "sigmoid": Elementwise(secants.sigmoid, in_single=fused.SIGMOID),
+    "special_expit": Elementwise(secants.sigmoid, in_single=fused.SIGMOID),
+    "tanh": Elementwise(secants.tanh, in_single=fused.TANH),
+    "silu": Elementwise(secants.silu, in_single=fused.SILU, smooth=F.silu),
     "softplus": Elementwise(secants.softplus, smooth=F.softplus),
     "log_sigmoid": Elementwise(secants.log_sigmoid, smooth=F.logsigmoid),
     "mish": Elementwise(secants.mish, smooth=F.mish),
     "erf": Elementwise(secants.erf, smooth=torch.erf),
-    "gelu": Elementwise(secants.gelu, smooth=F.gelu),
+    "gelu": Elementwise(secants.gelu, in_single=fused.GELU, smooth=F.gelu),
 }
 
 
@@ -170,7 +172,10 @@ TABLE = _joined(
     dict.fromkeys(names.MULTILINEAR, Multilinear()),
     dict.fromkeys(SHARES_OR_COPIES | CONVERSIONS, Reshaping()),
     _each("cat concat concatenate", Joining()),
+    _each("sum", Reducing(is_mean=False)),
+    _each("mean", Reducing(is_mean=True)),
     _each("conv1d conv2d", Convolution()),
+    _each("conv_transpose1d", TransposedConvolution()),
     _each("mul multiply", Product()),
     _each("matmul mm bmm", Product(is_of_matrices=True)),
     _each("__getitem__ index_select gather take take_along_dim masked_select embedding", Index()),

@@ -50,6 +50,15 @@ def test_version_counts_writes_in_place() -> None:
     assert torch_private.version(x) == before + 1
 
 
+def test_onednn_linear_is_that_of_torch() -> None:
+    if torch_private.onednn_linear is None:
+        pytest.skip("this torch has none")
+    x, weight, bias = torch.randn(3, 7, 20), torch.randn(30, 20), torch.randn(30)
+    found = torch_private.onednn_linear(x, weight, bias, "none", [], "")
+    assert torch.allclose(found, F.linear(x, weight, bias), atol=1e-5)
+    assert torch.allclose(torch_private.onednn_linear(x, weight, None, "none", [], ""), F.linear(x, weight), atol=1e-5)
+
+
 def test_buffers_of_is_the_modules_own_dictionary() -> None:
     module = nn.BatchNorm1d(2)
     assert torch_private.buffers_of(module)["running_mean"] is module.running_mean

@@ -12,11 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlshap_core.kernels import fused, threads
-from dlshap_core.rules import maxima
+from dlshap_core.rules import maxima, secants
 from tests.core.toolbox import explain, relative_difference, seeded, sequences, shuffled
 
 L = 40
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
+
+LSTMS = {
+    dtype: seeded(lambda: nn.LSTM(6, 7, 2, batch_first=True, bidirectional=True), dtype=dtype) for dtype in TOLERANCE
+}
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -55,6 +59,14 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "max-pooling in two dimensions": lambda z: F.max_pool2d(z, (2, 3)),
     "max over positions": lambda z: z.max(dim=-1, keepdim=True).values,
     "max over channels": lambda z: z.amax(1),
+    "product": lambda z: z * torch.tanh(z.flip(1)),
+    "product overwritten": lambda z: (z.sigmoid() * z).mul_(torch.arange(z.shape[-1])),
+    "product with a gate": lambda z: z * torch.sigmoid(3 * z.mean(-1, keepdim=True)),
+    "gate first": lambda z: z.sum(-1, True).tanh() * z,
+    "layer norm": lambda z: F.layer_norm(z.mT, (6,), torch.arange(6.0).to(z), torch.ones(6).to(z)).mT,
+    "layer norm of two axes": lambda z: F.layer_norm(z, (6, L)),
+    "RMS norm": lambda z: F.rms_norm(z, (L,), torch.arange(1.0 * L).to(z)),
+    "LSTM": lambda z: LSTMS[z.dtype](z.mT)[0].mT,
     "nothing": lambda z: torch.cat([z[:, :0].relu(), F.gelu(z[:, :0]), z[:, :0].softmax(-1), z], 1),
     "max of nothing": lambda z: torch.cat([z[:, :0].amax(-1, True).expand(-1, -1, L), z], 1),
     "no rows": lambda z: z + z[:0].relu().sum() + F.gelu(z[:0]).sum() + z[:0].softmax(-1).sum(),
@@ -151,6 +163,39 @@ def test_a_model_may_overwrite_what_a_rule_needs_later(name: str) -> None:
     assert torch.equal(multipliers(model, X, references), expected)
     alone = multipliers(model, X, references, [1])
     assert torch.equal(alone, multipliers(seeded(lambda: Between(FUNCTIONS[name])), X, references, [1]))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-4, 0.05, 3.0, 40.0])
+@pytest.mark.parametrize("name", ["gelu", "silu", "tanh", "sigmoid"])
+def test_secants_in_single_precision(name: str, spread: float) -> None:
+    """Against float64, with equal and close activations, and those beyond which the functions are flat."""
+    generator = torch.Generator().manual_seed(0)
+    x = (
+        torch.cat([torch.randn(5000, generator=generator) * 3, torch.linspace(-30, 30, 5000)])
+        .expand(2, -1)
+        .contiguous()
+    )
+    r = (x + spread * torch.randn(x.shape, generator=generator)).repeat(2, 1)
+    kernel: fused.InSingle = getattr(fused, name.upper())
+    values = [] if kernel.function is None else [kernel.function(r)]
+    found = kernel(torch.full_like(r, 2.0), x, r, *values)
+    expected = 2 * getattr(secants, name)(x.double().repeat_interleave(2, 0), r.double())
+    assert (found - expected).abs().max() < 2e-5
+
+
+def test_secants_of_what_is_not_finite() -> None:
+    values = torch.tensor([torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 1e-38, 0.0, -0.0])
+    x, r = (z.reshape(1, -1) for z in (values.repeat_interleave(8), values.repeat(8)))
+    one = torch.ones_like(r)
+    for name in ("tanh", "sigmoid"):
+        kernel: fused.InSingle = getattr(fused, name.upper())
+        expected = getattr(secants, name)(x, r)
+        assert torch.allclose(kernel(one, x, r, getattr(torch, name)(r)), expected, atol=1e-6, equal_nan=True)
+    for found in (fused.GELU(one, x, r), fused.SILU(one, x, r, F.silu(r))):
+        assert found.isfinite().all()
+        assert found[0, 27] == pytest.approx(1)  # both 3e38
+        assert found[0, 36] == 0  # both -3e38
+        assert found[0, [45, 46, 54, 55, 63]].tolist() == pytest.approx([0.5] * 5, abs=1e-6)  # both near 0
 
 
 def test_a_relu_of_equal_activations() -> None:

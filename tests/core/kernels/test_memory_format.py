@@ -80,9 +80,35 @@ def test_convolutions_of_one_axis(n_channels: int, kernel_size: int, options: di
     x = torch.randn(5, n_channels, 3 * L, generator=torch.Generator().manual_seed(0))
     arguments = (layer.stride, layer.padding, layer.dilation, layer.groups)
     found = gradients(x, lambda x: convolve(x, layer.weight, layer.bias, *arguments))
-    assert has_channels_last(found[0])
+    assert all(map(has_channels_last, found))
     for mine, expected in zip(found, gradients(x, layer), strict=True):
         assert relative_difference(mine, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 3},
+        {"stride": 3, "bias": False},
+        {"stride": 2, "padding": 1, "output_padding": 1},
+        {"padding": 4, "dilation": 3},
+        {"stride": (2,), "dilation": 4, "output_padding": (3,)},
+        {"stride": 5},
+    ],
+)
+def test_transposed_convolutions(options: dict[str, Any], pairs: tuple[Tensor, Tensor]) -> None:
+    """Against float64, which is computed by torch."""
+
+    def up(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+        return layer(F.relu(stem(x))).tanh().cumsum(-1)[:, :, 7::11].flatten(1)
+
+    found, expected = (
+        multipliers(
+            seeded(lambda: Apply(up, nn.Conv1d(4, C, 5), nn.ConvTranspose1d(C, 5, 3, **options)), dtype=dtype), *pairs
+        )
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert relative_difference(found, expected) < 1e-4
 
 
 @pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": (1, 2)}, {"padding": "same", "dilation": (1, 2)}])
@@ -214,7 +240,10 @@ def test_gradients_stay_in_the_format_of_the_activations(pairs: tuple[Tensor, Te
     formats: list[bool] = []
 
     def watched(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
-        x = stem(x)
+        x = stem(x) + 1  # of which the mean alone is taken, and then more
+        if x.requires_grad:
+            x.register_hook(lambda gradient: formats.append(has_channels_last(gradient)))
+        x = layer(x + x.mean(-1, keepdim=True))
         for _ in range(3):
             if x.requires_grad:
                 x.register_hook(lambda gradient: formats.append(has_channels_last(gradient)))
@@ -222,7 +251,7 @@ def test_gradients_stay_in_the_format_of_the_activations(pairs: tuple[Tensor, Te
         return x[:, :, 5:-5].mean(-1)
 
     multipliers(with_convolutions(watched, torch.float32), *pairs, batch_size=12)
-    assert formats == [True] * 3
+    assert formats == [True] * 4
 
 
 def writes_into_a_copy(stem: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
