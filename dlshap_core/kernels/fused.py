@@ -200,7 +200,7 @@ class InSingle:
 
 TANH = InSingle(secants.times_tanh, torch.tanh)
 SIGMOID = InSingle(secants.times_sigmoid, torch.sigmoid)
-SILU = InSingle(secants.times_silu, F.silu)
+SILU = InSingle(secants.times_silu)
 GELU = InSingle(secants.times_gelu)
 
 

@@ -196,25 +196,15 @@ def times_sigmoid(
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def times_silu(
-    gradient: np.ndarray,
-    x: np.ndarray,
-    r: np.ndarray,
-    y_x: np.ndarray,
-    y_r: np.ndarray,
-    out: np.ndarray,
-    first: int,
-    last: int,
-) -> None:
-    """The same of x sigmoid(x): the midpoint product, with sigmoid as y / x where x is not near 0."""
+def times_silu(gradient: np.ndarray, x: np.ndarray, r: np.ndarray, out: np.ndarray, first: int, last: int) -> None:
+    """The same of x sigmoid(x), by the midpoint product, which needs no values; 0 where the secant is not finite."""
     n_repeats = r.shape[0] // x.shape[0]
     for row in range(first, last):
-        inputs, values, reference, ours = x[row // n_repeats], y_x[row // n_repeats], r[row], y_r[row]
-        flowing, result = gradient[row], out[row]
+        inputs, reference, flowing, result = x[row // n_repeats], r[row], gradient[row], out[row]
         for i in range(result.shape[0]):
             a, b = inputs[i], reference[i]
-            s_x = values[i] / a if abs(a) > _ONE else _HALF + _QUARTER * a * tanh_over(_HALF * a)
-            s_r = ours[i] / b if abs(b) > _ONE else _HALF + _QUARTER * b * tanh_over(_HALF * b)
+            s_x = _HALF + _QUARTER * a * tanh_over(_HALF * a)
+            s_r = _HALF + _QUARTER * b * tanh_over(_HALF * b)
             slope = _HALF * (s_x + s_r) + (_HALF * a + _HALF * b) * sigmoid_secant(a - b, s_x, s_r)
             result[i] = flowing[i] * (slope if abs(slope) < _INFINITE else _ZERO)
 
@@ -270,7 +260,7 @@ def _gelu_secant(a: float, b: float) -> float:
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def times_gelu(gradient: np.ndarray, x: np.ndarray, r: np.ndarray, out: np.ndarray, first: int, last: int) -> None:
-    """The same of GELU, which needs no values; 0 where the secant is not finite."""
+    """The same of GELU."""
     n_repeats = r.shape[0] // x.shape[0]
     for row in range(first, last):
         inputs, reference, flowing, result = x[row // n_repeats], r[row], gradient[row], out[row]
