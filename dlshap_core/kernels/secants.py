@@ -150,6 +150,14 @@ def tanh_over(u: float) -> float:
 
 
 @numba.njit(inline="always")
+def _sigmoid(x: float) -> float:
+    """Exactly 0 and 1 where tanh is 1, as it may be multiplied by a large number."""
+    half = _HALF * x
+    squashed = half * tanh_over(half)
+    return _HALF + _HALF * (squashed if half * half < _SATURATED else (_ONE if half > _ZERO else -_ONE))
+
+
+@numba.njit(inline="always")
 def sigmoid_secant(apart: float, s_x: float, s_r: float) -> float:
     """As `secants.sigmoid`, of values s: 1 - tanh tanh of the halves is 2 (s (1 - s0) + s0 (1 - s))."""
     return tanh_over(_HALF * apart) * _HALF * (s_x * (_ONE - s_r) + s_r * (_ONE - s_x))
@@ -203,8 +211,7 @@ def times_silu(gradient: np.ndarray, x: np.ndarray, r: np.ndarray, out: np.ndarr
         inputs, reference, flowing, result = x[row // n_repeats], r[row], gradient[row], out[row]
         for i in range(result.shape[0]):
             a, b = inputs[i], reference[i]
-            s_x = _HALF + _QUARTER * a * tanh_over(_HALF * a)
-            s_r = _HALF + _QUARTER * b * tanh_over(_HALF * b)
+            s_x, s_r = _sigmoid(a), _sigmoid(b)
             slope = _HALF * (s_x + s_r) + (_HALF * a + _HALF * b) * sigmoid_secant(a - b, s_x, s_r)
             result[i] = flowing[i] * (slope if abs(slope) < _INFINITE else _ZERO)
 
