@@ -36,7 +36,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--recompute", metavar="N", type=whole_number(1), help=help_)
     help_ = "settings of the model for --recompute"
     parser.add_argument("--trust-config", action="store_true", help=TRUST)
-    parser.add_argument("overrides", nargs="*", metavar="model.name=value", help=help_)
+    parser.add_argument("overrides", nargs="*", default=[], metavar="model.name=value", help=help_)
 
 
 def run(options: argparse.Namespace) -> int:

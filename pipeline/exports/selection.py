@@ -179,7 +179,8 @@ def target_index(store: Store, label: str | None) -> int:
     if label is None:
         raise UserError(f"{store.url} has {len(labels)} targets; choose one with --target: {some(labels, N_NAMED)}")
     if label not in labels:
-        raise UserError(f"--target {label}: {store.url} has {some(labels, N_NAMED)}")
+        which = "only the target" if len(labels) == 1 else "the targets"
+        raise UserError(f"--target {label}: {store.url} has {which} {some(labels, N_NAMED)}")
     return labels.index(label)
 
 

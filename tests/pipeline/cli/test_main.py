@@ -110,6 +110,7 @@ def test_numbers_that_cannot_be_are_refused(finished: Path, capsys: pytest.Captu
         (["run", "--wat"], "unrecognized arguments: --wat; `dlshap run --help` lists what it takes"),
         (["run", "="], "what begins with = is not a setting"),
         (["status"], "the following arguments are required: STORE"),
+        (["verify"], "the following arguments are required: STORE; `dlshap verify --help`"),
         (["export", "bed", "a.zarr", "b"], "argument KIND: invalid choice: 'bed'"),
         (["export", "tsv", "a.zarr"], "required: OUT; `dlshap export tsv --help`"),
     ],

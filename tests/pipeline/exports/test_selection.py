@@ -43,7 +43,7 @@ def test_a_target_must_be_named_where_there_are_several(located: Store, plain: S
     assert select(plain, Filters(), None, None).target == 0
     with pytest.raises(UserError, match=r"has 2 targets; choose one with --target: 0, 7"):
         select(located, Filters(), None, None)
-    with pytest.raises(UserError, match=r"--target 1: .* has 0, 7"):
+    with pytest.raises(UserError, match=r"--target 1: .* has the targets 0, 7"):
         select(located, Filters(), "1", None)
 
 
