@@ -138,7 +138,7 @@ class _Blocks:
             self._settle()
 
     def _settle(self) -> None:
-        """Put what came lately among the entries: an array takes a tenth of the room of a list."""
+        """Put what came lately among the entries: an array takes less room than a list."""
         self._entries.append(np.array(self._recent, ENTRY))
         self._recent = []
 
