@@ -232,17 +232,19 @@ def times_means_of_gates(
 
 def fits(x: Tensor, r: Tensor) -> bool:
     """Whether the kernels take an observed (..., 1, ...) and a reference activation (..., R, ...), as
-    `RowPairing.paired` gives them, or two of the same shape."""
+    `RowPairing.paired` gives them, or two of the same shape. What has gaps, as parts of channels have, is copied."""
     if not takes(x, r):
         return False
     order = _order(r)
-    x, r = x.permute(order), r.permute(order)
-    return x.is_contiguous() and r.is_contiguous() and r.numel() >= max(1, _SMALLEST_ROW * _rows(x, r)[1])
+    n_rows = _rows(x.permute(order), r.permute(order))[1]
+    return r.numel() >= max(1, _SMALLEST_ROW * n_rows)
 
 
 def fit_together(a_x: Tensor, a_r: Tensor, b_x: Tensor, b_r: Tensor) -> bool:
-    """Whether two pairs fit, and lie in memory in the same order."""
-    return fits(a_x, a_r) and fits(b_x, b_r) and _order(a_r) == _order(b_r) and a_x.shape == b_x.shape
+    """Whether two pairs fit, and lie in memory in the same order without gaps."""
+    if not (fits(a_x, a_r) and fits(b_x, b_r)) or _order(a_r) != _order(b_r) or a_x.shape != b_x.shape:
+        return False
+    return all(z.permute(_order(a_r)).is_contiguous() for z in (a_x, a_r, b_x, b_r))
 
 
 def takes(*activations: Tensor) -> bool:

@@ -67,6 +67,25 @@ class _Replaced(torch.autograd.Function):
         return None, gradients[0].to(ctx.dtype)
 
 
+class _Pieces(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, dim: int, sizes: Sequence[int] | None) -> tuple[Tensor, ...]:
+        order = sorted(range(source.ndim), key=source.stride().__getitem__, reverse=True)
+        pieces = source.unbind(dim) if sizes is None else source.split(list(sizes), dim)
+        ctx.dim, ctx.order, ctx.shapes, ctx.unbinds = dim, order, [piece.shape for piece in pieces], sizes is None
+        ctx.set_materialize_grads(False)
+        return tuple(pieces)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None, None]:
+        like = next(g for g in gradients if g is not None)
+        found = [like.new_zeros(s) if g is None else g for g, s in zip(gradients, ctx.shapes, strict=True)]
+        if ctx.unbinds:
+            found = [g.unsqueeze(ctx.dim) for g in found]
+        joined = torch.cat([g.permute(ctx.order) for g in found], ctx.order.index(ctx.dim))
+        return joined.permute(sorted(range(joined.ndim), key=ctx.order.__getitem__)), None, None
+
+
 class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, boxed_values: list[Tensor], go_back: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -79,7 +98,7 @@ class _Recomputed(torch.autograd.Function):
         return None, None, *ctx.go_back(gradients, ctx.saved_tensors)
 
 
-_OWN_NODES = tuple(map(node_class, (_Pullback, _PullbackInPlace, _Replaced, _Recomputed)))
+_OWN_NODES = tuple(map(node_class, (_Pullback, _PullbackInPlace, _Replaced, _Pieces, _Recomputed)))
 
 
 def recomputed(
@@ -109,6 +128,12 @@ def pull_back_in_place(
 def replace(target: Tensor, value: Tensor) -> Tensor:
     """`target` with the values of `value` (same shape), to which its gradient flows. Nothing flows to what it was."""
     return _Replaced.apply(target, value)
+
+
+def in_pieces(source: Tensor, dim: int, sizes: Sequence[int] | None) -> tuple[Tensor, ...]:
+    """Pieces of these sizes along an axis (all of 1, and without the axis, if there are none), whose gradients are put
+    together in the memory format of the source. They are views, and the model may write into none of them."""
+    return _Pieces.apply(source, dim % source.ndim, sizes)
 
 
 def pull_back_to(

@@ -15,6 +15,7 @@ from torch import Tensor
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.kernels.memory_format import crop, has_channels_last
 from dlshap_core.rules.call import Call, varying_tensors
+from dlshap_core.rules.gradients import in_pieces
 from dlshap_core.rules.protocol import Pass
 
 _OF_A_BATCH = ("__contains__", "equal", "allclose")  # questions about all values at once
@@ -74,17 +75,20 @@ class LinearBy(Linear):
 
 @dataclass(frozen=True)
 class Split(Linear):
-    """split, chunk, unbind. Each piece is a view of its own, so that the model may work on it in place."""
+    """split, chunk, unbind. Where the model writes into the pieces, each is a view of its own."""
 
     def run(self, forward: Pass, call: Call) -> Any:
-        pieces = call.plain()
-        names = call.torch_names()
-        if call.name == "unbind":
-            dim = call.args[1] if len(call.args) > 1 else names.get("dim", 0)
-            return tuple(call.inputs[0].select(dim, i) for i in range(len(pieces)))
-        dim = call.args[2] if len(call.args) > 2 else names.get("dim", 0)
-        starts = [0, *itertools.accumulate(piece.shape[dim] for piece in pieces)]
-        return tuple(call.inputs[0].narrow(dim, start, stop - start) for start, stop in itertools.pairwise(starts))
+        (source,), names, pieces = call.inputs, call.torch_names(), call.plain()
+        unbinds = call.name == "unbind"
+        n_before = 1 if unbinds else 2
+        dim = call.args[n_before] if len(call.args) > n_before else names.get("dim", 0)
+        sizes = None if unbinds else [piece.shape[dim] for piece in pieces]
+        if forward.replaying and not forward.rows.is_careful:
+            return in_pieces(source, dim, sizes)
+        if sizes is None:
+            return tuple(source.select(dim, i) for i in range(len(pieces)))
+        starts = [0, *itertools.accumulate(sizes)]
+        return tuple(source.narrow(dim, start, stop - start) for start, stop in itertools.pairwise(starts))
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ OTHERS: dict[str, Function] = {
     "layer_norm with a weight": lambda x: F.layer_norm(x, [LENGTH], torch.linspace(0.5, 2, LENGTH).to(x), None),
     "rms_norm": lambda x: F.rms_norm(x, [LENGTH], torch.linspace(0.5, 2, LENGTH).to(x), 1e-5),
     "group_norm": lambda x: F.group_norm(x, 2),
-    "instance_norm": lambda x: F.instance_norm(x),
+    "instance_norm": lambda x: F.instance_norm(x).tanh(),  # its own mean is 0
     "product": lambda x: x * x.tanh(),
     "product in place": lambda x: x.tanh().mul_(x),
     "gate": lambda x: x * x.mean(-1, keepdim=True).sigmoid(),

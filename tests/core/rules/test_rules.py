@@ -53,6 +53,13 @@ def in_place_views(z: Tensor) -> Tensor:
     return z + before
 
 
+def source_of_pieces(z: Tensor) -> Tensor:
+    """Written into after it was taken apart."""
+    pieces = z.unbind(1)
+    z.tanh_()
+    return torch.stack(pieces, 1)
+
+
 def parts_out_of_place(z: Tensor) -> Tensor:
     first, second = torch.cat([z[:, :1], F.relu(z[:, 1:])], 1).chunk(2, -1)
     return torch.cat([F.leaky_relu(first, 0.2), second.tanh()], -1) + z
@@ -201,6 +208,11 @@ TWINS: dict[str, tuple[Function, Function]] = {
     # shapes and in-place forms
     "in-place residual": (in_place_residual, lambda z: F.relu(z + z.roll(1, -1))),
     "in-place views": (in_place_views, parts_out_of_place),
+    "in-place source of pieces": (source_of_pieces, torch.tanh),
+    "pieces": (
+        lambda z: torch.cat([part.sigmoid() * part for part in z.split([7, 9, 20], -1)][:2], -1),
+        lambda z: F.silu(z[..., :16]),
+    ),
     "batch not first": (lambda z: F.relu(z.permute(2, 0, 1)).permute(1, 2, 0), F.relu),
     "one row at a time": (lambda z: torch.stack([F.gelu(row) for row in z]), F.gelu),
     "stacked reverse": (
