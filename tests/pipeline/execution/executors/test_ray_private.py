@@ -262,6 +262,7 @@ def test_a_token_is_asked_for(gcs: type[Gcs], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     assert "it asks for a token, and this command has none" in str(ray_private.refusal("h:1", False))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
     assert "it asks for another token" in str(ray_private.refusal("h:1", False))
 
 

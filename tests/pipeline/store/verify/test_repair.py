@@ -202,7 +202,7 @@ def test_an_unfinished_store_s_own_file_is_named_and_made_anew(
         whole.replace(b"attributes", b"Attributes"),
     ):
         (store / ROOT).write_bytes(content)
-        with pytest.raises(UserError, match=rf"{store}/{ROOT} (is|cannot) .*`dlshap verify --repair {store}` and then"):
+        with pytest.raises(UserError, match=rf"{store}/{ROOT} (is|cannot) .*after `dlshap verify --repair {store}`"):
             pipeline.run(inputs.overrides(store))
         assert dispatch(["status", str(store)]) == 0
     assert dispatch(["verify", str(store), "--repair"]) == 1
