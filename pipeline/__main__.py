@@ -7,6 +7,8 @@ import sys
 def main() -> None:
     """Entry point of the console script; see `pipeline.cli.main`."""
     forget_working_folder()
+    # Large pages for large tensors, which torch reads once: those of long sequences are taken anew with every pair.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from pipeline.cli.main import main as command  # afterwards: nothing that it imports comes from that folder
 
     command()

@@ -154,3 +154,16 @@ def test_a_folder_that_is_gone_is_said_so(
     command.forget_working_folder()
     assert dispatch(["status", str(finished)]) == 2
     assert "the working folder has been removed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [None, "0"])
+def test_large_tensors_have_large_pages_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, in_folder: Path, given: str | None
+) -> None:
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", given or "")
+    if given is None:
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    seen: list[str | None] = []
+    monkeypatch.setattr("pipeline.cli.main.main", lambda: seen.append(os.environ.get("THP_MEM_ALLOC_ENABLE")))
+    command.main()
+    assert seen == [given or "1"]
