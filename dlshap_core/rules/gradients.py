@@ -57,14 +57,16 @@ class _PullbackInPlace(torch.autograd.Function):
 class _Replaced(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, target: Tensor, value: Tensor) -> Tensor:
-        ctx.dtype = value.dtype
+        ctx.dtype, ctx.is_view = value.dtype, target._is_view()
         target.copy_(value)
         ctx.mark_dirty(target)
         return target
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        return None, gradients[0].to(ctx.dtype)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor]:
+        # Of a view None would be taken for all of what it is a view of.
+        nothing = torch.zeros_like(gradients[0]) if ctx.is_view else None
+        return nothing, gradients[0].to(ctx.dtype)
 
 
 class _Pieces(torch.autograd.Function):

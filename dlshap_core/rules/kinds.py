@@ -83,7 +83,7 @@ class Split(Linear):
         n_before = 1 if unbinds else 2
         dim = call.args[n_before] if len(call.args) > n_before else names.get("dim", 0)
         sizes = None if unbinds else [piece.shape[dim] for piece in pieces]
-        if forward.replaying and not forward.rows.is_careful:
+        if forward.replaying and not forward.rows.is_careful and len(pieces) > 1:
             return in_pieces(source, dim, sizes)
         if sizes is None:
             return tuple(source.select(dim, i) for i in range(len(pieces)))

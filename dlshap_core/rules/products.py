@@ -57,9 +57,9 @@ class Product(Multilinear):
         observed = forward.recorded(call.name, 2)
         value = call.with_inputs([first.detach(), second.detach()])
         if operators.is_for(value):
-            return call.finish(self._late(forward, first, second, observed, value))
+            return call.finish(self._late(forward, call, observed, value))
         if not self.is_of_matrices and not forward.rows.is_one_pair:  # for which memory is dear
-            late = self._in_one_pass(forward, first, second, observed, value)
+            late = self._in_one_pass(forward, call, observed, value)
             if late is not None:
                 return call.finish(late)
         mean_a, mean_b = (self._mean(forward, x, r.detach()) for x, r in zip(observed, call.inputs, strict=True))
@@ -72,11 +72,10 @@ class Product(Multilinear):
 
         return call.finish(pull_back_to([first, second], value, pullback, mean_a, mean_b))
 
-    @staticmethod
-    def _in_one_pass(
-        forward: Pass, first: Tensor, second: Tensor, observed: list[Tensor], value: Tensor
-    ) -> Tensor | None:
+    @classmethod
+    def _in_one_pass(cls, forward: Pass, call: Call, observed: list[Tensor], value: Tensor) -> Tensor | None:
         """By a kernel of a CPU while going back; None where there is none for these shapes."""
+        first, second = call.inputs
         rows, largest = forward.rows, min(1e30, torch.finfo(value.dtype).max)
         is_swapped = first.numel() < second.numel()
         pairs = list(zip(observed, (first.detach(), second.detach()), strict=True))
@@ -100,10 +99,12 @@ class Product(Multilinear):
             to_a, to_b = kernel(gradient, *both, largest)
             return (to_b, to_a) if is_swapped else (to_a, to_b)
 
-        return pull_back_to([first, second], value, pullback, a_x, rows.keep(a_r), b_x, rows.keep(b_r))
+        kept = [a_x, cls._kept(forward, call, a_r), b_x, cls._kept(forward, call, b_r)]
+        return pull_back_to([first, second], value, pullback, *kept)
 
-    def _late(self, forward: Pass, first: Tensor, second: Tensor, observed: list[Tensor], value: Tensor) -> Tensor:
+    def _late(self, forward: Pass, call: Call, observed: list[Tensor], value: Tensor) -> Tensor:
         """By operators, while going back."""
+        first, second = call.inputs
         a_x, a_r = forward.rows.paired(observed[0], first.detach())
         b_x, b_r = forward.rows.paired(observed[1], second.detach())
         is_flat = not self.is_of_matrices and first.shape == second.shape == value.shape
@@ -120,8 +121,13 @@ class Product(Multilinear):
             )
 
         first_shape, second_shape = first.shape, second.shape
-        kept = [a_x, forward.rows.keep(a_r), b_x, forward.rows.keep(b_r)]
+        kept = [a_x, self._kept(forward, call, a_r), b_x, self._kept(forward, call, b_r)]
         return pull_back_to([first, second], value, pullback, *kept)
+
+    @staticmethod
+    def _kept(forward: Pass, call: Call, factor: Tensor) -> Tensor:
+        """A factor for the way back; the product in place overwrites one, or both, if they are one."""
+        return factor.clone() if call.in_place else forward.rows.keep(factor)
 
     def _fits(self, inputs: list[Tensor]) -> bool:
         """Two tensors of one dtype; matrices without broadcasting."""

@@ -165,6 +165,16 @@ def test_a_model_may_overwrite_what_a_rule_needs_later(name: str) -> None:
     assert torch.equal(alone, multipliers(seeded(lambda: Between(FUNCTIONS[name])), X, references, [1]))
 
 
+def test_a_product_in_place_needs_no_second_try() -> None:
+    X, references = pairs()
+    n_calls = []
+    for multiply in (torch.mul, Tensor.mul_):
+        inner = mock.Mock(side_effect=lambda z, multiply=multiply: multiply(z.tanh(), z))
+        multipliers(seeded(lambda inner=inner: Between(inner)), X, references, [1], batch_size=15)
+        n_calls.append(inner.call_count)
+    assert n_calls[0] == n_calls[1]
+
+
 @pytest.mark.parametrize("spread", [0.0, 1e-4, 0.05, 3.0, 40.0])
 @pytest.mark.parametrize("name", ["gelu", "silu", "tanh", "sigmoid"])
 def test_secants_in_single_precision(name: str, spread: float) -> None:

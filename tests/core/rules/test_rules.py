@@ -60,6 +60,18 @@ def source_of_pieces(z: Tensor) -> Tensor:
     return torch.stack(pieces, 1)
 
 
+def in_place_product(z: Tensor) -> Tensor:
+    """Of a part; what flows to the rest of the activation stays."""
+    z[:, 1:] *= z[:, :1].sigmoid()
+    return z
+
+
+def in_place_only_piece(z: Tensor) -> Tensor:
+    for piece in z.split(z.shape[-1], -1):
+        piece.tanh_()
+    return z
+
+
 def parts_out_of_place(z: Tensor) -> Tensor:
     first, second = torch.cat([z[:, :1], F.relu(z[:, 1:])], 1).chunk(2, -1)
     return torch.cat([F.leaky_relu(first, 0.2), second.tanh()], -1) + z
@@ -208,6 +220,11 @@ TWINS: dict[str, tuple[Function, Function]] = {
     # shapes and in-place forms
     "in-place residual": (in_place_residual, lambda z: F.relu(z + z.roll(1, -1))),
     "in-place views": (in_place_views, parts_out_of_place),
+    "in-place product of a part": (
+        in_place_product,
+        lambda z: torch.cat([z[:, :1], z[:, 1:] * z[:, :1].sigmoid()], 1),
+    ),
+    "in-place only piece": (in_place_only_piece, torch.tanh),
     "in-place source of pieces": (source_of_pieces, torch.tanh),
     "pieces": (
         lambda z: torch.cat([part.sigmoid() * part for part in z.split([7, 9, 20], -1)][:2], -1),
