@@ -280,9 +280,7 @@ def _entering_streams_of_caller(device: torch.device) -> Callable[[], None]:
         return lambda: None
     current = torch.device("cuda", torch.cuda.current_device())
     streams = [torch.cuda.current_stream(d) for d in (device, current)]
-    own = [
-        stream for stream in streams if getattr(stream, "cuda_stream", 0)
-    ]  # 0: a default one, which every thread has
+    own = [stream for stream in streams if stream.cuda_stream]  # 0: a default one, which every thread has
 
     def enter() -> None:
         for stream in own:

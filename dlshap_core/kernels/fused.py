@@ -24,7 +24,6 @@ from dlshap_core.torch_private import onednn_linear
 
 _DTYPES = (torch.float32, torch.float64)
 _SMALLEST_ROW = 16  # elements; shorter rows are left to torch, whose loops do not care
-
 _SMALLEST_PRODUCT = 1 << 21  # multiplications; oneDNN prepares for each
 
 Kernel = Callable[..., Tensor]

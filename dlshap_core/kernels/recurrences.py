@@ -41,7 +41,7 @@ def _of_sigmoid(
     w_r: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """The secant of v = sigmoid(g), times the mean of what v is multiplied by."""
+    """The secant of v = sigmoid(g), times the mean of what v is multiplied by, w; all (H,)."""
     for h in range(out.shape[0]):
         out[h] = sigmoid_secant(g_x[h] - g_r[h], v_x[h], v_r[h]) * (_HALF * (w_x[h] + w_r[h]))
 

@@ -133,7 +133,8 @@ class Power(Kind):
 
 
 def prelu(rows: RowPairing, observed: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
-    """The weight is one number, or one for each channel (axis 1); see `secants.prelu`."""
+    """Slope 1 above 0 and the weight below, each for its share of [r, x]; the weight is one number, or one for each
+    channel (axis 1)."""
     value, shape = torch.prelu(reference.detach(), weight), reference.shape
     x, r = rows.paired(observed, reference.detach())
     slope = at_least_float32(weight)

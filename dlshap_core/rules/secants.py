@@ -52,14 +52,6 @@ def leaky_relu(x: Tensor, r: Tensor, negative_slope: float = 0.01) -> Tensor:
     return positive + (1 - positive) * negative_slope
 
 
-def prelu(x: Tensor, r: Tensor, weight: Tensor) -> Tensor:
-    """The weight is one number, or one for each channel (axis 1)."""
-    if weight.numel() > 1:
-        weight = weight.reshape(1, -1, *[1] * (x.ndim - 2))
-    positive = ramp(x, r)
-    return positive + (1 - positive) * weight
-
-
 def rrelu(x: Tensor, r: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Tensor:
     """In eval mode a leaky ReLU with the mean of the slopes; while training it is random and refused."""
     return leaky_relu(x, r, (lower + upper) / 2)

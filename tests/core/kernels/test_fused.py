@@ -26,6 +26,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "relu in place": lambda z: z.clone().relu_(),
     "leaky relu": lambda z: F.leaky_relu(z, 0.2),
+    "prelu": lambda z: F.prelu(z, torch.linspace(-0.5, 1.5, 6).to(z)),
     "gelu": F.gelu,
     "tanh gelu": lambda z: F.gelu(z, approximate="tanh"),
     "silu": F.silu,

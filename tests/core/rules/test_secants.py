@@ -29,14 +29,10 @@ def from_table(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     return TABLE[name].secant  # type: ignore[attr-defined]
 
 
-PRELU_WEIGHT = torch.tensor([0.1])
 CASES = {
     "relu": Case(F.relu, secants.ramp),
     "relu6": Case(F.relu6, secants.relu6),
     "leaky_relu": Case(lambda z: F.leaky_relu(z, 0.3), lambda x, r: secants.leaky_relu(x, r, 0.3)),
-    "prelu": Case(
-        lambda z: F.prelu(z, PRELU_WEIGHT.to(z.dtype)), lambda x, r: secants.prelu(x, r, PRELU_WEIGHT.to(x.dtype))
-    ),
     "rrelu": Case(lambda z: F.rrelu(z, 0.1, 0.4), lambda x, r: secants.rrelu(x, r, 0.1, 0.4)),
     "abs": Case(torch.abs, secants.absolute),
     "clamp": Case(lambda z: z.clamp(-0.75, 1.25), lambda x, r: secants.clamp(x, r, -0.75, 1.25)),
