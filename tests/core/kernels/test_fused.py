@@ -18,8 +18,10 @@ from tests.core.toolbox import explain, relative_difference, seeded, sequences, 
 L = 40
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 
+# Frozen, as the weights of a model are meanwhile: layers whose weights vary are unrolled.
 LSTMS = {
-    dtype: seeded(lambda: nn.LSTM(6, 7, 2, batch_first=True, bidirectional=True), dtype=dtype) for dtype in TOLERANCE
+    dtype: seeded(lambda: nn.LSTM(6, 7, 2, batch_first=True, bidirectional=True), dtype=dtype).requires_grad_(False)
+    for dtype in TOLERANCE
 }
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -142,6 +144,20 @@ def test_threads_do_not_change_a_bit(name: str, monkeypatch: pytest.MonkeyPatch)
         with mock.patch.object(torch, "get_num_threads", return_value=n_threads):
             found.append(multipliers(model, X, references, batch_size=15))
     assert all(torch.equal(other, found[0]) for other in found[1:])
+
+
+def test_an_lstm_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its products are where they are large."""
+    if fused.onednn_linear is None:
+        pytest.skip("this torch has none")
+    X, references = pairs()
+    model = seeded(lambda: Between(FUNCTIONS["LSTM"]), dtype=torch.float32)
+    expected = multipliers(model, X, references, [1])
+    monkeypatch.setattr(fused, "_SMALLEST_PRODUCT", 1)
+    with mock.patch.object(fused, "onednn_linear", wraps=fused.onednn_linear) as linear:
+        found = multipliers(model, X, references, [1])
+    assert linear.called
+    assert relative_difference(found, expected) < TOLERANCE[torch.float32]
 
 
 def overwritten(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
