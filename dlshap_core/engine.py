@@ -280,7 +280,8 @@ def _entering_streams_of_caller(device: torch.device) -> Callable[[], None]:
         return lambda: None
     current = torch.device("cuda", torch.cuda.current_device())
     streams = [torch.cuda.current_stream(d) for d in (device, current)]
-    own = [stream for stream in streams if stream.cuda_stream]  # 0: a default one, which every thread has
+    # Default streams, of handle 0, every thread has; what stands in for a GPU may have no others, and no handles.
+    own = [stream for stream in streams if getattr(stream, "cuda_stream", 0)]
 
     def enter() -> None:
         for stream in own:
