@@ -66,7 +66,7 @@ class Elementwise(Kind):
         is_late = rule is not None or ((kernel is not None or in_single is not None) and forward.rows.goes_back_once)
         # Of one pair the multipliers take half the memory of what they are made of; of more the sequences take little.
         if not forward.rows.is_one_pair and is_late:
-            kept = reference_view.clone() if call.in_place else forward.rows.keep(reference_view)
+            kept = forward.rows.keep(reference_view, call.in_place)
             if rule is not None:
                 return go_back(functools.partial(_back_by_operator, rule=rule), observed, kept)
             if in_single is not None:

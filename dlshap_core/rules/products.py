@@ -72,8 +72,8 @@ class Product(Multilinear):
 
         return call.finish(pull_back_to([first, second], value, pullback, mean_a, mean_b))
 
-    @classmethod
-    def _in_one_pass(cls, forward: Pass, call: Call, observed: list[Tensor], value: Tensor) -> Tensor | None:
+    @staticmethod
+    def _in_one_pass(forward: Pass, call: Call, observed: list[Tensor], value: Tensor) -> Tensor | None:
         """By a kernel of a CPU while going back; None where there is none for these shapes."""
         first, second = call.inputs
         rows, largest = forward.rows, min(1e30, torch.finfo(value.dtype).max)
@@ -99,7 +99,7 @@ class Product(Multilinear):
             to_a, to_b = kernel(gradient, *both, largest)
             return (to_b, to_a) if is_swapped else (to_a, to_b)
 
-        kept = [a_x, cls._kept(forward, call, a_r), b_x, cls._kept(forward, call, b_r)]
+        kept = [a_x, rows.keep(a_r, call.in_place), b_x, rows.keep(b_r, call.in_place)]
         return pull_back_to([first, second], value, pullback, *kept)
 
     def _late(self, forward: Pass, call: Call, observed: list[Tensor], value: Tensor) -> Tensor:
@@ -121,13 +121,8 @@ class Product(Multilinear):
             )
 
         first_shape, second_shape = first.shape, second.shape
-        kept = [a_x, self._kept(forward, call, a_r), b_x, self._kept(forward, call, b_r)]
+        kept = [a_x, forward.rows.keep(a_r, call.in_place), b_x, forward.rows.keep(b_r, call.in_place)]
         return pull_back_to([first, second], value, pullback, *kept)
-
-    @staticmethod
-    def _kept(forward: Pass, call: Call, factor: Tensor) -> Tensor:
-        """A factor for the way back; the product in place overwrites one, or both, if they are one."""
-        return factor.clone() if call.in_place else forward.rows.keep(factor)
 
     def _fits(self, inputs: list[Tensor]) -> bool:
         """Two tensors of one dtype; matrices without broadcasting."""
@@ -242,7 +237,7 @@ class Quotient(Kind):
             *to_a, to_b = (z.reshape(gradient.shape) for z in found)
             return *(z.sum_to_size(shape) for z in to_a), to_b
 
-        kept = [forward.rows.keep(a_r), b_x, forward.rows.keep(b_r), *a_x]
+        kept = [forward.rows.keep(a_r, call.in_place), b_x, forward.rows.keep(b_r), *a_x]
         return pull_back_to(call.inputs, value, pullback, *kept)
 
     @classmethod

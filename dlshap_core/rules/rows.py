@@ -63,6 +63,6 @@ class RowPairing:
         observed = observed.narrow(axis, 0, self.n_sequences).unsqueeze(axis + 1)
         return observed, reference.unflatten(axis, (self.n_sequences, self.n_references))
 
-    def keep(self, x: Tensor) -> Tensor:
-        """A tensor to be kept for the way back."""
-        return x.clone() if self.is_careful else x
+    def keep(self, x: Tensor, is_overwritten: bool = False) -> Tensor:
+        """A tensor to be kept for the way back, which the operation itself may overwrite."""
+        return x.clone() if is_overwritten or self.is_careful else x
