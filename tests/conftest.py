@@ -34,8 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in missing.items():
             if item.get_closest_marker(marker) is not None:  # keywords hold the names of folders too
                 item.add_marker(pytest.mark.skip(reason=reason))
-    # Those that share a Ray come first and side by side, so that one of several processes starts it, and starts early.
-    items.sort(key=lambda item: "ray_instance" not in getattr(item, "fixturenames", ()))
+    # Of several processes one starts the Ray that tests share, and starts it early. Where there is one process it comes
+    # when it is asked for: it would be in the way of tests that start their own.
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: "ray_instance" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session", autouse=True)
