@@ -18,4 +18,4 @@ html_theme = "furo"
 html_title = f"dlshap {release}"
 html_copy_source = False
 html_static_path = ["_static"]
-html_css_files = ["phone.css"]
+html_css_files = ["phone.css", "dark.css"]

@@ -66,7 +66,7 @@ CONSTANT = words(
 LINEAR = words(
     """
     add sub subtract rsub neg negative positive nansum cumsum diff trace conj real stack hstack vstack
-    dstack column_stack row_stack unsafe_split unsafe_chunk hsplit vsplit unflatten squeeze unsqueeze expand
+    dstack column_stack row_stack unsafe_split unsafe_chunk hsplit vsplit dsplit unflatten squeeze unsqueeze expand
     expand_as repeat tile repeat_interleave broadcast_to broadcast_tensors permute transpose swapaxes swapdims
     movedim moveaxis t property:T property:mT property:H property:mH property:real adjoint numpy_T flip fliplr
     flipud roll rot90 narrow select slice diagonal diag diag_embed tril triu as_strided unfold atleast_1d
