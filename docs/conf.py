@@ -17,5 +17,8 @@ nitpicky = False  # types of torch and numpy have no page here
 html_theme = "furo"
 html_title = f"dlshap {release}"
 html_copy_source = False
-html_static_path = ["_static"]
+# MathJax lies in the site, so that formulas are shown without a network, and no other host hears who reads a page.
+mathjax = importlib.metadata.distribution("sphinx-mathjax-offline").locate_file("sphinx-mathjax-offline/static/mathjax")
+html_static_path = ["_static", f"{mathjax}/tex-svg.js"]
+mathjax_path = "tex-svg.js"
 html_css_files = ["phone.css", "dark.css"]
