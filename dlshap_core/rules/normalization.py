@@ -238,8 +238,13 @@ def _parts(x: Tensor, n_axes: int, eps: float, centres: bool) -> tuple[Tensor, T
     if centres:
         value, mean, scale = torch.native_layer_norm(x, x.shape[-n_axes:], None, None, eps)
         return value, scale, x - mean
-    scale = torch.rsqrt(torch.square(x).mean(tuple(range(-n_axes, 0)), keepdim=True) + eps)
+    scale = _scale_of_squares(x, n_axes, eps)
     return x * scale, scale, x
+
+
+def _scale_of_squares(x: Tensor, n_axes: int, eps: float) -> Tensor:
+    """rsqrt(mean x^2 + eps) over the last axes, which are kept."""
+    return torch.rsqrt(torch.square(x).mean(tuple(range(-n_axes, 0)), keepdim=True) + eps)
 
 
 def _standardise_rule(
@@ -303,7 +308,7 @@ def _standardise_by_kernel(
         shape = list(z.shape[-n_axes:])
         if centres:
             return torch.native_layer_norm(z, shape, weight, bias, eps)
-        scale = torch.rsqrt(torch.square(z).mean(tuple(range(-n_axes, 0)), keepdim=True) + eps)
+        scale = _scale_of_squares(z, n_axes, eps)
         return torch.rms_norm(z, shape, weight, eps), torch.zeros_like(scale), scale
 
     value, *of_r = statistics(reference.detach(), weight, bias)

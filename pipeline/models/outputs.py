@@ -89,7 +89,7 @@ class SelectedOutput(nn.Module):
 
 
 def _ends(error: SystemExit) -> str:
-    """What is said of a module that ends the process: the innermost one, and the line."""
+    """The message for a model that ends the process: its innermost module at work, and the line."""
     module = where = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         if isinstance(of := frame.f_locals.get("self"), nn.Module):
