@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dlshap_core.kernels import convolution, max_pooling, normalization, secants
 from dlshap_core.kernels import softmax as softmax_kernel
-from dlshap_core.kernels.memory_format import FormatChoice
+from dlshap_core.kernels.memory_format import FormatChoice, order_in_memory, put_back
 from dlshap_core.kernels.threads import in_parts
 from dlshap_core.torch_private import onednn_linear
 
@@ -234,16 +234,20 @@ def fits(x: Tensor, r: Tensor) -> bool:
     `RowPairing.paired` gives them, or two of the same shape. What has gaps, as parts of channels have, is copied."""
     if not takes(x, r):
         return False
-    order = _order(r)
+    order = order_in_memory(r)
     n_rows = _rows(x.permute(order), r.permute(order))[1]
     return r.numel() >= max(1, _SMALLEST_ROW * n_rows)
 
 
 def fit_together(a_x: Tensor, a_r: Tensor, b_x: Tensor, b_r: Tensor) -> bool:
     """Whether two pairs fit, and lie in memory in the same order without gaps."""
-    if not (fits(a_x, a_r) and fits(b_x, b_r)) or _order(a_r) != _order(b_r) or a_x.shape != b_x.shape:
+    if (
+        not (fits(a_x, a_r) and fits(b_x, b_r))
+        or order_in_memory(a_r) != order_in_memory(b_r)
+        or a_x.shape != b_x.shape
+    ):
         return False
-    return all(z.permute(_order(a_r)).is_contiguous() for z in (a_x, a_r, b_x, b_r))
+    return all(z.permute(order_in_memory(a_r)).is_contiguous() for z in (a_x, a_r, b_x, b_r))
 
 
 def takes(*activations: Tensor) -> bool:
@@ -267,7 +271,7 @@ class Flat:
     """Activations as two axes, (rows, elements), in the order in which they lie in memory: views where they fit."""
 
     def __init__(self, x: Tensor, r: Tensor) -> None:
-        self._order, self._shape = _order(r), r.shape
+        self._order, self._shape = order_in_memory(r), r.shape
         x, r = x.permute(self._order).contiguous(), r.permute(self._order).contiguous()
         self._permuted_shape = r.shape
         n_observed, n_rows = _rows(x, r)
@@ -280,13 +284,7 @@ class Flat:
 
     def back(self, flat: Tensor) -> Tensor:
         """What is flat, in the shape of r."""
-        axes = sorted(range(len(self._order)), key=self._order.__getitem__)
-        return flat.view(self._permuted_shape).permute(axes)
-
-
-def _order(x: Tensor) -> list[int]:
-    """The axes as they lie in memory, the widest step first."""
-    return sorted(range(x.ndim), key=x.stride().__getitem__, reverse=True)
+        return put_back(flat.view(self._permuted_shape), self._order)
 
 
 def _rows(x: Tensor, r: Tensor) -> tuple[int, int]:

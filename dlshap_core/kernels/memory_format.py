@@ -111,6 +111,16 @@ def keep_format_of_gradients(inputs: list[Tensor], output: Any) -> None:
             x.register_hook(put_channels_last)
 
 
+def order_in_memory(x: Tensor) -> list[int]:
+    """The axes as they lie in memory, the widest step first."""
+    return sorted(range(x.ndim), key=x.stride().__getitem__, reverse=True)
+
+
+def put_back(x: Tensor, order: list[int]) -> Tensor:
+    """What was permuted to an order of its axes, with the axes where they were."""
+    return x.permute(sorted(range(x.ndim), key=order.__getitem__))
+
+
 def has_channels_last(x: Tensor) -> bool:
     """Whether of (B, C, L) or (B, C, H, W) the channels, and not the positions, are side by side in memory."""
     return x.ndim in (3, 4) and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dlshap_core.kernels import fused
+from dlshap_core.kernels.memory_format import order_in_memory, put_back
 from dlshap_core.rules import operators
 from dlshap_core.rules.call import Call, is_varying
 from dlshap_core.rules.gradients import pull_back, pull_back_in_place, scale
@@ -91,15 +92,14 @@ class Elementwise(Kind):
         self, observed: Tensor, reference: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], is_whole: bool
     ) -> Tensor:
         """The secant; of two large activations of one shape part by part, as it has some ten others beside them."""
-        order = sorted(range(reference.ndim), key=reference.stride().__getitem__, reverse=True)
+        order = order_in_memory(reference)
         x, r = observed.permute(order) if observed.ndim == reference.ndim else observed, reference.permute(order)
         is_flat = x.shape == r.shape and x.is_contiguous() and r.is_contiguous()
         if is_whole or not is_flat or r.numel() <= _PART:
             return self.secant(at_least_float32(observed), at_least_float32(reference), *args, **kwargs)
         parts = zip(x.view(-1).split(_PART), r.view(-1).split(_PART), strict=True)
         multipliers = [self.secant(at_least_float32(x), at_least_float32(r), *args, **kwargs) for x, r in parts]
-        back = sorted(range(r.ndim), key=order.__getitem__)
-        return torch.cat(multipliers).view(r.shape).permute(back)
+        return put_back(torch.cat(multipliers).view(r.shape), order)
 
     def _in_one_pass(
         self,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlshap_core.kernels.memory_format import order_in_memory, put_back
 from dlshap_core.torch_private import node_class
 
 
@@ -72,7 +73,7 @@ class _Replaced(torch.autograd.Function):
 class _Pieces(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, source: Tensor, dim: int, sizes: Sequence[int] | None) -> tuple[Tensor, ...]:
-        order = sorted(range(source.ndim), key=source.stride().__getitem__, reverse=True)
+        order = order_in_memory(source)
         pieces = source.unbind(dim) if sizes is None else source.split(list(sizes), dim)
         ctx.dim, ctx.order, ctx.shapes, ctx.unbinds = dim, order, [piece.shape for piece in pieces], sizes is None
         ctx.set_materialize_grads(False)
@@ -85,7 +86,7 @@ class _Pieces(torch.autograd.Function):
         if ctx.unbinds:
             found = [g.unsqueeze(ctx.dim) for g in found]
         joined = torch.cat([g.permute(ctx.order) for g in found], ctx.order.index(ctx.dim))
-        return joined.permute(sorted(range(joined.ndim), key=ctx.order.__getitem__)), None, None
+        return put_back(joined, ctx.order), None, None
 
 
 class _Recomputed(torch.autograd.Function):
