@@ -56,13 +56,23 @@ def route(
     return out
 
 
-def route_of_blocks(gradient: Tensor, x: Tensor, r: Tensor, size: int, rounding: float, largest: float) -> Tensor:
-    """`route` where the windows are blocks of `size` inputs: gradient (B, blocks, C), x (S, inputs, C), r and the
-    result (B, inputs, C)."""
+def route_of_windows(
+    gradient: Tensor,
+    x: Tensor,
+    r: Tensor,
+    size: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    rounding: float,
+    largest: float,
+) -> Tensor:
+    """`route` where the windows are evenly spaced in one axis, as in max_pool1d: gradient (B, windows, C), x (S,
+    inputs, C), r and the result (B, inputs, C)."""
     out = torch.empty_like(r)
     tensors = [gradient.to(r.dtype).contiguous(), x, r]
-    arrays: list[Any] = [*(tensor.numpy() for tensor in tensors), size, rounding, largest, out.numpy()]
-    in_parts(max_pooling.times_route_of_blocks, arrays, r.shape[0], r.numel())
+    arrays: list[Any] = [*(tensor.numpy() for tensor in tensors), size, stride, padding, dilation, rounding, largest]
+    in_parts(max_pooling.times_route_of_windows, [*arrays, out.numpy()], r.shape[0], r.numel())
     return out
 
 
@@ -136,6 +146,31 @@ def normalise(
     tensors = [gradient, x, r, weight, *(z.reshape(-1) for z in statistics)]
     arrays: list[Any] = [*(z.numpy() for z in tensors), n_inner, centres, out.numpy()]
     in_parts(normalization.times_norm, arrays, len(out), out.numel())
+    return out
+
+
+def group_statistics(z: Tensor, n_groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Means and rsqrt(variance + eps) of the groups of channels of (rows, L, C), both (rows, groups)."""
+    means, scales = z.new_empty(len(z), n_groups), z.new_empty(len(z), n_groups)
+    in_parts(normalization.group_statistics, [z.numpy(), eps, means.numpy(), scales.numpy()], len(z), z.numel())
+    return means, scales
+
+
+def normalise_groups(
+    gradient: Tensor, x: Tensor, r: Tensor, weight: Tensor | None, statistics: tuple[Tensor, ...]
+) -> Tensor:
+    """The gradient at a norm of groups of channels, which lie side by side, taken to its input.
+
+    Args:
+        gradient, r: (B, L, C).
+        x: (S, L, C).
+        weight: (C).
+        statistics: means and scales of x, and of r.
+    """
+    out = torch.empty_like(r)
+    weight = r.new_ones(r.shape[-1]) if weight is None else weight.contiguous()
+    arrays = [z.numpy() for z in (gradient, x, r, weight, *statistics, out)]
+    in_parts(normalization.times_group_norm, arrays, len(out), out.numel())
     return out
 
 

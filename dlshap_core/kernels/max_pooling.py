@@ -1,10 +1,10 @@
 """Compiled kernels of max-pooling; rows and constants as in `secants`.
 
-`times_route` goes to the place of each maximum, whatever the windows. Where these are blocks, which neither overlap nor
-leave gaps, and the channels lie side by side, `times_route_of_blocks` looks for the maxima itself, all channels at
-once. Every loop of it is a function of its own with few arrays, or the compiler would not vectorise it.
+`times_route` goes to the place of each maximum, whatever the windows. Where these are evenly spaced in one axis, and
+the channels lie side by side, `times_route_of_windows` looks for the maxima itself, all channels at once. Every loop of
+it is a function of its own with few arrays, or the compiler would not vectorise it.
 
-Shape legend: rows of the references, inputs, outputs or blocks of `size` inputs, C channels; x is the observed side, r
+Shape legend: rows of the references, inputs, outputs or windows of `size` inputs, C channels; x is the observed side, r
 the references.
 """
 
@@ -90,21 +90,26 @@ def times_route(
 
 
 @numba.njit(nogil=True, cache=True)
-def times_route_of_blocks(
+def times_route_of_windows(
     gradient: np.ndarray,
     x: np.ndarray,
     r: np.ndarray,
     size: int,
+    stride: int,
+    padding: int,
+    dilation: int,
     rounding: float,
     largest: float,
     out: np.ndarray,
     first: int,
     last: int,
 ) -> None:
-    """Rows first to last of `maxima._shares`: `out` (rows, inputs, C) gets the gradient (rows, blocks, C). NaN is
+    """Rows first to last of `maxima._shares`: `out` (rows, inputs, C) gets the gradient (rows, windows, C). NaN is
     no maximum."""
     top, few = r.dtype.type(largest), r.dtype.type(rounding)
-    n_repeats, n_blocks, n_channels = r.shape[0] // x.shape[0], gradient.shape[1], gradient.shape[2]
+    n_repeats, n_inputs = r.shape[0] // x.shape[0], r.shape[1]
+    n_windows, n_channels = gradient.shape[1], gradient.shape[2]
+    are_blocks = size == stride and padding == 0 and dilation == 1
     work = np.empty((10, n_channels), r.dtype)  # taken apart by an index: unpacking hides that its rows are contiguous
     max_x, max_r, r_at_x, x_at_r, place_x = work[0], work[1], work[2], work[3], work[4]
     place_r, apart, share_x, share_r, is_open = work[5], work[6], work[7], work[8], work[9]
@@ -112,24 +117,33 @@ def times_route_of_blocks(
     for row in range(first, last):
         source = row // n_repeats
         observed, reference = x[source], r[row]
-        for block in range(n_blocks):
-            start = block * size
-            max_x[:], r_at_x[:], place_x[:] = observed[start], reference[start], 0
-            max_r[:], x_at_r[:], place_r[:] = reference[start], observed[start], 0
-            for j in range(1, size):
-                _find(observed[start + j], reference[start + j], j, max_x, r_at_x, place_x)
-                _find(reference[start + j], observed[start + j], j, max_r, x_at_r, place_r)
+        out[row, n_windows * size if are_blocks else 0 :] = 0
+        for window in range(n_windows):
+            start, begin = window * stride - padding, 0
+            while start + begin * dilation < 0:
+                begin += 1
+            end = min(size, (n_inputs - 1 - start) // dilation + 1)
+            place = start + begin * dilation
+            max_x[:], r_at_x[:], place_x[:] = observed[place], reference[place], begin
+            max_r[:], x_at_r[:], place_r[:] = reference[place], observed[place], begin
+            for j in range(begin + 1, end):
+                place = start + j * dilation
+                _find(observed[place], reference[place], j, max_x, r_at_x, place_x)
+                _find(reference[place], observed[place], j, max_r, x_at_r, place_r)
             np.subtract(place_x, place_r, apart)
             _share_observed(max_x, max_r, r_at_x, apart, few, top, share_x, is_open)
             _share_reference(max_x, max_r, x_at_r, apart, few, top, share_r)
             if _any(open_bits):
                 for c in range(n_channels):
-                    place = start + int(place_x[c])
+                    place = start + int(place_x[c]) * dilation
                     if is_open[c] != 0 and stands_still(x, r, source, row, 1, place, few, top):
                         share_x[c] = 1
-            for j in range(size):
-                _send(gradient[row, block], j, place_x, share_x, place_r, share_r, out[row, start + j])
-        out[row, n_blocks * size :] = 0
+            for j in range(begin, end):
+                place = start + j * dilation
+                if are_blocks:
+                    _send(gradient[row, window], j, place_x, share_x, place_r, share_r, out[row, place])
+                else:
+                    _send_more(gradient[row, window], j, place_x, share_x, place_r, share_r, out[row, place])
 
 
 @numba.njit(cache=True)
@@ -211,3 +225,19 @@ def _send(
     for c in range(out.shape[0]):
         share = (share_x[c] if place_x[c] == here else zero) + (share_r[c] if place_r[c] == here else zero)
         out[c] = gradient[c] * share
+
+
+@numba.njit(cache=True)
+def _send_more(
+    gradient: np.ndarray,
+    place: int,
+    place_x: np.ndarray,
+    share_x: np.ndarray,
+    place_r: np.ndarray,
+    share_r: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    zero, here = out.dtype.type(0), out.dtype.type(place)
+    for c in range(out.shape[0]):
+        share = (share_x[c] if place_x[c] == here else zero) + (share_r[c] if place_r[c] == here else zero)
+        out[c] += gradient[c] * share

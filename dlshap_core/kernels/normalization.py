@@ -1,9 +1,10 @@
-"""The compiled kernel of layer and RMS norms; rows as in `secants`."""
+"""Compiled kernels of norms; rows as in `secants`."""
 
 import numba
 import numpy as np
 
 _LANES = 16  # partial sums, whose order is the same on every processor
+_CHUNK = 64  # positions whose sum is taken in the numbers of the activations; longer sums in float64
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -53,3 +54,125 @@ def times_norm(
         mean = kind(total / n) if centres else zero
         for i in range(n):
             result[i] = (flowing[i] - mean) * slope + both[i] * spread
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def group_statistics(z: np.ndarray, eps: float, means: np.ndarray, scales: np.ndarray, first: int, last: int) -> None:
+    """Means and rsqrt(variance + eps), both (rows, groups), of rows first to last of activations (rows, L, C)."""
+    n_positions, n_channels = z.shape[1:]
+    size = n_channels // means.shape[1]
+    n = n_positions * size
+    centre, sums = np.empty(n_channels, z.dtype), np.empty(n_channels, z.dtype)
+    totals = np.empty(n_channels, np.float64)
+    for row in range(first, last):
+        values = z[row]
+        totals[:] = 0
+        for start in range(0, n_positions, _CHUNK):
+            sums[:] = 0
+            for i in range(start, min(start + _CHUNK, n_positions)):
+                _add(values[i], sums)
+            _add(sums, totals)
+        for group in range(means.shape[1]):
+            channels = slice(group * size, (group + 1) * size)
+            means[row, group] = totals[channels].sum() / n
+            centre[channels] = means[row, group]
+        totals[:] = 0
+        for start in range(0, n_positions, _CHUNK):
+            sums[:] = 0
+            for i in range(start, min(start + _CHUNK, n_positions)):
+                _add_squares(values[i], centre, sums)
+            _add(sums, totals)
+        for group in range(means.shape[1]):
+            variance = totals[group * size : (group + 1) * size].sum() / n
+            scales[row, group] = 1 / np.sqrt(variance + eps)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def times_group_norm(
+    gradient: np.ndarray,
+    x: np.ndarray,
+    r: np.ndarray,
+    weight: np.ndarray,
+    means_x: np.ndarray,
+    scales_x: np.ndarray,
+    means_r: np.ndarray,
+    scales_r: np.ndarray,
+    out: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
+    """`times_norm` of groups of channels that lie side by side: activations are (rows, L, C), means and scales (rows,
+    groups)."""
+    kind = r.dtype.type
+    n_positions, n_channels = r.shape[1:]
+    size = n_channels // means_r.shape[1]
+    n, n_repeats = n_positions * size, r.shape[0] // x.shape[0]
+    work = np.empty((6, n_channels), r.dtype)  # taken apart by an index, as in `max_pooling`
+    shift, slope, mean, spread, sums, products = work[0], work[1], work[2], work[3], work[4], work[5]
+    totals, total_products = np.empty(n_channels, np.float64), np.empty(n_channels, np.float64)
+    for row in range(first, last):
+        source = row // n_repeats
+        for c in range(n_channels):
+            shift[c] = means_x[source, c // size] + means_r[row, c // size]
+        totals[:] = 0
+        total_products[:] = 0
+        for start in range(0, n_positions, _CHUNK):
+            sums[:] = 0
+            products[:] = 0
+            for i in range(start, min(start + _CHUNK, n_positions)):
+                _add_flow(gradient[row, i], x[source, i], r[row, i], weight, shift, sums, products)
+            _add(sums, totals)
+            _add(products, total_products)
+        for group in range(means_r.shape[1]):
+            channels = slice(group * size, (group + 1) * size)
+            s_x, s_r = scales_x[source, group], scales_r[row, group]
+            bend = -((s_x * s_r) ** 2) / (s_x + s_r) / kind(2 * n)
+            slope[channels] = kind(0.5) * (s_x + s_r)
+            mean[channels] = totals[channels].sum() / n
+            spread[channels] = kind(total_products[channels].sum()) * bend if abs(bend) < np.inf else kind(0)
+        for i in range(n_positions):
+            _put(gradient[row, i], x[source, i], r[row, i], weight, shift, mean, slope, spread, out[row, i])
+
+
+@numba.njit(cache=True)
+def _add(values: np.ndarray, sums: np.ndarray) -> None:
+    for c in range(sums.shape[0]):
+        sums[c] += values[c]
+
+
+@numba.njit(cache=True)
+def _add_squares(values: np.ndarray, centre: np.ndarray, sums: np.ndarray) -> None:
+    for c in range(sums.shape[0]):
+        sums[c] += (values[c] - centre[c]) * (values[c] - centre[c])
+
+
+@numba.njit(cache=True)
+def _add_flow(
+    gradient: np.ndarray,
+    x: np.ndarray,
+    r: np.ndarray,
+    weight: np.ndarray,
+    shift: np.ndarray,
+    sums: np.ndarray,
+    products: np.ndarray,
+) -> None:
+    for c in range(sums.shape[0]):
+        flowing = gradient[c] * weight[c]
+        sums[c] += flowing
+        products[c] += flowing * (x[c] + r[c] - shift[c])
+
+
+@numba.njit(cache=True)
+def _put(
+    gradient: np.ndarray,
+    x: np.ndarray,
+    r: np.ndarray,
+    weight: np.ndarray,
+    shift: np.ndarray,
+    mean: np.ndarray,
+    slope: np.ndarray,
+    spread: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    for c in range(out.shape[0]):
+        out[c] = (gradient[c] * weight[c] - mean[c]) * slope[c] + (x[c] + r[c] - shift[c]) * spread[c]

@@ -20,7 +20,6 @@ difference is one of rounding and so are those of enough channels there (`_stand
 windows add up.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,7 +40,8 @@ from dlshap_core.rules.rows import RowPairing
 # falls by no more than that.
 _ROUNDING_STEPS = 8
 _LARGEST_BLOCK = 62  # inputs that are taken together on a GPU, where a bit of a number stands for each
-_MANY_CHANNELS = 16  # from which on it pays to take them together
+_MANY_CHANNELS = 16  # from which on it pays to take them together on a CPU
+_LARGEST_WINDOW = 16  # up to which it does
 
 
 def _stands_for_infinity(dtype: torch.dtype) -> float:
@@ -103,12 +103,29 @@ _Find = Callable[[Tensor], tuple[Tensor, Tensor]]  # the maxima of an activation
 
 @dataclass(frozen=True)
 class _Grid:
-    """Where windows lie, for each axis: inputs from the first to the last of one, steps between two, and how far the
-    first one begins before the inputs."""
+    """Where windows lie, for each axis: inputs of one, steps between two windows, how far the first one begins before
+    the inputs, and steps between the inputs of one. `is_cut_off` where a window may reach beyond the last input."""
 
-    spans: tuple[int, ...]
+    sizes: tuple[int, ...]
     strides: tuple[int, ...]
     paddings: tuple[int, ...]
+    dilations: tuple[int, ...]
+    is_cut_off: bool = False
+
+    @classmethod
+    def of_blocks(cls, sizes: tuple[int, ...]) -> "_Grid":
+        """Side by side."""
+        return cls(sizes, sizes, (0,) * len(sizes), (1,) * len(sizes))
+
+    @property
+    def spans(self) -> tuple[int, ...]:
+        """Inputs from the first to the last of a window."""
+        return tuple(1 + (size - 1) * step for size, step in zip(self.sizes, self.dilations, strict=True))
+
+    @property
+    def block_size(self) -> int | None:
+        """Of windows that lie side by side in one axis."""
+        return self.sizes[0] if self == _Grid.of_blocks(self.sizes[:1]) else None
 
 
 def _max_over_windows(
@@ -117,13 +134,12 @@ def _max_over_windows(
     reference: Tensor,
     find: _Find,
     n_axes: int,
-    block_size: int | None = None,
     grid: _Grid | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Max over windows in the last `n_axes` axes: the output with its multipliers, and the reference's places.
 
-    `observed` has the rows of the sequences; it is searched once, not once for each reference. `block_size` is that of
-    windows that lie side by side in one axis, `grid` says where windows lie that do so evenly.
+    `observed` has the rows of the sequences; it is searched once, not once for each reference. `grid` says where
+    windows lie that do so evenly.
     """
     axis = rows.axis(observed, reference)
     if axis is not None:
@@ -131,14 +147,16 @@ def _max_over_windows(
     value, places = find(reference.detach())
     if axis in (0, None) and reference.ndim > n_axes and fused.takes(observed, reference):
         channels_last = n_axes == reference.ndim - 2 and has_channels_last(reference)
-        if block_size is not None and channels_last and reference.shape[1] >= _MANY_CHANNELS:
-            pullback = _by_blocks(block_size)
+        of_few = grid if grid is not None and n_axes == 1 and grid.sizes[0] <= _LARGEST_WINDOW else None
+        if of_few is not None and channels_last and reference.shape[1] >= _MANY_CHANNELS:
+            pullback = _by_windows(of_few)
         else:
             n_inner = 1 if channels_last else reference.shape[1:-n_axes].numel()
             pullback = _by_places(find(observed)[1], places, n_axes, n_inner, channels_last)
         return pull_back(reference, value, pullback, observed, rows.keep(reference.detach())), places
 
-    is_of_rows = axis in (0, None) and reference.ndim == 3 and n_axes == 1
+    is_of_rows = axis in (0, None) and reference.ndim == 3
+    block_size = None if grid is None else grid.block_size
     if block_size is not None and block_size <= _LARGEST_BLOCK and is_of_rows and operators.is_for(reference):
 
         def pull_back_late(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
@@ -157,13 +175,14 @@ def _max_over_windows(
     return pull_back(reference, value, pullback_by_torch), places
 
 
-def _by_blocks(block_size: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Going back through blocks of (B, C, L) with the channels last: (gradient, observed, reference) -> gradient."""
+def _by_windows(grid: _Grid) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Going back through windows of (B, C, L) with the channels last: (gradient, observed, reference) -> gradient."""
+    (size,), (stride,), (padding,), (dilation,) = grid.sizes, grid.strides, grid.paddings, grid.dilations
 
     def pullback(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
         gradient, x, r = (z.transpose(1, 2).contiguous() for z in (gradient, x, r))
-        largest = _stands_for_infinity(r.dtype)
-        return fused.route_of_blocks(gradient, x, r, block_size, rounding(r.dtype), largest).transpose(1, 2)
+        limits = rounding(r.dtype), _stands_for_infinity(r.dtype)
+        return fused.route_of_windows(gradient, x, r, size, stride, padding, dilation, *limits).transpose(1, 2)
 
     return pullback
 
@@ -175,7 +194,9 @@ def _blocks_by_torch(gradient: Tensor, x: Tensor, r: Tensor, size: int) -> Tenso
 
 
 def _blocks_on_cpu(gradient: Tensor, x: Tensor, r: Tensor, size: int) -> Tensor:
-    return (_by_blocks(size) if fused.takes(x, r) else functools.partial(_blocks_by_torch, size=size))(gradient, x, r)
+    if not fused.takes(x, r):
+        return _blocks_by_torch(gradient, x, r, size)
+    return _by_windows(_Grid.of_blocks((size,)))(gradient, x, r)
 
 
 def _blocks_by_triton(gradient: Tensor, x: Tensor, r: Tensor, size: int) -> Tensor:
@@ -331,11 +352,11 @@ def max_pool(n_axes: int, always_with_places: bool = False) -> Callable[..., Ten
         sizes, strides, paddings, dilations = (
             _sizes(z, n_axes) for z in (kernel_size, stride or kernel_size, padding, dilation)
         )
-        is_of_blocks = sizes == strides and not any(paddings) and set(dilations) == {1}
-        block_size = sizes[0] if n_axes == 1 and is_of_blocks and not ceil_mode else None
-        spans = tuple(1 + (size - 1) * step for size, step in zip(sizes, dilations, strict=True))
-        grid = _Grid(spans, strides, paddings)
-        value, places = _max_over_windows(rows, observed, reference, find, n_axes, block_size, grid)
+        for n_inputs, step in zip(reference.shape[-n_axes:], dilations, strict=True):
+            if step > n_inputs:  # torch gives a place beyond the input
+                raise ValueError(f"a dilation of {step} leaves windows empty in an input of {n_inputs}")
+        grid = _Grid(sizes, strides, paddings, dilations, ceil_mode)
+        value, places = _max_over_windows(rows, observed, reference, find, n_axes, grid)
         return (value, places) if return_indices or always_with_places else value
 
     return rule
@@ -359,8 +380,8 @@ def adaptive_max_pool(n_axes: int, always_with_places: bool = False) -> Callable
         sizes = tuple(n or length for n, length in zip(_sizes(output_size, n_axes), shape, strict=True))
         is_even = all(length % n == 0 for n, length in zip(sizes, shape, strict=True))
         steps = tuple(length // n for n, length in zip(sizes, shape, strict=True))
-        grid = _Grid(steps, steps, (0,) * n_axes) if is_even else None
-        value, places = _max_over_windows(rows, observed, reference, lambda z: pool(z, output_size), n_axes, grid=grid)
+        grid = _Grid.of_blocks(steps) if is_even else None
+        value, places = _max_over_windows(rows, observed, reference, lambda z: pool(z, output_size), n_axes, grid)
         return (value, places) if return_indices or always_with_places else value
 
     return rule
@@ -370,7 +391,7 @@ def _max_over_last(rows: RowPairing, observed: Tensor, reference: Tensor) -> tup
     """Max over the last axis, kept with size 1."""
     whole = reference.shape[-1:]
     return _max_over_windows(
-        rows, observed, reference, lambda z: z.max(dim=-1, keepdim=True), 1, grid=_Grid(whole, whole, (0,))
+        rows, observed, reference, lambda z: z.max(dim=-1, keepdim=True), 1, _Grid.of_blocks(whole)
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from dlshap_core.kernels import fused
+from dlshap_core.kernels.memory_format import has_channels_last
 from dlshap_core.rules import operators
 from dlshap_core.rules.call import is_varying
 from dlshap_core.rules.gradients import pull_back
@@ -92,6 +93,8 @@ def group_norm(
     cudnn_enabled: bool = True,
 ) -> Tensor:
     """(x - mean) rsqrt(var + eps) over each group of channels and all positions."""
+    if fused.takes(input) and not any(map(is_varying, (weight, bias))):
+        return standardise_groups(input, num_groups, eps, weight, bias)
     grouped = input.unflatten(1, (num_groups, -1))
     return _affine(standardise(grouped, grouped.ndim - 2, eps).flatten(1, 2), weight, bias, axis=1)
 
@@ -112,6 +115,8 @@ def instance_norm(
         assert running_mean is not None and running_var is not None
         scale = torch.rsqrt(running_var + eps)
         return _affine(_affine(input, scale, -running_mean * scale, axis=1), weight, bias, axis=1)
+    if fused.takes(input) and not any(map(is_varying, (weight, bias))):
+        return standardise_groups(input, input.shape[1], eps, weight, bias)
     return _affine(standardise(input, input.ndim - 2, eps), weight, bias, axis=1)
 
 
@@ -324,6 +329,52 @@ def _standardise_by_kernel(
     return pull_back(reference, value, pullback, x, rows.keep(r), *of_x, *of_r)
 
 
+def standardise_groups(
+    x: Tensor, n_groups: int, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """(x - mean) rsqrt(var + eps) of (B, C, ...) over each group of channels and all positions, times a weight and
+    plus a bias (C,)."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(standardise_groups, (x,), x, n_groups, eps, weight, bias)
+    return torch.group_norm(x, n_groups, weight, bias, eps)
+
+
+def _groups_rule(
+    rows: RowPairing,
+    observed: Tensor,
+    reference: Tensor,
+    n_groups: int,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """`_standardise_rule` of each group, on a CPU; with the channels last in memory by a kernel, while going back."""
+    axis = rows.axis(observed, reference)
+    if not has_channels_last(reference) or axis not in (0, None) or rows.is_one_pair:
+        grouped = observed.unflatten(1, (n_groups, -1)), reference.unflatten(1, (n_groups, -1))
+        value = _standardise_rule(rows, *grouped, reference.ndim - 1, eps, True)
+        return _affine(value.flatten(1, 2), weight, bias, axis=1)
+
+    def by_channel(z: Tensor) -> Tensor:
+        """(rows, positions, C)."""
+        return z.movedim(1, -1).flatten(1, -2).contiguous()
+
+    x, r = observed.narrow(0, 0, len(reference) // rows.n_references), reference.detach()
+    of_x = fused.group_statistics(by_channel(x), n_groups, eps)
+    of_r = means, scales = fused.group_statistics(by_channel(r), n_groups, eps)
+    means, scales = (z.repeat_interleave(r.shape[1] // n_groups, 1) for z in (means, scales))
+    scales = scales if weight is None else scales * weight
+    shifts = -means * scales if bias is None else bias - means * scales
+    along = (*scales.shape, *[1] * (r.ndim - 2))
+    value = torch.addcmul(shifts.view(along), r, scales.view(along))
+
+    def pullback(gradient: Tensor, x: Tensor, r: Tensor, *of_both: Tensor) -> Tensor:
+        found = fused.normalise_groups(by_channel(gradient), by_channel(x), by_channel(r), weight, of_both)
+        return found.unflatten(1, r.shape[2:]).movedim(-1, 1)
+
+    return pull_back(reference, value, pullback, x, rows.keep(r), *of_x, *of_r)
+
+
 def _slope_and_bend(scale_x: Tensor, scale_r: Tensor) -> tuple[Tensor, Tensor]:
     return (scale_x + scale_r) / 2, finite_or_zero(-((scale_x * scale_r) ** 2) / (scale_x + scale_r))
 
@@ -368,6 +419,7 @@ _back_through_norm = operators.define(
 
 
 standardise.dlshap_kind = PairRule(_standardise_rule, "normalisation")  # type: ignore[attr-defined]
+standardise_groups.dlshap_kind = PairRule(_groups_rule, "normalisation")  # type: ignore[attr-defined]
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, axis: int | None = None) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.kernels import fused, threads
-from dlshap_core.rules import maxima, secants
+from dlshap_core.rules import maxima, normalization, secants
 from tests.core.toolbox import explain, relative_difference, seeded, sequences, shuffled
 
 L = 40
@@ -69,6 +70,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "layer norm": lambda z: F.layer_norm(z.mT, (6,), torch.arange(6.0).to(z), torch.ones(6).to(z)).mT,
     "layer norm of two axes": lambda z: F.layer_norm(z, (6, L)),
     "RMS norm": lambda z: F.rms_norm(z, (L,), torch.arange(1.0 * L).to(z)),
+    "group norm": lambda z: F.group_norm(z, 2, torch.arange(6.0).to(z), torch.ones(6).to(z)),
+    "group norm of two axes": lambda z: F.group_norm(z.unflatten(-1, (5, 8)), 3).flatten(-2),
+    "instance norm": lambda z: F.instance_norm(z.square(), eps=0.1),
     "LSTM": lambda z: LSTMS[z.dtype](z.mT)[0].mT,
     "nothing": lambda z: torch.cat([z[:, :0].relu(), F.gelu(z[:, :0]), z[:, :0].softmax(-1), z], 1),
     "max of nothing": lambda z: torch.cat([z[:, :0].amax(-1, True).expand(-1, -1, L), z], 1),
@@ -234,10 +238,27 @@ def test_a_relu_of_equal_activations() -> None:
     assert mixed[0, [0, 1, 4, 5]].tolist() == [0.5] * 4
 
 
+WINDOWS = [  # length, then the arguments of max_pool1d
+    (7, 1, 1),
+    (12, 2, 2),
+    (30, 4, 4),
+    (40, 13, 13),
+    (20, 3, 1, 1),
+    (21, 3, 2, 1),
+    (20, 2, 5),
+    (33, 4, 3, 2, 2),
+    (14, 5, 1, 2, 4),
+    (10, 4, 4, 0, 1, True),
+    (11, 3, 2, 1, 1, True),
+]
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(("size", "length"), [(1, 7), (2, 12), (4, 30), (13, 40)])
-def test_max_pooling_by_blocks_is_that_by_places(size: int, length: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("window", WINDOWS)
+def test_max_pooling_by_windows_is_that_by_places(window: tuple[int, ...], dtype: torch.dtype) -> None:
     """With many equal maxima, masked inputs and whole masked windows, and a little rounding between the two sides."""
+    length, size, stride, *rest = window
+    padding, dilation, ceil_mode = (*rest, *(0, 1, False)[len(rest) :])
     generator = torch.Generator().manual_seed(size)
     x, r = (torch.randn(n, length, 19, generator=generator, dtype=dtype).mul(2).round() for n in (2, 6))
     r[0] = x[0]
@@ -245,10 +266,44 @@ def test_max_pooling_by_blocks_is_that_by_places(size: int, length: int, dtype: 
     for side in (x, r):
         side[-1, :, :5] = -torch.inf
         side[-1, ::3, 5:8] = -1e9
-    gradient = torch.randn(6, length // size, 19, generator=generator, dtype=dtype)
-    places = [F.max_pool1d_with_indices(z.mT, size)[1].mT for z in (x, r)]
+    found = [
+        F.max_pool1d_with_indices(z.mT, size, stride, padding, dilation, bool(ceil_mode))[1].mT.contiguous()
+        for z in (x, r)
+    ]
+    gradient = torch.randn(6, found[1].shape[1], 19, generator=generator, dtype=dtype)
     limits = (maxima.rounding(dtype), maxima._stands_for_infinity(dtype))
-    expected = fused.route(gradient, x, r, *(z.contiguous() for z in places), 1, *limits)
-    assert torch.equal(fused.route_of_blocks(gradient, x, r, size, *limits), expected)
+    expected = fused.route(gradient, x, r, *found, 1, *limits)
+    assert torch.equal(fused.route_of_windows(gradient, x, r, size, stride, padding, dilation, *limits), expected)
     assert expected.isfinite().all()
     assert expected.count_nonzero() > gradient.numel() / 4
+
+
+def test_empty_windows_are_refused() -> None:
+    """Of which torch says that they have their maximum beyond the input."""
+    model = nn.Sequential(nn.Conv1d(4, 16, L), nn.ZeroPad1d((0, 1)), nn.MaxPool1d(2, 1, 1, 3), nn.ReLU(), nn.Flatten())
+    X = sequences(2, L, seed=1)
+    with pytest.raises(UnsupportedModelError, match="a dilation of 3 leaves windows empty in an input of 2"):
+        explain(seeded(lambda: model), X, shuffled(X, 2))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_groups_of_channels(offset: float) -> None:
+    """Against the rule in float64; beside a large mean, and of one position, of which nothing is left."""
+    generator = torch.Generator().manual_seed(0)
+    for length, n_groups in ((70, 4), (200, 12), (1, 3)):
+        x, r = (torch.randn(n, length, 12, generator=generator) + offset for n in (2, 6))
+        r[0] = x[0]
+        gradient, weight = torch.randn(6, length, 12, generator=generator), torch.linspace(-1, 2, 12)
+        statistics = [part for z in (x, r) for part in fused.group_statistics(z, n_groups, 1e-3)]
+        found = fused.normalise_groups(gradient, x, r, weight, tuple(statistics))
+
+        def in_groups(z: Tensor, n_groups: int = n_groups) -> Tensor:
+            return z.double().mT.unflatten(1, (n_groups, -1))
+
+        flowing, *sides = map(in_groups, (gradient * weight, x, r))
+        expected = normalization._norm_by_torch(
+            flowing, sides[0].repeat_interleave(3, 0), sides[1], None, 2, 1e-3, True
+        )
+        assert relative_difference(found.mT.double(), expected.flatten(1, 2)) < (1e-5 if offset == 0 else 1e-3)
+        means = in_groups(r).mean((-2, -1))
+        assert relative_difference(statistics[2].double(), means) < 1e-6

@@ -262,8 +262,9 @@ def of_channels(x: list[list[float]], r: list[list[float]], dtype: torch.dtype =
     as_rows = fused.route(*flat, len(x), *limits)[..., 0]
     last = [z.mT.contiguous() for z in (ones, a, b, *places)]
     side_by_side = fused.route(*last, 1, *limits)[0].mT
-    by_blocks = fused.route_of_blocks(*last[:3], len(x[0]), *limits)[0].mT
-    for found in (as_rows, side_by_side, by_blocks):
+    whole = len(x[0])
+    by_windows = fused.route_of_windows(*last[:3], whole, whole, 0, 1, *limits)[0].mT
+    for found in (as_rows, side_by_side, by_windows):
         torch.testing.assert_close(found, by_torch, rtol=0, atol=0)
     return by_torch.tolist()
 
