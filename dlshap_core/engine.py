@@ -64,21 +64,20 @@ class TensorReferences:
 
 
 def plan_blocks(n_sequences: int, n_references: int, batch_size: int) -> list[PairBlock]:
-    """Batches of at most `batch_size` pairs: whole sequences where they fit, else even parts of one sequence's
+    """Even batches of at most `batch_size` pairs: of whole sequences where they fit, else of one sequence's
     references."""
     if n_references <= batch_size:
-        step = batch_size // n_references
-        return [
-            PairBlock(slice(start, min(start + step, n_sequences)), slice(0, n_references))
-            for start in range(0, n_sequences, step)
-        ]
-    n_parts = -(-n_references // batch_size)
-    edges = [n_references * part // n_parts for part in range(n_parts + 1)]
-    return [
-        PairBlock(slice(row, row + 1), slice(start, stop))
-        for row in range(n_sequences)
-        for start, stop in itertools.pairwise(edges)
-    ]
+        every = slice(0, n_references)
+        return [PairBlock(rows, every) for rows in _even_parts(n_sequences, batch_size // n_references)]
+    parts = _even_parts(n_references, batch_size)
+    return [PairBlock(slice(row, row + 1), ks) for row in range(n_sequences) for ks in parts]
+
+
+def _even_parts(n: int, largest: int) -> list[slice]:
+    """n as few parts of at most `largest`, whose sizes differ by one at most."""
+    n_parts = -(-n // largest)
+    edges = [n * part // n_parts for part in range(n_parts + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 def attribute(

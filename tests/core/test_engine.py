@@ -145,12 +145,14 @@ def test_each_pair_on_its_own(name: str, pairs: tuple[Tensor, Tensor]) -> None:
 @pytest.mark.parametrize("r", [1, 4, 9])
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 5, 9, 100])
 def test_blocks_cover_every_pair_once_within_the_batch_size(n: int, r: int, batch_size: int) -> None:
-    pairs_of_blocks = []
-    for block in plan_blocks(n, r, batch_size):
+    pairs_of_blocks, blocks = [], plan_blocks(n, r, batch_size)
+    for block in blocks:
         pairs = [(i, k) for i in range(n)[block.rows] for k in range(r)[block.ks]]
         assert 0 < len(pairs) <= batch_size
         pairs_of_blocks += pairs
     assert pairs_of_blocks == [(i, k) for i in range(n) for k in range(r)]
+    for sizes in ([b.rows.stop - b.rows.start for b in blocks], [b.ks.stop - b.ks.start for b in blocks]):
+        assert max(sizes) - min(sizes) <= 1
 
 
 def test_shapes_and_the_meaning_of_the_fields(pairs: tuple[Tensor, Tensor]) -> None:
