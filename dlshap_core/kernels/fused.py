@@ -114,9 +114,18 @@ def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, n_
         r, p_r: those of the references, (B, ..., M).
         n_inner: rows of one sequence, the product of the axes between.
     """
-    gradient, *others = (z.flatten(0, -2).contiguous() for z in (gradient.to(r.dtype), x, r, p_x, p_r))
-    out = torch.empty_like(others[1])
-    arrays: list[Any] = [gradient.numpy(), *(z.numpy() for z in others), n_inner]
+    out = torch.empty_like(r, memory_format=torch.contiguous_format).flatten(0, -2)
+    if out.numel() == 0:
+        return out.view(r.shape)
+    rows = [z.flatten(0, -2).contiguous() for z in (gradient.to(r.dtype), x, r, p_x, p_r)]
+    # c = logsumexp = z - log p, best known where both are largest
+    c_x, c_r = (z.amax(1) - p.amax(1).log() for z, p in ((rows[1], rows[3]), (rows[2], rows[4])))
+    c_x, c_r = c_x.view(-1, 1, n_inner), c_r.view(-1, len(c_r) // len(c_x), n_inner)
+    step, shift = c_x - c_r, torch.maximum(c_x, c_r)
+    apart = step.abs()
+    of_log = torch.where(step == 0, 1.0, apart / -torch.expm1(-apart))
+    rows += [z.view(-1) for z in (step, (c_x - shift).exp(), (c_r - shift).exp(), of_log)]
+    arrays: list[Any] = [*(z.numpy() for z in rows), n_inner]
     arrays += [tuple(softmax_kernel.SERIES.astype(arrays[0].dtype)), out.numpy()]
     in_parts(softmax_kernel.times_softmax, arrays, len(out), out.numel())
     return out.view(r.shape)

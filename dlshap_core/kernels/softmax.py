@@ -28,34 +28,35 @@ def times_softmax(
     r: np.ndarray,
     p_x: np.ndarray,
     p_r: np.ndarray,
+    steps: np.ndarray,
+    s_x: np.ndarray,
+    s_r: np.ndarray,
+    of_log: np.ndarray,
     n_inner: int,
     series: tuple[float, ...],
     out: np.ndarray,
     first: int,
     last: int,
 ) -> None:
-    """Rows first to last of the rule of `softmaxes.softmax`; x, r are logits, p_x, p_r their softmax over the row."""
+    """Rows first to last of the rule of `softmaxes.softmax`; x, r are logits, p_x, p_r their softmax over the row, and
+    of each row there are c - c0 of c = logsumexp, exp of both under their larger one as the shift, and the secant of
+    log at these."""
     kind = r.dtype.type
-    zero, one, below = kind(0), kind(1), kind(SERIES_BELOW)
+    zero, below = kind(0), kind(SERIES_BELOW)
     n_repeats = r.shape[0] // x.shape[0]
     for row in range(first, last):
         source = row // (n_repeats * n_inner) * n_inner + row % n_inner
-        top_x, top_r = np.argmax(x[source]), np.argmax(r[row])
-        # c = logsumexp = z - log p, best known where p is largest
-        c_x, c_r = x[source, top_x] - np.log(p_x[source, top_x]), r[row, top_r] - np.log(p_r[row, top_r])
-        step, shift = c_x - c_r, max(c_x, c_r)
-        s_x, s_r = np.exp(c_x - shift), np.exp(c_r - shift)
-        of_log = one if step == zero else kind(abs(step) / -np.expm1(-abs(step)))
+        step, sum_x, sum_r = steps[row], s_x[row], s_r[row]
         logits_x, logits_r, probable_x, probable_r, result = x[source], r[row], p_x[source], p_r[row], out[row]
         for i in range(result.shape[0]):
             change = logits_x[i] - logits_r[i]
             change = change if change == change else zero  # both masked by -inf
             result[i] = gradient[row, i] * _exp_secant(probable_x[i], probable_r[i], abs(change - step), below, series)
-        scale = kind(_sum(result)) * of_log
+        scale = kind(_sum(result)) * of_log[row]
         for i in range(result.shape[0]):
             change = logits_x[i] - logits_r[i]
             change = change if change == change else zero
-            result[i] -= scale * _exp_secant(probable_x[i] * s_x, probable_r[i] * s_r, abs(change), below, series)
+            result[i] -= scale * _exp_secant(probable_x[i] * sum_x, probable_r[i] * sum_r, abs(change), below, series)
 
 
 @numba.njit(nogil=True, cache=True)
