@@ -23,7 +23,7 @@ from dlshap_core.one_hot import one_hot
 
 SIZES = {"cpu": (1, 2, 4, 8, 16, 32, 64), "cuda": (32, 64, 128, 256, 512, 1024, 2048)}
 QUICK_SIZES = {"cpu": (4, 20), "cuda": (20, 80)}
-MODELS = tuple(name for name, subject in SUBJECTS.items() if not subject.is_for_gpus)
+MODELS = tuple(name for name, subject in SUBJECTS.items() if not subject.by_name_only)
 CASES = ((1, 20), (10, 20), (1, 2))  # targets, references
 
 

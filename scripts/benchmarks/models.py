@@ -238,6 +238,125 @@ class Enformer(nn.Module):
         return self.head(self.layers(self.tower(x).transpose(1, 2))).mean(1)
 
 
+class SqueezeExcite(nn.Module):
+    """Channels times a gate of their means over positions."""
+
+    def __init__(self, width: int, reduction: int = 4) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.Linear(width, width // reduction), nn.SiLU(), nn.Linear(width // reduction, width), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x.mean(-1)).unsqueeze(-1)
+
+
+class InvertedResidual(nn.Module):
+    """A wide depthwise convolution between two of width 1, with squeeze and excite, added to what came in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        wide = 2 * width
+        self.layers = nn.Sequential(
+            nn.Conv1d(width, wide, 1, bias=False),
+            nn.BatchNorm1d(wide),
+            nn.SiLU(),
+            nn.Conv1d(wide, wide, 9, padding=4, groups=wide, bias=False),
+            nn.BatchNorm1d(wide),
+            nn.SiLU(),
+            SqueezeExcite(wide),
+            nn.Conv1d(wide, width, 1, bias=False),
+            nn.BatchNorm1d(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def efficient_net(n_targets: int, width: int = 64) -> nn.Module:
+    """A stem and three inverted residuals with max-pooling, as models of reporter assays have them."""
+    stem = [nn.Conv1d(4, width, 9, padding=4), nn.BatchNorm1d(width), nn.SiLU()]
+    blocks = [layer for _ in range(3) for layer in (InvertedResidual(width), nn.MaxPool1d(2))]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(width, n_targets))
+
+
+class ConvNeXtBlock(nn.Module):
+    """A depthwise convolution, layer norm over channels and two dense layers, scaled and added to what came in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv1d(width, width, 7, padding=3, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.widen, self.activation, self.narrow = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        self.scale = nn.Parameter(torch.full((width,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(self.depthwise(x).transpose(1, 2))
+        return x + (self.scale * self.narrow(self.activation(self.widen(hidden)))).transpose(1, 2)
+
+
+def conv_next(n_targets: int, width: int = 64) -> nn.Module:
+    """A strided stem and four blocks."""
+    blocks = [ConvNeXtBlock(width) for _ in range(4)]
+    head = [nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.LayerNorm(width), nn.Linear(width, n_targets)]
+    return nn.Sequential(nn.Conv1d(4, width, 8, stride=4), *blocks, *head)
+
+
+def double_convolution(n_in: int, n_out: int) -> nn.Module:
+    """A convolution, batch norm and ReLU, twice."""
+    layers = ((nn.Conv1d(n, n_out, 5, padding=2), nn.BatchNorm1d(n_out), nn.ReLU()) for n in (n_in, n_out))
+    return nn.Sequential(*itertools.chain(*layers))
+
+
+class UNet(nn.Module):
+    """Two steps down by max-pooling and up by transposed convolutions, joined to what was at their resolution."""
+
+    def __init__(self, n_targets: int, widths: tuple[int, int, int] = (32, 64, 96)) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(double_convolution(a, b) for a, b in itertools.pairwise((4, *widths)))
+        self.pool = nn.MaxPool1d(2)
+        upwards = list(itertools.pairwise(widths[::-1]))
+        self.up = nn.ModuleList(nn.ConvTranspose1d(a, b, 2, stride=2) for a, b in upwards)
+        self.join = nn.ModuleList(double_convolution(2 * b, b) for _, b in upwards)
+        self.head = nn.Conv1d(widths[0], n_targets, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = [self.down[0](x)]
+        for layers in self.down[1:]:
+            seen.append(layers(self.pool(seen[-1])))
+        x = seen.pop()
+        for up, join in zip(self.up, self.join, strict=True):
+            x = join(torch.cat([up(x), seen.pop()], 1))
+        return self.head(x).mean(-1)
+
+
+class Recurrent(nn.Module):
+    """A convolution with max-pooling, a recurrent layer or two and the mean over steps."""
+
+    def __init__(self, n_targets: int, recurrent: type[nn.RNNBase], width: int = 64, **settings: int | bool) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv1d(4, width, 15, padding=7), nn.ReLU(), nn.MaxPool1d(4))
+        self.recurrent = recurrent(width, width, batch_first=True, **settings)
+        self.head = nn.Linear(width * (1 + self.recurrent.bidirectional), n_targets)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.recurrent(self.stem(x).transpose(1, 2))[0].mean(1))
+
+
+class Encoder(nn.Module):
+    """torch's own transformer layers on one token for 8 bases, the mean over tokens."""
+
+    def __init__(self, n_targets: int, width: int = 96, n_layers: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv1d(4, width, 15, padding=7), nn.GELU(), nn.MaxPool1d(8))
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, n_layers, enable_nested_tensor=False)
+        self.head = nn.Linear(width, n_targets)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(self.stem(x).transpose(1, 2)).mean(1))
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model and the input it is benchmarked on.
@@ -248,7 +367,7 @@ class Subject:
         n_sequences: sequences in one timed call with 20 references on a CPU; ten times as many with 2 references, one
             with --quick.
         has_max_pooling: captum's rule for it is wrong, so captum is left out.
-        is_for_gpus: too large to be timed on a CPU unless it is asked for.
+        by_name_only: timed where it is asked for.
     """
 
     make: Callable[[int, int], nn.Module]
@@ -256,17 +375,27 @@ class Subject:
     quick_length: int
     n_sequences: int
     has_max_pooling: bool = False
-    is_for_gpus: bool = False
+    by_name_only: bool = False
+
+
+def _further(make: Callable[[int], nn.Module], length: int, has_max_pooling: bool = True) -> Subject:
+    return Subject(lambda _, n_targets: make(n_targets), length, 128, 4, has_max_pooling, by_name_only=True)
 
 
 SUBJECTS = {
     "bpnet64": Subject(lambda length, n_targets: BPNet(64, n_targets), 2114, 400, 4),
     "bpnet256": Subject(lambda length, n_targets: BPNet(256, n_targets), 2114, 200, 2),
-    "bpnet512": Subject(lambda length, n_targets: BPNet(512, n_targets), 2114, 100, 1, is_for_gpus=True),
+    "bpnet512": Subject(lambda length, n_targets: BPNet(512, n_targets), 2114, 100, 1, by_name_only=True),
     "deepsea": Subject(DeepSEA, 1000, 300, 4, has_max_pooling=True),
     "splice": Subject(lambda length, n_targets: Splice(n_targets), 10_000, 500, 2),
     "transformer": Subject(lambda length, n_targets: Transformer(n_targets), 1024, 256, 8),
     "danq": Subject(DanQ, 1000, 200, 2, has_max_pooling=True),
+    "efficientnet": _further(efficient_net, 512),
+    "convnext": _further(conv_next, 1024, has_max_pooling=False),
+    "unet": _further(UNet, 1024),
+    "lstm": _further(lambda n_targets: Recurrent(n_targets, nn.LSTM, num_layers=2), 512),
+    "gru": _further(lambda n_targets: Recurrent(n_targets, nn.GRU, bidirectional=True), 512),
+    "encoder": _further(Encoder, 1024),
 }
 
 
