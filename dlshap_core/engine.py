@@ -1,9 +1,9 @@
 """The engine: multipliers of (sequence, reference) pairs by two passes over the model.
 
-For each batch the S sequences go through the model alone, recording what the rules need; then their S x R references go
-through with autograd, each ruled operation taking its record as the other end of every difference. The gradient at the
-references is the multiplier m of each pair, with sum m (x - r) = y(x) - y(r). Work: S + SR rows forward and SR rows
-backward, where a doubled batch takes 2SR and 2SR.
+For each batch the S sequences go through the model alone, recording what the rules need (once, where the references of
+a sequence take several batches); then their S x R references go through with autograd, each ruled operation taking its
+record as the other end of every difference. The gradient at the references is the multiplier m of each pair, with
+sum m (x - r) = y(x) - y(r). Work: S + SR rows forward and SR rows backward, where a doubled batch takes 2SR and 2SR.
 
 Shape legend: N sequences, R references of each, T targets, A alphabet, L length, S sequences and K references in a
 batch.
@@ -173,7 +173,7 @@ def attribute(
         runner = BatchRunner(passes)
         blocks = plan_blocks(X.shape[0], source.n, batch_size)
         for block, sequences, references in drawn(X, source, blocks, device):
-            results.add(block, runner.run(sequences, references, block.rows))
+            results.add(block, runner.run(sequences, references, block.rows, more_follow=block.ks.stop < source.n))
         if len(blocks) > 1:
             runner.checks.check_unchanged()
         found = results.finish()

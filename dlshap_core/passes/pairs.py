@@ -10,10 +10,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dlshap_core.passes.decisions import Decided
 from dlshap_core.passes.model_passes import ModelPasses
 from dlshap_core.passes.tape import Overwritten, Tape
 from dlshap_core.passes.targets import Contrast, value_of
 from dlshap_core.rules.rows import RowPairing
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The first pass of a batch.
+
+    Attributes:
+        n_rows: of each sequence, with padding.
+        tape: what it recorded.
+        y: (S n_rows, outputs).
+        decided: see `Decisions`.
+    """
+
+    n_rows: int
+    tape: Tape
+    y: Tensor
+    decided: Decided
 
 
 @dataclass
@@ -29,6 +47,7 @@ class Batch:
         convergence_delta: (S, T, K), in float64.
         outputs: of the model in the two passes, of all its targets: (S, outputs) and (B, outputs).
         is_complete: whether contributions sum to the difference of predictions, by design.
+        observed: the first pass, where it serves the next batch, too.
     """
 
     sequences: Tensor
@@ -40,6 +59,7 @@ class Batch:
     convergence_delta: Tensor
     outputs: tuple[Tensor, Tensor]
     is_complete: bool
+    observed: Observed | None
 
 
 class PairRunner:
@@ -61,7 +81,16 @@ class PairRunner:
         with self.passes.in_float64() as passes:
             yield PairRunner(passes, self.is_careful, self._breaks_ties)
 
-    def run(self, sequences: Tensor, references: Tensor, rows: slice, n_repeats: int, is_first: bool = True) -> Batch:
+    def run(
+        self,
+        sequences: Tensor,
+        references: Tensor,
+        rows: slice,
+        n_repeats: int,
+        is_first: bool = True,
+        more_follow: bool = False,
+        observed: Observed | None = None,
+    ) -> Batch:
         """Both passes.
 
         Args:
@@ -70,6 +99,9 @@ class PairRunner:
             rows: of the sequences, among those of the extra inputs.
             n_repeats: how often each sequence goes through the first pass: 1, or once for each reference.
             is_first: see `ModelPasses`.
+            more_follow: the next batch has further references of the sequence, and may have its first pass; not beside
+                a single reference, where that would be much memory.
+            observed: the first pass of the batch before, where this one goes on with the same sequence.
         """
         passes = self.passes
         n_sequences, n_references = references.shape[:2]
@@ -82,13 +114,18 @@ class PairRunner:
         layout = RowPairing(
             n_sequences * n_repeats, n_references // n_repeats, n_padding, passes.targets.is_one, self.is_careful
         )
-        tape = Tape()
-        y, decided = passes.observe(sequences, rows, n_repeats + n_padding, tape, layout, is_first)
-        if is_alone and n_references > 1 and not self._breaks_ties and tape.breaks_ties:
-            self._breaks_ties = True
-            return self.run(sequences, references, rows, 1, is_first)
-        observed = y[:: n_repeats + n_padding]
-        prediction = passes.targets.select(observed).to(passes.dtype)
+        n_rows = n_repeats + n_padding
+        if observed is None or observed.n_rows != n_rows:
+            tape = Tape()
+            y, decided = passes.observe(sequences, rows, n_rows, tape, layout, is_first)
+            if is_alone and n_references > 1 and not self._breaks_ties and tape.breaks_ties:
+                self._breaks_ties = True
+                return self.run(sequences, references, rows, 1, is_first, more_follow)
+            observed = Observed(n_rows, tape, y, decided)
+        tape = observed.tape
+        tape.position, tape.serves_again = 0, more_follow and n_repeats == 1 and n_references > 1
+        of_sequences = observed.y[::n_rows]
+        prediction = passes.targets.select(of_sequences).to(passes.dtype)
 
         leaf = references.flatten(0, 1).clone().requires_grad_()  # the caller's own may be an inference tensor
         y, is_complete = passes.replay(leaf, rows, n_references, tape, layout, is_first)
@@ -104,9 +141,10 @@ class PairRunner:
         # Summed in float64: the delta should show the rules' error, not that of adding up.
         explained = contributions.sum((-2, -1), dtype=torch.float64)
         delta = explained - (prediction[..., None].double() - reference_prediction.double())
-        passes.decisions.keep(decided)
+        passes.decisions.keep(observed.decided)
         found = (multipliers, contributions, prediction, reference_prediction, delta)
-        return Batch(sequences, references, *found, outputs=(observed, y), is_complete=is_complete)
+        outputs, kept = (of_sequences, y), observed if tape.serves_again else None
+        return Batch(sequences, references, *found, outputs=outputs, is_complete=is_complete, observed=kept)
 
 
 def _gradients(y: Tensor, leaf: Tensor, targets: Sequence[int | Contrast]) -> Tensor:

@@ -22,11 +22,16 @@ class Kept:
 
 @dataclass
 class Tape:
-    """What the observing pass recorded, in call order; the replaying pass must consume all of it in the same order."""
+    """What the observing pass recorded, in call order; a replaying pass must consume all of it in the same order.
+
+    Attributes:
+        serves_again: another replaying pass follows, so that nothing is let go.
+    """
 
     entries: list[tuple[str, Any]] = field(default_factory=list)
     position: int = 0
     breaks_ties: bool = False  # the last bits of equal inputs tell which wins: both passes must compute them alike
+    serves_again: bool = False
 
     def add(self, name: str, payload: Any) -> None:
         """Record what an operation of this name needs."""
@@ -37,7 +42,8 @@ class Tape:
         if self.position == len(self.entries):
             raise PassesDiffer(f"the references go through one more operation, {name!r}, than the sequence")
         recorded, payload = self.entries[self.position]
-        self.entries[self.position] = recorded, None  # whoever takes it decides how long it is kept
+        if not self.serves_again:
+            self.entries[self.position] = recorded, None  # whoever takes it decides how long it is kept
         self.position += 1
         if recorded != name:
             raise PassesDiffer(

@@ -155,6 +155,41 @@ def test_blocks_cover_every_pair_once_within_the_batch_size(n: int, r: int, batc
         assert max(sizes) - min(sizes) <= 1
 
 
+def passes_of_one_row(model: nn.Module, X: Tensor, references: Tensor, batch_size: int) -> int:
+    """How often a sequence, or a reference, goes through the model alone and observed."""
+    seen = []
+    handle = model.register_forward_pre_hook(lambda _, given: seen.append((len(given[0]), given[0].requires_grad)))
+    explain(model, X, references, batch_size=batch_size)
+    handle.remove()
+    return seen.count((1, True))
+
+
+def test_a_sequence_goes_through_the_model_once_for_all_batches_of_its_references() -> None:
+    X = sequences(3)
+    references, model = shuffled(X, 6), seeded(with_softmax)
+    explain(model, X, references)  # its rows were found to stay apart
+    assert passes_of_one_row(model, X, references, 3) == 3
+    assert passes_of_one_row(model, X, references, 2) == 3
+    assert passes_of_one_row(model, X, references, 1) == 18 + 18  # beside one pair it would be much memory
+
+
+def test_a_model_that_overwrites_is_seen_anew_in_every_batch_that_fails() -> None:
+    """Its first pass is found to be of no use when the way back was begun."""
+
+    def forward(conv: nn.Module, head: nn.Module, x: Tensor) -> Tensor:
+        hidden = conv(x)
+        shares = hidden.softmax(-1)
+        hidden.mul_(0.5)
+        return head((shares * hidden.exp()).sum(-1))
+
+    model = seeded(lambda: Apply(forward, nn.Conv1d(4, 5, 3), nn.Linear(5, 2)))
+    X = sequences(3)
+    references = shuffled(X, 7)
+    in_parts, whole = (explain(model, X, references, batch_size=n) for n in (2, 21))
+    for name in FIELDS:
+        assert relative_difference(getattr(in_parts, name), getattr(whole, name)) < 1e-9
+
+
 def test_shapes_and_the_meaning_of_the_fields(pairs: tuple[Tensor, Tensor]) -> None:
     X, references = pairs
     model = seeded(conv_net)
