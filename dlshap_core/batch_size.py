@@ -39,14 +39,24 @@ def pairs_that_fit(run: Callable[[int], object], device: str, share: float = 1.0
     try:
         for n in (FEW, FEW, MORE):  # the first time libraries take memory of their own
             peaks += [peak(partial(run, n), device)]
-    except RuntimeError as error:
+    except Exception as error:
         if not is_out_of_memory(error):
             raise
         let_go(error)
         return FEW if peaks else 1
-    free, _ = torch.cuda.mem_get_info(device)
+    free = free_memory(device)
+    if free is None or not peaks[2]:
+        return MORE  # that much is known to fit, and no more can be known
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return fitting(peaks[1], peaks[2], free + held, share)
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes of a GPU that are free; None where its driver does not say."""
+    try:
+        return torch.cuda.mem_get_info(device)[0]
+    except RuntimeError:
+        return None
 
 
 def split_evenly(n_pairs: int, n_references: int) -> tuple[int, int]:
@@ -69,9 +79,13 @@ def fitting(few: int, more: int, free: int, share: float) -> int:
 
 
 def peak(run: Callable[[], object], device: str) -> int:
-    """Bytes of a GPU at the peak of a call, beyond what was held before."""
+    """Bytes of a GPU at the peak of a call, beyond what was held before; 0 where its allocator does not count."""
     torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    try:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    except RuntimeError:  # as of one that was plugged in
+        run()
+        return 0
     run()
     return int(torch.cuda.max_memory_allocated(device)) - before

@@ -27,7 +27,7 @@ from dlshap_core.passes.decisions import Decisions
 from dlshap_core.passes.host import process_settings, random_states, thread_settings
 from dlshap_core.passes.model_passes import ModelPasses, model_dtype, uses_autocast
 from dlshap_core.passes.recorder import Seen
-from dlshap_core.passes.results import Attribution, Kept, PairBlock, Results
+from dlshap_core.passes.results import Attribution, Kept, PairBlock, Results, pinned
 from dlshap_core.passes.runner import BatchRunner
 from dlshap_core.passes.targets import Target, Targets
 from dlshap_core.passes.user_rules import UserRule, user_rules_active
@@ -291,8 +291,8 @@ def _entering_streams_of_caller(device: torch.device) -> Callable[[], None]:
 
 
 def _ready(x: Tensor, device: torch.device) -> Tensor:
-    """In memory that a GPU can copy from by itself."""
-    return x.contiguous().pin_memory() if device.type == "cuda" and not x.is_cuda else x
+    """In memory that a GPU can copy from by itself, where there is some."""
+    return pinned(x) if device.type == "cuda" and not x.is_cuda else x
 
 
 def as_target(target: Any) -> Target:
@@ -332,7 +332,7 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     """The device asked for; None is a GPU if there is one.
 
     Raises:
-        RuntimeError: a CUDA device was asked for and there is none.
+        RuntimeError: a CUDA device was asked for and is not there.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -341,4 +341,6 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
         raise RuntimeError(
             "device 'cuda' was asked for, but there is no CUDA GPU here; use device='cpu' or device=None"
         )
+    if device.type == "cuda" and (device.index or 0) >= (n := torch.cuda.device_count()):
+        raise RuntimeError(f"device '{device}' was asked for, but there are {n} GPUs here, counted from 0")
     return device

@@ -26,11 +26,18 @@ class DecisionError(UnsupportedModelError):
         return self.text if self.row is None else f"sequence {self.row}: {self.text}"
 
 
+# How the allocator of a CPU, the driver of a GPU, its libraries and Triton say it, by errors of no kind of their own; a
+# handle of cuBLAS that cannot be made found no room.
+_SHORT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, says that memory is short."""
     if error is None:
         return False
-    is_it = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    is_it = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORT_OF_MEMORY)
+    )
     return is_it or is_out_of_memory(error.__cause__)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from dlshap_core.errors import DecisionError, UnsupportedModelError
+from dlshap_core.errors import DecisionError, UnsupportedModelError, is_out_of_memory
 from dlshap_core.kernels.memory_format import FormatChoice, FormatMatters
 from dlshap_core.passes.blocks import Blocks, Called, CannotSplit, Measure
 from dlshap_core.passes.borrowed_model import State, borrowed
@@ -259,6 +259,8 @@ class ModelPasses:
         except (PassesDiffer, Overwritten, FormatMatters, CannotSplit, UnsupportedModelError):
             raise
         except Exception as error:
+            if is_out_of_memory(error):  # no reason to run the model once more
+                raise
             if self.saves_nothing and "saved tensor hooks" in str(error):
                 raise SavingMatters from error
             if _WRITES_INTO_PIECES in str(error):

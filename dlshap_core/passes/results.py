@@ -78,6 +78,22 @@ class _Part:
         return replace(self, **{name: copy(x) for name, x in vars(self).items() if x is not None})
 
 
+def pinned(x: Tensor) -> Tensor:
+    """A copy of x, on the CPU, in memory that a GPU copies from by itself; x where the system has no such memory."""
+    try:
+        return x.contiguous().pin_memory()
+    except RuntimeError:
+        return x
+
+
+def _pinned_like(x: Tensor) -> Tensor:
+    """Room for a copy on the CPU, whatever the default device, pinned where the system has such memory."""
+    try:
+        return torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True)
+    except RuntimeError:
+        return torch.empty(x.shape, dtype=x.dtype, device="cpu")
+
+
 class Results:
     """Takes batches in any order and puts them in their place.
 
@@ -167,11 +183,7 @@ class Results:
         """On the CPU, and for a GPU what tells when it is there."""
         if self._device.type != "cuda":
             return part.copied(Tensor.cpu), None
-
-        def copied(x: Tensor) -> Tensor:  # on the CPU, whatever the default device
-            return torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
-
-        copy = part.copied(copied)
+        copy = part.copied(lambda x: _pinned_like(x).copy_(x, non_blocking=True))
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(part.total.device))  # which need not be the current device
         return copy, event

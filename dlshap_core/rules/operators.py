@@ -39,8 +39,8 @@ def define(
 
     def on_gpu(*args: Any) -> Any:
         device = next(arg.device for arg in args if isinstance(arg, Tensor))
-        with torch.cuda.device(device):  # Triton launches on the current one
-            return (by_triton if has_triton() else by_torch)(*args)
+        with torch.cuda.device(device):
+            return (by_triton if has_triton(device) else by_torch)(*args)
 
     if _IS_FOR_GPUS:
         _LIBRARY.impl(name, on_gpu, "CUDA")
@@ -49,13 +49,15 @@ def define(
 
 
 @functools.cache
-def has_triton() -> bool:
-    """Whether Triton runs here: it is installed, knows the GPU, and finds the C compiler that its launching needs."""
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton runs on a GPU: it is installed, knows the GPU, and finds the C compiler that its launching
+    needs."""
     if not _IS_FOR_GPUS or importlib.util.find_spec("triton") is None:
         return False
-    x = torch.zeros(1, 1, device="cuda")
+    x = torch.zeros(1, 1, device=device)
     try:
-        _secant_by_triton(None, x, x, "ramp", [])
+        with torch.cuda.device(device):  # Triton launches on the current one
+            _secant_by_triton(None, x, x, "ramp", [])
     except Exception as error:
         if is_out_of_memory(error):
             raise

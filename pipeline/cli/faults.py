@@ -21,7 +21,7 @@ def first_of(error: BaseException) -> BaseException:
 def fault(error: BaseException) -> RunError:
     """What to tell of an error that none of dlshap's own code expects; the traceback is kept in a file of its own."""
     kind, text = type(error).__name__, _words(error)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return RunError(
             f"out of memory{f': {text}' if text else ''}; free some, or give the command fewer rows or targets"
         )
@@ -29,6 +29,12 @@ def fault(error: BaseException) -> RunError:
         f"this looks like a fault of dlshap: {kind}{f': {text}' if text else ''}, in {_place(error)}; "
         f"please report it with the traceback, which is in {_kept(error)}"
     )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    from dlshap_core.errors import is_out_of_memory  # imports torch, which takes seconds
+
+    return is_out_of_memory(error)
 
 
 def _words(error: BaseException) -> str:

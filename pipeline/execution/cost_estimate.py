@@ -28,7 +28,7 @@ from pipeline.execution.preflight import with_model
 from pipeline.execution.prepare import draw_from, resolve_run
 from pipeline.execution.probe import N_REFERENCES
 from pipeline.execution.shard import shard_values
-from pipeline.messages.errors import UserError
+from pipeline.messages.errors import RunError, UserError
 from pipeline.messages.progress import LOG, duration
 from pipeline.messages.secrets import one_line
 from pipeline.messages.visible import in_lines
@@ -258,6 +258,8 @@ def _short_of_memory() -> Iterator[None]:
     """Errors of the first rows, of which short memory is one, as the user's."""
     try:
         yield
+    except RunError:  # a device that is broken
+        raise
     except RuntimeError as error:
         raise UserError(f"the first rows do not go through the model: {one_line(error)}") from error
 

@@ -1,16 +1,19 @@
 """The device that computes: its name, its kind, which numbers it has."""
 
+import contextlib
 import os
 import platform
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 
+from dlshap_core.errors import is_out_of_memory
 from dlshap_core.rules.operators import has_triton
-from pipeline.messages.errors import UserError
+from pipeline.messages.errors import DeviceBrokenError, UserError
+from pipeline.messages.secrets import one_line
 from pipeline.planning.plan import Plan
 
 
@@ -71,7 +74,7 @@ def device_kind(device: str) -> str:
     """What decides the last bits of a result: the model of the GPU and whether rules are fused there, or the vector
     instructions of the CPU."""
     if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device) + ("" if has_triton() else " without Triton")
+        return torch.cuda.get_device_name(device) + ("" if has_triton(torch.device(device)) else " without Triton")
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
@@ -92,10 +95,28 @@ def computes(device: str) -> bool:
         return True
     try:
         return bool((torch.ones(1, device=device) + 1).item() == 2)
-    except torch.OutOfMemoryError:
-        return True
-    except RuntimeError:
-        return False
+    except Exception as error:  # noqa: BLE001 - whatever it is, nothing was computed
+        return is_out_of_memory(error)
+
+
+@contextlib.contextmanager
+def noticed_if_broken(device: str) -> Iterator[None]:
+    """Within this context an error by which a device has ceased to compute is raised as that, and laid to nothing
+    else.
+
+    Raises:
+        DeviceBrokenError: in its place.
+    """
+    try:
+        yield
+    except DeviceBrokenError:
+        raise
+    except Exception as error:
+        if computes(device):
+            raise
+        raise DeviceBrokenError(
+            f"{device_name(device)} failed and computes nothing any more in this process: {one_line(error)}"
+        ) from error
 
 
 def device_name(device: str) -> str:

@@ -8,6 +8,7 @@ import torch
 
 from dlshap_core.errors import DecisionError, is_out_of_memory, let_go
 from pipeline.execution.ensemble import Folds, attribute_rows
+from pipeline.messages.errors import DeviceBrokenError
 from pipeline.messages.secrets import one_line
 from pipeline.planning.extra_inputs import ExtraInputs
 from pipeline.planning.plan import Plan
@@ -34,6 +35,9 @@ def diagnose(
         references: of its rows.
         names: (N,) what the input calls them, with the number of each.
         extra_inputs: of the model, N rows each.
+
+    Raises:
+        DeviceBrokenError: the device computes nothing any more.
     """
     text = f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
     let_go(error)
@@ -80,6 +84,8 @@ def _failure(
     """What goes wrong with some rows, the first that there are references of."""
     try:
         attribute_rows(folds, plan, codes_NL, references, extra_inputs)
+    except DeviceBrokenError:
+        raise
     except Exception as error:
         let_go(error)
         return error

@@ -19,6 +19,7 @@ from dlshap_core.one_hot import one_hot
 from dlshap_core.passes.decisions import Decisions
 from dlshap_core.sequences import reverse_complement_bases
 from pipeline.execution.determinism import repeatable
+from pipeline.execution.device import noticed_if_broken
 from pipeline.execution.host import give_back_freed_memory
 from pipeline.execution.null_difference import null_difference
 from pipeline.execution.spot_check import FoldStrand, SpotCheck
@@ -95,6 +96,7 @@ def attribute_rows(
     Raises:
         ShardError: such a prediction is another than in its batch.
         UserError: the model makes more of a sequence than its file may have it make.
+        DeviceBrokenError: the device computes nothing any more.
     """
     if plan.split and plan.device == "cpu":
         give_back_freed_memory()
@@ -103,7 +105,8 @@ def attribute_rows(
         own_check = check.within(rows) if check is not None else None
         some = ShardReferences(references.values[rows]), [values[rows] for values in extra_inputs], own_check
         try:
-            found.append(_attribute_piece(folds, plan, codes_NL[rows], *some))
+            with noticed_if_broken(plan.device):
+                found.append(_attribute_piece(folds, plan, codes_NL[rows], *some))
         except DecisionError as error:
             error.row = None if error.row is None else error.row + rows.start
             raise

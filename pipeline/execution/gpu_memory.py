@@ -6,19 +6,27 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from dlshap_core.errors import is_out_of_memory
+from pipeline.execution.device import noticed_if_broken
+
 
 @contextlib.contextmanager
 def on_device(folds: Sequence[nn.Module], device: str) -> Iterator[None]:
     """Within this context the weights of all folds are on a GPU, so that no call takes them there again; after it
-    nothing of this process is, so that another one has all of the memory. On a CPU this does nothing."""
+    nothing of this process is, so that another one has all of the memory. On a CPU this does nothing.
+
+    Raises:
+        DeviceBrokenError: the GPU computes nothing any more.
+    """
     if not device.startswith("cuda"):
         yield
         return
-    keep_on_device(folds, device)
-    try:
-        yield
-    finally:
-        leave_device(folds)
+    with noticed_if_broken(device):  # nothing can be taken back from there either
+        keep_on_device(folds, device)
+        try:
+            yield
+        finally:
+            leave_device(folds)
 
 
 def keep_on_device(folds: Sequence[nn.Module], device: str) -> None:
@@ -28,7 +36,9 @@ def keep_on_device(folds: Sequence[nn.Module], device: str) -> None:
     try:
         for fold in folds:
             fold.to(device)
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         leave_device(folds)
 
 

@@ -1,11 +1,11 @@
 """What one pair of a long sequence takes, and whether it fits: known, and said, before anything large is computed."""
 
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
-from dlshap_core.batch_size import USED
+from dlshap_core.batch_size import USED, free_memory
 from dlshap_core.engine import PairMemory, memory_of_pair, numbers
 from dlshap_core.errors import is_out_of_memory
 from dlshap_core.one_hot import one_hot
@@ -114,7 +114,9 @@ def _measured(
 def _free(config: Config, device: str) -> tuple[int, str]:
     """Bytes that one worker may have, and the same in words."""
     if device.startswith("cuda"):
-        free = int(torch.cuda.mem_get_info(device)[0] * config.cluster.gpu_share)
+        if (found := free_memory(device)) is None:
+            return sys.maxsize, f"{device} does not say how much is free"
+        free = int(found * config.cluster.gpu_share)
         return free, f"{size(free)} are free on {device}"
     workers, free = executor_of(config).n_actors(device) or 1, memory.free()
     each = f", for each of {workers} actors {size(free // workers)}" if workers > 1 else ""

@@ -31,13 +31,13 @@ from pipeline.config.dataset_args import parse
 from pipeline.config.schema import Config
 from pipeline.config.validate import model_from_dict
 from pipeline.execution.determinism import repeatable
-from pipeline.execution.device import Machine
+from pipeline.execution.device import Machine, noticed_if_broken
 from pipeline.execution.gpu_memory import bound, on_device
 from pipeline.execution.host import give_back_freed_memory
 from pipeline.execution.pair_memory import LONG, PairFit, fit_of_pair
 from pipeline.execution.versions import installed_code
 from pipeline.execution.work import search_folders, sent_model
-from pipeline.messages.errors import UserError
+from pipeline.messages.errors import DeviceBrokenError, UserError
 from pipeline.messages.secrets import one_line
 from pipeline.messages.words import counted, some
 from pipeline.models import own_modules
@@ -194,7 +194,7 @@ def run_preflight(
 
     decided, n_pairs = [Decisions() for _ in loaded.folds], 1 if fit.split or fit.is_tried_alone else 2
     step(f"trying the model: {counted(n_pairs, 'pair')} of the first sequence")
-    with _as_user_errors(loaded, codes, name, config, extra_inputs), on_device(loaded.folds, device):
+    with _as_user_errors(loaded, codes, name, config, device, extra_inputs), on_device(loaded.folds, device):
         with watched(loaded.module) as seen:
             tried = attribute_pairs(n_pairs, decisions=decided[0])
         if decided[0].expected:  # other weights may decide otherwise, by the same lines
@@ -261,7 +261,7 @@ def audit_model(
     is_alone = len(codes) >= LONG or fit.is_tried_alone
     X = one_hot(codes[None] if is_alone else np.concatenate([codes[None], shuffled[0]]))
     _require_number(loaded, config)
-    with _as_user_errors(loaded, codes, name, config, extra_inputs):
+    with _as_user_errors(loaded, codes, name, config, device, extra_inputs):
         found = audit(
             loaded.module,
             X,
@@ -360,13 +360,16 @@ def _require_number(loaded: LoadedModel, config: Config) -> None:
 
 @contextmanager
 def _as_user_errors(
-    loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, extra_inputs: ExtraInputs
+    loaded: LoadedModel, codes: np.ndarray, name: str, config: Config, device: str, extra_inputs: ExtraInputs
 ) -> Iterator[None]:
-    """The settings of a run, and its errors as the user's."""
+    """The settings of a run, and its errors as the user's, unless the device broke."""
     try:
-        with repeatable(config.engine.threads, config.engine.deterministic, fills=True):
+        with (
+            noticed_if_broken(device),
+            repeatable(config.engine.threads, config.engine.deterministic, fills=True),
+        ):
             yield
-    except UserError:  # about the model's output, whatever the length
+    except (UserError, DeviceBrokenError):  # the first about the model's output, whatever the length
         raise
     except Exception as error:
         if isinstance(error, IndexError) and str(error).startswith("target "):  # the engine's own

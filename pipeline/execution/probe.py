@@ -5,7 +5,6 @@ that computes wrongly. Its rows are the first and the last group of the run, eac
 fold and strand that the run attributes.
 """
 
-import contextlib
 import hashlib
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from dlshap_core.errors import is_out_of_memory
 from pipeline.execution.device import device_kind
 from pipeline.execution.ensemble import Folds, Mean, attribute_rows
-from pipeline.messages.errors import RunError, ShardError, UserError
+from pipeline.messages.errors import DeviceBrokenError, RunError, ShardError, UserError
 from pipeline.messages.secrets import one_line
 from pipeline.planning.extra_inputs import ExtraInputs, is_extra_input
 from pipeline.planning.number_types import NUMBER_TYPES
@@ -71,8 +70,11 @@ def take(folds: Folds, plan: Plan, draw: Draw, rows: Sequence[ProbeRows], kind: 
     """
     parts = [_compute(folds, plan, draw, rows[0])]
     for group in rows[1:]:
-        with contextlib.suppress(Exception):  # a row that the model fails on is left to its shard, which names it
+        try:
             parts.append(_compute(folds, plan, draw, group))
+        except Exception as error:  # a row that the model fails on is left to its shard, which names it
+            if isinstance(error, DeviceBrokenError) or is_out_of_memory(error):
+                raise
     found = {name: np.concatenate([getattr(part, name).numpy() for part in parts]) for name in NAMES}
     values = {name: [float(value) for value in _spread(array)] for name, array in found.items()}
     starts = [group.start for group in rows[: len(parts)]]
@@ -170,7 +172,8 @@ def require_same_values(codec: ShardCodec, plan: Plan, folds: Folds, draw: Draw,
 
     Raises:
         OSError, ProbeDamaged: the rows cannot be read.
-        ProbeFailed: the model fails.
+        DeviceBrokenError: the device computes nothing any more.
+        ProbeFailed: the model fails, or memory is short.
         ValuesDiffer: it gives other values.
     """
     try:
@@ -179,6 +182,8 @@ def require_same_values(codec: ShardCodec, plan: Plan, folds: Folds, draw: Draw,
         raise ProbeDamaged(f"{error}; `dlshap verify --repair` and the same command make it again") from error
     try:
         here = take(folds, replace(plan, device=device), draw, rows, device_kind(device))
+    except DeviceBrokenError:
+        raise
     except Exception as error:
         raise ProbeFailed(_failure(error, plan)) from error
     if (problem := difference(plan.probe, here, plan)) is not None:

@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 from dlshap_core.attributions import observed
 from dlshap_core.one_hot import one_hot
-from pipeline.execution.device import computes, device_name
 from pipeline.execution.device_queue import DeviceAccess
 from pipeline.execution.diagnose import diagnose
 from pipeline.execution.ensemble import Attributed, Mean, attribute_rows
 from pipeline.execution.spot_check import SpotCheck, SpotChecks
 from pipeline.messages.errors import DeviceBrokenError, ShardError
-from pipeline.messages.secrets import one_line
 from pipeline.messages.visible import shown
 from pipeline.planning.bit_rounding import round_bits
 from pipeline.planning.convergence import Thresholds, summarise
@@ -130,13 +128,9 @@ def _compute(
     """
     try:
         return attribute_rows(folds, plan, codes_NL, references, extra_inputs, check)
-    except ShardError:
+    except (ShardError, DeviceBrokenError):
         raise
     except Exception as error:
-        if not computes(plan.device):
-            raise DeviceBrokenError(
-                f"{device_name(plan.device)} failed and computes nothing any more in this process: {one_line(error)}"
-            ) from error
         names = _names(directory, range(shard.start, shard.stop))
         raise ShardError(diagnose(error, folds, plan, codes_NL, references, names, extra_inputs)) from error
 

@@ -132,7 +132,7 @@ def device(options: Options, found: Found) -> None:
     on, n, width = options.device, 1 << (20 if options.quick else 28), 256 if options.quick else 8192
     free, memory = torch.cuda.mem_get_info(on)
     found |= {"memory_gib": round(memory / 2**30, 1), "free_gib": round(free / 2**30, 1)}
-    found["triton"] = operators.has_triton()
+    found["triton"] = operators.has_triton(torch.device(options.device))
     source, target = torch.zeros(n, device=on), torch.zeros(n, device=on)
     found["copy_tb_per_s"] = _round(8 * n / median_s(lambda: target.copy_(source), on) / 1e12)
     for label, given in {"float64": {"dtype": torch.float64}, **dtypes.DTYPES}.items():
@@ -347,8 +347,8 @@ def beside_usual(name: str, options: Options) -> Found:
         "deterministic": deterministic,
         "cudnn.benchmark": lambda: torch.backends.cudnn.flags(benchmark=True, allow_tf32=options.allow_tf32),
     }
-    if operators.has_triton():
-        ways["without Triton"] = lambda: mock.patch.object(operators, "has_triton", lambda: False)
+    if operators.has_triton(torch.device(options.device)):
+        ways["without Triton"] = lambda: mock.patch.object(operators, "has_triton", lambda _: False)
 
     def once(way: Callable[[], Any]) -> None:
         with way():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -41,6 +43,33 @@ def test_sequences_of_a_batch_share_its_pairs(n_pairs: int, n_references: int) -
 
 def test_a_cpu_is_not_asked() -> None:
     assert pairs_that_fit(lambda n: pytest.fail("it was run"), "cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("counted", "free"),
+    [("", 1 << 34), ("nothing", 1 << 34), ("all", None)],
+    ids=["an allocator that does not count", "one that counts nothing", "a driver that does not say what is free"],
+)
+def test_where_memory_cannot_be_counted_what_was_tried_fits(
+    monkeypatch: pytest.MonkeyPatch, counted: str, free: int | None
+) -> None:
+    def told(value: int | None) -> Any:
+        def tell(device: str) -> int:
+            if value is None:
+                raise RuntimeError("not supported")
+            return value
+
+        return tell
+
+    held = {"": None, "nothing": 0, "all": 1 << 20}[counted]
+    for name in ("reset_peak_memory_stats", "memory_allocated", "memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, told(None if held is None else 0))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", told(held))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (told(free)(device), 1 << 35))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    tried: list[int] = []
+    assert pairs_that_fit(tried.append, "cuda") == MORE
+    assert tried == [FEW, FEW, MORE]
 
 
 @pytest.mark.gpu

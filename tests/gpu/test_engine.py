@@ -45,6 +45,26 @@ def test_values_are_those_of_a_cpu(device: str, default: str) -> None:
     torch.testing.assert_close(found.reference_prediction, expected.reference_prediction, rtol=1e-4, atol=1e-5)
 
 
+def test_a_system_without_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that may lock none: values are right, and take longer."""
+    X, references = pairs()
+    expected = attribute(model(), X, references, device="cpu", batch_size=S * K)
+    empty, refused = torch.empty, torch.AcceleratorError("CUDA error: out of memory")
+
+    def pageable(*args: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        if pin_memory:
+            raise refused
+        return empty(*args, **options)
+
+    def pin(x: Tensor) -> Tensor:
+        raise refused
+
+    monkeypatch.setattr(torch, "empty", pageable)
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    found = attribute(model(), X, references, device="cuda", batch_size=S * K)
+    torch.testing.assert_close(found.hypothetical, expected.hypothetical, rtol=1e-4, atol=1e-6)
+
+
 def test_references_are_drawn_on_the_stream_of_the_caller() -> None:
     device = torch.device("cuda", torch.cuda.device_count() - 1)
     X, references = pairs()

@@ -202,6 +202,7 @@ def test_a_run_of_a_complete_store_looks_at_all_of_its_files(
         ),
         (RecursionError("deep"), 1, "this looks like a fault of dlshap: RecursionError: deep"),
         (MemoryError(), 1, "out of memory; free some"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "out of memory: CUDA out of memory; free some"),
         (ExceptionGroup("several", [UserError("no such file")]), 2, "error: no such file"),
         (BaseExceptionGroup("several", [KeyboardInterrupt()]), 130, "stopped; what is committed is kept"),
         (KeyboardInterrupt(), 130, "stopped; what is committed is kept"),

@@ -6,6 +6,7 @@ import pytest
 
 from dlshap_core.engine import PairMemory
 from pipeline.config.schema import Config
+from pipeline.execution import pair_memory
 from pipeline.execution.pair_memory import chosen
 from pipeline.messages.errors import UserError
 
@@ -23,6 +24,13 @@ def test_what_fits_is_kept_whole() -> None:
     fit = chosen(FOUND, config("auto"), 196_608, 40 * GB, "40 GB are free")
     assert (fit.split, fit.most) == ((), 4)
     assert fit.notes == ("one pair of 196,608 bases takes about 8.0 GB of memory; 40 GB are free",)
+
+
+def test_where_the_driver_does_not_say_what_is_free_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_memory, "free_memory", lambda device: None)
+    fit = chosen(FOUND, config("auto"), 196_608, *pair_memory._free(config("auto"), "cuda:1"))
+    assert fit.split == ()
+    assert fit.notes[0].endswith("8.0 GB of memory; cuda:1 does not say how much is free")
 
 
 def test_what_does_not_fit_is_computed_again() -> None:
