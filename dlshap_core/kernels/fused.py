@@ -105,19 +105,20 @@ def secant(
     return flat.back(out)
 
 
-def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, n_inner: int) -> Tensor:
-    """The gradient at a softmax over the last axis, taken to its logits.
+def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, n_inner: int, kind: str) -> Tensor:
+    """The gradient at a softmax, log_softmax or logsumexp (`kind`) over the last axis, taken to its logits.
 
     Args:
-        gradient: (B, ..., M).
-        x, p_x: logits of the S sequences and their softmax, (S, ..., M).
-        r, p_r: those of the references, (B, ..., M).
+        gradient: (B, M); (B, 1) of logsumexp.
+        x, p_x: logits of the S sequences and their softmax, (S, M).
+        r, p_r: those of the references, (B, M).
         n_inner: rows of one sequence, the product of the axes between.
+        kind: of the function.
     """
-    out = torch.empty_like(r, memory_format=torch.contiguous_format).flatten(0, -2)
+    out = torch.empty(r.shape, dtype=r.dtype)
     if out.numel() == 0:
-        return out.view(r.shape)
-    rows = [z.flatten(0, -2).contiguous() for z in (gradient.to(r.dtype), x, r, p_x, p_r)]
+        return out
+    rows = [z.contiguous() for z in (gradient.to(r.dtype), x, r, p_x, p_r)]
     # c = logsumexp = z - log p, best known where both are largest
     c_x, c_r = (z.amax(1) - p.amax(1).log() for z, p in ((rows[1], rows[3]), (rows[2], rows[4])))
     c_x, c_r = c_x.view(-1, 1, n_inner), c_r.view(-1, len(c_r) // len(c_x), n_inner)
@@ -125,10 +126,10 @@ def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, n_
     apart = step.abs()
     of_log = torch.where(step == 0, 1.0, apart / -torch.expm1(-apart))
     rows += [z.view(-1) for z in (step, (c_x - shift).exp(), (c_r - shift).exp(), of_log)]
-    arrays: list[Any] = [*(z.numpy() for z in rows), n_inner]
+    arrays: list[Any] = [*(z.numpy() for z in rows), n_inner, softmax_kernel.KINDS.index(kind)]
     arrays += [tuple(softmax_kernel.SERIES.astype(arrays[0].dtype)), out.numpy()]
     in_parts(softmax_kernel.times_softmax, arrays, len(out), out.numel())
-    return out.view(r.shape)
+    return out
 
 
 def normalise(

@@ -1,4 +1,4 @@
-"""The compiled kernel of softmax; rows and constants as in `secants`."""
+"""The compiled kernel of softmax, log_softmax and logsumexp; rows and constants as in `secants`."""
 
 import math
 
@@ -10,6 +10,7 @@ import numpy as np
 SERIES_BELOW = 0.1
 # (1 - exp(-t)) / t = 1 - t/2 + t^2/6 - ...
 SERIES = np.array([(-1) ** k / math.factorial(k + 1) for k in range(10)])
+KINDS = ("softmax", "log_softmax", "logsumexp")
 
 
 @numba.njit(inline="always")
@@ -33,26 +34,33 @@ def times_softmax(
     s_r: np.ndarray,
     of_log: np.ndarray,
     n_inner: int,
+    kind: int,
     series: tuple[float, ...],
     out: np.ndarray,
     first: int,
     last: int,
 ) -> None:
-    """Rows first to last of the rule of `softmaxes.softmax`; x, r are logits, p_x, p_r their softmax over the row, and
-    of each row there are c - c0 of c = logsumexp, exp of both under their larger one as the shift, and the secant of
-    log at these."""
-    kind = r.dtype.type
-    zero, below = kind(0), kind(SERIES_BELOW)
+    """Rows first to last of the rule of `KINDS[kind]`; x, r are logits, p_x, p_r their softmax over the row, and of
+    each row there are c - c0 of c = logsumexp, exp of both under their larger one as the shift, and the secant of log
+    at these."""
+    number = r.dtype.type
+    zero, below = number(0), number(SERIES_BELOW)
     n_repeats = r.shape[0] // x.shape[0]
     for row in range(first, last):
         source = row // (n_repeats * n_inner) * n_inner + row % n_inner
         step, sum_x, sum_r = steps[row], s_x[row], s_r[row]
         logits_x, logits_r, probable_x, probable_r, result = x[source], r[row], p_x[source], p_r[row], out[row]
-        for i in range(result.shape[0]):
-            change = logits_x[i] - logits_r[i]
-            change = change if change == change else zero  # both masked by -inf
-            result[i] = gradient[row, i] * _exp_secant(probable_x[i], probable_r[i], abs(change - step), below, series)
-        scale = kind(_sum(result)) * of_log[row]
+        if kind == 0:
+            for i in range(result.shape[0]):
+                change = logits_x[i] - logits_r[i]
+                change = change if change == change else zero  # both masked by -inf
+                apart = abs(change - step)
+                result[i] = gradient[row, i] * _exp_secant(probable_x[i], probable_r[i], apart, below, series)
+        elif kind == 1:
+            result[:] = gradient[row]
+        else:
+            result[:] = zero
+        scale = number(-gradient[row, 0] if kind == 2 else _sum(result)) * of_log[row]
         for i in range(result.shape[0]):
             change = logits_x[i] - logits_r[i]
             change = change if change == change else zero

@@ -1,4 +1,4 @@
-"""Rules that take rows as a whole, on a GPU in Triton: softmax and normalisations.
+"""Rules that take rows as a whole, on a GPU in Triton: softmax and what is like it, and normalisations.
 
 A program takes several short rows, or one long one piece by piece, which it reads again from the cache. Numbers are
 computed as in `triton_secants`.
@@ -61,6 +61,7 @@ def _softmax(
     n_columns,
     n_inner,
     n_repeats,
+    KIND: tl.constexpr,
     LOWEST: tl.constexpr,
     DTYPE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -77,15 +78,19 @@ def _softmax(
     step = (top_x - top_r) + (sum_x - sum_r)
     size_x, size_r = tl.exp(tl.minimum(step, 0.0)), tl.exp(tl.minimum(-step, 0.0))  # exp(c) under the larger c
     total = zero
-    for first in range(0, n_columns, BLOCK):
-        columns = column + first
-        there = is_row & (columns < n_columns)
-        logits_x = _logits(x, start_x, columns, n_columns, is_row, LOWEST, DTYPE)
-        logits_r = _logits(r, start_r, columns, n_columns, is_row, LOWEST, DTYPE)
-        p_x, p_r = tl.exp(logits_x - top_x - sum_x), tl.exp(logits_r - top_r - sum_r)
-        through = _exp_secant(p_x, p_r, tl.abs(logits_x - logits_r - step))
-        through *= tl.load(gradient + start_r + columns, there, 0.0).to(DTYPE)
-        total += tl.sum(tl.where(there, through, 0.0), 1, keep_dims=True)
+    if KIND == "logsumexp":
+        total -= tl.load(gradient + row, is_row, 0.0).to(DTYPE)
+    else:
+        for first in range(0, n_columns, BLOCK):
+            columns = column + first
+            there = is_row & (columns < n_columns)
+            through = tl.load(gradient + start_r + columns, there, 0.0).to(DTYPE)
+            if KIND == "softmax":
+                logits_x = _logits(x, start_x, columns, n_columns, is_row, LOWEST, DTYPE)
+                logits_r = _logits(r, start_r, columns, n_columns, is_row, LOWEST, DTYPE)
+                p_x, p_r = tl.exp(logits_x - top_x - sum_x), tl.exp(logits_r - top_r - sum_r)
+                through *= _exp_secant(p_x, p_r, tl.abs(logits_x - logits_r - step))
+            total += tl.sum(tl.where(there, through, 0.0), 1, keep_dims=True)
     total = total / exp_share(tl.abs(step))
     for first in range(0, n_columns, BLOCK):
         columns = column + first
@@ -93,10 +98,13 @@ def _softmax(
         logits_x = _logits(x, start_x, columns, n_columns, is_row, LOWEST, DTYPE)
         logits_r = _logits(r, start_r, columns, n_columns, is_row, LOWEST, DTYPE)
         p_x, p_r = tl.exp(logits_x - top_x - sum_x), tl.exp(logits_r - top_r - sum_r)
-        through = _exp_secant(p_x, p_r, tl.abs(logits_x - logits_r - step))
-        through *= tl.load(gradient + start_r + columns, there, 0.0).to(DTYPE)
-        weights = _exp_secant(p_x * size_x, p_r * size_r, tl.abs(logits_x - logits_r))
-        tl.store(out + start_r + columns, (through - total * weights).to(out.dtype.element_ty), there)
+        found = -total * _exp_secant(p_x * size_x, p_r * size_r, tl.abs(logits_x - logits_r))
+        if KIND != "logsumexp":
+            through = tl.load(gradient + start_r + columns, there, 0.0).to(DTYPE)
+            if KIND == "softmax":
+                through *= _exp_secant(p_x, p_r, tl.abs(logits_x - logits_r - step))
+            found += through
+        tl.store(out + start_r + columns, found.to(out.dtype.element_ty), there)
 
 
 @triton.jit
@@ -176,13 +184,14 @@ def _normalise(
         tl.store(out + start_r + columns, found.to(out.dtype.element_ty), there)
 
 
-def softmax(gradient: Tensor, x: Tensor, r: Tensor, n_inner: int) -> Tensor:
-    """As `softmaxes.softmax`, over the last axis: gradient and r (B, M), x (B / R, M)."""
+def softmax(gradient: Tensor, x: Tensor, r: Tensor, n_inner: int, kind: str) -> Tensor:
+    """As `softmaxes` has this kind, over the last axis: r (B, M), x (B / R, M), gradient (B, M), or (B, 1) of
+    logsumexp."""
     out = torch.empty_like(r)
     grid, dtype, sizes = _laid_out(r)
     lowest = torch.finfo(torch.float64 if dtype == tl.float64 else torch.float32).min / 4
     if r.numel() > 0:
-        _softmax[grid](gradient, x, r, out, *r.shape, n_inner, len(r) // len(x), lowest, dtype, *sizes)
+        _softmax[grid](gradient, x, r, out, *r.shape, n_inner, len(r) // len(x), kind, lowest, dtype, *sizes)
     return out
 
 

@@ -17,7 +17,7 @@ from dlshap_core.kernels import fused
 from dlshap_core.kernels.softmax import SERIES, SERIES_BELOW
 from dlshap_core.rules import operators
 from dlshap_core.rules.gradients import pull_back
-from dlshap_core.rules.rows import RowPairing
+from dlshap_core.rules.rows import PassesDiffer, RowPairing
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,6 @@ def _finite(z: Tensor, dtype: torch.dtype) -> Tensor:
     return z.clamp_min(torch.finfo(z.dtype).min / 4)
 
 
-def _sides(rows: RowPairing, x: Tensor, r: Tensor, dim: int | tuple[int, ...]) -> _Sides:
-    """Of finite logits."""
-    c_x, c_r = (z.logsumexp(dim, keepdim=True) for z in (x, r))
-    logits_x, logits_r = rows.paired(x, r)
-    p_x, p_r = rows.paired((x - c_x).exp_(), (r - c_r).exp_())
-    return _Sides(logits_x - logits_r, p_x, p_r, *rows.paired(c_x, c_r))
-
-
 def softmax(
     rows: RowPairing, observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -76,77 +68,7 @@ def softmax(
     m(z_j -> y_i) = E'_i ([i = j] - w_j), with E' the secant of that exp. This is tangermeme's rule. Its factors are at
     most 1, where the midpoint product of a and 1/s grows as the ratio of the two sums and loses as many digits.
     """
-    value = torch.softmax(reference.detach(), dim, dtype)
-    reference_dtype, shape = reference.dtype, reference.shape
-    axis = rows.axis(observed, reference)
-    is_last = reference.ndim > 1 and dim % reference.ndim == reference.ndim - 1
-    if axis in (0, None) and is_last and fused.takes(observed, reference, value):
-        sequences = observed if axis is None else observed.narrow(0, 0, rows.n_sequences)
-        n_inner = shape[1:-1].numel() if axis == 0 else 1
-
-        def pull_back_softmax(gradient: Tensor, x: Tensor, r: Tensor, *both: Tensor) -> Tensor:
-            p_x, p_r = both or (torch.softmax(x, dim), torch.softmax(r, dim))
-            return fused.softmax(gradient, x, r, p_x, p_r, n_inner)
-
-        kept = [sequences, rows.keep(reference.detach())]
-        if not rows.is_one_pair:  # for which memory is dear
-            kept += [torch.softmax(sequences, dim), rows.keep(value)]
-        return pull_back(reference, value, pull_back_softmax, *kept)
-    if operators.is_for(reference) and reference.ndim > 1:
-        moved = rows.paired(observed.movedim(dim, -1), reference.detach().movedim(dim, -1))
-
-        def pull_back_late(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
-            found = _back_through_softmax(gradient.movedim(dim, -1).reshape(r.shape), x, r)
-            return found.reshape(reference_shape).movedim(-1, dim)
-
-        reference_shape = reference.movedim(dim, -1).shape
-        return pull_back(reference, value, pull_back_late, moved[0], rows.keep(moved[1]))
-    x, r = (_finite(z, value.dtype) for z in (observed, reference))
-    sides = _sides(rows, x, r, dim)
-    outer = sides.of_probabilities().reshape(shape)
-    weights = sides.of_logsumexp().reshape(shape)
-
-    def pullback(gradient: Tensor, outer: Tensor, weights: Tensor) -> Tensor:
-        return _through(gradient, outer, weights, dim).to(reference_dtype)
-
-    return pull_back(reference, value, pullback, outer, weights)
-
-
-def _through(gradient: Tensor, outer: Tensor, weights: Tensor, dim: int) -> Tensor:
-    through = gradient * outer
-    return through - weights * through.sum(dim, keepdim=True)
-
-
-def _softmax_by_torch(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
-    dtype = r.dtype
-    x, r = (_finite(z, dtype) for z in (x, r))
-    c_x, c_r = (z.logsumexp(-1, keepdim=True) for z in (x, r))
-    sides = _Sides(x - r, (x - c_x).exp_(), (r - c_r).exp_(), c_x, c_r)
-    return _through(gradient, sides.of_probabilities(), sides.of_logsumexp(), -1).to(dtype)
-
-
-def _softmax_on_cpu(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
-    if not fused.takes(x, r):
-        return _softmax_by_torch(gradient, x, r)
-    n_inner, (x_rows, r_rows, gradient_rows) = operators.as_rows(1, x, r, gradient)
-    p_x, p_r = torch.softmax(x_rows, -1), torch.softmax(r_rows, -1)
-    return fused.softmax(gradient_rows, x_rows, r_rows, p_x, p_r, n_inner).view(r.shape)
-
-
-def _softmax_by_triton(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
-    from dlshap_core.kernels import triton_rows
-
-    n_inner, (x_rows, r_rows, gradient_rows) = operators.as_rows(1, x, r, gradient)
-    return triton_rows.softmax(gradient_rows, x_rows, r_rows, n_inner).view(r.shape)
-
-
-# Over the last axis.
-_back_through_softmax = operators.define(
-    "softmax(Tensor gradient, Tensor x, Tensor r) -> Tensor",
-    _softmax_by_torch,
-    _softmax_by_triton,
-    _softmax_on_cpu,
-)
+    return _over_axes("softmax", rows, observed, reference, (dim,), torch.softmax(reference.detach(), dim, dtype))
 
 
 def log_softmax(
@@ -154,30 +76,102 @@ def log_softmax(
 ) -> Tensor:
     """z - logsumexp(z)."""
     value = torch.log_softmax(reference.detach(), dim, dtype)
-    x, r = (_finite(z, value.dtype) for z in (observed, reference))
-    weights = _sides(rows, x, r, dim).of_logsumexp().reshape(reference.shape)
-    reference_dtype = reference.dtype
-
-    def pullback(gradient: Tensor, weights: Tensor) -> Tensor:
-        return (gradient - weights * gradient.sum(dim, keepdim=True)).to(reference_dtype)
-
-    return pull_back(reference, value, pullback, weights)
+    return _over_axes("log_softmax", rows, observed, reference, (dim,), value)
 
 
 def logsumexp(
     rows: RowPairing, observed: Tensor, reference: Tensor, dim: int | tuple[int, ...], keepdim: bool = False
 ) -> Tensor:
     """log s + c: the secant of log times the secants of exp; the multipliers of one output need not add up to 1."""
-    value = torch.logsumexp(reference.detach(), dim, keepdim)
-    x, r = (_finite(z, value.dtype) for z in (observed, reference))
-    weights = _sides(rows, x, r, dim).of_logsumexp().reshape(reference.shape)
-    kept_shape = torch.logsumexp(r, dim, keepdim=True).shape
-    reference_dtype = reference.dtype
+    axes = (dim,) if isinstance(dim, int) else tuple(dim)
+    return _over_axes("logsumexp", rows, observed, reference, axes, torch.logsumexp(reference.detach(), dim, keepdim))
 
-    def pullback(gradient: Tensor, weights: Tensor) -> Tensor:
-        return (weights * gradient.reshape(kept_shape)).to(reference_dtype)
 
-    return pull_back(reference, value, pullback, weights)
+def _over_axes(
+    kind: str, rows: RowPairing, observed: Tensor, reference: Tensor, axes: tuple[int, ...], value: Tensor
+) -> Tensor:
+    """`value`, which is `kind` of the references over these axes; going back they are made one, the last."""
+    n_left, last = reference.ndim - len(axes), tuple(range(-len(axes), 0))
+    axis = rows.axis(observed, reference)
+    if axis is not None:
+        if axis in (dim % reference.ndim for dim in axes):
+            raise PassesDiffer(f"{kind} goes over the rows of the batch")
+        observed = observed.narrow(axis, 0, rows.n_sequences)  # without padding
+    moved_shape, dtype = reference.movedim(axes, last).shape, reference.dtype
+
+    def as_last(z: Tensor) -> Tensor:
+        return z.movedim(axes, last).flatten(n_left)
+
+    x, r = rows.paired(as_last(observed), as_last(reference.detach()))
+    is_on_cpu = n_left > 0 and fused.takes(observed, reference, value)
+    is_late = is_on_cpu or (n_left > 0 and operators.is_for(reference))
+    kept = [x, rows.keep(r)]
+    if is_on_cpu and kind == "softmax" and not rows.is_one_pair:  # for which memory is dear
+        kept += [as_last(torch.softmax(observed, *axes)), as_last(rows.keep(value))]
+    if not is_late:
+        kept = [*_parts_by_torch(kind, x, r, value.dtype)]
+
+    def pullback(gradient: Tensor, *kept: Tensor) -> Tensor:
+        gradient = gradient.reshape(*r_shape[:-1], 1) if kind == "logsumexp" else as_last(gradient).reshape(r_shape)
+        if is_on_cpu:
+            found = _softmax_on_cpu(gradient, kept[0], kept[1], kind, *kept[2:])
+        elif is_late:
+            found = _back_through_softmax(gradient, *kept, kind)
+        else:
+            found = _through(kind, gradient, *kept).to(dtype)
+        return found.reshape(moved_shape).movedim(last, axes)
+
+    r_shape = r.shape
+    return pull_back(reference, value, pullback, *kept)
+
+
+def _parts_by_torch(kind: str, x: Tensor, r: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """What a gradient is taken back with, over the last axis: the multipliers of log sum exp, and for softmax those of
+    exp."""
+    x, r = (_finite(z, dtype) for z in (x, r))
+    c_x, c_r = (z.logsumexp(-1, keepdim=True) for z in (x, r))
+    sides = _Sides(x - r, (x - c_x).exp_(), (r - c_r).exp_(), c_x, c_r)
+    return [sides.of_logsumexp(), *([sides.of_probabilities()] if kind == "softmax" else [])]
+
+
+def _through(kind: str, gradient: Tensor, weights: Tensor, outer: Tensor | None = None) -> Tensor:
+    if kind == "logsumexp":
+        return gradient * weights
+    through = gradient if outer is None else gradient * outer
+    return through - weights * through.sum(-1, keepdim=True)
+
+
+def _softmax_by_torch(gradient: Tensor, x: Tensor, r: Tensor, kind: str) -> Tensor:
+    return _through(kind, gradient, *_parts_by_torch(kind, x, r, r.dtype)).to(r.dtype)
+
+
+def _softmax_on_cpu(gradient: Tensor, x: Tensor, r: Tensor, kind: str, *both: Tensor) -> Tensor:
+    """`both` are the probabilities of the two sides, where they are at hand."""
+    if not fused.takes(x, r):
+        return _softmax_by_torch(gradient, x, r, kind)
+    if kind != "softmax":  # whose probabilities are not numbers where all logits are masked
+        x, r = (_finite(z, z.dtype) for z in (x, r))
+    n_inner, (x_rows, r_rows) = operators.as_rows(1, x, r)
+    p_x, p_r = (z.reshape(-1, r.shape[-1]) for z in both or (torch.softmax(x_rows, -1), torch.softmax(r_rows, -1)))
+    gradient_rows = gradient.reshape(-1, gradient.shape[-1])
+    return fused.softmax(gradient_rows, x_rows, r_rows, p_x, p_r, n_inner, kind).view(r.shape)
+
+
+def _softmax_by_triton(gradient: Tensor, x: Tensor, r: Tensor, kind: str) -> Tensor:
+    from dlshap_core.kernels import triton_rows
+
+    n_inner, (x_rows, r_rows) = operators.as_rows(1, x, r)
+    gradient_rows = gradient.reshape(-1, gradient.shape[-1]).contiguous()
+    return triton_rows.softmax(gradient_rows, x_rows, r_rows, n_inner, kind).view(r.shape)
+
+
+# Over the last axis; a gradient of logsumexp has one element there.
+_back_through_softmax = operators.define(
+    "softmax(Tensor gradient, Tensor x, Tensor r, str kind) -> Tensor",
+    _softmax_by_torch,
+    _softmax_by_triton,
+    _softmax_on_cpu,
+)
 
 
 def logcumsumexp(rows: RowPairing, observed: Tensor, reference: Tensor, dim: int) -> Tensor:

@@ -43,7 +43,8 @@ for dtype in NAMES:
         operators._secant_by_triton(gradient, x, r, rule, [0.5, 1.0, 1.0])
     for n_columns in (1, 64, 3000):
         rows = [z[..., :1].expand(*z.shape[:-1], n_columns).contiguous() for z in (gradient, x, r)]
-        softmaxes._softmax_by_triton(*rows)
+        for kind in ("softmax", "log_softmax", "logsumexp"):
+            softmaxes._softmax_by_triton(*rows, kind)
         for weight in (None, rows[0][0, 0]):
             normalization._norm_by_triton(*rows, weight, 1, 1e-5, weight is None)
     for size in (2, 3, 4):

@@ -100,37 +100,55 @@ def test_layouts_of_activations(case: str) -> None:
     found = operators._secant_by_triton(gradient, x, r, "tanh", [])
     torch.testing.assert_close(found, gradient * secants.tanh(x, r))
     if case != "no elements":
-        found = softmaxes._softmax_by_triton(gradient, x, r)
-        torch.testing.assert_close(found, softmaxes._softmax_by_torch(gradient, x, r), rtol=1e-4, atol=1e-6)
+        forms = softmaxes._softmax_by_triton, softmaxes._softmax_by_torch
+        found, expected = (form(gradient, x, r, "softmax") for form in forms)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
         found = normalization._norm_by_triton(gradient, x, r, None, 1, 1e-5, True)
         expected = normalization._norm_by_torch(gradient, x, r, None, 1, 1e-5, True)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+SOFTMAXES = ["softmax", "log_softmax", "logsumexp"]
+
+
+def gradient_of(kind: str, r: Tensor) -> Tensor:
+    shape = (*r.shape[:-1], 1) if kind == "logsumexp" else r.shape
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(r.dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1,), (2,), (5, 17), (2, 5000)])
-def test_softmax(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", SOFTMAXES)
+def test_softmaxes(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, r = (z.to(dtype) for z in activations(*shape))
-    gradient = torch.randn(r.shape, dtype=torch.float64).to(dtype)
-    expected = softmaxes._softmax_by_torch(gradient.double(), x.double(), r.double())
-    found = softmaxes._softmax_by_triton(gradient, x, r)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), expected, rtol=ROUNDING[dtype], atol=ROUNDING[dtype])
+    gradient = gradient_of(kind, r)
+    expected = softmaxes._softmax_by_torch(gradient.double(), x.double(), r.double(), kind)
+    for form in (softmaxes._softmax_by_triton, softmaxes._softmax_on_cpu):
+        found = form(gradient, x, r, kind)
+        assert found.dtype == dtype
+        bound = ROUNDING[dtype] * expected.abs().amax().clamp_min(1).item()
+        torch.testing.assert_close(found.double(), expected, rtol=ROUNDING[dtype], atol=bound)
 
 
-def test_softmax_of_masked_and_far_logits() -> None:
+@pytest.mark.parametrize("kind", SOFTMAXES)
+def test_softmaxes_of_masked_and_far_logits(kind: str) -> None:
     x, r = activations(4, 16)
     x[..., -3:] = r[..., -3:] = -math.inf  # masked on both sides
     x[:, :, 0, 2] = -math.inf  # and on one
     x[:, :, 1] *= 100
     x[:, :, 2] = r[:, :, 2] = -math.inf
-    gradient = torch.randn(r.shape)
-    expected = softmaxes._softmax_by_torch(gradient.double(), x.double(), r.double())
-    expected[:, :, 2] = (gradient[:, :, 2] - gradient[:, :, 2].mean(-1, keepdim=True)) / 16  # of equal logits
-    found = softmaxes._softmax_by_triton(gradient, x, r)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+    gradient = gradient_of(kind, r)
+    expected = softmaxes._softmax_by_torch(gradient.double(), x.double(), r.double(), kind)
+    mean = gradient[:, :, 2].mean(-1, keepdim=True)  # of equal logits
+    equal = {"softmax": (gradient[:, :, 2] - mean) / 16, "log_softmax": gradient[:, :, 2] - mean, "logsumexp": mean / 16}
+    expected[:, :, 2] = equal[kind]
+    forms = [softmaxes._softmax_by_triton]
+    if kind != "softmax":  # whose own value is no number there
+        forms.append(softmaxes._softmax_on_cpu)
+    for form in forms:
+        torch.testing.assert_close(form(gradient, x, r, kind).double(), expected, rtol=1e-4, atol=1e-6)
     x[0, 0, 0, 0] = math.nan
-    assert softmaxes._softmax_by_triton(gradient, x, r)[0, :, 0].isnan().any()
+    assert softmaxes._softmax_by_triton(gradient, x, r, kind)[0, :, 0].isnan().any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
