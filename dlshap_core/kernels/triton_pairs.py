@@ -1,7 +1,8 @@
 """Rules of two and three operands on a GPU, in Triton: products, quotients, and selection by a mask.
 
 Numbers are computed as in `triton_secants`. Operands are flat, in one order of elements: r and gradients of n elements,
-of which `n_repeats` times `n_inner` in a row share `n_inner` elements of x. What does not vary has no x.
+of which `n_repeats` times `n_inner` in a row share `n_inner` elements of x. What does not vary has no x, and may be a
+single number.
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 
 from dlshap_core.kernels.triton_language import tl, triton
-from dlshap_core.kernels.triton_secants import finite_or_zero
+from dlshap_core.kernels.triton_secants import finite_or_zero, jump, level
 
 _BLOCK = 1024
-_Operand = tuple[Tensor | None, Tensor]  # x and r
+_Operand = tuple[Tensor | None, Tensor | None]  # x and r
 
 
 @triton.jit
@@ -121,6 +122,15 @@ def _select(
     n_repeats,
     A_VARIES: tl.constexpr,
     B_VARIES: tl.constexpr,
+    A_IS_ONE: tl.constexpr,
+    B_IS_ONE: tl.constexpr,
+    A_IS_SOURCE: tl.constexpr,
+    B_IS_SOURCE: tl.constexpr,
+    IS_STEP: tl.constexpr,
+    BELOW: tl.constexpr,
+    AT: tl.constexpr,
+    ABOVE: tl.constexpr,
+    THRESHOLD: tl.constexpr,
     LARGEST: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -129,12 +139,21 @@ def _select(
     i, source, there = _places(n, n_inner, n_repeats, BLOCK)
     flowing = _load(gradient, i, there, DTYPE)
     c, other_c = _load(c_r, i, there, DTYPE), _load(c_x, source, there, DTYPE)
-    a, b = _load(a_r, i, there, DTYPE), _load(b_r, i, there, DTYPE)
-    other_a, other_b = a, b
-    if A_VARIES:
-        other_a = _load(a_x, source, there, DTYPE)
-    if B_VARIES:
-        other_b = _load(b_x, source, there, DTYPE)
+    a, other_a, b, other_b = c, other_c, c, other_c
+    if not A_IS_SOURCE:
+        a = _load(a_r, i * 0 if A_IS_ONE else i, there, DTYPE)
+        other_a = a
+        if A_VARIES:
+            other_a = _load(a_x, source, there, DTYPE)
+    if not B_IS_SOURCE:
+        b = _load(b_r, i * 0 if B_IS_ONE else i, there, DTYPE)
+        other_b = b
+        if B_VARIES:
+            other_b = _load(b_x, source, there, DTYPE)
+    if IS_STEP:
+        level_c, other_level = level(c, BELOW, AT, ABOVE, THRESHOLD), level(other_c, BELOW, AT, ABOVE, THRESHOLD)
+        of_step = jump(other_c, c, other_level, level_c)
+        c, other_c = level_c, other_level
     has_a, has_b = _is_finite(a) & _is_finite(other_a), _is_finite(b) & _is_finite(other_b)
     all_to_c = (c != other_c) & ((has_a & has_b) == 0)
     picked = c != 0.0
@@ -145,24 +164,34 @@ def _select(
     middle_a = _bounded(tl.where(follows_a, 0.5 * a + 0.5 * other_a, still_a), LARGEST)
     middle_b = _bounded(tl.where(follows_b, 0.5 * b + 0.5 * other_b, still_b), LARGEST)
     middle_c = 0.5 * c + 0.5 * other_c
-    tl.store(to_c + i, (flowing * (middle_a - middle_b)).to(to_c.dtype.element_ty), there)
+    of_c = middle_a - middle_b
+    if IS_STEP:
+        of_c *= of_step
+    of_a, of_b = tl.where(follows_a, middle_c, 0.0), tl.where(follows_b, 1.0 - middle_c, 0.0)
+    if A_IS_SOURCE:
+        of_c += of_a
+    if B_IS_SOURCE:
+        of_c += of_b
+    tl.store(to_c + i, (flowing * of_c).to(to_c.dtype.element_ty), there)
     if A_VARIES:
-        tl.store(to_a + i, tl.where(follows_a, flowing * middle_c, 0.0).to(to_a.dtype.element_ty), there)
+        tl.store(to_a + i, (flowing * of_a).to(to_a.dtype.element_ty), there)
     if B_VARIES:
-        tl.store(to_b + i, tl.where(follows_b, flowing * (1.0 - middle_c), 0.0).to(to_b.dtype.element_ty), there)
+        tl.store(to_b + i, (flowing * of_b).to(to_b.dtype.element_ty), there)
 
 
 def _run(kernel: Any, gradient: Tensor | None, operands: Sequence[_Operand], n_out: int, *constants: Any) -> list[Any]:
-    """The kernel on operands as `rules.operators` has them, and new tensors for the first `n_out` of them."""
-    x, r = next((x, r) for x, r in operands if x is not None)
+    """The kernel on operands as `rules.operators` has them, and new tensors for the first `n_out` of them. For a side
+    that is not there the kernel has that of another."""
+    x, r = next((x, r) for x, r in operands if x is not None and r is not None)
     axis = next((d for d in range(r.ndim) if x.shape[d] != r.shape[d]), None)
     n_inner, n_repeats = (r.numel(), 1) if axis is None else (r.shape[axis + 1 :].numel(), r.shape[axis])
-    out = [torch.empty(r.shape, dtype=z.dtype, device=r.device) for _, z in operands[:n_out]]
+    filled = [(x, r if z is None else z) for x, z in operands]
+    out = [torch.empty(r.shape, dtype=z.dtype, device=r.device) for _, z in filled[:n_out]]
     if r.numel() > 0:
         given = [] if gradient is None else [gradient.contiguous()]
-        for of_x, of_r in operands:
+        for of_x, of_r in filled:
             given += [(of_r if of_x is None else of_x).contiguous(), of_r.contiguous()]
-        dtype = tl.float64 if r.dtype == torch.float64 else tl.float32
+        dtype = tl.float64 if any(z.dtype == torch.float64 for _, z in filled) else tl.float32
         sizes = (r.numel(), max(1, n_inner), n_repeats)
         kernel[(triton.cdiv(r.numel(), _BLOCK),)](*given, *out, *sizes, *constants, dtype, _BLOCK)
     return out
@@ -178,7 +207,7 @@ def mean(x: Tensor, r: Tensor) -> Tensor:
     return found
 
 
-def product(gradient: Tensor, a: _Operand, b: _Operand) -> list[Tensor]:
+def product(gradient: Tensor, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> list[Tensor]:
     """As `products.Product` has it."""
     return _run(_product, gradient, [a, b], 2, _largest(a[1]))
 
@@ -189,8 +218,12 @@ def quotient(gradient: Tensor, a: _Operand, b: _Operand, far: float) -> list[Ten
     return found if a[0] is not None else found[1:]
 
 
-def select(gradient: Tensor, c: _Operand, a: _Operand, b: _Operand) -> list[Tensor]:
+def select(gradient: Tensor, c: _Operand, a: _Operand, b: _Operand, levels: Sequence[float]) -> list[Tensor]:
     """As `masks.select_multipliers`: the gradients of what varies, in this order."""
-    varies = [operand[0] is not None for operand in (a, b)]
-    found = _run(_select, gradient, [c, a, b], 3, *varies, _largest(c[1]))
+    varies = [x is not None for x, _ in (a, b)]
+    are_one = [r is not None and r.numel() == 1 for _, r in (a, b)]
+    are_source = [r is None for _, r in (a, b)]
+    largest = min(_largest(r) for _, r in (a, b, c) if r is not None)
+    step = (bool(levels), *(levels or (0.0,) * 4))
+    found = _run(_select, gradient, [c, a, b], 3, *varies, *are_one, *are_source, *step, largest)
     return [z for z, is_wanted in zip(found, (True, *varies), strict=True) if is_wanted]

@@ -191,12 +191,29 @@ def _mish(x, r, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _level(z, below, at, above):
-    return tl.where(z > 0.0, above, tl.where(z == 0.0, at, below))
+def level(z, BELOW: tl.constexpr, AT: tl.constexpr, ABOVE: tl.constexpr, THRESHOLD: tl.constexpr):
+    of_nan = BELOW if BELOW < ABOVE else ABOVE
+    value = tl.where(z > THRESHOLD, ABOVE, tl.where(z == THRESHOLD, AT, of_nan))
+    return tl.where(z < THRESHOLD, BELOW, value).to(z.dtype)
 
 
 @triton.jit
-def _multiplier(x, r, RULE: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, TINY: tl.constexpr):
+def jump(x, r, level_x, level_r):
+    step = level_x - level_r
+    return finite_or_zero(tl.where(step == 0.0, 0.0, step / (x - r)))
+
+
+@triton.jit
+def _multiplier(
+    x,
+    r,
+    RULE: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    TINY: tl.constexpr,
+):
     WIDE: tl.constexpr = x.dtype == tl.float64
     if RULE == "ramp":
         m = _ramp(x, r, TINY)
@@ -248,8 +265,7 @@ def _multiplier(x, r, RULE: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: t
     elif RULE == "gelu":
         m = _gelu(x, r, WIDE)
     elif RULE == "jump":
-        step = _level(x, A, B, C) - _level(r, A, B, C)
-        m = finite_or_zero(tl.where(step == 0.0, 0.0, step / (x - r)))
+        m = jump(x, r, level(x, A, B, C, D), level(r, A, B, C, D))
     else:
         tl.static_assert(RULE == "gelu_tanh")
         m = _gelu_tanh(x, r)
@@ -270,6 +286,7 @@ def _secants(
     A: tl.constexpr,
     B: tl.constexpr,
     C: tl.constexpr,
+    D: tl.constexpr,
     TINY: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -279,7 +296,7 @@ def _secants(
     there = i < n
     source = i // n_inner // n_repeats * n_inner + i % n_inner
     m = _multiplier(
-        tl.load(x + source, there, 0.0).to(DTYPE), tl.load(r + i, there, 0.0).to(DTYPE), RULE, A, B, C, TINY
+        tl.load(x + source, there, 0.0).to(DTYPE), tl.load(r + i, there, 0.0).to(DTYPE), RULE, A, B, C, D, TINY
     )
     if HAS_GRADIENT:
         m = m * tl.load(gradient + i, there, 0.0).to(DTYPE)
@@ -294,7 +311,7 @@ def secant(gradient: Tensor | None, x: Tensor, r: Tensor, rule: str, numbers: li
     n = r.numel()
     if n == 0:
         return out
-    a, b, c = [*numbers, 0.0, 0.0, 0.0][:3]
+    a, b, c, d = [*numbers, 0.0, 0.0, 0.0, 0.0][:4]
     n_inner, n_repeats = r.shape[1], r.shape[0] // x.shape[0]
     _secants[(triton.cdiv(n, _BLOCK),)](
         r if gradient is None else gradient,
@@ -309,6 +326,7 @@ def secant(gradient: Tensor | None, x: Tensor, r: Tensor, rule: str, numbers: li
         a,
         b,
         c,
+        d,
         torch.finfo(dtype).tiny,
         tl.float64 if wide else tl.float32,
         _BLOCK,

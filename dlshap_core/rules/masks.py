@@ -10,19 +10,23 @@ x * (x > 0) has the multiplier of a ReLU.
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from dlshap_core.rules import operators
+from dlshap_core.rules import operators, secants
 from dlshap_core.rules.call import Call, as_operand, is_varying, varying_tensors
 from dlshap_core.rules.gradients import between, multiply, path_gradient, pull_back, pull_back_to, substitute
 from dlshap_core.rules.kinds import Kind
 from dlshap_core.rules.protocol import Pass
+from dlshap_core.torch_private import version
 
 _NUMBER = "_dlshap_number"
 _IS_MASK = "_dlshap_is_mask"
+_STEP = "_dlshap_step"
 
 # A logit that is masked out by a mask made from the input: -inf on one side only would have no finite multiplier, and
 # exp(-1e4) is 0 in every dtype.
@@ -60,6 +64,30 @@ def _require_mask(forward: Pass, call: Call) -> None:
             forward.refuse(call.name, "it takes numbers that depend on the input for truth values; compare them with 0")
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What the number of a mask was made of, where the mask compares a source with a constant.
+
+    Attributes:
+        mask: boolean, without a number of its own.
+        source: what is compared.
+        levels: the mask as a number where the source is below the constant, at it and above; and the constant.
+        versions: of the number and the source.
+    """
+
+    mask: Tensor
+    source: Tensor
+    levels: tuple[float, ...]
+    versions: tuple[int | None, int | None]
+
+    @classmethod
+    def of(cls, number: Tensor) -> Self | None:
+        """None where a number has another origin, or the model wrote into it or its source since."""
+        step: Self | None = getattr(number, _STEP, None)
+        is_as_made = step is not None and step.versions == (version(number), version(step.source))
+        return step if is_as_made else None
+
+
 class Comparison(Kind):
     """gt, ge, lt, le, eq, ne of operands that vary.
 
@@ -73,13 +101,17 @@ class Comparison(Kind):
         self._levels = levels
 
     def run(self, forward: Pass, call: Call) -> Any:
+        left, right = call.named("input", "other")
+        if operators.is_for(call.inputs[0]) and isinstance(right, (int, float)) and left.is_floating_point():
+            mask = call.with_inputs([left.detach()])
+            at = torch.tensor(float(right), dtype=left.dtype).item()  # as torch rounds it
+            return self._late(forward, call, mask, left, at)
         with forward:
-            left, right = call.named("input", "other")
             difference = _as_number(left, call) - _as_number(right, call)
         mask = call.with_inputs(x.detach() for x in call.inputs)
-        value = mask.to(difference.dtype)
         if operators.is_for(difference):
-            return self._finish(call, mask, self._late(forward, call, difference, value))
+            return self._late(forward, call, mask, difference, 0.0)
+        value = mask.to(difference.dtype)
         if not forward.replaying:
             forward.record(call, [difference, value])
             return self._finish(call, mask, substitute(difference, value))
@@ -88,19 +120,23 @@ class Comparison(Kind):
         multiplier = torch.where(observed_value == value, 0.0, (observed_value - value) / change)
         return self._finish(call, mask, multiply(difference, value, multiplier))
 
-    def _late(self, forward: Pass, call: Call, difference: Tensor, value: Tensor) -> Tensor:
-        """The number of the mask, by an operator while going back."""
-        if not forward.replaying:
-            forward.record(call, [difference])
-            return substitute(difference, value)
-        (observed,) = forward.recorded(call.name, 1)
-        x, r = forward.rows.paired(observed, difference.detach())
-        levels, shape = self._levels, difference.shape
+    def _late(self, forward: Pass, call: Call, mask: Tensor, source: Tensor, at: float) -> Tensor:
+        """The mask of a source that is compared with `at`; its number is taken back by an operator."""
+        levels, shape, value = (*self._levels, at), source.shape, mask.to(source.dtype)
+        if forward.replaying:
+            (observed,) = forward.recorded(call.name, 1)
+            x, r = forward.rows.paired(observed, source.detach())
 
-        def pullback(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
-            return operators.secant(gradient.reshape(r.shape), x, r, "jump", levels).reshape(shape)
+            def pullback(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+                return operators.secant(gradient.reshape(r.shape), x, r, "jump", levels).reshape(shape)
 
-        return pull_back(difference, value, pullback, x, forward.rows.keep(r))
+            number = pull_back(source, value, pullback, x, forward.rows.keep(r, call.in_place))
+        else:
+            forward.record(call, [source])
+            number = substitute(source, value)
+        if not call.in_place:
+            setattr(number, _STEP, _Step(mask.view_as(mask), source, levels, (version(number), version(source))))
+        return self._finish(call, mask, number)
 
     @staticmethod
     def _finish(call: Call, mask: Tensor, number: Tensor) -> Tensor:
@@ -153,16 +189,15 @@ class Select(Kind):
             return call.finish(self._by_parts(forward, condition, chosen, other))
         dtype = next((x.dtype for x in (chosen, other) if isinstance(x, Tensor)), condition.dtype)
         dtype = dtype if dtype.is_floating_point else condition.dtype
-        operands = [as_operand(x, dtype, condition.device) for x in (condition, chosen, other)]
-        operands = [x if x.requires_grad else _finite(x) for x in operands]
+        operands = [_finite(x, dtype, condition.device) for x in (condition, chosen, other)]
+        if operators.is_for(condition):
+            return call.finish(self._late(forward, call, operands))
         operands = list(torch.broadcast_tensors(*operands))
         value = torch.where(operands[0].detach() != 0, operands[1].detach(), operands[2].detach())
         varying = [x for x in operands if x.requires_grad]
         if not forward.replaying:
             forward.record(call, varying)
             return call.finish(torch.where(operands[0].detach() != 0, operands[1], operands[2]) + 0 * operands[0])
-        if operators.is_for(value):
-            return call.finish(self._late(forward, call, operands, value))
         observed = forward.observed(call, varying)
         observed_operands = _in_place_of_varying(operands, observed)
         reference_operands = [x.detach() for x in operands]
@@ -189,27 +224,44 @@ class Select(Kind):
         return call.finish(path_gradient(select, [x for x, _ in varying_ends], [r for _, r in varying_ends], value))
 
     @staticmethod
-    def _late(forward: Pass, call: Call, operands: list[Tensor], value: Tensor) -> Tensor:
-        """By an operator, while going back."""
-        varies = [x.requires_grad for x in operands]
-        recorded = iter(forward.recorded(call.name, sum(varies)))
-        observed, reference = [], []
-        for operand in operands:
-            if operand.requires_grad:
-                x, r = forward.rows.paired(next(recorded), operand.detach())
-                observed.append(x)
-                reference.append(r)
-            else:  # not the first, which is the condition
-                reference.append(operand.reshape(reference[0].shape))
+    def _late(forward: Pass, call: Call, operands: list[Tensor]) -> Tensor:
+        """By an operator, while going back; a gradient of a mask that is a step goes to its source at once."""
+        step = _Step.of(operands[0])
+        mask = operands[0].detach() != 0 if step is None else step.mask
+        levels = () if step is None else step.levels
+        value = torch.where(mask, operands[1].detach(), operands[2].detach())
+        branches: list[Tensor | None] = list(operands[1:])
+        source = operands[0] if step is None else step.source
+        if step is not None and source.shape == value.shape:  # where(x > 0, x, ...): what is None is the source
+            branches = [None if x is source else x for x in branches]
+        # A single number is read as such.
+        given = [x if x is None or _is_number(x) else x.expand(value.shape) for x in (source, *branches)]
+        varies = [x is not None and x.requires_grad for x in given]
+        varying = [x for x in given if x is not None and x.requires_grad]
+        if not forward.replaying:
+            forward.record(call, varying)
+            return pull_back_to(varying, value, lambda gradient: (gradient,) * len(varying))
+        recorded = iter(forward.recorded(call.name, len(varying)))
+        observed: list[Tensor] = []
+        reference: list[Tensor | None] = []
+        for x in given:
+            if x is not None and x.requires_grad:
+                pair = forward.rows.paired(next(recorded), x.detach())
+                observed.append(pair[0])
+                reference.append(forward.rows.keep(pair[1], call.in_place))
+            else:
+                reference.append(x if x is None or _is_number(x) else x.reshape(pair[1].shape))
+        is_there = [x is not None for x in reference]
 
-        def pullback(gradient: Tensor, c_r: Tensor, a_r: Tensor, b_r: Tensor, *observed: Tensor) -> tuple[Tensor, ...]:
-            sides = iter(observed)
+        def pullback(gradient: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
+            sides = iter(kept)
+            c_r, a_r, b_r = (next(sides) if is_kept else None for is_kept in is_there)
             c_x, a_x, b_x = (next(sides) if has_sides else None for has_sides in varies)
-            found = _back_through_select(gradient.reshape(c_r.shape), c_x, c_r, a_x, a_r, b_x, b_r)
+            flowing = gradient.reshape(kept[0].shape)
+            found = _back_through_select(flowing, c_x, c_r, a_x, a_r, b_x, b_r, levels)
             return tuple(z.reshape(gradient.shape) for z in found)
 
-        varying = [x for x in operands if x.requires_grad]
-        return pull_back_to(varying, value, pullback, *map(forward.rows.keep, reference), *observed)
+        return pull_back_to(varying, value, pullback, *(x for x in reference if x is not None), *observed)
 
     @staticmethod
     def _by_parts(forward: Pass, condition: Tensor, chosen: Any, other: Any) -> Tensor:
@@ -232,13 +284,26 @@ class Select(Kind):
 
 
 def select_multipliers(
-    c_x: Tensor, c_r: Tensor, a_x: Tensor | None, a_r: Tensor, b_x: Tensor | None, b_r: Tensor
+    c_x: Tensor,
+    c_r: Tensor,
+    a_x: Tensor | None,
+    a_r: Tensor | None,
+    b_x: Tensor | None,
+    b_r: Tensor | None,
+    levels: Sequence[float] = (),
 ) -> list[Tensor]:
     """Those of the condition and of the branches that vary, which have an observed side: midpoint products.
 
     Where the condition flips and a branch is not finite on both sides, the condition gets it all, and each branch
-    stands still at the value it has on the side that selects it.
+    stands still at the value it has on the side that selects it. With `levels` (see `_Step`) c is not the condition but
+    the source that it compares with a number, and the first multiplier is the source's. A branch without any side is
+    that source, too.
     """
+    of_step, are_source = None, [a_r is None, b_r is None]
+    (a_x, a_r), (b_x, b_r) = ((c_x, c_r) if r is None else (x, r) for x, r in ((a_x, a_r), (b_x, b_r)))
+    if levels:
+        of_step = secants.jump(c_x, c_r, *levels)
+        c_x, c_r = (secants.level(c, *levels) for c in (c_x, c_r))
     other_a, other_b = a_r if a_x is None else a_x, b_r if b_x is None else b_x
     has_a, has_b = (x.isfinite() & r.isfinite() for x, r in ((other_a, a_r), (other_b, b_r)))
     all_to_c = (c_x != c_r) & ~(has_a & has_b)
@@ -250,38 +315,53 @@ def select_multipliers(
     middle_a = torch.where(follows_a, between(a_r, other_a, 0.5), between(still_a, still_a, 0.5))
     middle_b = torch.where(follows_b, between(b_r, other_b, 0.5), between(still_b, still_b, 0.5))
     middle_c = between(c_r, c_x, 0.5)
-    found = [middle_a - middle_b]
-    if a_x is not None:
-        found.append(torch.where(follows_a, middle_c, 0.0))
-    if b_x is not None:
-        found.append(torch.where(follows_b, 1 - middle_c, 0.0))
-    return found
+    to_c = middle_a - middle_b if of_step is None else (middle_a - middle_b) * of_step
+    found = []
+    shares = torch.where(follows_a, middle_c, 0.0), torch.where(follows_b, 1 - middle_c, 0.0)
+    for x, share, is_source in zip((a_x, b_x), shares, are_source, strict=True):
+        if is_source:
+            to_c = to_c + share
+        elif x is not None:
+            found.append(share)
+    return [to_c, *found]
 
 
 def _select_by_torch(gradient: Tensor, *operands: Any) -> list[Tensor]:
-    return [gradient * m for m in select_multipliers(*operands)]
+    wide: Any = (operators.at_least_float32(x) if isinstance(x, Tensor) else x for x in operands)
+    return [(gradient * m).to(gradient.dtype) for m in select_multipliers(*wide)]
 
 
 def _select_by_triton(gradient: Tensor, *operands: Any) -> list[Tensor]:
     from dlshap_core.kernels import triton_pairs
 
-    return triton_pairs.select(gradient, operands[:2], operands[2:4], operands[4:])
+    return triton_pairs.select(gradient, operands[:2], operands[2:4], operands[4:6], operands[6])
 
 
-# The gradients of what varies; a constant branch has no observed side.
+# The gradients of what varies; a constant branch has no observed side, and may be a single number; one without any side
+# is the source.
 _back_through_select = operators.define(
-    "select(Tensor gradient, Tensor c_x, Tensor c_r, Tensor? a_x, Tensor a_r, Tensor? b_x, Tensor b_r) -> Tensor[]",
+    "select(Tensor gradient, Tensor c_x, Tensor c_r, Tensor? a_x, Tensor? a_r, Tensor? b_x, Tensor? b_r, "
+    "float[] levels) -> Tensor[]",
     _select_by_torch,
     _select_by_triton,
 )
+
+
+def _is_number(x: Tensor) -> bool:
+    return x.numel() == 1 and not x.requires_grad
 
 
 def _imaginary(x: Any) -> Any:
     return 0.0 if isinstance(x, Tensor) and not x.is_complex() else x.imag
 
 
-def _finite(x: Tensor) -> Tensor:
-    return x.nan_to_num(nan=math.nan, posinf=_MASKED_OUT, neginf=-_MASKED_OUT)
+def _finite(x: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An operand as a tensor; of a constant with finite numbers for infinities."""
+    if not isinstance(x, Tensor):
+        x = math.copysign(_MASKED_OUT, x) if math.isinf(x) else x
+        return as_operand(x, dtype, device)
+    x = as_operand(x, dtype, device)
+    return x if x.requires_grad else x.nan_to_num(nan=math.nan, posinf=_MASKED_OUT, neginf=-_MASKED_OUT)
 
 
 def _in_place_of_varying(operands: list[Tensor], replacements: list[Tensor]) -> list[Tensor]:

@@ -257,11 +257,16 @@ def step(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:
     return torch.where(difference == 0, 0.0, (function(x) - function(r)) / difference)
 
 
-def jump(x: Tensor, r: Tensor, below: float, at: float, above: float) -> Tensor:
-    """Secant of what has one value below 0, one at 0 and one above; 0 where both sides have the same, or one is NaN,
-    as infinity less infinity is."""
-    value_x, value_r = (torch.where(z > 0, above, torch.where(z == 0, at, below)) for z in (x, r))
+def jump(x: Tensor, r: Tensor, below: float, at: float, above: float, threshold: float = 0.0) -> Tensor:
+    """Secant of `level`; 0 where both sides have the same, or one is NaN."""
+    value_x, value_r = (level(z, below, at, above, threshold) for z in (x, r))
     return finite_or_zero(torch.where(value_x == value_r, 0.0, (value_x - value_r) / (x - r)))
+
+
+def level(z: Tensor, below: float, at: float, above: float, threshold: float = 0.0) -> Tensor:
+    """What has one value below a threshold, one at it and one above; of NaN the smaller one, as of a comparison."""
+    value = torch.where(z > threshold, above, torch.where(z == threshold, at, min(below, above)))
+    return torch.where(z < threshold, below, value).to(z.dtype)
 
 
 def shrink(function: Callable[[Tensor], Tensor], x: Tensor, r: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def _over_axes(
     is_late = is_on_cpu or (n_left > 0 and operators.is_for(reference))
     kept = [x, rows.keep(r)]
     if is_on_cpu and kind == "softmax" and not rows.is_one_pair:  # for which memory is dear
-        kept += [as_last(torch.softmax(observed, *axes)), as_last(rows.keep(value))]
+        kept += [as_last(torch.softmax(observed, axes[0])), as_last(rows.keep(value))]
     if not is_late:
         kept = [*_parts_by_torch(kind, x, r, value.dtype)]
 
@@ -152,8 +152,8 @@ def _softmax_on_cpu(gradient: Tensor, x: Tensor, r: Tensor, kind: str, *both: Te
     if kind != "softmax":  # whose probabilities are not numbers where all logits are masked
         x, r = (_finite(z, z.dtype) for z in (x, r))
     n_inner, (x_rows, r_rows) = operators.as_rows(1, x, r)
-    p_x, p_r = (z.reshape(-1, r.shape[-1]) for z in both or (torch.softmax(x_rows, -1), torch.softmax(r_rows, -1)))
-    gradient_rows = gradient.reshape(-1, gradient.shape[-1])
+    p_x, p_r = (z.flatten(0, -2) for z in both or (torch.softmax(x_rows, -1), torch.softmax(r_rows, -1)))
+    gradient_rows = gradient.flatten(0, -2)
     return fused.softmax(gradient_rows, x_rows, r_rows, p_x, p_r, n_inner, kind).view(r.shape)
 
 
@@ -161,7 +161,7 @@ def _softmax_by_triton(gradient: Tensor, x: Tensor, r: Tensor, kind: str) -> Ten
     from dlshap_core.kernels import triton_rows
 
     n_inner, (x_rows, r_rows) = operators.as_rows(1, x, r)
-    gradient_rows = gradient.reshape(-1, gradient.shape[-1]).contiguous()
+    gradient_rows = gradient.flatten(0, -2).contiguous()
     return triton_rows.softmax(gradient_rows, x_rows, r_rows, n_inner, kind).view(r.shape)
 
 

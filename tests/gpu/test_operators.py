@@ -85,6 +85,15 @@ OTHERS: dict[str, Function] = {
     "masked_fill": lambda x: x.masked_fill(x < 0.1, -1.0).softmax(-1),
     "masked_fill all": lambda x: x.masked_fill(x < 9, -math.inf).logsumexp(1).clamp(min=-1).unsqueeze(1) + x,
     "masked_fill with infinity": lambda x: x.masked_fill(x < -0.3, -math.inf).softmax(-1),
+    "where by a threshold that is rounded": lambda x: torch.where(x.round(decimals=1) > 0.1, x, 2 * x),
+    "where of what changed since": lambda x: where_of_what_changed(x, lambda mask, z: z.mul_(-3)),
+    "where by a mask that changed since": lambda x: where_of_what_changed(x, lambda mask, z: mask[:, :4].fill_(False)),
+    "where by a mask of another shape": lambda x: torch.where(x[:, :1] > 0.1, x, x.tanh()),
+    "where else": lambda x: torch.where(x < 0.1, x.tanh(), x),
+    "masked_fill in place": lambda x: (x + 0).masked_fill_(x < 0.1, 2.0),
+    "masked_fill of itself in place": lambda x: masked_fill_of_itself(x + 0),
+    "not where": lambda x: torch.where(~(x > 0.1), x, x.tanh()),
+    "where between": lambda x: torch.where(x > x.flip(-1), x, 0.1 * x),
     "masks": lambda x: x * ((x > 0.1) | (x < -0.1)) + (x == 0),
     "max_pool of blocks": lambda x: F.max_pool1d(x, 4),
     "max_pool": lambda x: F.max_pool1d(x, 5, 2, padding=1),
@@ -95,6 +104,17 @@ OTHERS: dict[str, Function] = {
     "adaptive_max_pool": lambda x: F.adaptive_max_pool1d(x, 6),
     "uneven adaptive_max_pool": lambda x: F.adaptive_max_pool1d(x, 7),
 }
+
+
+def where_of_what_changed(x: Tensor, change: Callable[[Tensor, Tensor], object]) -> Tensor:
+    z = x + 0
+    mask = z > 0.1
+    change(mask, z)
+    return torch.where(mask, z, x.tanh())
+
+
+def masked_fill_of_itself(z: Tensor) -> Tensor:
+    return z.masked_fill_(z < 0.1, 2.0)
 
 
 class Model(nn.Module):

@@ -58,6 +58,8 @@ for dtype in NAMES:
     products._product_by_triton(gradient, x, r, x, r)
     for observed in (None, x):
         products._quotient_by_triton(gradient, observed, r, x, r)
-        masks._select_by_triton(gradient, x, r, observed, r, x, r)
-        masks._select_by_triton(gradient, x, r, x, r, observed, r)
+        for levels in ((), (0.0, 0.0, 1.0, 0.5)):
+            masks._select_by_triton(gradient, x, r, observed, r if observed is x else r[0, 0, 0], x, r, levels)
+            masks._select_by_triton(gradient, x, r, x, r, observed, r, levels)
+            masks._select_by_triton(gradient, x, r, None, None, observed, r, levels)
 sys.stdout.write(" ".join(sorted(compiled)))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ NUMBERS = {
     "softshrink": [0.5],
     "elu": [1.3, 0.9, 0.7],
     "softplus": [1.5, 20.0],
-    "jump": [0.0, 1.0, 3.0],
+    "jump": [0.0, 1.0, 3.0, 0.1],
 }
 # Relative to the multiplier, at most, in float32; where it is a small difference of the values of f, beside those.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11, torch.bfloat16: 1e-5}
@@ -139,8 +140,9 @@ def test_softmaxes_of_masked_and_far_logits(kind: str) -> None:
     x[:, :, 2] = r[:, :, 2] = -math.inf
     gradient = gradient_of(kind, r)
     expected = softmaxes._softmax_by_torch(gradient.double(), x.double(), r.double(), kind)
-    mean = gradient[:, :, 2].mean(-1, keepdim=True)  # of equal logits
-    equal = {"softmax": (gradient[:, :, 2] - mean) / 16, "log_softmax": gradient[:, :, 2] - mean, "logsumexp": mean / 16}
+    there = gradient[:, :, 2]  # of equal logits
+    mean = there.mean(-1, keepdim=True)
+    equal = {"softmax": (there - mean) / 16, "log_softmax": there - mean, "logsumexp": mean / 16}
     expected[:, :, 2] = equal[kind]
     forms = [softmaxes._softmax_by_triton]
     if kind != "softmax":  # whose own value is no number there
@@ -167,7 +169,9 @@ def test_norms(shape: tuple[int, ...], dtype: torch.dtype, centres: bool) -> Non
 
 
 OPERANDS = {"mean": 1, "product": 2, "quotient": 2, "quotient of a constant": 2, "select": 3}
-OPERANDS |= {"select or a constant": 3, "select a constant": 3}
+OPERANDS |= {"select or a constant": 3, "select a constant": 3, "select a number": 3, "select by a step": 3}
+OPERANDS |= {"select the source": 3, "select or the source": 3}
+STEPS = ["select by a step", "select the source", "select or the source"]
 
 
 def both_forms(name: str, operands: list[tuple[Tensor, Tensor]], gradient: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -184,12 +188,25 @@ def both_forms(name: str, operands: list[tuple[Tensor, Tensor]], gradient: Tenso
         forms = [products._quotient_by_triton, products._quotient_by_torch]
     else:
         forms = [masks._select_by_triton, masks._select_by_torch]
-    sides: list[Tensor | None] = [z for pair in operands for z in pair]
-    constant = {"quotient of a constant": 0, "select a constant": 2, "select or a constant": 4}.get(name)
-    if constant is not None:
-        sides[constant] = None
-    wide = [None if z is None else z.double() for z in sides]
+    sides = sides_of(name, operands)
+    wide = [z.double() if isinstance(z, Tensor) else z for z in sides]
     return forms[0](gradient, *sides), forms[1](gradient.double(), *wide)
+
+
+def sides_of(name: str, operands: list[tuple[Tensor, Tensor]]) -> list[Any]:
+    """The arguments of an operator behind the gradient."""
+    sides: list[Any] = [z for pair in operands for z in pair]
+    constant = {"quotient of a constant": 0, "select a constant": 2, "select or a constant": 4, "select a number": 2}
+    if name in constant:
+        sides[constant[name]] = None
+    if name == "select a number":
+        sides[3] = torch.full((), 0.5, dtype=sides[3].dtype)
+    source = {"select the source": slice(2, 4), "select or the source": slice(4, 6)}
+    if name in source:
+        sides[source[name]] = None, None
+    if name.startswith("select"):
+        sides.append([1.0, 1.0, 0.0, 0.25] if name in STEPS else [])
+    return sides
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -197,7 +214,7 @@ def both_forms(name: str, operands: list[tuple[Tensor, Tensor]], gradient: Tenso
 def test_rules_of_several_operands(name: str, dtype: torch.dtype) -> None:
     operands = [activations(4, 50, n_references=3) for _ in range(OPERANDS[name])]
     operands[-1] = operands[-1][0].flip(-1), operands[-1][1].flip(-1).transpose(-1, -2).contiguous().transpose(-1, -2)
-    if name.startswith("select"):
+    if name.startswith("select") and name not in STEPS:
         operands[0] = (operands[0][0] > 0).float(), (operands[0][1] > 0.5).float()
     operands = [(x.to(dtype), r.to(dtype)) for x, r in operands]
     gradient = torch.randn(operands[0][1].shape, dtype=torch.float64).to(dtype)
@@ -215,13 +232,10 @@ def test_several_operands_of_special_values(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = SPECIAL[torch.randint(0, len(SPECIAL), (n, 2, 1, 4000), generator=generator)]
     operands = [(x, r) for x, r in drawn]
-    if name.startswith("select"):
+    if name.startswith("select") and name not in STEPS:
         operands[0] = (operands[0][0] > 0).float(), (operands[0][1] > 0).float()
     gradient = torch.randn(1, 4000, generator=generator)
-    constant = {"quotient of a constant": 0, "select a constant": 2, "select or a constant": 4}.get(name)
-    sides: list[Tensor | None] = [z for pair in operands for z in pair]
-    if constant is not None:
-        sides[constant] = None
+    sides = sides_of(name, operands)
     kind = name.partition(" ")[0]
     module = masks if kind == "select" else products
     given = sides if kind == "mean" else [gradient, *sides]
