@@ -49,7 +49,8 @@ def times_norm(
         for i in range(whole, n):
             total += flowing[i]
             product += flowing[i] * both[i]
-        slope, bend = half * (s_x + s_r), -((s_x * s_r) ** 2) / (s_x + s_r) / kind(2 * n)
+        both_scales = s_x * s_r
+        slope, bend = half * (s_x + s_r), -both_scales * (both_scales / (s_x + s_r)) / kind(2 * n)
         spread = kind(product) * bend if abs(bend) < np.inf else zero
         mean = kind(total / n) if centres else zero
         for i in range(n):

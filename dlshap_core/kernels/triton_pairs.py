@@ -98,7 +98,7 @@ def _quotient(
     size, other_size = tl.abs(b), tl.abs(other_b)
     is_far = tl.maximum(size, other_size) > FAR * tl.minimum(size, other_size)
     mean_b, mean_y = (other_b + b) / 2.0, (other_a / other_b + a / b) / 2.0
-    of_b = tl.where(is_far, -mean_y / mean_b, -(other_a + a) / 2.0 / (other_b * b))
+    of_b = tl.where(is_far, -mean_y / mean_b, -(other_a + a) / 2.0 / other_b / b)
     tl.store(to_b + i, (flowing * finite_or_zero(of_b)).to(to_b.dtype.element_ty), there)
     if A_VARIES:
         of_a = tl.where(is_far, 1.0 / mean_b, (1.0 / other_b + 1.0 / b) / 2.0)

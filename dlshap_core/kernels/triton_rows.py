@@ -168,7 +168,7 @@ def _normalise(
         total += tl.sum(flowing, 1, keep_dims=True)
         total_both += tl.sum(flowing * both, 1, keep_dims=True)
     product = s_x * s_r
-    spread = finite_or_zero(-(product * product) / (s_x + s_r)) / (2.0 * n_columns) * total_both
+    spread = finite_or_zero(-product * (product / (s_x + s_r))) / (2.0 * n_columns) * total_both
     centre = zero
     if CENTRES:
         centre = total / n_columns

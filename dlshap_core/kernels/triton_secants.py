@@ -245,9 +245,9 @@ def _multiplier(
         m = finite_or_zero(1.0 / (tl.sqrt(x) + tl.sqrt(r)))
     elif RULE == "rsqrt":
         root_x, root_r = tl.sqrt(x), tl.sqrt(r)
-        m = finite_or_zero(-1.0 / (root_x * root_r * (root_x + root_r)))
+        m = finite_or_zero(-1.0 / root_x / root_r / (root_x + root_r))
     elif RULE == "reciprocal":
-        m = finite_or_zero(-1.0 / (x * r))
+        m = finite_or_zero(-1.0 / x / r)
     elif RULE == "tanh":
         m = _tanh(x, r)
     elif RULE == "sigmoid":
@@ -257,7 +257,7 @@ def _multiplier(
     elif RULE == "softplus":
         m = _softplus(x, r, A, B, WIDE)
     elif RULE == "log_sigmoid":
-        m = _softplus(-x, -r, 1.0, 20.0, WIDE)
+        m = _softplus(-x, -r, 1.0, 40.0, WIDE)
     elif RULE == "mish":
         m = _mish(x, r, WIDE)
     elif RULE == "erf":

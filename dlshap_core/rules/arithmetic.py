@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dlshap_core.rules.call import as_operand
+from dlshap_core.rules.operators import at_least_float32
 from dlshap_core.rules.secants import finite_or_zero
 
 # From this ratio of two denominators on, the midpoint product of a and 1/b loses more digits than it is worth: its two
@@ -20,15 +21,17 @@ FAR = 400.0
 def quotient_multipliers(a_x: Tensor, b_x: Tensor, a_r: Tensor, b_r: Tensor) -> tuple[Tensor, Tensor]:
     """Multipliers of the numerator and the denominator of y = a / b.
 
-    As a product with 1/b: m_a = (1/b + 1/b0)/2 and m_b = -(a + a0)/2 / (b b0): midpoint product, secant of the
-    reciprocal. Where the denominators differ by more than `FAR` these lose digits, and the equal sum dy =
-    (da - y' db) / b', with y' and b' the means of both sides, is used: m_a = 1/b', m_b = -y'/b'.
+    As a product with 1/b: m_a = (1/b + 1/b0)/2 and m_b = -(a + a0)/2 / b / b0: midpoint product, secant of the
+    reciprocal; b b0 may be no number that can be written, as of sums of exponentials. Where the denominators differ by
+    more than `FAR` these lose digits, and the equal sum dy = (da - y' db) / b', with y' and b' the means of both sides,
+    is used: m_a = 1/b', m_b = -y'/b'.
     """
+    a_x, b_x, a_r, b_r = (at_least_float32(z) for z in (a_x, b_x, a_r, b_r))
     smaller, larger = torch.minimum(b_x.abs(), b_r.abs()), torch.maximum(b_x.abs(), b_r.abs())
     is_far = larger > FAR * smaller
     mean_b, mean_y = (b_x + b_r) / 2, (a_x / b_x + a_r / b_r) / 2
     m_a = torch.where(is_far, 1 / mean_b, (1 / b_x + 1 / b_r) / 2)
-    m_b = torch.where(is_far, -mean_y / mean_b, -(a_x + a_r) / 2 / (b_x * b_r))
+    m_b = torch.where(is_far, -mean_y / mean_b, -(a_x + a_r) / 2 / b_x / b_r)
     return finite_or_zero(m_a), finite_or_zero(m_b)
 
 

@@ -59,7 +59,7 @@ def layer_norm(
     cudnn_enable: bool = True,
 ) -> Tensor:
     """(x - mean) rsqrt(var + eps) over the last axes, then the affine map."""
-    if _is_one(input, weight, bias):
+    if not (is_varying(weight) or is_varying(bias)):
         return standardise(input, len(normalized_shape), eps, True, weight, bias)
     return _affine(standardise(input, len(normalized_shape), eps), weight, bias)
 
@@ -67,21 +67,11 @@ def layer_norm(
 def rms_norm(
     input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
-    """x rsqrt(mean x^2 + eps); eps defaults to the dtype's epsilon."""
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
-    if _is_one(input, weight):
+    """x rsqrt(mean x^2 + eps); eps defaults to the epsilon of what torch computes in, single precision at least."""
+    eps = torch.finfo(torch.promote_types(input.dtype, torch.float32)).eps if eps is None else eps
+    if not is_varying(weight):
         return standardise(input, len(normalized_shape), eps, False, weight)
     return _affine(standardise(input, len(normalized_shape), eps, False), weight, None)
-
-
-def _is_one(input: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether a norm and its affine map, which does not vary, are taken as one."""
-    return _is_late(input) and not any(map(is_varying, parameters))
-
-
-def _is_late(x: Tensor) -> bool:
-    """Whether gradients are taken back by an operator, or a kernel of a CPU."""
-    return operators.is_for(x) or fused.takes(x)
 
 
 def group_norm(
@@ -232,8 +222,6 @@ def standardise(
     plus a bias of these axes."""
     if has_torch_function_unary(x):
         return handle_torch_function(standardise, (x,), x, n_axes, eps, centres, weight, bias)
-    if not _is_late(x):
-        return _parts(x, n_axes, eps, centres)[0]
     shape = list(x.shape[-n_axes:])
     return F.layer_norm(x, shape, weight, bias, eps) if centres else torch.rms_norm(x, shape, weight, eps)
 
@@ -271,7 +259,7 @@ def _standardise_rule(
     and to x less its mean; q has a mean of 0.
     """
     axes, dtype = tuple(range(-n_axes, 0)), reference.dtype
-    if operators.is_for(reference):
+    if not fused.takes(observed, reference):  # on a GPU, or of too few digits for the squares
         value = standardise(reference.detach(), n_axes, eps, centres, weight, bias)
 
         def pull_back_late(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
@@ -280,7 +268,7 @@ def _standardise_rule(
 
         x, r = rows.paired(observed, reference.detach())
         return pull_back(reference, value, pull_back_late, x, rows.keep(r))
-    if fused.takes(observed, reference) and not rows.is_one_pair:  # for which memory is dear
+    if not rows.is_one_pair:  # for which memory is dear
         return _standardise_by_kernel(rows, observed, reference, n_axes, eps, centres, weight, bias)
     value, s_r, c_r = _parts(reference.detach(), n_axes, eps, centres)
     _, s_x, c_x = _parts(observed, n_axes, eps, centres)
@@ -376,7 +364,8 @@ def _groups_rule(
 
 
 def _slope_and_bend(scale_x: Tensor, scale_r: Tensor) -> tuple[Tensor, Tensor]:
-    return (scale_x + scale_r) / 2, finite_or_zero(-((scale_x * scale_r) ** 2) / (scale_x + scale_r))
+    total, product = scale_x + scale_r, scale_x * scale_r
+    return total / 2, finite_or_zero(-product * (product / total))  # its square may be no number that can be written
 
 
 def _through(

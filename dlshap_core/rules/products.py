@@ -166,7 +166,7 @@ def _product_by_triton(gradient: Tensor, a_x: Tensor, a_r: Tensor, b_x: Tensor, 
 
 def _quotient_by_torch(gradient: Tensor, a_x: Tensor | None, a_r: Tensor, b_x: Tensor, b_r: Tensor) -> list[Tensor]:
     m_a, m_b = quotient_multipliers(a_r if a_x is None else a_x, b_x, a_r, b_r)
-    return [gradient * m for m in ((m_b,) if a_x is None else (m_a, m_b))]
+    return [(gradient * m).to(gradient.dtype) for m in ((m_b,) if a_x is None else (m_a, m_b))]
 
 
 def _quotient_by_triton(gradient: Tensor, a_x: Tensor | None, a_r: Tensor, b_x: Tensor, b_r: Tensor) -> list[Tensor]:

@@ -168,12 +168,13 @@ def sqrt(x: Tensor, r: Tensor) -> Tensor:
 def rsqrt(x: Tensor, r: Tensor) -> Tensor:
     """-1 / (sqrt x sqrt r (sqrt x + sqrt r)); undefined where either is not positive."""
     root_x, root_r = x.sqrt(), r.sqrt()
-    return finite_or_zero(-1 / (root_x * root_r * (root_x + root_r)))
+    return finite_or_zero(-1 / root_x / root_r / (root_x + root_r))
 
 
 def reciprocal(x: Tensor, r: Tensor) -> Tensor:
-    """(1/x - 1/r) / (x - r) = -1 / (x r); undefined where either is 0."""
-    return finite_or_zero(-1 / (x * r))
+    """(1/x - 1/r) / (x - r) = -1 / (x r); undefined where either is 0. The product may be no number that can be
+    written where both of its factors are."""
+    return finite_or_zero(-1 / x / r)
 
 
 def power(x: Tensor, r: Tensor, exponent: float | Tensor) -> Tensor:
@@ -219,8 +220,9 @@ def softplus(x: Tensor, r: Tensor, beta: float = 1.0, threshold: float = 20.0) -
 
 
 def log_sigmoid(x: Tensor, r: Tensor) -> Tensor:
-    """log sigmoid x = -softplus(-x)."""
-    return softplus(-x, -r)
+    """log sigmoid x = -softplus(-x), which is x from -40 down to float64's last digit, and not from -20 as torch has
+    softplus by default."""
+    return softplus(-x, -r, threshold=40.0)
 
 
 def mish(x: Tensor, r: Tensor) -> Tensor:

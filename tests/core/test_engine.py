@@ -550,6 +550,17 @@ def test_half_precision_runs_under_autocast(dtype: torch.dtype, tolerance: float
     assert next(model.parameters()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("size", [0.02, 500.0])  # variances beyond float16, or their reciprocals
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+def test_norms_in_half_precision(name: str, size: float, pairs: tuple[Tensor, Tensor]) -> None:
+    def norm(x: Tensor) -> Tensor:
+        return getattr(F, name)(size * x.mT, x.shape[1:2]).mT
+
+    exact = multipliers(seeded(lambda: Sandwich(norm, 16)), *pairs)
+    model = seeded(lambda: Sandwich(norm, 16), dtype=torch.float32)
+    assert relative_difference(multipliers(model, *pairs, dtype=torch.float16), exact) < 0.01
+
+
 def test_a_model_without_parameters_is_computed_in_float32(pairs: tuple[Tensor, Tensor]) -> None:
     model = Apply(lambda x: x.flatten(1)[:, :3].exp())
     assert explain(model, *pairs).hypothetical.dtype == torch.float32

@@ -13,7 +13,7 @@ from dlshap_core.kernels import fused
 from dlshap_core.kernels.softmax import SERIES_BELOW
 from dlshap_core.rules import secants
 from dlshap_core.rules.arithmetic import FAR, quotient_multipliers
-from tests.core.toolbox import Apply, multipliers, relative_difference
+from tests.core.toolbox import Apply, Sandwich, multipliers, relative_difference, seeded, sequences, shuffled
 
 SIDES = [0.5, 0.99, 1.01, 2.0]  # times the threshold
 SMOOTH: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -55,6 +55,22 @@ def test_the_ratio_of_denominators_from_which_on_they_are_far(side: float) -> No
     assert relative_difference(m_b, exact[1]) < 1e-6
     change = a_x / b_x - a_r / b_r
     assert relative_difference(m_a * (a_x - a_r) + m_b * (b_x - b_r), change) < 1e-4  # its parts cancel
+
+
+QUOTIENTS: dict[str, Callable[[Tensor], Tensor]] = {  # whose denominators have products beyond float32
+    "of large exponentials": lambda z: (z + 60).exp() / (z + 60).exp().sum(1, keepdim=True),
+    "of small exponentials": lambda z: (z - 55).exp() / (z - 55).exp().sum(1, keepdim=True),
+    "by a reciprocal": lambda z: (z + 45).exp() * (1 / (z + 45).exp().sum(1, keepdim=True)),
+    "by a root": lambda z: 1e13 * z * torch.rsqrt((1e13 * z).square().sum(1, keepdim=True) + 1e26),
+}
+
+
+@pytest.mark.parametrize("name", QUOTIENTS)
+def test_denominators_whose_product_is_no_number(name: str) -> None:
+    X = sequences(2)
+    model = seeded(lambda: Sandwich(QUOTIENTS[name]))
+    exact = multipliers(model, X, shuffled(X))
+    assert relative_difference(multipliers(model.float(), X, shuffled(X)), exact) < 1e-4
 
 
 @pytest.mark.parametrize("is_fused", [True, False])

@@ -191,6 +191,13 @@ def test_where_a_function_is_undefined_nothing_is_passed_back(name: str) -> None
         assert (CASES[name].secant(-torch.ones(3), torch.ones(3)) == 0).all()
 
 
+def test_log_sigmoid_has_no_threshold_where_softplus_has_one() -> None:
+    x = torch.tensor([-20.1], dtype=torch.float64)
+    r = torch.tensor([-19.9], dtype=torch.float64)
+    ratio = (x.exp().log1p() - r.exp().log1p()) / (x - r)
+    torch.testing.assert_close(1 - secants.log_sigmoid(x, r), ratio, rtol=1e-4, atol=0)
+
+
 def test_extreme_arguments_give_finite_slopes() -> None:
     x = torch.tensor([-200.0, -90.0, 0.0, 80.0, 1e-30, 300.0])
     for name in ("sigmoid", "silu", "softplus", "mish", "gelu", "tanh", "elu", "log_sigmoid", "erf"):
