@@ -137,6 +137,8 @@ def _normalise(
     n_columns,
     n_inner,
     n_repeats,
+    n_groups,
+    n_weights,
     EPS: tl.constexpr,
     CENTRES: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
@@ -144,11 +146,14 @@ def _normalise(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """A weight stands for `n_columns // n_weights` elements side by side; every `n_groups`-th row has the same."""
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     is_row = row < n_rows
     start_x = (row // n_inner // n_repeats * n_inner + row % n_inner) * n_columns
     start_r = row * n_columns
+    start_weight = row % n_groups * n_weights
+    n_side = n_columns // n_weights
     zero = tl.zeros((ROWS, 1), DTYPE)
     mean_x, mean_r = zero, zero
     if CENTRES:
@@ -162,7 +167,7 @@ def _normalise(
         there = is_row & (columns < n_columns)
         flowing = tl.load(gradient + start_r + columns, there, 0.0).to(DTYPE)
         if HAS_WEIGHT:
-            flowing *= tl.load(weight + columns, columns < n_columns, 0.0).to(DTYPE)
+            flowing *= tl.load(weight + start_weight + columns // n_side, there, 0.0).to(DTYPE)
         both = tl.load(x + start_x + columns, there, 0.0).to(DTYPE) - mean_x
         both += tl.load(r + start_r + columns, there, 0.0).to(DTYPE) - mean_r
         total += tl.sum(flowing, 1, keep_dims=True)
@@ -177,7 +182,7 @@ def _normalise(
         there = is_row & (columns < n_columns)
         flowing = tl.load(gradient + start_r + columns, there, 0.0).to(DTYPE)
         if HAS_WEIGHT:
-            flowing *= tl.load(weight + columns, columns < n_columns, 0.0).to(DTYPE)
+            flowing *= tl.load(weight + start_weight + columns // n_side, there, 0.0).to(DTYPE)
         both = tl.load(x + start_x + columns, there, 0.0).to(DTYPE) - mean_x
         both += tl.load(r + start_r + columns, there, 0.0).to(DTYPE) - mean_r
         found = (flowing - centre) * ((s_x + s_r) / 2.0) + both * spread
@@ -196,9 +201,17 @@ def softmax(gradient: Tensor, x: Tensor, r: Tensor, n_inner: int, kind: str) -> 
 
 
 def normalise(
-    gradient: Tensor, x: Tensor, r: Tensor, weight: Tensor | None, eps: float, centres: bool, n_inner: int
+    gradient: Tensor,
+    x: Tensor,
+    r: Tensor,
+    weight: Tensor | None,
+    n_groups: int,
+    eps: float,
+    centres: bool,
+    n_inner: int,
 ) -> Tensor:
-    """As `normalization.standardise`: gradient and r (B, M), x (B / R, M), weight (M,)."""
+    """As `normalization.standardise`: gradient and r (B, M), x (B / R, M); a weight (n_groups M,), or with each element
+    standing for several side by side, of B = ... n_groups rows."""
     out = torch.empty_like(r)
     grid, dtype, sizes = _laid_out(r)
     if r.numel() > 0:
@@ -211,6 +224,8 @@ def normalise(
             *r.shape,
             n_inner,
             len(r) // len(x),
+            n_groups,
+            1 if weight is None else weight.numel() // n_groups,
             eps,
             centres,
             weight is not None,

@@ -83,7 +83,7 @@ def group_norm(
     cudnn_enabled: bool = True,
 ) -> Tensor:
     """(x - mean) rsqrt(var + eps) over each group of channels and all positions."""
-    if fused.takes(input) and not any(map(is_varying, (weight, bias))):
+    if _is_one(input, weight, bias):
         return standardise_groups(input, num_groups, eps, weight, bias)
     grouped = input.unflatten(1, (num_groups, -1))
     return _affine(standardise(grouped, grouped.ndim - 2, eps).flatten(1, 2), weight, bias, axis=1)
@@ -105,7 +105,7 @@ def instance_norm(
         assert running_mean is not None and running_var is not None
         scale = torch.rsqrt(running_var + eps)
         return _affine(_affine(input, scale, -running_mean * scale, axis=1), weight, bias, axis=1)
-    if fused.takes(input) and not any(map(is_varying, (weight, bias))):
+    if _is_one(input, weight, bias):
         return standardise_groups(input, input.shape[1], eps, weight, bias)
     return _affine(standardise(input, input.ndim - 2, eps), weight, bias, axis=1)
 
@@ -126,9 +126,37 @@ def var(
     if correction is None:
         correction = 0 if unbiased is False else 1
     axes = (dim,) if isinstance(dim, int) else tuple(dim)
-    centred = input - input.mean(axes, keepdim=True)
-    degrees = math.prod(input.shape[axis] for axis in axes) - correction
-    return torch.square(centred).sum(axes, keepdim=keepdim) / degrees
+    return _variance(input, axes, correction, keepdim)
+
+
+def _variance(x: Tensor, axes: tuple[int, ...], correction: float, keepdim: bool) -> Tensor:
+    if has_torch_function_unary(x):
+        return handle_torch_function(_variance, (x,), x, axes, correction, keepdim)
+    return torch.var(x, axes, correction=correction, keepdim=keepdim)
+
+
+def _variance_rule(
+    rows: RowPairing,
+    observed: Tensor,
+    reference: Tensor,
+    axes: tuple[int, ...],
+    correction: float,
+    keepdim: bool,
+) -> Tensor:
+    """Secant c + c0 of the squares of c = x - mean; the mean's own part is 0, as is the sum of c."""
+    value = _variance(reference.detach(), axes, correction, keepdim)
+    degrees = math.prod(reference.shape[axis] for axis in axes) - correction
+    kept = [1 if axis in (dim % reference.ndim for dim in axes) else n for axis, n in enumerate(reference.shape)]
+    dtype = reference.dtype
+
+    def pullback(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+        both = torch.add(operators.at_least_float32(x), r).reshape(shape)
+        both.sub_(both.mean(axes, keepdim=True))
+        return both.mul_(gradient.reshape(kept) / degrees).to(dtype)
+
+    shape = reference.shape
+    x, r = rows.paired(observed, reference.detach())
+    return pull_back(reference, value, pullback, x, rows.keep(r))
 
 
 def std(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -336,7 +364,18 @@ def _groups_rule(
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:
-    """`_standardise_rule` of each group, on a CPU; with the channels last in memory by a kernel, while going back."""
+    """`_standardise_rule` of each group; on a CPU with the channels last in memory by a kernel, while going back."""
+    if operators.is_for(reference):
+        value = torch.group_norm(reference.detach(), n_groups, weight, bias, eps)
+        if weight is not None:
+            weight = weight.view(n_groups, -1, *[1] * (reference.ndim - 2))
+        groups = rows.paired(*(z.unflatten(1, (n_groups, -1)) for z in (observed, reference.detach())))
+
+        def pull_back_late(gradient: Tensor, x: Tensor, r: Tensor) -> Tensor:
+            found = _back_through_norm(gradient.reshape(r.shape), x, r, weight, gradient.ndim - 1, eps, True)
+            return found.reshape(gradient.shape)
+
+        return pull_back(reference, value, pull_back_late, groups[0], rows.keep(groups[1]))
     axis = rows.axis(observed, reference)
     if not has_channels_last(reference) or axis not in (0, None) or rows.is_one_pair:
         grouped = observed.unflatten(1, (n_groups, -1)), reference.unflatten(1, (n_groups, -1))
@@ -396,10 +435,12 @@ def _norm_by_triton(
     from dlshap_core.kernels import triton_rows
 
     n_inner, (x_rows, r_rows, gradient_rows) = operators.as_rows(n_axes, x, r, gradient)
+    n_groups = 1 if weight is None or weight.ndim == n_axes else len(weight)
     weight = None if weight is None else weight.contiguous().view(-1)
-    return triton_rows.normalise(gradient_rows, x_rows, r_rows, weight, eps, centres, n_inner).view(r.shape)
+    return triton_rows.normalise(gradient_rows, x_rows, r_rows, weight, n_groups, eps, centres, n_inner).view(r.shape)
 
 
+# Over the last axes, each with a weight, or over these of each group of channels: (groups, channels, 1, ...).
 _back_through_norm = operators.define(
     "normalise(Tensor gradient, Tensor x, Tensor r, Tensor? weight, int n_axes, float eps, bool centres) -> Tensor",
     _norm_by_torch,
@@ -408,6 +449,7 @@ _back_through_norm = operators.define(
 
 
 standardise.dlshap_kind = PairRule(_standardise_rule, "normalisation")  # type: ignore[attr-defined]
+_variance.dlshap_kind = PairRule(_variance_rule, "normalisation")  # type: ignore[attr-defined]
 standardise_groups.dlshap_kind = PairRule(_groups_rule, "normalisation")  # type: ignore[attr-defined]
 
 

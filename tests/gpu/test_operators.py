@@ -67,6 +67,11 @@ OTHERS: dict[str, Function] = {
     "layer_norm with a weight": lambda x: F.layer_norm(x, [LENGTH], torch.linspace(0.5, 2, LENGTH).to(x), None),
     "rms_norm": lambda x: F.rms_norm(x, [LENGTH], torch.linspace(0.5, 2, LENGTH).to(x), 1e-5),
     "group_norm": lambda x: F.group_norm(x, 2),
+    "group_norm with a weight": lambda x: F.group_norm(x, 4, *torch.linspace(0.5, 2, 2 * CHANNELS).to(x).chunk(2)),
+    "group_norm of one axis": lambda x: F.group_norm(x.flatten(1), 4).view_as(x).tanh(),
+    "instance_norm with a weight": lambda x: F.instance_norm(x, weight=torch.linspace(0.5, 2, CHANNELS).to(x)).tanh(),
+    "variance": lambda x: x.var(-1, keepdim=True) + x.std(1, unbiased=False, keepdim=True),
+    "variance of two axes": lambda x: x + torch.var_mean(x, (1, 2), correction=0, keepdim=True)[0],
     "instance_norm": lambda x: F.instance_norm(x).tanh(),  # its own mean is 0
     "product": lambda x: x * x.tanh(),
     "product in place": lambda x: x.tanh().mul_(x),

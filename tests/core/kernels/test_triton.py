@@ -168,6 +168,19 @@ def test_norms(shape: tuple[int, ...], dtype: torch.dtype, centres: bool) -> Non
     assert ((found.double() - expected).abs() <= ROUNDING[dtype] * scale).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("n_groups", "n_channels", "length"), [(4, 2, 5), (6, 1, 7), (1, 3, 2000), (3, 4, 1)])
+def test_norms_of_groups(n_groups: int, n_channels: int, length: int, dtype: torch.dtype) -> None:
+    x, r = (z.to(dtype).unflatten(-1, (n_channels, length)) for z in activations(n_groups, n_channels * length))
+    weight = torch.randn(n_groups, n_channels, 1, dtype=torch.float64).to(dtype)
+    gradient = torch.randn(r.shape, dtype=torch.float64).to(dtype)
+    wide = (gradient.double(), x.double(), r.double(), weight.double())
+    expected = normalization._norm_by_torch(*wide, 2, 1e-2, True)
+    found = normalization._norm_by_triton(gradient, x, r, weight, 2, 1e-2, True)
+    scale = 1 + expected.abs().amax((-1, -2), keepdim=True)
+    assert ((found.double() - expected).abs() <= ROUNDING[dtype] * scale).all()
+
+
 OPERANDS = {"mean": 1, "product": 2, "quotient": 2, "quotient of a constant": 2, "select": 3}
 OPERANDS |= {"select or a constant": 3, "select a constant": 3, "select a number": 3, "select by a step": 3}
 OPERANDS |= {"select the source": 3, "select or the source": 3}
