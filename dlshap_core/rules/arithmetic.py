@@ -115,15 +115,9 @@ def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = Non
     return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, dim=-1)
 
 
-def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Tensor, Tensor]:
-    """The first or last k of the sorted values."""
-    values, places = torch.sort(input, dim=dim, descending=largest)
-    return torch.return_types.topk((values.narrow(dim, 0, k), places.narrow(dim, 0, k)))
-
-
 def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """The k-th of the values sorted upwards."""
-    values, places = torch.sort(input, dim=dim)
+    values, places = torch.topk(input, k, dim, largest=False)
     values, places = values.narrow(dim, k - 1, 1), places.narrow(dim, k - 1, 1)
     if not keepdim:
         values, places = values.squeeze(dim), places.squeeze(dim)

@@ -33,7 +33,7 @@ from dlshap_core.kernels.memory_format import has_channels_last
 from dlshap_core.rules import operators
 from dlshap_core.rules.deterministic import running_sum
 from dlshap_core.rules.gradients import pull_back
-from dlshap_core.rules.rows import RowPairing
+from dlshap_core.rules.rows import PassesDiffer, RowPairing
 
 # Up to how many eps of the larger one a difference of two activations is taken for rounding between the two passes.
 # Low, as a base at the edge of what a place sees may change it by 1e-6. It decides alone only where the output rises or
@@ -462,8 +462,11 @@ def cummin(rows: RowPairing, observed: Tensor, reference: Tensor, dim: int) -> t
     return torch.return_types.cummin((-value, places))
 
 
-class _SumsOfLargest:
-    """S_k, the sums of the k largest of n, as maxima over subsets; the last axis holds the n.
+def shares_of_sums(
+    x: tuple[Tensor, Tensor], r: tuple[Tensor, Tensor], order_x: Tensor, order_r: Tensor, n: int
+) -> tuple[Tensor, Tensor]:
+    """Of S_k, the sums of the k largest of n, as maxima over subsets, for each k in the last axis: the share of each
+    member of the subset that it goes to, and whether that is the observed one.
 
     The change of S_k goes to the subset that explains it, the observed one where S_k rises and the reference one where
     it falls, every member in proportion to its own change:
@@ -472,45 +475,82 @@ class _SumsOfLargest:
 
     a share in [0, 1] for the same reason as in a maximum, and 1 where both subsets are one. It is 1, too, where the
     subset changes by rounding alone, and S_k with it, which can happen but where both sides have the same values.
+
+    Args:
+        x, r: each in its own descending order, and in that of the other.
+        order_x, order_r: places of the largest, in their descending order.
+        n: places in all.
     """
+    sorted_x, x_by_r = x
+    sorted_r, r_by_x = r
+    sum_change = running_sum(sorted_x - sorted_r)
+    rises = sum_change >= 0
+    subset_change = torch.where(rises, running_sum(sorted_x - r_by_x), running_sum(x_by_r - sorted_r))
+    k = order_r.shape[-1]
+    ranks = torch.arange(k, device=order_r.device, dtype=torch.int32)
+    rank_r = ranks.new_full((*order_r.shape[:-1], n), k).scatter_(-1, order_r, ranks.expand_as(order_r))
+    is_one_subset = rank_r.gather(-1, order_x).cummax(-1).values == ranks
+    is_close = subset_change.abs() <= rounding(sorted_r.dtype) * sorted_r[..., :1].abs()
+    return torch.where(is_one_subset | is_close, 1.0, sum_change / subset_change).clamp(0, 1), rises
 
-    def __init__(self, x: Tensor, r: Tensor) -> None:
-        order_x, order_r = (z.argsort(dim=-1, descending=True, stable=True) for z in (x, r))
-        self._rank_x, self._rank_r = order_x.argsort(-1), order_r.argsort(-1)
-        change = x - r
-        sorted_x, sorted_r = x.gather(-1, order_x), r.gather(-1, order_r)
-        sum_change = running_sum(sorted_x - sorted_r)
-        self._rises = sum_change >= 0
-        subset_change = torch.where(
-            self._rises, running_sum(change.gather(-1, order_x)), running_sum(change.gather(-1, order_r))
-        )
-        ranks = torch.arange(x.shape[-1], device=x.device)
-        is_one_subset = self._rank_r.gather(-1, order_x).cummax(-1).values == ranks
-        is_close = subset_change.abs() <= rounding(r.dtype) * sorted_r[..., :1].abs()
-        self._shares = torch.where(is_one_subset | is_close, 1.0, sum_change / subset_change).clamp(0, 1)
 
-    def pull_back(self, gradient: Tensor) -> Tensor:
+def _order_statistics(
+    rows: RowPairing, observed: Tensor, reference: Tensor, dim: int, k: int, descending: bool
+) -> tuple[Tensor, Tensor]:
+    """The first k of the sorted values, and their places in the references.
+
+    Downwards the k-th value is S_k - S_(k-1), a difference of two sums of the largest; upwards the same holds of -x. So
+    the first value is the maximum or the minimum, and the sum of all of them is that of the inputs.
+    """
+    axis = rows.axis(observed, reference)
+    if axis == dim % reference.ndim:
+        raise PassesDiffer("the rows of the batch are sorted")
+    largest, sign = _stands_for_infinity(reference.dtype), 1 if descending else -1
+
+    def first(z: Tensor) -> tuple[Tensor, Tensor]:
+        ordered = z.sort(dim=dim, descending=descending, stable=True)
+        return ordered[0].narrow(dim, 0, k), ordered[1].narrow(dim, 0, k)
+
+    def finite(z: Tensor) -> Tensor:
+        return sign * z.movedim(dim, -1).clamp(-largest, largest)
+
+    value, places = first(reference.detach())
+    value_x, places_x = (rows.expand(z, reference.narrow(dim, 0, k)) for z in first(observed))
+    x_by_r = rows.expand(observed, reference).gather(dim, places)
+    r_by_x = reference.detach().gather(dim, places_x)
+    order_x, order_r = places_x.movedim(dim, -1), places.movedim(dim, -1)
+    of_x, of_r = (finite(value_x), finite(x_by_r)), (finite(value), finite(r_by_x))
+    shares, rises = shares_of_sums(of_x, of_r, order_x, order_r, reference.shape[dim])
+    shape = reference.movedim(dim, -1).shape
+
+    def pullback(gradient: Tensor, shares: Tensor, rises: Tensor, order_x: Tensor, order_r: Tensor) -> Tensor:
         """Gradients at the k-th largest values, S_k - S_(k-1), brought to the inputs."""
-        weight = (gradient - F.pad(gradient, (0, 1))[..., 1:]) * self._shares.to(gradient.dtype)
-        flow_x = running_sum(torch.where(self._rises, weight, 0.0).flip(-1)).flip(-1)
-        flow_r = running_sum(torch.where(self._rises, 0.0, weight).flip(-1)).flip(-1)
-        return flow_x.gather(-1, self._rank_x) + flow_r.gather(-1, self._rank_r)
+        gradient = gradient.movedim(dim, -1)
+        weight = (gradient - F.pad(gradient, (0, 1))[..., 1:]) * shares.to(gradient.dtype)
+        found = gradient.new_zeros(shape)
+        for order, part in ((order_x, torch.where(rises, weight, 0.0)), (order_r, torch.where(rises, 0.0, weight))):
+            found.scatter_add_(-1, order, running_sum(part.flip(-1)).flip(-1))
+        return found.movedim(-1, dim)
+
+    return pull_back(reference, value, pullback, shares, rises, order_x, order_r), places
 
 
 def sort(
-    observed: Tensor, reference: Tensor, dim: int = -1, descending: bool = False, stable: bool = False
+    rows: RowPairing, observed: Tensor, reference: Tensor, dim: int = -1, descending: bool = False, stable: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Sorted values, and so topk, median and quantiles of positions.
+    """Sorted values, and so quantiles of positions."""
+    n = reference.shape[dim]
+    return torch.return_types.sort(_order_statistics(rows, observed, reference, dim, n, descending))
 
-    Downwards the k-th value is S_k - S_(k-1), a difference of two sums of the largest; upwards the same holds of -x.
-    So the first value is the maximum or the minimum, and the sum of all of them is that of the inputs.
-    """
-    value, places = reference.detach().sort(dim=dim, descending=descending, stable=stable)
-    largest = _stands_for_infinity(reference.dtype)
-    sign = 1 if descending else -1
-    sums = _SumsOfLargest(*(sign * z.detach().clamp(-largest, largest).movedim(dim, -1) for z in (observed, reference)))
 
-    def pullback(gradient: Tensor) -> Tensor:
-        return sums.pull_back(gradient.movedim(dim, -1)).movedim(-1, dim)
-
-    return torch.return_types.sort((pull_back(reference, value, pullback), places))
+def topk(
+    rows: RowPairing,
+    observed: Tensor,
+    reference: Tensor,
+    k: int,
+    dim: int = -1,
+    largest: bool = True,
+    sorted: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The first or last k of the sorted values."""
+    return torch.return_types.topk(_order_statistics(rows, observed, reference, dim, k, largest))

@@ -48,7 +48,6 @@ from dlshap_core.rules.kinds import (
     Refused,
     Split,
     Traced,
-    UnaryRule,
 )
 from dlshap_core.rules.layouts import Joining, Reducing, Reshaping
 from dlshap_core.rules.masks import Combination, Comparison, Negation, Select, SelectOrAssign
@@ -122,7 +121,7 @@ _COMPOSITES = {
     **_composites("spelled out", arithmetic, "lerp addcdiv logit hypot cosine_similarity pairwise_distance cdist"),
     **_composites("product: midpoint", arithmetic, "glu"),
     **_composites("logsumexp", arithmetic, "logaddexp logaddexp2"),
-    **_composites("order statistics", arithmetic, "topk kthvalue median"),
+    **_composites("order statistics", arithmetic, "kthvalue median"),
     **_composites("maximum", arithmetic, "aminmax"),
     **_composites(
         "normalisation: spelled out",
@@ -190,6 +189,7 @@ TABLE = _joined(
     {name: Elementwise(_shrink(getattr(torch, name))) for name in ("threshold", "hardshrink")},
     _COMPOSITES,
     {name: PairRule(rule, "maximum", breaks_ties=True) for name, rule in _MAXIMA.items()},
+    {name: PairRule(getattr(maxima, name), "order statistics", breaks_ties=True) for name in ("sort", "topk")},
     _each("softmax special_softmax", PairRule(softmaxes.softmax, "softmax")),
     _each("log_softmax special_log_softmax", PairRule(softmaxes.log_softmax, "softmax")),
     _each("logsumexp", PairRule(softmaxes.logsumexp, "softmax")),
@@ -212,7 +212,6 @@ TABLE = _joined(
     _each("pow float_power", Power(Elementwise(secants.power), Composite(arithmetic.power_of_base, "power"))),
     {
         "prelu": Prelu(prelu, "elementwise: secant"),
-        "sort": UnaryRule(maxima.sort, "order statistics", breaks_ties=True),
         "__setitem__": SelectOrAssign(),
         "rrelu": OnlyIf(Elementwise(secants.rrelu), _is_not_training(3, "training"), "it is random while training"),
         "batch_norm": OnlyIf(

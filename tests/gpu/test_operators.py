@@ -106,6 +106,10 @@ OTHERS: dict[str, Function] = {
     "max_pool of two axes": lambda x: F.max_pool2d(x.unflatten(-1, (4, 6)), 3, (1, 2), padding=1).flatten(2),
     "max of two axes": lambda x: x.unflatten(-1, (4, 6)).amax((2, 3)).unsqueeze(-1),
     "max over channels": lambda x: x + x.max(1, keepdim=True).values + x.amin(1, keepdim=True),
+    "sort": lambda x: x.relu().sort(-1).values * torch.linspace(0, 1, LENGTH).to(x),
+    "topk": lambda x: x.relu().topk(5, -1).values,
+    "smallest of channels": lambda x: torch.topk(x, 3, 1, largest=False).values.repeat(1, 3, 1)[:, :CHANNELS],
+    "median": lambda x: x.median(-1, keepdim=True).values,
     "adaptive_max_pool": lambda x: F.adaptive_max_pool1d(x, 6),
     "uneven adaptive_max_pool": lambda x: F.adaptive_max_pool1d(x, 7),
 }
