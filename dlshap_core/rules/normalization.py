@@ -74,6 +74,11 @@ def rms_norm(
     return _affine(standardise(input, len(normalized_shape), eps, False), weight, None)
 
 
+def _are_groups_one(input: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether a norm of groups and its affine map, which does not vary, are taken as one."""
+    return (operators.is_for(input) or fused.takes(input)) and not any(map(is_varying, parameters))
+
+
 def group_norm(
     input: Tensor,
     num_groups: int,
@@ -83,7 +88,7 @@ def group_norm(
     cudnn_enabled: bool = True,
 ) -> Tensor:
     """(x - mean) rsqrt(var + eps) over each group of channels and all positions."""
-    if _is_one(input, weight, bias):
+    if _are_groups_one(input, weight, bias):
         return standardise_groups(input, num_groups, eps, weight, bias)
     grouped = input.unflatten(1, (num_groups, -1))
     return _affine(standardise(grouped, grouped.ndim - 2, eps).flatten(1, 2), weight, bias, axis=1)
@@ -105,7 +110,7 @@ def instance_norm(
         assert running_mean is not None and running_var is not None
         scale = torch.rsqrt(running_var + eps)
         return _affine(_affine(input, scale, -running_mean * scale, axis=1), weight, bias, axis=1)
-    if _is_one(input, weight, bias):
+    if _are_groups_one(input, weight, bias):
         return standardise_groups(input, input.shape[1], eps, weight, bias)
     return _affine(standardise(input, input.ndim - 2, eps), weight, bias, axis=1)
 

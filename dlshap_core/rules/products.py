@@ -113,7 +113,7 @@ class Product(Multilinear):
             if is_flat:
                 to_a, to_b = _back_through_product(gradient.reshape(a_r.shape), a_x, a_r, b_x, b_r)
                 return to_a.reshape(gradient.shape), to_b.reshape(gradient.shape)
-            mean_a, mean_b = _mean(a_x, a_r).reshape(first_shape), _mean(b_x, b_r).reshape(second_shape)
+            mean_a, mean_b = mean_of_both(a_x, a_r).reshape(first_shape), mean_of_both(b_x, b_r).reshape(second_shape)
             if self.is_of_matrices:
                 return gradient @ mean_b.mT, mean_a.mT @ gradient
             return (gradient * _bounded(mean_b)).sum_to_size(first_shape), (gradient * _bounded(mean_a)).sum_to_size(
@@ -175,7 +175,7 @@ def _quotient_by_triton(gradient: Tensor, a_x: Tensor | None, a_r: Tensor, b_x: 
     return triton_pairs.quotient(gradient, (a_x, a_r), (b_x, b_r), FAR)
 
 
-_mean = operators.define("mean(Tensor x, Tensor r) -> Tensor", _mean_by_torch, _mean_by_triton)
+mean_of_both = operators.define("mean(Tensor x, Tensor r) -> Tensor", _mean_by_torch, _mean_by_triton)
 _back_through_product = operators.define(
     "product(Tensor gradient, Tensor a_x, Tensor a_r, Tensor b_x, Tensor b_r) -> Tensor[]",
     _product_by_torch,

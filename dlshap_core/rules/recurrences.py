@@ -20,9 +20,11 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from dlshap_core.kernels import fused
 from dlshap_core.kernels import recurrences as kernels
 from dlshap_core.kernels.threads import in_parts
+from dlshap_core.rules import operators
 from dlshap_core.rules.call import Call
 from dlshap_core.rules.gradients import pull_back
 from dlshap_core.rules.kinds import PairRule
+from dlshap_core.rules.products import mean_of_both
 from dlshap_core.rules.protocol import Pass
 from dlshap_core.rules.rows import RowPairing
 from dlshap_core.rules.secants import sigmoid, tanh
@@ -53,7 +55,7 @@ def lstm(steps: Tensor, *parameters: Tensor) -> Tensor:
     """Hidden states and memories (T, B, 2 H) of steps (T, B, I), with torch's w_ih, w_hh and, if any, b_ih, b_hh."""
     if has_torch_function_unary(steps):
         return handle_torch_function(lstm, (steps,), steps, *parameters)
-    hidden, _, memory = _lstm_parts(steps, parameters)
+    hidden, *_, memory = _lstm_parts(steps, parameters)
     return torch.cat([hidden, memory], -1)
 
 
@@ -84,25 +86,35 @@ def _gates(z: Tensor, weight: Tensor, bias: tuple[Tensor, ...], n: int) -> Tenso
     return F.linear(z, weight, *bias).unflatten(-1, (n, -1))
 
 
-def _lstm_parts(steps: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states (T, B, H), gates before their sigmoids and tanh, in torch's order i, f, g, o, and memories."""
+def _lstm_parts(steps: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states (T, B, H), gates before their sigmoids and tanh, in torch's order i, f, g, o, and after, and
+    memories."""
     w_ih, w_hh, *biases = parameters
     hidden = _hidden("lstm", steps, parameters)
-    gates = _gates(steps, w_ih, tuple(biases[:1]), 4) + _gates(_before(hidden), w_hh, tuple(biases[1:]), 4)
-    enter, forget, content = gates[:, :, 0].sigmoid(), gates[:, :, 1].sigmoid(), gates[:, :, 2].tanh()
+    gates = _gates(steps, w_ih, (biases[0] + biases[1],) if biases else (), 4)
+    gates[1:] += _gates(hidden[:-1], w_hh, (), 4)
+    values = gates.sigmoid()
+    values[:, :, 2] = gates[:, :, 2].tanh()
+    enter, forget, content, _ = values.unbind(2)
     memory = enter * content
     for t in range(1, len(memory)):
         memory[t].addcmul_(forget[t], memory[t - 1])
-    return hidden, gates, memory
+    return hidden, gates, values, memory
 
 
 def _combiner(rows: RowPairing) -> tuple[Callable[[_Both, Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
-    """What takes a function of both sides, and the mean of both sides, to the rows of the references."""
+    """What takes a secant of both sides, and the mean of both sides, to the rows of the references."""
 
-    def of_both(function: _Both, x: Tensor, r: Tensor) -> Tensor:
-        return function(*rows.paired(x, r)).reshape(r.shape)
+    def of_both(secant: _Both, x: Tensor, r: Tensor) -> Tensor:
+        both = rows.paired(x, r)
+        found = operators.secant(None, *both, secant.__name__, []) if operators.is_for(r) else secant(*both)
+        return found.reshape(r.shape).to(r.dtype)
 
-    return of_both, lambda x, r: of_both(torch.add, x, r) / 2
+    def mean(x: Tensor, r: Tensor) -> Tensor:
+        both = rows.paired(x, r)
+        return (mean_of_both(*both) if operators.is_for(r) else torch.add(*both) / 2).reshape(r.shape)
+
+    return of_both, mean
 
 
 def _check_rows(rows: RowPairing, observed: Tensor, reference: Tensor) -> None:
@@ -114,22 +126,16 @@ def _lstm_rule(rows: RowPairing, observed: Tensor, reference: Tensor, *parameter
     """c = f c + i g, h = o tanh(c): midpoint products of the secants of the gates and of tanh(c)."""
     _check_rows(rows, observed, reference)
     of_both, mean = _combiner(rows)
-    _, gates_x, memory_x = _lstm_parts(observed, parameters)
-    hidden, gates_r, memory_r = _lstm_parts(reference.detach(), parameters)
-    values = [
-        [gate.tanh() if k == 2 else gate.sigmoid() for k, gate in enumerate(gates.unbind(2))]
-        for gates in (gates_x, gates_r)
-    ]
-    enter, forget, content, leave = (mean(x, r) for x, r in zip(*values, strict=True))
-    m_enter, m_forget, m_content, m_leave = (
-        of_both(tanh if k == 2 else sigmoid, x, r)
-        for k, (x, r) in enumerate(zip(gates_x.unbind(2), gates_r.unbind(2), strict=True))
-    )
-    from_memory = torch.stack(
-        [content * m_enter, mean(_before(memory_x), _before(memory_r)) * m_forget, enter * m_content], 2
-    )
-    to_leave = mean(memory_x.tanh(), memory_r.tanh()) * m_leave
+    _, gates_x, values_x, memory_x = _lstm_parts(observed, parameters)
+    hidden, gates_r, values_r, memory_r = _lstm_parts(reference.detach(), parameters)
+    enter, forget, content, leave = mean(values_x, values_r).unbind(2)
+    to_gates = of_both(sigmoid, gates_x, gates_r)
+    to_gates[:, :, 2] = of_both(tanh, gates_x[:, :, 2], gates_r[:, :, 2])
+    before = mean(_before(memory_x), _before(memory_r))
+    for k, factor in enumerate((content, before, enter, mean(memory_x.tanh(), memory_r.tanh()))):
+        to_gates[:, :, k] *= factor
     to_memory = leave * of_both(tanh, memory_x, memory_r)
+    forget = forget.clone()
     w_ih, w_hh = parameters[:2]
     n_units = w_hh.shape[1]
 
@@ -140,8 +146,8 @@ def _lstm_rule(rows: RowPairing, observed: Tensor, reference: Tensor, *parameter
         for t in range(len(gradient) - 1, -1, -1):
             d_hidden = d_hidden + at_hidden[t]
             d_memory = (d_memory + at_memory[t]).addcmul_(d_hidden, to_memory[t])
-            torch.mul(d_memory.unsqueeze(1), from_memory[t], out=at_gates[t, :, :3])
-            torch.mul(d_hidden, to_leave[t], out=at_gates[t, :, 3])
+            torch.mul(d_memory.unsqueeze(1), to_gates[t, :, :3], out=at_gates[t, :, :3])
+            torch.mul(d_hidden, to_gates[t, :, 3], out=at_gates[t, :, 3])
             d_memory = d_memory * forget[t]
             d_hidden = at_gates[t].flatten(1) @ w_hh
         return at_gates.flatten(2) @ w_ih
