@@ -120,6 +120,8 @@ class ForwardPass(TorchFunctionMode):
             self._seen.refusals.append(str(error))
             return func(*args, **kwargs)
         except RuntimeError as error:
+            if "deterministic implementation" in str(error):
+                self.refuse(name, str(error).partition(". ")[0])
             if "functorch transforms" not in str(error):
                 raise
             self.refuse(name, _UNDER_TORCH_FUNC)

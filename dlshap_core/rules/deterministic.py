@@ -77,6 +77,13 @@ def median(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
     return torch.return_types.median((value, place) if keepdim else (value.squeeze(dim), place.squeeze(dim)))
 
 
+def kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    """By sorting; some versions of torch have no deterministic kernel of it."""
+    values, places = input.sort(dim=dim, stable=True)
+    value, place = (z.narrow(dim, k - 1, 1) for z in (values, places))
+    return torch.return_types.kthvalue((value, place) if keepdim else (value.squeeze(dim), place.squeeze(dim)))
+
+
 def running_sum(x: Tensor) -> Tensor:
     """Along the last axis, by torch where that is deterministic."""
     return cumsum(x, -1) if is_needed(x) else x.cumsum(-1)
@@ -258,6 +265,7 @@ FORMS: Mapping[str, Callable[..., Any]] = {
     "cumprod": cumprod,
     **{f"adaptive_avg_pool{d}d": adaptive_avg_pool(d) for d in (1, 2, 3)},
     "median": median,
+    "kthvalue": kthvalue,
     "avg_pool3d": avg_pool3d,
     "upsample_linear1d": upsample(1, _linear),
     "upsample_bilinear2d": upsample(2, _linear),

@@ -151,13 +151,29 @@ def test_models_have_the_values_of_a_cpu(name: str) -> None:
     assert (found - exact).abs().max() <= 4 * (expected - exact).abs().max() + 1e-6 * scale
 
 
-def test_what_is_left_is_refused_by_name_before_anything_is_spent() -> None:
-    def sampled(x: Tensor) -> Tensor:
-        grid = torch.zeros(len(x), 1, 4, 2, device=x.device, dtype=x.dtype)
-        return F.grid_sample(x.unsqueeze(2), grid, align_corners=False)
+LEFT: dict[str, Callable[[Tensor], Tensor]] = {
+    "grid_sampler": lambda x: F.grid_sample(
+        x.unsqueeze(2), torch.zeros(len(x), 1, 4, 2, device=x.device, dtype=x.dtype), align_corners=False
+    ),
+    "histc": lambda x: x * torch.arange(8.0, device=x.device).histc(4).sum(),
+    "bincount": lambda x: x * torch.bincount(torch.arange(3, device=x.device), torch.ones(3, device=x.device)).sum(),
+    "put": lambda x: (x * 1).put_(torch.arange(3, device=x.device), x.flatten()[:3]),
+    "scatter_reduce": lambda x: torch.ones_like(x).scatter_reduce(1, torch.zeros_like(x, dtype=torch.int64), x, "prod"),
+    "nll_loss_nd": lambda x: F.nll_loss(
+        x.log_softmax(1), torch.ones(len(x), x.shape[-1], dtype=torch.int64, device=x.device), reduction="none"
+    ),
+    "cumulative_trapezoid": lambda x: torch.cumulative_trapezoid(x, dim=-1),
+}
 
-    loaded = replace(loaded_model("sampled"), folds=(Model(sampled).eval(),))
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_is_left_is_refused_by_name_before_anything_is_spent(name: str) -> None:
+    loaded = replace(loaded_model(name), folds=(Model(LEFT[name]).eval(),))
     with pytest.raises(UserError) as caught:
         run_preflight(loaded, CODES, "s0", Config(), "cuda")
-    for words in ("'grid_sampler'", "deterministic implementation", "with engine.deterministic=false"):
+    for words in (
+        f"operation {name!r} in the model",
+        "deterministic implementation",
+        "with engine.deterministic=false",
+    ):
         assert words in str(caught.value)

@@ -49,6 +49,8 @@ CASES: dict[str, tuple[str, Callable[..., Any], tuple[int, ...], tuple[Any, ...]
     "repeated ends, cropped": ("pad", F.pad, (N, C, 5, 6), ((-1, 2, 3, -2), "replicate")),
     "zeros": ("pad", F.pad, (N, C, 6), ((1, 2), "constant", 0.5)),
     "median": ("median", torch.median, (N, C, LENGTH), (-1,)),
+    "smallest but two": ("kthvalue", torch.kthvalue, (N, C, LENGTH), (3,)),
+    "smallest of another axis": ("kthvalue", torch.kthvalue, (N, C, LENGTH), (1, 1, True)),
     "median of an even number": ("median", torch.median, (N, C, 8), (1, True)),
 }
 
