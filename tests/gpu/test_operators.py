@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlshap_core import attribute
+from dlshap_core import UnsupportedModelError, attribute
 
 pytestmark = pytest.mark.gpu
 S, K, LENGTH, CHANNELS = 2, 3, 24, 8
@@ -168,6 +168,12 @@ def test_multipliers_are_those_of_a_cpu(name: str) -> None:
     function = (ELEMENTWISE | OTHERS)[name]
     assert_as_on_a_cpu(function, torch.float64, K, 1e-9)
     assert_as_on_a_cpu(function, torch.float32, 1, 1e-3)
+
+
+def test_a_softmax_over_the_batch_is_refused_by_name() -> None:
+    X, references = one_hot(0, 4, LENGTH), one_hot(1, 4, K, LENGTH)
+    with pytest.raises(UnsupportedModelError, match="'softmax' in the model"):
+        attribute(Model(lambda x: x[..., :2].softmax(0)).eval(), X, references, device="cuda", batch_size=S * K)
 
 
 @pytest.mark.parametrize(
