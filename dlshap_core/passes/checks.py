@@ -116,9 +116,9 @@ class Checks:
             return worst_miss((alone - together[-1:])[..., None], batch.prediction, batch.reference_prediction)
 
         def in_float64(exact: PairRunner) -> Miss:
-            exactly = x.double()
-            passes = exact.passes
-            return change(passes.plain_targets(exactly[-1:], last, 1), passes.plain_targets(exactly, rows, n_repeats))
+            exactly, passes = x.double(), exact.passes
+            alone = passes.plain_targets(exactly[-1:], last, 1)
+            return change(alone, passes.observed_targets(exactly, rows, n_repeats))
 
         alone = self._passes.plain_targets(x[-1:], last, 1)
         what = f"the prediction of a sequence alone differs from that in a batch of {len(y)}"

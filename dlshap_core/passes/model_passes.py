@@ -196,6 +196,13 @@ class ModelPasses:
         """The outputs to explain, unobserved, of sequences whose extra inputs are those of `rows`, repeated."""
         return self.targets.select(self.plain(x, self._extra(rows, n_repeats)))
 
+    def observed_targets(self, x: Tensor, rows: slice, n_repeats: int) -> Tensor:
+        """The same as the first pass computes them; nothing is kept."""
+        layout = RowPairing(len(x), 1)
+        forward = ForwardPass(Tape(), layout, False, self.modules, self.formats)
+        forward.is_dry = True
+        return self.targets.select(self._observed(x.requires_grad_(), rows, n_repeats, forward, layout).detach())
+
     def predict(self, X: Tensor, args: Sequence[Tensor], batch_size: int = 1) -> Tensor:
         """(N, targets) predictions of (N, A, L), so many in a batch and unobserved; `args` have N rows each."""
         x = X.detach().to(self.device).to(self.dtype)

@@ -151,7 +151,7 @@ class Negation(Kind):
     def run(self, forward: Pass, call: Call) -> Any:
         (number,) = call.inputs
         _require_mask(forward, call)
-        return attach_number(number.detach() == 0, 1 - number)
+        return _finish(call, 1 - number)
 
 
 class Combination(Kind):
@@ -169,7 +169,17 @@ class Combination(Kind):
         with forward:
             both = left * right
             number = both if self._operation == "and" else left + right - both * (2 if self._operation == "xor" else 1)
-        return attach_number(number.detach() != 0, number)
+        return _finish(call, number)
+
+
+def _finish(call: Call, number: Tensor) -> Tensor:
+    """A mask by its number; written back where the model asked for an operation in place, on a mask made from the
+    input, whose number the call has in its place, or on a constant one."""
+    if call.in_place and is_varying(call.args[0]):
+        finished: Tensor = call.finish(number)
+        return finished
+    mask = number.detach() != 0
+    return attach_number(call.args[0].copy_(mask) if call.in_place else mask, number)
 
 
 class Select(Kind):
@@ -187,7 +197,8 @@ class Select(Kind):
             return call.plain()
         if any(isinstance(x, Tensor) and x.is_complex() for x in (chosen, other)):
             return call.finish(self._by_parts(forward, condition, chosen, other))
-        dtype = next((x.dtype for x in (chosen, other) if isinstance(x, Tensor)), condition.dtype)
+        is_of_numbers = not any(isinstance(x, Tensor) for x in (chosen, other))
+        dtype = condition.dtype if is_of_numbers else torch.result_type(chosen, other)
         dtype = dtype if dtype.is_floating_point else condition.dtype
         operands = [_finite(x, dtype, condition.device) for x in (condition, chosen, other)]
         if operators.is_for(condition):

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from dlshap_core import UnsupportedModelError, attribute
 from dlshap_core.passes.tolerance import worst_miss
-from tests.core.toolbox import Apply, explain, relative_difference, seeded, sequences, shuffled
+from dlshap_core.rules.kinds import LinearBy
+from tests.core.toolbox import Apply, Sandwich, explain, relative_difference, seeded, sequences, shuffled
 
 
 class Block(nn.Module):
@@ -277,3 +279,19 @@ def test_an_error_that_is_no_number_is_the_worst() -> None:
     miss = worst_miss(errors, torch.ones(2, 2), torch.zeros(2, 2, 3))
     assert math.isnan(miss.error)
     assert (miss.row, miss.reference) == (1, 2)
+
+
+def otherwise(x: Tensor) -> Tensor:
+    if has_torch_function_unary(x):
+        return handle_torch_function(otherwise, (x,), x)
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_operation_that_is_computed_otherwise_than_by_the_model_is_no_rounding(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(otherwise, "dlshap_kind", LinearBy(function=lambda x: 2 * x), raising=False)
+    X = sequences(2)
+    with pytest.raises(UnsupportedModelError, match="alone differs"):
+        explain(seeded(lambda: Sandwich(otherwise), dtype=dtype), X, shuffled(X))

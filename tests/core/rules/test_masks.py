@@ -37,7 +37,27 @@ def assign_to_slice(z: Tensor) -> Tensor:
     return z
 
 
+def negated_in_place(z: Tensor) -> Tensor:
+    mask = z <= 0
+    mask.logical_not_()
+    return z * mask
+
+
+def combined_in_place(z: Tensor) -> Tensor:
+    mask, constant = z > -1, torch.ones_like(z, dtype=torch.bool)
+    mask.logical_and_(z > 0)
+    constant.logical_and_(mask)
+    return z * constant
+
+
+def of_a_number_of_another_dtype(z: Tensor) -> Tensor:
+    return torch.where(z < 0, torch.zeros((), dtype=torch.float32), z)
+
+
 RELUS: dict[str, Function] = {
+    "negated in place": negated_in_place,
+    "combined in place": combined_in_place,
+    "where, of a number of another dtype": of_a_number_of_another_dtype,
     "times the mask": lambda z: z * (z > 0),
     "the mask first": lambda z: (z > 0) * z,
     "in place": lambda z: z.clone().mul_(z > 0),
