@@ -16,9 +16,11 @@ def auto_batch_size(length: int, n_references: int, device: str, most: int | Non
     """Pairs in a batch where nobody says how many, from the sequence length (bases) and the kind of device.
 
     About 2**17 bases on a CPU, where a batch should stay near its caches, and 2**21 on a GPU, where it should keep the
-    device busy, if `most` pairs fit its memory; whole sequences where they fit, and at most 64 of them.
+    device busy, if `most` pairs fit its memory; whole sequences where they fit, and at most 64 of them. Where it is
+    known to fit a batch has two pairs at least: a single one takes the least memory, and half as long again.
     """
-    pairs = max(1, (1 << 17 if device == "cpu" else 1 << 21) // length)
+    least = 1 if most is None else 2
+    pairs = max(least, (1 << 17 if device == "cpu" else 1 << 21) // length)
     pairs = pairs if most is None else min(pairs, most)
     if pairs < n_references:
         return pairs

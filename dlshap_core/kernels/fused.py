@@ -7,6 +7,7 @@ times them: as many reads and writes as torch's own backward of a ReLU, and noth
 Shape legend: B rows of references, of which R in a row share a row of the observed activations; M elements in a row.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -105,31 +106,55 @@ def secant(
     return flat.back(out)
 
 
-def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, n_inner: int, kind: str) -> Tensor:
+def softmax(gradient: Tensor, x: Tensor, r: Tensor, p_x: Tensor, p_r: Tensor, kind: str) -> Tensor:
     """The gradient at a softmax, log_softmax or logsumexp (`kind`) over the last axis, taken to its logits.
 
     Args:
-        gradient: (B, M); (B, 1) of logsumexp.
-        x, p_x: logits of the S sequences and their softmax, (S, M).
-        r, p_r: those of the references, (B, M).
-        n_inner: rows of one sequence, the product of the axes between.
+        gradient: (..., S, R, ..., M); (..., 1) of logsumexp.
+        x, p_x: logits of the sequences and their softmax, (..., S, 1, ..., M), or all of one shape.
+        r, p_r: those of the references, (..., S, R, ..., M).
         kind: of the function.
     """
-    out = torch.empty(r.shape, dtype=r.dtype)
-    if out.numel() == 0:
-        return out
-    rows = [z.contiguous() for z in (gradient.to(r.dtype), x, r, p_x, p_r)]
+    if r.numel() == 0:
+        return torch.empty_like(r)
+    n_first = next((axis + 1 for axis in range(r.ndim) if x.shape[axis] != r.shape[axis]), 0)
+    order, place = _order_for_softmax(r, n_first)
+    flowing, *sides = (z.permute(order).contiguous() for z in (gradient.to(r.dtype), x, r, p_x, p_r))
     # c = logsumexp = z - log p, best known where both are largest
-    c_x, c_r = (z.amax(1) - p.amax(1).log() for z, p in ((rows[1], rows[3]), (rows[2], rows[4])))
-    c_x, c_r = c_x.view(-1, 1, n_inner), c_r.view(-1, len(c_r) // len(c_x), n_inner)
-    step, shift = c_x - c_r, torch.maximum(c_x, c_r)
-    apart = step.abs()
-    of_log = torch.where(step == 0, 1.0, apart / -torch.expm1(-apart))
-    rows += [z.view(-1) for z in (step, (c_x - shift).exp(), (c_r - shift).exp(), of_log)]
-    arrays: list[Any] = [*(z.numpy() for z in rows), n_inner, softmax_kernel.KINDS.index(kind)]
-    arrays += [tuple(softmax_kernel.SERIES.astype(arrays[0].dtype)), out.numpy()]
-    in_parts(softmax_kernel.times_softmax, arrays, len(out), out.numel())
-    return out
+    c_x, c_r = (z.amax(place) - p.amax(place).log() for z, p in (sides[::2], sides[1::2]))
+    steps = c_x - c_r
+    shape = sides[1].shape
+    n_inner, n_beside = shape[n_first:place].numel(), shape[place + 1 :].numel()
+    tensors = [z.view(-1, z.shape[place], n_beside) for z in (flowing, *sides)]
+    tensors += [z.view(-1, n_beside) for z in (steps, steps.abs().neg_().exp_())]
+    out = torch.empty_like(tensors[2])
+    kernel = softmax_kernel.times_softmax_side_by_side if n_beside > 1 else softmax_kernel.times_softmax
+    arrays: list[Any] = [(z if n_beside > 1 else z.squeeze(-1)).numpy() for z in (*tensors, out)]
+    constants = n_inner, softmax_kernel.KINDS.index(kind), tuple(softmax_kernel.SERIES.astype(arrays[0].dtype))
+    in_parts(kernel, [*arrays[:-1], *constants, arrays[-1]], len(out), out.numel())
+    return put_back(out.view(shape), order)
+
+
+def softmax_of(z: Tensor) -> Tensor:
+    """As torch.softmax over the last axis, which takes ten times as long where that has few elements side by side."""
+    if z.numel() == 0:
+        return torch.softmax(z, -1)
+    order, place = _order_for_softmax(z, 1)
+    value = put_back(torch.softmax(z.permute(order).contiguous(), place), order)
+    return torch.empty_like(z).copy_(value) if order != order_in_memory(z) else value
+
+
+def _order_for_softmax(z: Tensor, n_first: int) -> tuple[list[int], int]:
+    """The axes in the order for a softmax over the last one, and the place of that one: some stay in front, and the
+    others are as they lie in memory, with many elements or many softmaxes side by side."""
+    last = z.ndim - 1
+    order = [*range(n_first), *(axis for axis in order_in_memory(z) if axis >= n_first)]
+    place = order.index(last)
+    if math.prod(z.shape[axis] for axis in order[place + 1 :]) < _SMALLEST_ROW:
+        order.remove(last)
+        place = last if z.shape[last] >= _SMALLEST_ROW else n_first
+        order.insert(place, last)
+    return order, place
 
 
 def normalise(

@@ -129,6 +129,7 @@ class UnaryRule(Kind):
     label: str
     breaks_ties: bool = False  # the last bits of equal inputs tell which of them wins
     is_complete: bool = True  # contributions sum to the difference of outputs, by design
+    observes: Callable[..., Any] | None = None  # the function of the sequences, where it is not torch's own
 
     def run(self, forward: Pass, call: Call) -> Any:
         rest = call.first_input_only()
@@ -136,7 +137,7 @@ class UnaryRule(Kind):
             forward.refuse(call.name, "an argument other than the first depends on the sequence")
         if not forward.replaying:
             forward.record(call, breaks_ties=self.breaks_ties)
-            return call.plain()
+            return call.plain() if self.observes is None else self.observes(*call.args, **call.torch_names())
         args, kwargs = rest
         forward.is_complete &= self.is_complete
         with torch.autocast(call.inputs[0].device.type, enabled=False):

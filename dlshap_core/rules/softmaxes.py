@@ -60,6 +60,13 @@ def _finite(z: Tensor, dtype: torch.dtype) -> Tensor:
     return z.clamp_min(torch.finfo(z.dtype).min / 4)
 
 
+def softmax_value(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """The softmax, by the same function for sequences and references."""
+    if dim % max(1, input.ndim) == 0 or dtype not in (None, input.dtype) or not fused.takes(input):
+        return torch.softmax(input, dim, dtype)
+    return fused.softmax_of(input.movedim(dim, -1)).movedim(-1, dim)
+
+
 def softmax(
     rows: RowPairing, observed: Tensor, reference: Tensor, dim: int, dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -68,7 +75,7 @@ def softmax(
     m(z_j -> y_i) = E'_i ([i = j] - w_j), with E' the secant of that exp. This is tangermeme's rule. Its factors are at
     most 1, where the midpoint product of a and 1/s grows as the ratio of the two sums and loses as many digits.
     """
-    return _over_axes("softmax", rows, observed, reference, (dim,), torch.softmax(reference.detach(), dim, dtype))
+    return _over_axes("softmax", rows, observed, reference, (dim,), softmax_value(reference.detach(), dim, dtype))
 
 
 def log_softmax(
@@ -107,7 +114,7 @@ def _over_axes(
     is_late = is_on_cpu or (n_left > 0 and operators.is_for(reference))
     kept = [x, rows.keep(r)]
     if is_on_cpu and kind == "softmax" and not rows.is_one_pair:  # for which memory is dear
-        kept += [as_last(torch.softmax(observed, axes[0])), as_last(rows.keep(value))]
+        kept += rows.paired(as_last(softmax_value(observed, axes[0])), as_last(rows.keep(value)))
     if not is_late:
         kept = [*_parts_by_torch(kind, x, r, value.dtype)]
 
@@ -151,10 +158,8 @@ def _softmax_on_cpu(gradient: Tensor, x: Tensor, r: Tensor, kind: str, *both: Te
         return _softmax_by_torch(gradient, x, r, kind)
     if kind != "softmax":  # whose probabilities are not numbers where all logits are masked
         x, r = (_finite(z, z.dtype) for z in (x, r))
-    n_inner, (x_rows, r_rows) = operators.as_rows(1, x, r)
-    p_x, p_r = (z.flatten(0, -2) for z in both or (torch.softmax(x_rows, -1), torch.softmax(r_rows, -1)))
-    gradient_rows = gradient.flatten(0, -2)
-    return fused.softmax(gradient_rows, x_rows, r_rows, p_x, p_r, n_inner, kind).view(r.shape)
+    p_x, p_r = both or (fused.softmax_of(x), fused.softmax_of(r))
+    return fused.softmax(gradient, x, r, p_x, p_r, kind)
 
 
 def _softmax_by_triton(gradient: Tensor, x: Tensor, r: Tensor, kind: str) -> Tensor:

@@ -22,6 +22,10 @@ def test_automatic_batches_hold_whole_sequences_or_parts_of_one(length: int, n_r
     assert pairs * length <= max(2**21, length)
 
 
+def test_two_pairs_of_a_long_sequence_where_they_fit() -> None:
+    assert [auto_batch_size(1 << 18, 20, "cpu", most) for most in (None, 1, 2, 50)] == [1, 1, 2, 2]
+
+
 @given(st.integers(1 << 17, 1 << 30), st.integers(0, 1 << 30), st.integers(1 << 28, 1 << 37), st.floats(0.1, 1))
 def test_what_fits_fits_and_one_more_does_not(of_pair: int, fixed: int, free: int, share: float) -> None:
     n = fitting(fixed + FEW * of_pair, fixed + MORE * of_pair, free, share)

@@ -53,6 +53,13 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softshrink": lambda z: F.softshrink(z, 0.1),
     "softmax of positions": lambda z: z.softmax(-1),
     "softmax of channels": lambda z: z.transpose(1, 2).softmax(-1).transpose(1, 2),
+    "softmax of twos": lambda z: z.unflatten(-1, (20, 2)).softmax(-1).flatten(-2),
+    "softmax of many channels": lambda z: z.repeat(1, 4, 1).mul(torch.arange(24).view(-1, 1)).softmax(1)[:, 3:9],
+    "softmax of a middle axis": lambda z: z.unflatten(-1, (4, 10)).softmax(2).flatten(-2),
+    "softmax of positions, of few channels": lambda z: z.mT.softmax(1).mT,
+    "masked softmax of twos": lambda z: (
+        z.masked_fill(torch.arange(z.shape[-1]) % 4 == 0, -torch.inf).unflatten(-1, (20, 2)).softmax(-1).flatten(-2)
+    ),
     "masked softmax": lambda z: z.masked_fill(torch.arange(z.shape[-1]) % 3 == 0, -torch.inf).softmax(-1),
     "far logits": lambda z: (60 * z).softmax(-1),
     "softmax overwritten": lambda z: z.softmax(-1).mul_(torch.arange(z.shape[-1])),
