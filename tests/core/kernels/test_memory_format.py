@@ -194,7 +194,7 @@ def test_models_give_the_same(
 ) -> None:
     found = multipliers(with_convolutions(function, torch.float32), *pairs, batch_size=batch_size)
     n_passes = 2 * -(-12 // batch_size) + 2 * (batch_size > 1)  # two look at what becomes of the rows of a batch
-    assert convolved.call_count in (2 * n_passes, 2 * n_passes + 2)  # a lone sequence may need company in a first pass
+    assert convolved.call_count >= 2 * n_passes  # more for company of a lone sequence, or what is checked in float64
     assert relative_difference(found, in_plain_format(function, *pairs)) < 1e-4
 
 
@@ -354,7 +354,7 @@ def test_memory_that_is_short_is_no_matter_of_format(pairs: tuple[Tensor, Tensor
 
     with pytest.raises(torch.OutOfMemoryError):
         explain(with_convolutions(short_of_memory, torch.float32), *pairs)
-    assert len(calls) == 2  # once more without observation, to tell whose failure it is
+    assert len(calls) == 1  # not once more, to tell whose failure it is
 
 
 def test_an_error_of_the_models_own_is_raised_as_it_is(pairs: tuple[Tensor, Tensor]) -> None:
