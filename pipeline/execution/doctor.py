@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from pipeline.config import memory
 from pipeline.config.registry import GROUPS, plugin_points
 from pipeline.execution.device import device_kind
-from pipeline.messages.secrets import without_credentials
+from pipeline.messages.secrets import one_line, without_credentials
 from pipeline.messages.words import size
 
 SHOWN = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "RAY_ADDRESS", "RAY_AUTH_MODE", "DLSHAP_CACHE")
@@ -99,8 +99,15 @@ def _devices() -> Iterator[tuple[str, str]]:
     yield "cpu", device_kind("cpu")
     yield "cuda", f"torch was built for {torch.version.cuda}" if torch.version.cuda else "torch was built without CUDA"
     for number in range(torch.cuda.device_count()):
-        each = torch.cuda.get_device_properties(number)
-        yield f"cuda:{number}", f"{each.name}, {size(each.total_memory)}"
+        yield f"cuda:{number}", _gpu(number)
+
+
+def _gpu(number: int) -> str:
+    try:
+        found = torch.cuda.get_device_properties(number)
+    except Exception as error:  # noqa: BLE001 - a GPU or driver that is not well is what this command is to tell
+        return f"cannot be asked: {one_line(error)}"
+    return f"{found.name}, {size(found.total_memory)}"
 
 
 def _room(folder: str) -> str:

@@ -161,9 +161,10 @@ class Worker:
     def _load(self) -> tuple[Folds, Draw]:
         if self._loaded is None:
             work, plan = self._work, self._work.plan
-            if (problem := kind_problem(plan, work.mixed_devices)) is not None:
+            # Which GPU "cuda" is depends on the thread.
+            if (problem := self._device(lambda: kind_problem(plan, work.mixed_devices))) is not None:
                 raise RunError(problem)
-            bound(plan.device, work.gpu_share)
+            self._device(lambda: bound(plan.device, work.gpu_share))
             with limits.using(work.limits):
                 loaded = load_model(model_from_dict(work.model))
             if different := loaded.differences(plan.fingerprint):

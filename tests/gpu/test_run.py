@@ -10,9 +10,31 @@ import torch
 import zarr
 
 import pipeline
+from pipeline.store.run_directory import RunDirectory
 from tests.pipeline.conftest import Inputs, inputs  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.gpu
+
+
+def test_the_current_gpu_of_who_calls_is_that_of_the_whole_run(
+    inputs: Inputs,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a machine with GPUs of several kinds."""
+    last = torch.cuda.device_count() - 1
+
+    def name(device: object = None) -> str:
+        index = torch.device(device).index if isinstance(device, str) else None
+        return f"GPU of kind {torch.cuda.current_device() if index is None else index}"
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", name)
+    with torch.cuda.device(last):
+        found = pipeline.run(inputs.overrides(tmp_path / "a.zarr", "engine.device=cuda", "run.shards=0"))
+    assert found.shards_done == 1
+    plan = RunDirectory(tmp_path / "a.zarr").read_plan()
+    assert plan is not None
+    assert plan.device_kind.startswith(f"GPU of kind {last}")
 
 
 def test_a_run_on_the_first_or_the_last_gpu_gives_the_values_of_a_cpu(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from pipeline.cli.main import dispatch
 from pipeline.execution import doctor
@@ -25,6 +28,20 @@ def test_what_is_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     text += capsys.readouterr().out
     assert "secret-of-mine" not in text
     assert "libraries   ray " in text
+
+
+def test_a_gpu_that_is_not_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def properties(number: int) -> Any:
+        if number:
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+        return SimpleNamespace(name="NVIDIA L4", total_memory=24 * 10**9)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    dispatch(["doctor", "--json"])
+    devices = json.loads(capsys.readouterr().out)["devices"]
+    assert devices["cuda:0"] == "NVIDIA L4, 24.0 GB"
+    assert devices["cuda:1"] == "cannot be asked: CUDA error: uncorrectable ECC error encountered"
 
 
 def test_what_does_not_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
