@@ -14,7 +14,7 @@ import numpy as np
 
 
 @numba.njit(inline="always")
-def _share(a: float, b: float, tiny: float, zero: float, one: float) -> float:
+def share(a: float, b: float, tiny: float, zero: float, one: float) -> float:
     """As `secants.ramp`."""
     return min(max(max(a, b) / (abs(a - b) + tiny), zero), one)
 
@@ -32,7 +32,7 @@ def times_share(
         observed, reference, flowing, result = x[row // n_repeats], r[row], gradient[row], out[row]
         for i in range(result.shape[0]):
             a, b = observed[i], reference[i]
-            result[i] = flowing[i] * (low + high * _share(a, b, tiny, zero, one))
+            result[i] = flowing[i] * (low + high * share(a, b, tiny, zero, one))
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -46,7 +46,7 @@ def shares(x: np.ndarray, r: np.ndarray, slope: float, out: np.ndarray, first: i
         observed, reference, result = x[row // n_repeats], r[row], out[row]
         for i in range(result.shape[0]):
             a, b = observed[i], reference[i]
-            result[i] = low + high * _share(a, b, tiny, zero, one)
+            result[i] = low + high * share(a, b, tiny, zero, one)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -150,11 +150,15 @@ def tanh_over(u: float) -> float:
 
 
 @numba.njit(inline="always")
-def _sigmoid(x: float) -> float:
-    """Exactly 0 and 1 where tanh is 1, as it may be multiplied by a large number."""
-    half = _HALF * x
-    squashed = half * tanh_over(half)
-    return _HALF + _HALF * (squashed if half * half < _SATURATED else (_ONE if half > _ZERO else -_ONE))
+def tanh(u: float) -> float:
+    """Exactly 1 beyond, as it may be multiplied by a large number."""
+    return u * tanh_over(u) if not u * u >= _SATURATED else (_ONE if u > _ZERO else -_ONE)
+
+
+@numba.njit(inline="always")
+def sigmoid(x: float) -> float:
+    """Exactly 0 and 1 where tanh is 1."""
+    return _HALF + _HALF * tanh(_HALF * x)
 
 
 @numba.njit(inline="always")
@@ -211,7 +215,7 @@ def times_silu(gradient: np.ndarray, x: np.ndarray, r: np.ndarray, out: np.ndarr
         inputs, reference, flowing, result = x[row // n_repeats], r[row], gradient[row], out[row]
         for i in range(result.shape[0]):
             a, b = inputs[i], reference[i]
-            s_x, s_r = _sigmoid(a), _sigmoid(b)
+            s_x, s_r = sigmoid(a), sigmoid(b)
             slope = _HALF * (s_x + s_r) + (_HALF * a + _HALF * b) * sigmoid_secant(a - b, s_x, s_r)
             result[i] = flowing[i] * (slope if abs(slope) < _INFINITE else _ZERO)
 

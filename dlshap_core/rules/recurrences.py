@@ -2,14 +2,15 @@
 
 Given the hidden states, which torch computes at once, the gates of all steps are one matrix product, and so are their
 multipliers: only what flows back from step to step is left to a loop. A cell unrolled into torch's operations has the
-same multipliers at twenty times the cost.
+same multipliers at twenty times the cost. On a CPU in single precision kernels do all of it.
 
 Shape legend: T steps, B rows, I inputs, H hidden units; gates are (T, B, gates, H).
 """
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -27,12 +28,13 @@ from dlshap_core.rules.kinds import PairRule
 from dlshap_core.rules.products import mean_of_both
 from dlshap_core.rules.protocol import Pass
 from dlshap_core.rules.rows import RowPairing
-from dlshap_core.rules.secants import sigmoid, tanh
+from dlshap_core.rules.secants import ramp, sigmoid, tanh
 from dlshap_core.torch_private import version
 
 _Both = Callable[[Tensor, Tensor], Tensor]
 
 
+_MULTIPLICATIONS = 64  # that take as long as an element of other kernels
 _IS_ZEROS = "_dlshap_is_zeros"
 
 
@@ -60,14 +62,28 @@ def lstm(steps: Tensor, *parameters: Tensor) -> Tensor:
 
 
 def gru(steps: Tensor, *parameters: Tensor) -> Tensor:
-    """Hidden states (T, B, H) of steps (T, B, I), with torch's w_ih, w_hh and, if any, b_ih, b_hh."""
+    """The same of hidden states (T, B, H)."""
     if has_torch_function_unary(steps):
         return handle_torch_function(gru, (steps,), steps, *parameters)
     return _hidden("gru", steps, parameters)
 
 
+def rnn_tanh(steps: Tensor, *parameters: Tensor) -> Tensor:
+    """As `gru`."""
+    if has_torch_function_unary(steps):
+        return handle_torch_function(rnn_tanh, (steps,), steps, *parameters)
+    return _hidden("rnn_tanh", steps, parameters)
+
+
+def rnn_relu(steps: Tensor, *parameters: Tensor) -> Tensor:
+    """As `gru`."""
+    if has_torch_function_unary(steps):
+        return handle_torch_function(rnn_relu, (steps,), steps, *parameters)
+    return _hidden("rnn_relu", steps, parameters)
+
+
 def _hidden(name: str, steps: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
-    """Hidden states (T, B, H) of torch.lstm or torch.gru."""
+    """Hidden states (T, B, H) of torch's function of this name."""
     zeros = steps.new_zeros(1, steps.shape[1], parameters[1].shape[1])
     initial = (zeros, zeros) if name == "lstm" else zeros
     layer = getattr(torch, name)
@@ -155,77 +171,6 @@ def _lstm_rule(rows: RowPairing, observed: Tensor, reference: Tensor, *parameter
     return pull_back(reference, torch.cat([hidden, memory_r], -1), pullback)
 
 
-@dataclass(frozen=True)
-class _Lstm:
-    """One side of a layer: gates (T, B, 4 H) before and after their sigmoids and tanh, and memories (T, B, H)."""
-
-    gates: Tensor
-    values: Tensor
-    memory: Tensor
-
-    @classmethod
-    def of(cls, steps: Tensor, hidden: Tensor, parameters: tuple[Tensor, ...]) -> "_Lstm":
-        w_ih, w_hh, *biases = parameters
-        gates = fused.linear(steps, w_ih, biases[0] + biases[1] if biases else None)
-        gates[1:] += fused.linear(hidden[:-1], w_hh)
-        values, memory, n_units = gates.sigmoid(), torch.empty_like(hidden), hidden.shape[-1]
-        torch.tanh(gates[..., 2 * n_units : 3 * n_units], out=values[..., 2 * n_units : 3 * n_units])
-        in_parts(kernels.memories, [values.numpy(), memory.numpy()], memory.shape[1], memory.numel())
-        return cls(gates, values, memory)
-
-
-@dataclass(frozen=True)
-class _LstmLayer(PairRule):
-    """`_lstm_rule`; on a CPU in single precision by kernels, the observed side being made once."""
-
-    def run(self, forward: Pass, call: Call) -> Any:
-        steps, parameters = call.args[0], call.args[1:]
-        if not fused.takes(steps) or steps.dtype != torch.float32:
-            return super().run(forward, call)
-        hidden = _hidden("lstm", steps.detach(), parameters)
-        side = _Lstm.of(steps.detach(), hidden, parameters)
-        value = torch.cat([hidden, side.memory], -1)
-        if forward.replaying:
-            observed = _Lstm(*forward.recorded(call.name, 3))
-            return _lstm_by_kernels(forward.rows, observed, side, steps, value, parameters)
-        forward.record(call, [side.gates, side.values, side.memory])
-
-        def refuse(*_: Tensor) -> NoReturn:
-            forward.refuse("grad", "forward computes gradients of its own")
-
-        return pull_back(steps, value, refuse, steps)
-
-
-def _lstm_by_kernels(
-    rows: RowPairing, x: _Lstm, r: _Lstm, steps: Tensor, value: Tensor, parameters: tuple[Tensor, ...]
-) -> Tensor:
-    """`_lstm_rule` of both sides, whose value is given for the references."""
-    _check_rows(rows, x.memory, r.memory)
-    if x.memory.shape != r.memory.shape:
-        x = _Lstm(*(z[:, : rows.n_sequences].contiguous() for z in (x.gates, x.values, x.memory)))
-    n_steps, n_rows, n_units = r.memory.shape
-    multipliers = r.memory.new_empty(n_steps, n_rows, kernels.N_MULTIPLIERS * n_units)
-    both = [x.gates, r.gates, x.values, r.values, x.memory, r.memory, multipliers]
-    in_parts(kernels.multipliers, [z.numpy() for z in both], n_rows, multipliers.numel())
-    w_ih, w_hh = parameters[:2]
-
-    def pullback(gradient: Tensor, multipliers: Tensor) -> Tensor:
-        at_gates = gradient.new_empty(n_steps, n_rows, 4 * n_units)
-        d_hidden, d_memory = gradient.new_zeros(2, n_rows, n_units)
-        of_steps, back = at_gates.unbind(), w_hh.T.contiguous()
-        is_large = fused.is_large_product(of_steps[0], back)
-        arrays = [z.numpy() for z in (gradient.contiguous(), multipliers, d_memory, at_gates, d_hidden)]
-        for t in range(n_steps - 1, -1, -1):
-            kernels.step_back(t, *arrays)
-            if is_large:
-                arrays[-1] = fused.linear(of_steps[t], back).numpy()
-            else:
-                torch.mm(of_steps[t], w_hh, out=d_hidden)
-        return fused.linear(at_gates, w_ih.T.contiguous())
-
-    return pull_back(steps, value, pullback, multipliers)
-
-
 def _gru_parts(steps: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Hidden states, those before, gates r and z before their sigmoids, W_n h + b_n, r, z and n before and after."""
     w_ih, w_hh, *biases = parameters
@@ -265,5 +210,92 @@ def _gru_rule(rows: RowPairing, observed: Tensor, reference: Tensor, *parameters
     return pull_back(reference, hidden, pullback)
 
 
-lstm.dlshap_kind = _LstmLayer(_lstm_rule, "recurrent")  # type: ignore[attr-defined]
-gru.dlshap_kind = PairRule(_gru_rule, "recurrent")  # type: ignore[attr-defined]
+def _rnn_rule(
+    name: str, secant: _Both, rows: RowPairing, observed: Tensor, reference: Tensor, *parameters: Tensor
+) -> Tensor:
+    """h = tanh(a) or max(a, 0): the secant."""
+    _check_rows(rows, observed, reference)
+    w_ih, w_hh, *biases = parameters
+
+    def parts(steps: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = _hidden(name, steps, parameters)
+        gates = F.linear(steps, w_ih, biases[0] + biases[1] if biases else None)
+        gates[1:] += F.linear(hidden[:-1], w_hh)
+        return hidden, gates
+
+    hidden, gates = parts(reference.detach())
+    multipliers = _combiner(rows)[0](secant, parts(observed)[1], gates)
+
+    def pullback(gradient: Tensor) -> Tensor:
+        at_gates = gradient * multipliers
+        for t in range(len(gradient) - 1, 0, -1):
+            at_gates[t - 1].addcmul_(at_gates[t] @ w_hh, multipliers[t - 1])
+        return at_gates @ w_ih
+
+    return pull_back(reference, hidden, pullback)
+
+
+@dataclass(frozen=True)
+class _Layer(PairRule):
+    """A rule of the above; on a CPU in single precision by kernels, what they need of the observed side made once."""
+
+    cell: kernels.Cell = field(kw_only=True)
+
+    def run(self, forward: Pass, call: Call) -> Any:
+        steps, parameters = call.args[0], call.args[1:]
+        if not fused.takes(steps) or steps.dtype != torch.float32:
+            return super().run(forward, call)
+        if forward.replaying:
+            return self._replayed(forward.rows, forward.recorded(call.name, 1)[0], steps, parameters)
+        states, kept = self._forward(steps.detach(), parameters, steps.new_empty(0, 0, 0), self.cell.n_kept)
+        forward.record(call, [kept])
+
+        def refuse(*_: Tensor) -> NoReturn:
+            forward.refuse("grad", "forward computes gradients of its own")
+
+        return pull_back(steps, states, refuse, steps)
+
+    def _replayed(self, rows: RowPairing, x: Tensor, steps: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
+        _check_rows(rows, x[..., :1], steps[..., :1])
+        if x.shape[1] != steps.shape[1]:
+            x = x[:, : rows.n_sequences].contiguous()
+        states, multipliers = self._forward(steps.detach(), parameters, x, self.cell.n_multipliers)
+        w_ih, w_hh = parameters[:2]
+
+        def pullback(gradient: Tensor, multipliers: Tensor) -> Tensor:
+            at_gates = gradient.new_empty(*gradient.shape[:2], len(w_hh))
+            tensors = [gradient.contiguous(), multipliers, _in_tiles(w_hh), at_gates]
+            self._in_parts(kernels.back, tensors, at_gates)
+            return fused.linear(at_gates, w_ih.T.contiguous())
+
+        return pull_back(steps, states, pullback, multipliers)
+
+    def _forward(self, steps: Tensor, parameters: tuple[Tensor, ...], x: Tensor, n_out: int) -> tuple[Tensor, Tensor]:
+        """States (T, B, n H), and so many values of each unit: those kept of the observed side, or multipliers."""
+        w_ih, w_hh, *biases = parameters
+        start = biases[1].contiguous() if biases else w_hh.new_zeros(len(w_hh))
+        bias = None if not biases else biases[0] if self.cell is kernels.GRU else biases[0] + start
+        inputs = fused.linear(steps, w_ih, bias).contiguous()
+        n_units = w_hh.shape[1]
+        states = inputs.new_empty(*inputs.shape[:2], self.cell.n_states * n_units)
+        out = inputs.new_empty(*inputs.shape[:2], n_out * n_units)
+        self._in_parts(kernels.forward, [inputs, start, _in_tiles(w_hh.T), x, out, states], inputs)
+        return states, out
+
+    def _in_parts(self, kernel: Callable[..., None], tensors: list[Tensor], gates: Tensor) -> None:
+        arrays: list[Any] = [self.cell.kind, *(z.numpy() for z in tensors)]
+        in_parts(kernel, arrays, gates.shape[1], gates.numel() * max(1, gates.shape[2] // _MULTIPLICATIONS))
+
+
+def _in_tiles(weight: Tensor) -> Tensor:
+    """(K, N) as the kernels' products take it: tiles of columns, each in one piece."""
+    n_inner, n_columns = weight.shape
+    padded = F.pad(weight, (0, -n_columns % kernels.TILE, 0, -n_inner % 4))
+    return padded.unflatten(1, (-1, kernels.TILE)).transpose(0, 1).flatten(1)
+
+
+lstm.dlshap_kind = _Layer(_lstm_rule, "recurrent", cell=kernels.LSTM)  # type: ignore[attr-defined]
+gru.dlshap_kind = _Layer(_gru_rule, "recurrent", cell=kernels.GRU)  # type: ignore[attr-defined]
+for _function, _secant, _cell in ((rnn_tanh, tanh, kernels.RNN_TANH), (rnn_relu, ramp, kernels.RNN_RELU)):
+    _rule = partial(_rnn_rule, _function.__name__, _secant)
+    _function.dlshap_kind = _Layer(_rule, "recurrent", cell=_cell)  # type: ignore[attr-defined]

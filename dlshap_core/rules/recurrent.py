@@ -63,9 +63,7 @@ def lstm(input: Tensor, hx: Any, *rest: Any, **named: Any) -> tuple[Tensor, Tens
     return outputs, hidden, memory
 
 
-def _unroll_single_state(
-    cell: Callable[..., Tensor], at_once: _Layer | None = None
-) -> Callable[..., tuple[Tensor, Tensor]]:
+def _unroll_single_state(cell: Callable[..., Tensor], at_once: _Layer) -> Callable[..., tuple[Tensor, Tensor]]:
     def one_state_cell(input: Tensor, state: _State, *parameters: Tensor) -> _State:
         return (cell(input, state[0], *parameters),)
 
@@ -79,8 +77,8 @@ def _unroll_single_state(
 
 
 gru = _unroll_single_state(gru_cell, recurrences.gru)
-rnn_tanh = _unroll_single_state(rnn_tanh_cell)
-rnn_relu = _unroll_single_state(rnn_relu_cell)
+rnn_tanh = _unroll_single_state(rnn_tanh_cell, recurrences.rnn_tanh)
+rnn_relu = _unroll_single_state(rnn_relu_cell, recurrences.rnn_relu)
 
 
 def _unroll(cell: _Cell, at_once: _Layer | None, input: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, _State]:

@@ -162,7 +162,7 @@ def test_a_batch_costs_little_more_than_its_floor(
 
 
 # Of which the layers themselves are four steps of a cell for each of 32 places here; cuDNN has one for all.
-@pytest.mark.parametrize(("kind", "kernels"), [(nn.LSTM, 1_500), (nn.GRU, 1_100)])
+@pytest.mark.parametrize(("kind", "kernels"), [(nn.LSTM, 1_500), (nn.GRU, 1_100), (nn.RNN, 1_020)])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.filterwarnings("ignore:PyTorch was compiled without cuDNN")
 def test_recurrent_layers_are_not_unrolled(

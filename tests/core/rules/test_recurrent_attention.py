@@ -140,7 +140,7 @@ def test_layers_sum_to_the_difference(name: str, pairs: tuple[Tensor, Tensor]) -
     assert relative_difference(in_float32.hypothetical, result.hypothetical) < 1e-4
 
 
-@pytest.mark.parametrize("name", [name for name in RECURRENT if name.startswith(("LSTM,", "GRU"))])
+@pytest.mark.parametrize("name", [name for name in RECURRENT if name != "LSTM" and "Cell" not in name])
 def test_a_direction_at_once_is_its_cells_one_after_another(name: str, pairs: tuple[Tensor, Tensor]) -> None:
     model = seeded(lambda: Tokens(LAYERS[name]))
     found = multipliers(model, *pairs)
@@ -148,7 +148,7 @@ def test_a_direction_at_once_is_its_cells_one_after_another(name: str, pairs: tu
         assert relative_difference(found, multipliers(model, *pairs)) < 1e-12
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_zeros_that_are_written_to_are_none(kind: type[nn.Module], pairs: tuple[Tensor, Tensor]) -> None:
     class FromState(nn.Module):
         def __init__(self) -> None:
@@ -180,11 +180,11 @@ def test_zeros_that_are_made_in_inference_mode(pairs: tuple[Tensor, Tensor]) -> 
     assert worst_delta(attribute(seeded(FromState), *pairs, device="cpu")) < 1e-9
 
 
-@pytest.mark.parametrize("name", ["LSTM, two layers, both ways", "GRU"])
+@pytest.mark.parametrize("name", ["LSTM, two layers, both ways", "GRU", "RNN"])
 def test_half_precision_takes_a_direction_at_once(name: str, pairs: tuple[Tensor, Tensor]) -> None:
     model, (X, references) = seeded(lambda: Tokens(LAYERS[name])).float(), pairs
     expected = attribute(model, X, references, device="cpu").hypothetical
-    with mock.patch.object(recurrences, "_hidden", wraps=recurrences._hidden) as at_once:
+    with mock.patch.object(recurrences, "_in_tiles", wraps=recurrences._in_tiles) as at_once:
         found = attribute(model, X, references, device="cpu", dtype=torch.bfloat16).hypothetical
     assert at_once.called
     assert relative_difference(found, expected) < 0.05
@@ -318,6 +318,9 @@ def test_packed_rows_are_the_rows_alone(name: str, has_lengths: bool, pairs: tup
         found, expected = explain(first, X, references, args=args), explain(second, X, references, args=args)
         assert worst_delta(found) < 1e-12
         assert relative_difference(found.hypothetical, expected.hypothetical) < 1e-12
+        in_float32 = explain(first.float(), X, references, args=args)
+        assert relative_difference(in_float32.hypothetical, expected.hypothetical) < 2e-5
+    first.double()
     alone = explain(first, X, references, args=args, batch_size=1)
     assert relative_difference(alone.hypothetical, expected.hypothetical) < 1e-12
 
