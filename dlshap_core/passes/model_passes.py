@@ -25,7 +25,7 @@ from dlshap_core.passes.transforms import called_plainly
 from dlshap_core.rules.gradients import find_custom_function
 from dlshap_core.rules.rows import PassesDiffer, RowPairing
 
-_WRITES_INTO_PIECES = "This view is the output of a function that returns multiple views"
+WRITES_INTO_PIECES = "This view is the output of a function that returns multiple views"
 _HOOKS_REFUSED = (
     "the model keeps or recomputes activations by hooks or functions of its own (save_on_cpu, or checkpointing other "
     "than torch.utils.checkpoint), which cannot be seen; switch it off for attribution"
@@ -270,7 +270,7 @@ class ModelPasses:
                 raise
             if self.saves_nothing and "saved tensor hooks" in str(error):
                 raise SavingMatters from error
-            if _WRITES_INTO_PIECES in str(error):
+            if WRITES_INTO_PIECES in str(error):
                 raise Overwritten(f"the model overwrites in place pieces of an activation: {error}") from error
             self._explain(error, x, extra)
             raise

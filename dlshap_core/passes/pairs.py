@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from dlshap_core.passes.decisions import Decided
-from dlshap_core.passes.model_passes import ModelPasses
+from dlshap_core.passes.model_passes import WRITES_INTO_PIECES, ModelPasses
 from dlshap_core.passes.tape import Overwritten, Tape
 from dlshap_core.passes.targets import Contrast, value_of
 from dlshap_core.rules.rows import RowPairing
+
+_OVERWRITTEN = ("modified by an inplace operation", WRITES_INTO_PIECES)  # the latter of a block, computed again
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def _gradients(y: Tensor, leaf: Tensor, targets: Sequence[int | Contrast]) -> Te
                 value = value_of(y, target).sum()
                 (gradient,) = torch.autograd.grad(value, leaf, retain_graph=keeps_graph, allow_unused=True)
             except RuntimeError as error:
-                if "modified by an inplace operation" not in str(error):
+                if not any(said in str(error) for said in _OVERWRITTEN):
                     raise
                 raise Overwritten(
                     f"the model overwrites in place a tensor that is needed to go back through it: {error}"

@@ -117,6 +117,20 @@ class ReadsMore(Net):
         self.pair = Reading()
 
 
+class WritesIntoPieces(Net):
+    """A block works in place on halves of an activation of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        class Halves(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                left, right = (2 * x).chunk(2, 1)
+                return torch.cat([left.relu_(), right], 1)
+
+        self.blocks = nn.Sequential(Halves(), Residual())
+
+
 class GivesMask(Net):
     """A block returns a mask."""
 
@@ -130,7 +144,7 @@ class GivesMask(Net):
         self.pair = Masking()
 
 
-@pytest.mark.parametrize("make", [WritesIntoInput, ReadsMore, GivesMask])
+@pytest.mark.parametrize("make", [WritesIntoInput, ReadsMore, GivesMask, WritesIntoPieces])
 def test_what_cannot_be_computed_again_by_itself_is_kept(make: type[nn.Module]) -> None:
     model, (X, references) = made(make), drawn(2, 2)
     whole = attribute(model, X, references, batch_size=2, device="cpu")
