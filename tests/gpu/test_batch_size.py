@@ -48,7 +48,7 @@ def test_values_are_those_of_any_batch_size() -> None:
 
 
 def test_batches_keep_the_device_busy(pretended: ModuleType) -> None:
-    model, X = Counting().eval(), sequences(70)
+    model, X = Counting().eval(), sequences(64)
     ROWS.clear()
     attributed(model, X)
     assert max(ROWS) == auto_batch_size(LENGTH, R, "cuda") == 64 * R
