@@ -208,7 +208,8 @@ class Quotient(Kind):
             forward.record(call)
             return call.plain()
         value = call.with_inputs(x.detach() for x in call.inputs)
-        if operators.is_for(value) and denominator.shape == value.shape and denominator.dtype == value.dtype:
+        fits = denominator.dtype == value.dtype and (is_varying(numerator) or denominator.shape == value.shape)
+        if operators.is_for(value) and fits:
             return call.finish(self._late(forward, call, numerator, denominator, value))
         observed = iter(forward.observed(call))
         a_r = as_operand(numerator, denominator.dtype, denominator.device)
@@ -218,24 +219,21 @@ class Quotient(Kind):
 
     @staticmethod
     def _late(forward: Pass, call: Call, numerator: Any, denominator: Tensor, value: Tensor) -> Tensor:
-        """By an operator, while going back; both sides have the shape of the quotient."""
+        """By an operator, while going back; both operands are expanded to the shape of the quotient."""
         numerator = as_operand(numerator, denominator.dtype, denominator.device)
-        is_constant, shape = not numerator.requires_grad, numerator.shape
+        shapes = [x.shape for x in call.inputs]
         recorded = forward.recorded(call.name, len(call.inputs))
-        b_x, b_r = forward.rows.paired(recorded[-1], denominator.detach())
-        if is_constant:
-            a_r = numerator.expand(value.shape).view(b_r.shape)
-            a_x: list[Tensor] = []
+        recorded = list(torch.broadcast_tensors(*recorded))
+        b_x, b_r = forward.rows.paired(recorded[-1], denominator.detach().expand(value.shape))
+        a_r, a_x = numerator.detach().expand(value.shape), recorded[:-1]
+        if a_x:
+            a_x[0], a_r = forward.rows.paired(a_x[0], a_r)
         else:
-            x = recorded[0]
-            x = x.expand(recorded[-1].shape) if shape != value.shape else x
-            first, a_r = forward.rows.paired(x, numerator.detach().expand(value.shape))
-            a_x = [first]
+            a_r = a_r.view(b_r.shape)
 
         def pullback(gradient: Tensor, a_r: Tensor, b_x: Tensor, b_r: Tensor, *a_x: Tensor) -> tuple[Tensor, ...]:
             found = _back_through_quotient(gradient.reshape(b_r.shape), a_x[0] if a_x else None, a_r, b_x, b_r)
-            *to_a, to_b = (z.reshape(gradient.shape) for z in found)
-            return *(z.sum_to_size(shape) for z in to_a), to_b
+            return tuple(z.reshape(gradient.shape).sum_to_size(shape) for z, shape in zip(found, shapes, strict=True))
 
         kept = [forward.rows.keep(a_r, call.in_place), b_x, forward.rows.keep(b_r), *a_x]
         return pull_back_to(call.inputs, value, pullback, *kept)
