@@ -241,6 +241,8 @@ def _multiplier(
         m = _log(x, r, 1.0 + tl.minimum(x, r, propagate_nan=tl.PropagateNan.ALL))
     elif RULE == "square":
         m = x + r
+    elif RULE == "cube":
+        m = finite_or_zero(x * x + x * r + r * r)
     elif RULE == "sqrt":
         m = finite_or_zero(1.0 / (tl.sqrt(x) + tl.sqrt(r)))
     elif RULE == "rsqrt":

@@ -89,8 +89,8 @@ def is_for(x: Tensor) -> bool:
 
 # Secants of `rules.secants` by name, which take numbers alone; others are one of these.
 SECANTS = words(
-    "ramp leaky_relu absolute clamp hardsigmoid hardswish softshrink elu exp log log1p square sqrt rsqrt reciprocal "
-    "tanh sigmoid silu softplus log_sigmoid mish erf gelu gelu_tanh jump"
+    "ramp leaky_relu absolute clamp hardsigmoid hardswish softshrink elu exp log log1p square cube sqrt rsqrt "
+    "reciprocal tanh sigmoid silu softplus log_sigmoid mish erf gelu gelu_tanh jump"
 )
 _AS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "clamp": lambda low, high: ("clamp", -math.inf if low is None else low, math.inf if high is None else high),
@@ -102,7 +102,7 @@ _AS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "selu": lambda: ("elu", *secants.SELU),
     "expm1": lambda: ("exp",),
     "gelu": lambda approximate: ("gelu_tanh" if approximate == "tanh" else "gelu",),
-    "power": lambda exponent: ({2.0: "square", 0.5: "sqrt", -1.0: "reciprocal"}.get(float(exponent)),),
+    "power": lambda exponent: ({2.0: "square", 3.0: "cube", 0.5: "sqrt", -1.0: "reciprocal"}.get(float(exponent)),),
 }
 _COMPILED = {"ramp": fused.relu, "leaky_relu": fused.leaky_relu}  # on a CPU
 

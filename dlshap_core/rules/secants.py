@@ -160,6 +160,11 @@ def square(x: Tensor, r: Tensor) -> Tensor:
     return x + r
 
 
+def cube(x: Tensor, r: Tensor) -> Tensor:
+    """(x^3 - r^3) / (x - r) = x^2 + x r + r^2."""
+    return finite_or_zero(x * x + x * r + r * r)
+
+
 def sqrt(x: Tensor, r: Tensor) -> Tensor:
     """1 / (sqrt x + sqrt r); 0 where both are 0, where the derivative is infinite."""
     return finite_or_zero(1 / (x.sqrt() + r.sqrt()))
@@ -182,6 +187,7 @@ def power(x: Tensor, r: Tensor, exponent: float | Tensor) -> Tensor:
     closed = {
         1.0: torch.ones_like,
         2.0: lambda _: square(x, r),
+        3.0: lambda _: cube(x, r),
         0.5: lambda _: sqrt(x, r),
         -1.0: lambda _: reciprocal(x, r),
     }

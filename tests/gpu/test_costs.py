@@ -83,7 +83,18 @@ def masked() -> Chain:
     )
 
 
-OWN: dict[str, Callable[[], nn.Module]] = {"gated": Gated, "in place": InPlace, "masked": masked}
+def normed() -> Chain:
+    return Chain(
+        nn.GroupNorm(4, 32),
+        lambda x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.044715 * x**3))),
+        nn.InstanceNorm1d(32, affine=True),
+        lambda x: x / x.square().sum(1, keepdim=True).sqrt().clamp_min(1e-6),
+        nn.PReLU(32),
+        head=lambda x: x.mean(-1) + x.std(-1),
+    )
+
+
+OWN: dict[str, Callable[[], nn.Module]] = {"gated": Gated, "in place": InPlace, "masked": masked, "normed": normed}
 
 
 def model(name: str, length: int) -> nn.Module:
@@ -132,6 +143,7 @@ def counted(pretended: ModuleType, run: Callable[[int], object]) -> tuple[float,
         ("transformer", 128, 2.5, 1.6),
         ("gated", 128, 2.5, 1.6),
         ("masked", 128, 1.5, 1.15),
+        ("normed", 128, 1.5, 1.15),
         ("in place", 128, 1.8, 1.25),  # what is overwritten is copied before
     ],
 )

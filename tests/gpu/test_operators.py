@@ -83,7 +83,7 @@ OTHERS: dict[str, Function] = {
     "quotient of means": lambda x: x.mean(-1, keepdim=True) / (1 + x * x),
     "quotient by means": lambda x: x / (1 + (x * x).mean(-1, keepdim=True)),
     "quotient by sums": lambda x: x.exp() / x.exp().sum(1, keepdim=True),
-    "quotient of means by means": lambda x: (x.mean(-1, keepdim=True) / (1 + (x * x).mean(1, keepdim=True))),
+    "quotient of means by means": lambda x: x.mean(-1, keepdim=True) / (1 + (x * x).mean(1, keepdim=True)),
     "quotient in place": lambda x: (x + 0).div_(1 + (x * x).mean(-1, keepdim=True)),
     "where": lambda x: torch.where(x > 0, x, 0.1 * x),
     "where with a number": lambda x: torch.where(x > x.mean(-1, keepdim=True), x, 0.5),
