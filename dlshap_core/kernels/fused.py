@@ -286,6 +286,20 @@ def times_means(
     return to_a, to_b
 
 
+def times_quotient(
+    gradient: Tensor, a_x: Tensor, a_r: Tensor, b_x: Tensor, b_r: Tensor, far: float
+) -> tuple[Tensor, Tensor]:
+    """The gradient of a quotient of activations of its shape, as `RowPairing.paired` gives them, taken to both."""
+    order = order_in_memory(gradient)
+    a, b = Flat(a_x, a_r, order), Flat(b_x, b_r, order)
+    found = torch.empty_like(a.r), torch.empty_like(a.r)
+    tensors = [a.of(gradient), a.x, a.r, b.x, b.r]
+    arrays: list[Any] = [*(z.numpy() for z in tensors), far, *(z.numpy() for z in found)]
+    in_parts(secants.times_quotient, arrays, len(a.r), a.r.numel())
+    to_a, to_b = map(a.back, found)
+    return to_a, to_b
+
+
 def times_means_of_gates(
     gradient: Tensor, a_x: Tensor, a_r: Tensor, b_x: Tensor, b_r: Tensor, largest: float
 ) -> tuple[Tensor, Tensor]:
@@ -338,10 +352,11 @@ def multipliers(kernel: Kernel, x: Tensor, r: Tensor, rest: tuple[Any, ...]) -> 
 
 
 class Flat:
-    """Activations as two axes, (rows, elements), in the order in which they lie in memory: views where they fit."""
+    """Activations as two axes, (rows, elements), in an order of theirs, that in which they lie in memory if none is
+    given: views where they fit."""
 
-    def __init__(self, x: Tensor, r: Tensor) -> None:
-        self._order, self._shape = order_in_memory(r), r.shape
+    def __init__(self, x: Tensor, r: Tensor, order: list[int] | None = None) -> None:
+        self._order, self._shape = order or order_in_memory(r), r.shape
         x, r = x.permute(self._order).contiguous(), r.permute(self._order).contiguous()
         self._permuted_shape = r.shape
         n_observed, n_rows = _rows(x, r)

@@ -310,6 +310,36 @@ def times_means(
             result_b[i] = flowing[i] * _mean(observed_a[i], ours_a[i], half, bound)
 
 
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def times_quotient(
+    gradient: np.ndarray,
+    a_x: np.ndarray,
+    a_r: np.ndarray,
+    b_x: np.ndarray,
+    b_r: np.ndarray,
+    far: float,
+    to_a: np.ndarray,
+    to_b: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
+    """The gradient of a / b taken to both for rows first to last, as `arithmetic.quotient_multipliers`."""
+    n_repeats = a_r.shape[0] // a_x.shape[0]
+    kind = a_r.dtype.type
+    half, zero, one, limit, ratio = kind(0.5), kind(0), kind(1), kind(np.inf), kind(far)
+    for row in range(first, last):
+        theirs_a, theirs_b = a_x[row // n_repeats], b_x[row // n_repeats]
+        ours_a, ours_b, flowing, result_a, result_b = a_r[row], b_r[row], gradient[row], to_a[row], to_b[row]
+        for i in range(result_a.shape[0]):
+            a, a_0, b, b_0 = theirs_a[i], ours_a[i], theirs_b[i], ours_b[i]
+            is_far = max(abs(b), abs(b_0)) > ratio * min(abs(b), abs(b_0))
+            middle, y = half * (b + b_0), half * (a / b + a_0 / b_0)
+            m_a = one / middle if is_far else half * (one / b + one / b_0)
+            m_b = -y / middle if is_far else -half * (a + a_0) / b / b_0
+            result_a[i] = flowing[i] * (m_a if abs(m_a) < limit else zero)
+            result_b[i] = flowing[i] * (m_b if abs(m_b) < limit else zero)
+
+
 @numba.njit(nogil=True, cache=True)
 def times_means_of_gates(
     gradient: np.ndarray,

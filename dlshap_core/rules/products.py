@@ -169,6 +169,12 @@ def _quotient_by_torch(gradient: Tensor, a_x: Tensor | None, a_r: Tensor, b_x: T
     return [(gradient * m).to(gradient.dtype) for m in ((m_b,) if a_x is None else (m_a, m_b))]
 
 
+def _quotient_on_cpu(gradient: Tensor, a_x: Tensor | None, a_r: Tensor, b_x: Tensor, b_r: Tensor) -> list[Tensor]:
+    if a_x is None or not (fused.takes(gradient, a_x, a_r, b_x, b_r) and fused.fits(b_x, b_r)):
+        return _quotient_by_torch(gradient, a_x, a_r, b_x, b_r)
+    return list(fused.times_quotient(gradient, a_x, a_r, b_x, b_r, FAR))
+
+
 def _quotient_by_triton(gradient: Tensor, a_x: Tensor | None, a_r: Tensor, b_x: Tensor, b_r: Tensor) -> list[Tensor]:
     from dlshap_core.kernels import triton_pairs
 
@@ -186,6 +192,7 @@ _back_through_quotient = operators.define(
     "quotient(Tensor gradient, Tensor? a_x, Tensor a_r, Tensor b_x, Tensor b_r) -> Tensor[]",
     _quotient_by_torch,
     _quotient_by_triton,
+    _quotient_on_cpu,
 )
 
 
@@ -209,7 +216,7 @@ class Quotient(Kind):
             return call.plain()
         value = call.with_inputs(x.detach() for x in call.inputs)
         fits = denominator.dtype == value.dtype and (is_varying(numerator) or denominator.shape == value.shape)
-        if operators.is_for(value) and fits:
+        if fits and (operators.is_for(value) or (fused.takes(value) and not forward.rows.is_one_pair)):
             return call.finish(self._late(forward, call, numerator, denominator, value))
         observed = iter(forward.observed(call))
         a_r = as_operand(numerator, denominator.dtype, denominator.device)

@@ -19,8 +19,6 @@ from dlshap_core.rules import operators
 from dlshap_core.rules.gradients import pull_back
 from dlshap_core.rules.rows import PassesDiffer, RowPairing
 
-_SHORTEST_ROW = 16  # elements that a kernel of a CPU is for; torch's loops over rows side by side are for shorter ones
-
 
 @dataclass(frozen=True)
 class _Sides:
@@ -112,8 +110,7 @@ def _over_axes(
         return z.movedim(axes, last).flatten(n_left)
 
     x, r = rows.paired(as_last(observed), as_last(reference.detach()))
-    is_long = r.shape[-1] >= _SHORTEST_ROW or (kind == "softmax" and axes[0] in (-1, reference.ndim - 1))
-    is_on_cpu = n_left > 0 and is_long and fused.takes(observed, reference, value)
+    is_on_cpu = n_left > 0 and fused.takes(observed, reference, value)
     is_late = is_on_cpu or (n_left > 0 and operators.is_for(reference))
     kept = [x, rows.keep(r)]
     if is_on_cpu and kind == "softmax" and not rows.is_one_pair:  # for which memory is dear
