@@ -184,11 +184,18 @@ def normalise(
     return out
 
 
-def group_statistics(z: Tensor, n_groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Means and rsqrt(variance + eps) of the groups of channels of (rows, L, C), both (rows, groups)."""
-    means, scales = z.new_empty(len(z), n_groups), z.new_empty(len(z), n_groups)
-    in_parts(normalization.group_statistics, [z.numpy(), eps, means.numpy(), scales.numpy()], len(z), z.numel())
-    return means, scales
+def group_norm(
+    z: Tensor, n_groups: int, eps: float, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Activations (rows, L, C) normalised by group of channels, and means and rsqrt(variance + eps), both (rows,
+    groups)."""
+    out, means, scales = torch.empty_like(z), z.new_empty(len(z), n_groups), z.new_empty(len(z), n_groups)
+    weight = z.new_ones(z.shape[-1]) if weight is None else weight.contiguous()
+    bias = z.new_zeros(z.shape[-1]) if bias is None else bias.contiguous()
+    arrays: list[Any] = [*(part.numpy() for part in (z, weight, bias)), eps]
+    arrays += [part.numpy() for part in (means, scales, out)]
+    in_parts(normalization.group_norm, arrays, len(z), z.numel())
+    return out, means, scales
 
 
 def normalise_groups(

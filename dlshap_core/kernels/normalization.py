@@ -58,12 +58,24 @@ def times_norm(
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def group_statistics(z: np.ndarray, eps: float, means: np.ndarray, scales: np.ndarray, first: int, last: int) -> None:
-    """Means and rsqrt(variance + eps), both (rows, groups), of rows first to last of activations (rows, L, C)."""
+def group_norm(
+    z: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    eps: float,
+    means: np.ndarray,
+    scales: np.ndarray,
+    out: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
+    """Rows first to last of activations (rows, L, C) normalised by group of channels, with weights and biases (C), and
+    the means and rsqrt(variance + eps), both (rows, groups)."""
     n_positions, n_channels = z.shape[1:]
     size = n_channels // means.shape[1]
     n = n_positions * size
-    centre, sums = np.empty(n_channels, z.dtype), np.empty(n_channels, z.dtype)
+    work = np.empty((3, n_channels), z.dtype)  # taken apart by an index, as in `max_pooling`
+    centre, factor, sums = work[0], work[1], work[2]
     totals = np.empty(n_channels, np.float64)
     for row in range(first, last):
         values = z[row]
@@ -71,8 +83,9 @@ def group_statistics(z: np.ndarray, eps: float, means: np.ndarray, scales: np.nd
         for start in range(0, n_positions, _CHUNK):
             sums[:] = 0
             for i in range(start, min(start + _CHUNK, n_positions)):
-                _add(values[i], sums)
+                _add_differences(values[i], values[0], sums)
             _add(sums, totals)
+        _add_multiple(values[0], n_positions, totals)
         for group in range(means.shape[1]):
             channels = slice(group * size, (group + 1) * size)
             means[row, group] = totals[channels].sum() / n
@@ -84,8 +97,11 @@ def group_statistics(z: np.ndarray, eps: float, means: np.ndarray, scales: np.nd
                 _add_squares(values[i], centre, sums)
             _add(sums, totals)
         for group in range(means.shape[1]):
-            variance = totals[group * size : (group + 1) * size].sum() / n
-            scales[row, group] = 1 / np.sqrt(variance + eps)
+            channels = slice(group * size, (group + 1) * size)
+            scales[row, group] = 1 / np.sqrt(totals[channels].sum() / n + eps)
+            factor[channels] = weight[channels] * scales[row, group]
+        for i in range(n_positions):
+            _scale(values[i], centre, factor, bias, out[row, i])
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -139,6 +155,24 @@ def times_group_norm(
 def _add(values: np.ndarray, sums: np.ndarray) -> None:
     for c in range(sums.shape[0]):
         sums[c] += values[c]
+
+
+@numba.njit(cache=True)
+def _add_differences(values: np.ndarray, others: np.ndarray, sums: np.ndarray) -> None:
+    for c in range(sums.shape[0]):
+        sums[c] += values[c] - others[c]
+
+
+@numba.njit(cache=True)
+def _add_multiple(values: np.ndarray, factor: int, sums: np.ndarray) -> None:
+    for c in range(sums.shape[0]):
+        sums[c] += np.float64(values[c]) * factor
+
+
+@numba.njit(cache=True)
+def _scale(values: np.ndarray, centre: np.ndarray, factor: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
+    for c in range(out.shape[0]):
+        out[c] = (values[c] - centre[c]) * factor[c] + bias[c]
 
 
 @numba.njit(cache=True)

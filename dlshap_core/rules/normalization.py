@@ -357,7 +357,24 @@ def standardise_groups(
     plus a bias (C,)."""
     if has_torch_function_unary(x):
         return handle_torch_function(standardise_groups, (x,), x, n_groups, eps, weight, bias)
+    if fused.takes(x) and has_channels_last(x):  # torch subtracts the square of the mean from that of the squares
+        value = _in_format(fused.group_norm(_by_channel(x), n_groups, eps, weight, bias)[0], x)
+        return pull_back(x, value, _refuse_gradient) if x.requires_grad else value
     return torch.group_norm(x, n_groups, weight, bias, eps)
+
+
+def _refuse_gradient(gradient: Tensor) -> Tensor:
+    raise RuntimeError("nothing goes back through the pass over the sequences")
+
+
+def _by_channel(z: Tensor) -> Tensor:
+    """(B, positions, C)."""
+    return z.detach().movedim(1, -1).flatten(1, -2).contiguous()
+
+
+def _in_format(z: Tensor, like: Tensor) -> Tensor:
+    """What is by channel in the format that it came from."""
+    return z.unflatten(1, like.shape[2:]).movedim(-1, 1)
 
 
 def _groups_rule(
@@ -387,24 +404,15 @@ def _groups_rule(
         value = _standardise_rule(rows, *grouped, reference.ndim - 1, eps, True)
         return _affine(value.flatten(1, 2), weight, bias, axis=1)
 
-    def by_channel(z: Tensor) -> Tensor:
-        """(rows, positions, C)."""
-        return z.movedim(1, -1).flatten(1, -2).contiguous()
-
     x, r = observed.narrow(0, 0, len(reference) // rows.n_references), reference.detach()
-    of_x = fused.group_statistics(by_channel(x), n_groups, eps)
-    of_r = means, scales = fused.group_statistics(by_channel(r), n_groups, eps)
-    means, scales = (z.repeat_interleave(r.shape[1] // n_groups, 1) for z in (means, scales))
-    scales = scales if weight is None else scales * weight
-    shifts = -means * scales if bias is None else bias - means * scales
-    along = (*scales.shape, *[1] * (r.ndim - 2))
-    value = torch.addcmul(shifts.view(along), r, scales.view(along))
+    _, *of_x = fused.group_norm(_by_channel(x), n_groups, eps, None, None)
+    value, *of_r = fused.group_norm(_by_channel(r), n_groups, eps, weight, bias)
 
     def pullback(gradient: Tensor, x: Tensor, r: Tensor, *of_both: Tensor) -> Tensor:
-        found = fused.normalise_groups(by_channel(gradient), by_channel(x), by_channel(r), weight, of_both)
-        return found.unflatten(1, r.shape[2:]).movedim(-1, 1)
+        found = fused.normalise_groups(_by_channel(gradient), _by_channel(x), _by_channel(r), weight, of_both)
+        return _in_format(found, r)
 
-    return pull_back(reference, value, pullback, x, rows.keep(r), *of_x, *of_r)
+    return pull_back(reference, _in_format(value, r), pullback, x, rows.keep(r), *of_x, *of_r)
 
 
 def _slope_and_bend(scale_x: Tensor, scale_r: Tensor) -> tuple[Tensor, Tensor]:

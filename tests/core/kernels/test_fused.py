@@ -298,6 +298,18 @@ def test_empty_windows_are_refused() -> None:
         explain(seeded(lambda: model), X, shuffled(X, 2))
 
 
+@pytest.mark.parametrize("n_groups", [1, 3, 6])
+def test_norms_beside_a_large_mean(n_groups: int) -> None:
+    """Of sequences and references, where the channels are last in memory."""
+    X, references = pairs()
+    found, exact = (
+        explain(seeded(lambda: Between(lambda z: F.group_norm(z + 30, n_groups)), dtype=dtype), X, references)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert relative_difference(found.prediction, exact.prediction) < 5e-5
+    assert relative_difference(found.reference_prediction, exact.reference_prediction) < 5e-5
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 def test_groups_of_channels(offset: float) -> None:
     """Against the rule in float64; beside a large mean, and of one position, of which nothing is left."""
@@ -306,7 +318,7 @@ def test_groups_of_channels(offset: float) -> None:
         x, r = (torch.randn(n, length, 12, generator=generator) + offset for n in (2, 6))
         r[0] = x[0]
         gradient, weight = torch.randn(6, length, 12, generator=generator), torch.linspace(-1, 2, 12)
-        statistics = [part for z in (x, r) for part in fused.group_statistics(z, n_groups, 1e-3)]
+        statistics = [part for z in (x, r) for part in fused.group_norm(z, n_groups, 1e-3, None, None)[1:]]
         found = fused.normalise_groups(gradient, x, r, weight, tuple(statistics))
 
         def in_groups(z: Tensor, n_groups: int = n_groups) -> Tensor:
