@@ -139,6 +139,21 @@ def test_as_with_torchs_own_operations(name: str, dtype: torch.dtype) -> None:
             assert relative_difference(found, expected) < TOLERANCE[dtype], (targets, batch_size)
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_lone_sequence_in_company_is_not_repeated(name: str) -> None:
+    """A row of padding goes with it, as maxima need, and not a row for each reference."""
+    if name in ("no rows", "merged rows") or name.endswith("one sequence at a time"):
+        pytest.skip("its rows cannot be matched")
+    X, references = pairs()
+    model = seeded(lambda: Between(lambda z: FUNCTIONS[name](F.max_pool1d(z, 1))), dtype=torch.float32)
+    explain(model, X[:1], references[:1], targets=[1], batch_size=5)
+    seen = []
+    handle = model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    explain(model, X[:1], references[:1], targets=[1], batch_size=5)
+    handle.remove()
+    assert seen.count(2) == seen.count(5) > 0  # twice where it overwrites what is kept
+
+
 @pytest.mark.parametrize("name", ["relu", "leaky relu", "max-pooling", "softmax of positions"])
 def test_one_target_and_several_have_the_same_multipliers(name: str) -> None:
     X, references = pairs()
