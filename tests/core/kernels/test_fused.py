@@ -147,7 +147,7 @@ def test_a_lone_sequence_in_company_is_not_repeated(name: str) -> None:
     X, references = pairs()
     model = seeded(lambda: Between(lambda z: FUNCTIONS[name](F.max_pool1d(z, 1))), dtype=torch.float32)
     explain(model, X[:1], references[:1], targets=[1], batch_size=5)
-    seen = []
+    seen: list[int] = []
     handle = model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     explain(model, X[:1], references[:1], targets=[1], batch_size=5)
     handle.remove()
