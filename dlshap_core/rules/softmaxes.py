@@ -99,7 +99,8 @@ def _over_axes(
 ) -> Tensor:
     """`value`, which is `kind` of the references over these axes; going back they are made one, the last."""
     n_left, last = reference.ndim - len(axes), tuple(range(-len(axes), 0))
-    if rows.axis(observed, reference) in (dim % reference.ndim for dim in axes):
+    axis = rows.axis(observed, reference)
+    if axis is not None and axis in (dim % reference.ndim for dim in axes):
         raise PassesDiffer(f"{kind} goes over the rows of the batch")
     moved_shape, dtype = reference.movedim(axes, last).shape, reference.dtype
 
