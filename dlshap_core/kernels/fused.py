@@ -240,6 +240,39 @@ def leaky_relu(gradient: Tensor | None, x: Tensor, r: Tensor, negative_slope: fl
     return out
 
 
+def clamp(gradient: Tensor | None, x: Tensor, r: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+    """The gradient (B, M), if there is one, times the share of [r, x] between the bounds that are given."""
+    low, high = -math.inf if min is None else float(min), math.inf if max is None else float(max)
+    return _times(secants.times_clamp, gradient, x, r, low, high)
+
+
+def clamp_max(gradient: Tensor | None, x: Tensor, r: Tensor, max: float) -> Tensor:
+    """The same below a bound."""
+    return clamp(gradient, x, r, None, max)
+
+
+def hardtanh(gradient: Tensor | None, x: Tensor, r: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    """The same between two."""
+    return clamp(gradient, x, r, min_val, max_val)
+
+
+def relu6(gradient: Tensor | None, x: Tensor, r: Tensor) -> Tensor:
+    """The same between 0 and 6."""
+    return clamp(gradient, x, r, 0.0, 6.0)
+
+
+def hardswish(gradient: Tensor | None, x: Tensor, r: Tensor) -> Tensor:
+    """The gradient (B, M), if there is one, times the secant of x clamp(x + 3, 0, 6) / 6."""
+    return _times(secants.times_hardswish, gradient, x, r)
+
+
+def _times(kernel: Callable[..., None], gradient: Tensor | None, x: Tensor, r: Tensor, *constants: float) -> Tensor:
+    out = torch.empty_like(r)
+    gradient = torch.ones_like(r) if gradient is None else gradient
+    in_parts(kernel, [gradient.numpy(), x.numpy(), r.numpy(), *constants, out.numpy()], len(out), out.numel())
+    return out
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As F.linear, by oneDNN where it can be had and the product is worth its preparation."""
     if onednn_linear is None or not is_large_product(x, weight):

@@ -49,6 +49,48 @@ def shares(x: np.ndarray, r: np.ndarray, slope: float, out: np.ndarray, first: i
             result[i] = low + high * share(a, b, tiny, zero, one)
 
 
+@numba.njit(inline="always")
+def _share_between(a: float, b: float, low: float, high: float, zero: float, one: float) -> float:
+    """As `secants.clamp`."""
+    inner_a, inner_b = min(max(a, low), high), min(max(b, low), high)
+    of_equal = one if inner_a == a else zero
+    return (inner_a - inner_b) / (a - b) if a != b else of_equal
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def times_clamp(
+    gradient: np.ndarray,
+    x: np.ndarray,
+    r: np.ndarray,
+    low: float,
+    high: float,
+    out: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
+    """out = gradient times the share of [r, x] between two bounds for rows first to last."""
+    kind, n_repeats = r.dtype.type, r.shape[0] // x.shape[0]
+    one, zero, bottom, top = kind(1), kind(0), kind(low), kind(high)
+    for row in range(first, last):
+        observed, reference, flowing, result = x[row // n_repeats], r[row], gradient[row], out[row]
+        for i in range(result.shape[0]):
+            result[i] = flowing[i] * _share_between(observed[i], reference[i], bottom, top, zero, one)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def times_hardswish(gradient: np.ndarray, x: np.ndarray, r: np.ndarray, out: np.ndarray, first: int, last: int) -> None:
+    """The same of `secants.hardswish`."""
+    kind, n_repeats = r.dtype.type, r.shape[0] // x.shape[0]
+    one, zero, three, sixth, tiny = kind(1), kind(0), kind(3), kind(1 / 6), kind(np.finfo(r.dtype).tiny)
+    for row in range(first, last):
+        observed, reference, flowing, result = x[row // n_repeats], r[row], gradient[row], out[row]
+        for i in range(result.shape[0]):
+            a, b = observed[i], reference[i]
+            inner = (min(max(a, -three), three) + min(max(b, -three), three) + three) * sixth
+            below = inner * _share_between(a, b, -three, three, zero, one)
+            result[i] = flowing[i] * (below + share(a - three, b - three, tiny, zero, one))
+
+
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def ratios(
     x: np.ndarray,

@@ -50,7 +50,9 @@ class Elementwise(Kind):
         rule = None
         if operators.is_for(reference) and value.shape == reference.shape:
             rule = operators.of_secant(self.secant, args, kwargs)
-        kernel = self.kernel if fits and not kwargs else None
+        kernel = None
+        if self.kernel is not None and fits and not has_tensor_arguments:
+            kernel = functools.partial(self.kernel, **kwargs)
 
         def go_back(pullback: Callable[..., Tensor], *kept: Tensor) -> Tensor:
             if call.in_place:

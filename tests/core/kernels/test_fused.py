@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -43,6 +44,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "celu in place": lambda z: F.celu_(z.clone(), 0.4),
     "selu": F.selu,
     "clamp": lambda z: z.clamp(max=0.2),
+    "clamp at one bound": lambda z: z.clamp_min(-0.1) + z.clamp_max(0.2),
     "clamp by name": lambda z: torch.clamp(input=z, min=-0.3, max=0.2),
     "clamp at a tensor": lambda z: z.clamp(torch.tensor(-0.1, dtype=z.dtype)),
     "absolute": torch.abs,
@@ -254,6 +256,34 @@ def test_secants_of_what_is_not_finite() -> None:
         assert found[0, 27] == pytest.approx(1)  # both 3e38
         assert found[0, 36] == 0  # both -3e38
         assert found[0, [45, 46, 54, 55, 63]].tolist() == pytest.approx([0.5] * 5, abs=1e-6)  # both near 0
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("kernel", "secant"),
+    [
+        (fused.relu6, secants.relu6),
+        (fused.hardtanh, secants.hardtanh),
+        (fused.hardswish, secants.hardswish),
+        (partial(fused.clamp, min=-3.0), partial(secants.clamp, min=-3.0)),
+        (partial(fused.clamp_max, max=0.0), partial(secants.clamp, max=0.0)),
+    ],
+    ids=["relu6", "hardtanh", "hardswish", "clamp_min", "clamp_max"],
+)
+def test_kinks(kernel: Callable[..., Tensor], secant: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    """Against the formula, at the kinks and beside them, at equal and close activations, and at huge ones."""
+    kinks = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0, 6.0], dtype=dtype)
+    values = torch.cat(
+        [kinks, kinks * (1 + 3e-7), kinks * (1 - 1e-3), torch.tensor([1e30, -1e30, 4.5, -2.0]).to(dtype)]
+    )
+    x, r = (z.flatten().unsqueeze(0).contiguous() for z in torch.meshgrid(values, values, indexing="ij"))
+    gradient = torch.linspace(1, 2, x.numel(), dtype=dtype).unsqueeze(0)
+    torch.testing.assert_close(kernel(gradient, x, r), gradient * secant(x, r), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(kernel(None, x, r), secant(x, r), rtol=1e-6, atol=1e-6)
+    broken = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0] * 4, dtype=dtype).unsqueeze(0)
+    torch.testing.assert_close(
+        kernel(None, broken, torch.ones_like(broken)), secant(broken, torch.ones_like(broken)), equal_nan=True
+    )
 
 
 def test_a_relu_of_equal_activations() -> None:
