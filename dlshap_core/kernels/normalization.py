@@ -143,7 +143,8 @@ def times_group_norm(
         for group in range(means_r.shape[1]):
             channels = slice(group * size, (group + 1) * size)
             s_x, s_r = scales_x[source, group], scales_r[row, group]
-            bend = -((s_x * s_r) ** 2) / (s_x + s_r) / kind(2 * n)
+            both_scales = s_x * s_r
+            bend = -both_scales * (both_scales / (s_x + s_r)) / kind(2 * n)
             slope[channels] = kind(0.5) * (s_x + s_r)
             mean[channels] = totals[channels].sum() / n
             spread[channels] = kind(total_products[channels].sum()) * bend if abs(bend) < np.inf else kind(0)

@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dlshap_core.kernels import fused
@@ -62,6 +63,7 @@ QUOTIENTS: dict[str, Callable[[Tensor], Tensor]] = {  # whose denominators have 
     "of small exponentials": lambda z: (z - 55).exp() / (z - 55).exp().sum(1, keepdim=True),
     "by a reciprocal": lambda z: (z + 45).exp() * (1 / (z + 45).exp().sum(1, keepdim=True)),
     "by a root": lambda z: 1e13 * z * torch.rsqrt((1e13 * z).square().sum(1, keepdim=True) + 1e26),
+    "by the deviation of a group": lambda z: F.group_norm(1e-12 * z, 1, eps=1e-30),
 }
 
 
