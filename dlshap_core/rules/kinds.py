@@ -130,6 +130,7 @@ class UnaryRule(Kind):
     breaks_ties: bool = False  # the last bits of equal inputs tell which of them wins
     is_complete: bool = True  # contributions sum to the difference of outputs, by design
     observes: Callable[..., Any] | None = None  # the function of the sequences, where it is not torch's own
+    in_own_format: Callable[[Tensor], Tensor] | None = None  # of an output, where torch's is not in the input's format
 
     def run(self, forward: Pass, call: Call) -> Any:
         rest = call.first_input_only()
@@ -137,7 +138,8 @@ class UnaryRule(Kind):
             forward.refuse(call.name, "an argument other than the first depends on the sequence")
         if not forward.replaying:
             forward.record(call, breaks_ties=self.breaks_ties)
-            return call.plain() if self.observes is None else self.observes(*call.args, **call.torch_names())
+            output = call.plain() if self.observes is None else self.observes(*call.args, **call.torch_names())
+            return self._formatted(forward, output)
         args, kwargs = rest
         forward.is_complete &= self.is_complete
         with torch.autocast(call.inputs[0].device.type, enabled=False):
@@ -145,7 +147,13 @@ class UnaryRule(Kind):
                 output = self.rule(*self._pair(forward, call), *args, **kwargs)
             except (TypeError, ValueError) as error:
                 forward.refuse(call.name, str(error))
-        return call.finish(output)
+        return call.finish(self._formatted(forward, output))
+
+    def _formatted(self, forward: Pass, output: Any) -> Any:
+        """As torch has it where the model's own formats are kept, or the model could not take a view of it."""
+        if self.in_own_format is None or forward.formats.is_changed:
+            return output
+        return self.in_own_format(output)
 
     def _pair(self, forward: Pass, call: Call) -> tuple[Any, ...]:
         return (*forward.observed(call), call.inputs[0])

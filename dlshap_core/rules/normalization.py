@@ -463,7 +463,9 @@ _back_through_norm = operators.define(
 
 standardise.dlshap_kind = PairRule(_standardise_rule, "normalisation")  # type: ignore[attr-defined]
 _variance.dlshap_kind = PairRule(_variance_rule, "normalisation")  # type: ignore[attr-defined]
-standardise_groups.dlshap_kind = PairRule(_groups_rule, "normalisation")  # type: ignore[attr-defined]
+standardise_groups.dlshap_kind = PairRule(  # type: ignore[attr-defined]
+    _groups_rule, "normalisation", in_own_format=lambda z: z.contiguous() if z.ndim == 3 else z
+)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, axis: int | None = None) -> Tensor:

@@ -190,7 +190,10 @@ TABLE = _joined(
     _COMPOSITES,
     {name: PairRule(rule, "maximum", breaks_ties=True) for name, rule in _MAXIMA.items()},
     {name: PairRule(getattr(maxima, name), "order statistics", breaks_ties=True) for name in ("sort", "topk")},
-    _each("softmax special_softmax", PairRule(softmaxes.softmax, "softmax", observes=softmaxes.softmax_value)),
+    _each(
+        "softmax special_softmax",
+        PairRule(softmaxes.softmax, "softmax", observes=softmaxes.softmax_value, in_own_format=torch.Tensor.contiguous),
+    ),
     _each("log_softmax special_log_softmax", PairRule(softmaxes.log_softmax, "softmax")),
     _each("logsumexp", PairRule(softmaxes.logsumexp, "softmax")),
     _each("logcumsumexp", PairRule(softmaxes.logcumsumexp, "softmax")),

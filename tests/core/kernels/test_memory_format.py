@@ -17,7 +17,7 @@ from dlshap_core.kernels.memory_format import FormatChoice, crop, has_channels_l
 from dlshap_core.one_hot import one_hot
 from dlshap_core.rules import convolutions
 from dlshap_core.rules.convolutions import convolve
-from tests.core.toolbox import Apply, explain, multipliers, relative_difference, seeded, sequences, shuffled
+from tests.core.toolbox import Apply, Sandwich, explain, multipliers, relative_difference, seeded, sequences, shuffled
 
 L = 40
 C = 6
@@ -328,6 +328,24 @@ def test_models_that_depend_on_the_format_are_run_in_their_own(
     assert 1 <= convolved.call_count <= 4  # in the first batch alone
     expected = multipliers(with_convolutions(function, torch.float64), *pairs)
     assert relative_difference(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "function", [lambda z: z.softmax(1), lambda z: z.softmax(-1), lambda z: F.group_norm(z, 3)], ids=str
+)
+def test_outputs_can_be_viewed_as_torchs_can(
+    function: Callable[[Tensor], Tensor], pairs: tuple[Tensor, Tensor]
+) -> None:
+    """torch gives these side by side whatever the input; in float64 formats are the model's own."""
+
+    def by_view(z: Tensor) -> Tensor:
+        return function(z.transpose(1, 2).contiguous().transpose(1, 2)).view(len(z), -1)
+
+    found, expected = (
+        multipliers(seeded(lambda way=way: Sandwich(way, channels=C)), *pairs, batch_size=4)  # type: ignore[misc]
+        for way in (by_view, lambda z: function(z).reshape(len(z), -1))
+    )
+    assert relative_difference(found, expected) < 1e-12
 
 
 def test_an_audit_knows_nothing_of_a_format_given_up(pairs: tuple[Tensor, Tensor]) -> None:
