@@ -192,7 +192,10 @@ class Blocks:
         inputs = varying_tensors(given)
         if forward.is_dry or forward.is_suspended or not inputs or tensors_among(given, is_derived):
             return function(*args, **kwargs)
-        observed = forward.keep_inputs(name, inputs)
+        with forward.suspended():
+            slot = torch.empty(0, requires_grad=True)
+            empty = replace_tensors(given, lambda _: slot, is_varying)
+        observed = forward.keep_inputs(name, inputs, empty)
         before = list(map(version, inputs))
         with forward.dry():
             outputs = function(*args, **kwargs)
@@ -206,8 +209,6 @@ class Blocks:
                 raise CannotSplit(name, "reads more than its arguments")
             if observed is None or not made:
                 return outputs
-            slot = torch.empty(0, requires_grad=True)
-            empty = replace_tensors(given, lambda _: slot, is_varying)
             block = _Block(self, name, function, again, empty, observed, _sums(made))
             fresh = iter(recomputed([forward.rows.keep(x) for x in inputs], made, block.go_back))
             return replace_tensors(outputs, lambda _: next(fresh), is_varying)
@@ -237,7 +238,7 @@ class _Block:
         function: the module's forward.
         again: see `Blocks.installed`.
         given: its arguments, with empty tensors for those that vary.
-        observed: gives what went into it in the first pass.
+        observed: gives what went into it in the first pass, and the other arguments.
         sums: of what came out of it in the second.
     """
 
@@ -246,16 +247,17 @@ class _Block:
     function: Callable[..., Any]
     again: Callable[[Tape, bool], ForwardPass]
     given: Any
-    observed: Callable[[], list[Tensor]]
+    observed: Callable[[], tuple[list[Tensor], Any]]
     sums: Tensor
 
     def go_back(self, gradients: Sequence[Tensor | None], references: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         """What gradients at the outputs are at the inputs."""
         tape = Tape()
-        self._run(self.again(tape, False), [x.requires_grad_() for x in self.observed()])
+        inputs, given = self.observed()
+        self._run(self.again(tape, False), [x.requires_grad_() for x in inputs], given)
         leaves = [r.detach().requires_grad_() for r in references]
         second = self.again(tape, True)
-        outputs = self._run(second, leaves)
+        outputs = self._run(second, leaves, self.given)
         tape.check_consumed()
         if not torch.equal(_sums(outputs).nan_to_num(), self.sums.nan_to_num()):
             raise CannotSplit(self.name, "computes something else when it is called again")
@@ -264,9 +266,9 @@ class _Block:
         pairs = [(y, g) for y, g in zip(outputs, gradients, strict=True) if g is not None]
         return torch.autograd.grad([y for y, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
 
-    def _run(self, forward: ForwardPass, inputs: list[Tensor]) -> list[Tensor]:
+    def _run(self, forward: ForwardPass, inputs: list[Tensor], given: Any) -> list[Tensor]:
         replacements = iter(inputs)
-        args, kwargs = replace_tensors(self.given, lambda _: next(replacements), is_varying)
+        args, kwargs = replace_tensors(given, lambda _: next(replacements), is_varying)
         with self.blocks.computing(forward):
             return varying_tensors(self.function(*args, **kwargs))
 

@@ -191,14 +191,15 @@ class ForwardPass(TorchFunctionMode):
         kept = [x.detach().clone() if copies else x.detach() for x in tensors]
         return Kept(kept, list(map(version, kept)))
 
-    def keep_inputs(self, name: str, inputs: list[Tensor]) -> Callable[[], list[Tensor]] | None:
-        """What goes into a block of the model: observing it is kept; replaying, what gives it on the way back."""
+    def keep_inputs(self, name: str, inputs: list[Tensor], rest: Any) -> Callable[[], tuple[list[Tensor], Any]] | None:
+        """What goes into a block of the model, and the rest of its arguments, which may have the rows of the pass, too:
+        observing they are kept; replaying, what gives those of the observing pass on the way back."""
         with self.suspended():
             if not self.replaying:
-                self._tape.add(name, self._kept(inputs, self.rows.is_careful))
+                self._tape.add(name, (self._kept(inputs, self.rows.is_careful), rest))
                 return None
-            kept = self._tape.take(name)
-            return lambda: [x.detach() for x in self._unchanged(name, kept, len(inputs))]
+            kept, their_rest = self._tape.take(name)
+            return lambda: ([x.detach() for x in self._unchanged(name, kept, len(inputs))], their_rest)
 
     @contextlib.contextmanager
     def dry(self) -> Iterator[None]:

@@ -116,5 +116,6 @@ def replace_tensors(value: Any, replace: Callable[[Tensor], Any], wanted: Callab
         return {key: replace_tensors(item, replace, wanted) for key, item in value.items()}
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
         replaced = [replace_tensors(item, replace, wanted) for item in value]
-        return replaced if isinstance(value, list) else tuple(replaced)
+        # Of named tuples, as PackedSequence, too.
+        return replaced if isinstance(value, list) else getattr(type(value), "_make", tuple)(replaced)
     return value

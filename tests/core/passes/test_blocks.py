@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from dlshap_core import attribute, audit
 from dlshap_core.engine import memory_of_pair
 from dlshap_core.errors import UnsupportedModelError
 from dlshap_core.kernels.memory_format import FormatChoice
 from dlshap_core.passes.blocks import Called, best_split
+from tests.core.toolbox import Apply
 
 LENGTH = 96
 _watch = FormatChoice.watch
@@ -83,6 +85,39 @@ def test_the_same_bits(names: tuple[str, ...], n: int, r: int, size: int, target
     assert torch.equal(whole.multipliers, split.multipliers)
     assert torch.equal(whole.convergence_delta, split.convergence_delta)
     assert "forward" not in vars(model.get_submodule(names[0]))
+
+
+class Scaled(nn.Module):
+    """A block that is given an extra input of the model, too, which has the rows of the pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 6, 3)
+        self.block = Apply(lambda x, scale: torch.tanh(scale * torch.tanh(x)).mean(-1))
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.block(self.conv(x), scale.view(-1, 1, 1))
+
+
+class Packed(nn.Module):
+    """A block that is given packed sequences, and states that have the rows of the pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.GRU(4, 3, batch_first=True)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x.mT, (8 * scale).long(), batch_first=True, enforce_sorted=False)
+        return self.block(packed, scale.view(1, -1, 1).expand(1, len(x), 3).contiguous())[1][0].sin()
+
+
+@pytest.mark.parametrize("make", [Scaled, Packed])
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_constants_of_a_block_have_the_rows_of_its_pass(size: int, make: type[nn.Module]) -> None:
+    model, (X, references) = made(make), drawn(2, 3)
+    given: dict[str, Any] = {"args": [torch.tensor([0.5, 2.0])], "batch_size": size, "device": "cpu"}
+    whole, split = (attribute(model, X, references, **given, split=names) for names in ((), ("block",)))
+    torch.testing.assert_close(split.hypothetical, whole.hypothetical)
 
 
 def test_exact_in_float64() -> None:
