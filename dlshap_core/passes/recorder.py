@@ -358,6 +358,9 @@ class ForwardPass(TorchFunctionMode):
         """A call on nothing that carries a gradient: a constant, or a test of a mask that decides a branch."""
         if any(map(is_wrapped_by_functorch, args)):
             self.refuse(name, _UNDER_TORCH_FUNC)
+        if name in names.SORTS:  # as lengths in pack_padded_sequence: equal ones stay in order, or rows would not pair
+            named = dict(zip(("dim", "descending"), args[1:], strict=False))
+            args, kwargs = args[:1], {**named, **kwargs, "stable": True}
         output = func(*args, **kwargs)
         if name in names.ZEROS:
             mark_zeros(output)

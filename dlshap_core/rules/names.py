@@ -109,6 +109,8 @@ LEAVES_TORCH = words(
 
 ZEROS = words("zeros zeros_like new_zeros")
 
+SORTS = words("sort argsort")
+
 # Elementwise functions with derivatives of all orders, whose secant is taken by `secants.smooth`.
 SMOOTH = words(
     """

@@ -16,7 +16,16 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from dlshap_core import UnsupportedModelError, attribute
 from dlshap_core.rules import recurrences
-from tests.core.toolbox import explain, multipliers, relative_difference, seeded, sequences, shuffled, worst_delta
+from tests.core.toolbox import (
+    Apply,
+    explain,
+    multipliers,
+    relative_difference,
+    seeded,
+    sequences,
+    shuffled,
+    worst_delta,
+)
 
 LENGTH, WIDTH = 20, 6
 
@@ -323,6 +332,28 @@ def test_packed_rows_are_the_rows_alone(name: str, has_lengths: bool, pairs: tup
     first.double()
     alone = explain(first, X, references, args=args, batch_size=1)
     assert relative_difference(alone.hypothetical, expected.hypothetical) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_packed_rows_of_equal_lengths_stay_in_order(dtype: torch.dtype) -> None:
+    """Of more than 16 rows, torch.sort leaves those of equal lengths in no order."""
+    X = sequences(5, LENGTH)
+    references, lengths = shuffled(X, 5), torch.tensor([4, 6, 6, 4, 4])
+    model = seeded(lambda: Packed(nn.RNN(4, 3, batch_first=True), True, False), dtype=dtype)
+    found, expected = (multipliers(model, X, references, args=(lengths,), batch_size=n) for n in (25, 1))
+    assert relative_difference(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("function", [torch.sort, torch.argsort])
+def test_constants_are_sorted_in_the_order_of_equal_ones(function: Callable[..., Any]) -> None:
+    def forward(x: Tensor, lengths: Tensor) -> Tensor:
+        for found in (function(lengths, 0, True), function(lengths, descending=True)):
+            order = found if isinstance(found, Tensor) else found.indices
+            assert order.tolist() == sorted(range(len(x)), key=lambda i: -lengths[i].item())
+        return torch.tanh(x[order])[order.argsort()].flatten(1)[:, :1]
+
+    X = sequences(5, LENGTH)
+    explain(Apply(forward), X, shuffled(X, 5), args=(torch.tensor([4, 6, 6, 4, 4]),))
 
 
 def test_lengths_made_from_the_input_are_refused(pairs: tuple[Tensor, Tensor]) -> None:
