@@ -18,6 +18,7 @@ from dlshap_core.passes.tolerance import HALVES, Miss, Tolerance, worst_miss
 from dlshap_core.rules.rows import PassesDiffer
 
 _REPEATS = 1e-4  # relative to the largest prediction: of the same sequence, computed in the same way
+_ROUNDING_OF_FEW = 1e-3  # of a miss, in fewer pairs at once: rounding is not so much less there
 _ROUNDING_LEFT = 0.1  # of a miss, in float64: what is rounding nearly goes away there
 
 
@@ -142,19 +143,24 @@ class Checks:
             suspect = f"the custom autograd function {self._passes.custom_function!r}"
         advice = f"the model computes something that cannot be seen ({suspect}); write it with plain torch operations"
 
-        def in_float64(exact: PairRunner) -> Miss:
+        def of_few(pairs: PairRunner) -> Miss:
             """Of the worst pair and a few beside it, their rows laid out in the same way."""
             first, start = (
                 max(min(at, n - k), 0)
                 for at, n, k in zip((miss.row, miss.reference), batch.references.shape[:2], (2, 4), strict=True)
             )
-            some = batch.references[first : first + 2, start : start + 4].double()
+            dtype = pairs.passes.dtype
+            some = batch.references[first : first + 2, start : start + 4].to(dtype)
             part = slice(rows.start + first, rows.start + first + some.shape[0])
             repeats = 1 if n_repeats == 1 else some.shape[1]
-            exactly = exact.run(sequences[first : first + 2].double(), some, part, repeats)
-            return worst_miss(exactly.convergence_delta, exactly.prediction, exactly.reference_prediction)
+            again = pairs.run(sequences[first : first + 2].to(dtype), some, part, repeats)
+            return worst_miss(again.convergence_delta, again.prediction, again.reference_prediction)
 
-        self._require(miss, "contributions miss the difference of predictions", advice, in_float64, Incomplete)
+        what = "contributions miss the difference of predictions"
+        # Rounding misses about as much in any batch; in this one rows may have come into another order.
+        if not miss.is_within(self._tolerance()) and of_few(self._pairs).error < _ROUNDING_OF_FEW * miss.error:
+            raise Incomplete(f"{what} by {miss}: {advice}")
+        self._require(miss, what, advice, of_few, Incomplete)
 
     def _require(
         self,
