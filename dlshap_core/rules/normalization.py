@@ -357,7 +357,8 @@ def standardise_groups(
     plus a bias (C,)."""
     if has_torch_function_unary(x):
         return handle_torch_function(standardise_groups, (x,), x, n_groups, eps, weight, bias)
-    if fused.takes(x) and has_channels_last(x):  # torch subtracts the square of the mean from that of the squares
+    # Of any number of axes: torch subtracts the square of the mean from that of the squares.
+    if fused.takes(x) and not x.is_contiguous() and x.movedim(1, -1).is_contiguous():
         value = _in_format(fused.group_norm(_by_channel(x), n_groups, eps, weight, bias)[0], x)
         return pull_back(x, value, _refuse_gradient) if x.requires_grad else value
     return torch.group_norm(x, n_groups, weight, bias, eps)

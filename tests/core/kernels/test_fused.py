@@ -355,6 +355,15 @@ def test_norms_beside_a_large_mean(n_groups: int) -> None:
     assert relative_difference(found.reference_prediction, exact.reference_prediction) < 5e-5
 
 
+@pytest.mark.parametrize("shape", [(8, 9), (8, 3, 3), (8, 3, 1, 3)])
+def test_values_of_norms_beside_a_large_mean(shape: tuple[int, ...]) -> None:
+    """In any number of axes, the channels being last in memory."""
+    z = 1000 + torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    z = z.movedim(1, -1).contiguous().movedim(-1, 1)
+    found, exact = (normalization.standardise_groups(part, 2, 1e-5) for part in (z, z.double()))
+    assert relative_difference(found, exact) < 1e-3
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 def test_groups_of_channels(offset: float) -> None:
     """Against the rule in float64; beside a large mean, and of one position, of which nothing is left."""
