@@ -1,6 +1,7 @@
 """What nobody expected: a line that says where it happened and where the traceback lies, instead of the traceback."""
 
 import os
+import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -32,9 +33,9 @@ def fault(error: BaseException) -> RunError:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    from dlshap_core.errors import is_out_of_memory  # imports torch, which takes seconds
-
-    return is_out_of_memory(error)
+    """By torch, which is asked only where it is there: importing it takes seconds, or is what went wrong."""
+    core = sys.modules.get("dlshap_core.errors")
+    return core is not None and core.is_out_of_memory(error)
 
 
 def _words(error: BaseException) -> str:

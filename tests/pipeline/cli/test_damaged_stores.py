@@ -7,6 +7,7 @@ import json
 import resource
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import pipeline
+from pipeline.cli.faults import fault
 from pipeline.cli.main import dispatch
 from pipeline.messages.errors import UserError
 from pipeline.models.nesting import require_tree
@@ -236,6 +238,13 @@ def test_what_nobody_expected_is_a_line_too(
         assert path.stat().st_mode & 0o777 == 0o600
         assert f"{type(error).__name__}" in path.read_text()
         assert str(path) in err or path != kept[-1] or len(kept) == 2
+
+
+def test_a_fault_of_torch_itself(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which cannot be imported."""
+    monkeypatch.delitem(sys.modules, "dlshap_core.errors")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "a fault of dlshap: OSError: libcudart.so" in str(fault(OSError("libcudart.so")))
 
 
 def test_modules_within_themselves_are_refused(in_folder: Path) -> None:
