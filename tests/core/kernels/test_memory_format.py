@@ -331,7 +331,9 @@ def test_models_that_depend_on_the_format_are_run_in_their_own(
 
 
 @pytest.mark.parametrize(
-    "function", [lambda z: z.softmax(1), lambda z: z.softmax(-1), lambda z: F.group_norm(z, 3)], ids=str
+    "function",
+    [lambda z: z.softmax(1), lambda z: z.softmax(-1), lambda z: F.group_norm(z, 3)],
+    ids=["softmax of channels", "softmax of positions", "group norm"],
 )
 def test_outputs_can_be_viewed_as_torchs_can(
     function: Callable[[Tensor], Tensor], pairs: tuple[Tensor, Tensor]
