@@ -92,6 +92,7 @@ def tangermeme(model: nn.Module, X: Tensor, references: Tensor | int, targets: l
     from tangermeme.deep_lift_shap import deep_lift_shap
     from tangermeme.ersatz import dinucleotide_shuffle
 
+    model = copy.deepcopy(model)  # the engine looks again at a model that others change
     device = next(model.parameters()).device
     drawn = isinstance(references, int)
     given = {"references": dinucleotide_shuffle, "n_shuffles": references} if drawn else {"references": references}
@@ -119,6 +120,7 @@ def tangermeme(model: nn.Module, X: Tensor, references: Tensor | int, targets: l
 
 def captum(model: nn.Module, X: Tensor, references: Tensor, targets: list[int]) -> Run:
     """captum's DeepLiftShap, once for each sequence and target; its batch is a sequence with all its references."""
+    model = copy.deepcopy(model)
     device = next(model.parameters()).device
     twin = dlshap_core._captum_deep_lift_shap
 
