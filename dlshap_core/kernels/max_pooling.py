@@ -211,6 +211,11 @@ def _share_reference(
         share[c] = ratio if (change < zero) & (apart[c] != zero) else zero
 
 
+@numba.njit(inline="always")
+def _share_here(here: float, place_x: float, share_x: float, place_r: float, share_r: float, zero: float) -> float:
+    return (share_x if place_x == here else zero) + (share_r if place_r == here else zero)
+
+
 @numba.njit(cache=True)
 def _send(
     gradient: np.ndarray,
@@ -223,8 +228,7 @@ def _send(
 ) -> None:
     zero, here = out.dtype.type(0), out.dtype.type(place)
     for c in range(out.shape[0]):
-        share = (share_x[c] if place_x[c] == here else zero) + (share_r[c] if place_r[c] == here else zero)
-        out[c] = gradient[c] * share
+        out[c] = gradient[c] * _share_here(here, place_x[c], share_x[c], place_r[c], share_r[c], zero)
 
 
 @numba.njit(cache=True)
@@ -239,5 +243,4 @@ def _send_more(
 ) -> None:
     zero, here = out.dtype.type(0), out.dtype.type(place)
     for c in range(out.shape[0]):
-        share = (share_x[c] if place_x[c] == here else zero) + (share_r[c] if place_r[c] == here else zero)
-        out[c] += gradient[c] * share
+        out[c] += gradient[c] * _share_here(here, place_x[c], share_x[c], place_r[c], share_r[c], zero)
